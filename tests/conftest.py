@@ -1,0 +1,91 @@
+"""What every test shares: no network, a cache of its own, and where the real data lie."""
+
+from __future__ import annotations
+
+import os
+
+# Before any hub library is imported: an uncached name then fails at once instead of waiting for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for the whole session, so that nothing of the user's is read or written."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["CLIPADAPT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data for trials; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("CLIPADAPT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data at {folder}; set CLIPADAPT_SHARED")
+    return folder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """Everything on stderr with line breaks folded, as rich wraps usage errors in boxes."""
+        return " ".join(self.err.replace("│", " ").split())
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run a command in this process: ``cli("ls", "methods")``, or ``cli(..., program="textsent")``."""
+
+    def call(*arguments: object, program: str = "clipadapt") -> Result:
+        from clipadapt.cli import app as clip
+        from clipadapt.core.cli import run_app
+        from textsent.cli import app as text
+
+        capsys.readouterr()
+        code = 0
+        try:
+            run_app({"clipadapt": clip, "textsent": text}[program], [str(a) for a in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def console() -> Callable[[str], str]:
+    """Path of a console script of this environment."""
+    return lambda name: str(Path(sys.executable).parent / name)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Names of tiny random models, one per family: the ViT CLIP, a custom text tower, convolutions + BERT."""
+    from tests.unit.models import tiny
+
+    root = tmp_path_factory.mktemp("tiny")
+    return {f: f"local-dir:{tiny.write(root / f, f)}" for f in ("clip", "custom", "hf")}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_models: dict[str, str]) -> str:
+    """Name of the tiny random ViT CLIP."""
+    return tiny_models["clip"]

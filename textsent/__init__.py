@@ -1,0 +1,1 @@
+"""Adapt text encoders to sentiment."""

@@ -1,0 +1,1 @@
+"""The kernel both packages share: no ML framework is imported here."""

@@ -1,0 +1,357 @@
+"""Experiments as typed, closed configs: fragments merged left to right, every fault in one report."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from clipadapt.core._strict import StrictModel
+from clipadapt.core.errors import ConfigError, did_you_mean
+from clipadapt.core.protocols import MethodConfig, OnBadImage, Precision, SplitName
+from clipadapt.core.registry import METHODS, track_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import BaseModel
+
+
+class DataConfig(StrictModel):
+    """Which examples are learnt from.
+
+    Attributes:
+        name: Data set, as ``--dataset`` takes it.
+        shots: Training examples per class; None takes the whole train and val splits.
+        allow_fewer: Take what there is where a class has fewer examples than ``shots``.
+        manifest: A draw written by an earlier run; replaces the seed's own draw.
+        on_bad_image: Stop at an unreadable image, or leave it out and count it.
+        classnames: File of class names, one a line in class order, in place of the set's own.
+        templates: ``single`` (the set's own), ``7``, ``80`` (ImageNet ensembles) or a file, one a line.
+        limit: Evaluate on at most this many examples, a fixed draw by id.
+    """
+
+    name: str = Field(min_length=1)
+    shots: PositiveInt | None = None
+    allow_fewer: bool = False
+    manifest: str | None = None
+    on_bad_image: OnBadImage = "error"
+    classnames: str | None = None
+    templates: str = "single"
+    limit: PositiveInt | None = None
+
+
+class ModelConfig(StrictModel):
+    """Which backbone is adapted.
+
+    Attributes:
+        name: Model, as ``--model`` takes it.
+        precision: Dtype of frozen weights; ``auto`` is bf16 where the hardware multiplies it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    """
+
+    name: str = Field(min_length=1)
+    precision: Precision = "auto"
+    device: str = "auto"
+
+
+class EvaluationConfig(StrictModel):
+    """Where the classifier is judged.
+
+    Attributes:
+        split: Split of the evaluated data set.
+        protocol: Name of the rules, shown in the table.
+        calibrate: Fit a softmax temperature on val, where the method brings none.
+    """
+
+    split: SplitName = "test"
+    protocol: str = "standard"
+    calibrate: bool = True
+
+
+class RecipeConfig(StrictModel):
+    """Where the settings come from.
+
+    Attributes:
+        source: Paper and official code.
+        deviations: What differs from the source on purpose.
+    """
+
+    source: str = ""
+    deviations: tuple[str, ...] = ()
+
+
+class ExperimentConfig(StrictModel):
+    """Everything but the method's own hyperparameters."""
+
+    data: DataConfig
+    model: ModelConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    store: Literal["on", "off"] = "on"
+    threads: PositiveInt | None = None
+    workers: PositiveInt | None = None
+    recipe: RecipeConfig = RecipeConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One valid experiment, before data or weights are touched.
+
+    Attributes:
+        config: Everything but the method's own hyperparameters.
+        method_name: Full registered name, as in ``clip/coop``.
+        method: The method's hyperparameters.
+        recipe: Name of the recipe the method's settings come from, or None.
+        origins: Dotted key -> where its value came from, for ``validate``.
+    """
+
+    config: ExperimentConfig
+    method_name: str
+    method: MethodConfig
+    recipe: str | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def track(self) -> str:
+        """Return ``clip`` or ``text``."""
+        return track_of(self.method_name)
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """Return the recipe's deviations and each setting of the method that was changed over it."""
+        own = [
+            f"{key}={_get(self.resolved(), key)} ({origin})"
+            for key, origin in self.origins.items()
+            if self.recipe
+            and key.startswith("method.")
+            and key != "method.name"
+            and origin not in {"default", self.recipe}
+        ]
+        return (*self.config.recipe.deviations, *own)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole config as plain data, in the layout of a config file."""
+        out = self.config.model_dump(mode="json")
+        out["method"] = {"name": self.method_name, **self.method.model_dump(mode="json")}
+        return out
+
+
+def config_folders(track: str | None = None) -> list[Path]:
+    """Return the folders where a bare config name is looked up, the checkout's first."""
+    package = Path(__file__).resolve().parent.parent
+    checkout = package.parent / "configs"
+    root = checkout if checkout.is_dir() else package / "_configs"
+    tracks = [track] if track else ["clip", "text"]
+    return [root / "methods" / t for t in tracks] + [root / "sweeps", root / "protocols"]
+
+
+def config_names(track: str | None = None) -> dict[str, Path]:
+    """Return the shipped recipes by name."""
+    folders = [f for f in config_folders(track) if f.parent.name == "methods"]
+    return {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str, track: str | None = None) -> Path:
+    """Return the file of a config given by path or bare name.
+
+    Raises:
+        ConfigError: If there is none; the message offers the nearest names.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ConfigError(f"'{name}' is a folder, not a config file", hint="name a .yaml file")
+    bare = name.removesuffix(".yaml")
+    for folder in config_folders(track):
+        candidate = folder / f"{bare}.yaml"
+        if "/" not in bare and candidate.is_file():
+            return candidate
+    known = sorted(config_names(track))
+    raise ConfigError(
+        f"no config '{name}': neither a file nor a shipped recipe{did_you_mean(bare, known) or ';'} "
+        f"Known: {', '.join(known)}",
+        hint="list them with 'clipadapt ls configs'",
+    )
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["data.shots=4"]`` into nested plain data; values are read as YAML.
+
+    Raises:
+        ConfigError: If one is not ``KEY=VALUE``.
+    """
+    import yaml
+
+    out: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*", key.strip()):
+            raise ConfigError(
+                f"--set takes KEY=VALUE, got '{setting}'", hint="for example --set data.shots=4"
+            )
+        # YAML 1.1 calls on/off/yes/no booleans; here they are words, as a shell user types them.
+        try:
+            value = text if text.lower() in {"on", "off", "yes", "no"} else yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if isinstance(value, dict):  # "folder:C: x" and the like are names, not mappings
+            value = text
+        node = out
+        *parents, last = key.strip().split(".")
+        for part in parents:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {setting}: '{part}' already has the value {child!r}")
+            node = child
+        node[last] = value
+    return out
+
+
+def read_fragment(path: Path) -> dict[str, Any]:
+    """Read one YAML file as plain data.
+
+    Raises:
+        ConfigError: If it cannot be read, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(f"cannot read the config {path}: {err.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(err).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path} holds {type(data).__name__}, expected a mapping with data, model, method"
+        )
+    if data.get("store") in {True, False}:  # YAML 1.1 reads a bare on/off as a boolean
+        data["store"] = "on" if data["store"] else "off"
+    return data
+
+
+def load(
+    configs: Sequence[str], settings: Sequence[str] = (), *, track: str = "clip"
+) -> Experiment:
+    """Merge config files and ``--set`` settings and check the result.
+
+    Args:
+        configs: Paths or bare recipe names, merged left to right.
+        settings: ``KEY=VALUE`` texts, merged last.
+        track: Track of bare names without a prefix.
+
+    Raises:
+        ConfigError: Naming every fault at once.
+        UnknownNameError: If the method is not registered.
+    """
+    fragments: list[tuple[str, dict[str, Any]]] = []
+    for name in configs:
+        path = find_config(name, track)
+        label = path.stem if path.parent in config_folders() else str(path)
+        fragments.append((label, read_fragment(path)))
+    if settings:
+        fragments.append(("--set", parse_settings(settings)))
+    source = " + ".join(label for label, _ in fragments) or "the config"
+    return build(fragments, source=source, track=track)
+
+
+def build(
+    fragments: Sequence[tuple[str, Mapping[str, Any]]], *, source: str, track: str = "clip"
+) -> Experiment:
+    """Merge labelled fragments of plain data into one valid experiment; see :func:`load`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(*(OmegaConf.create(dict(f)) for _, f in fragments))
+        raw: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as err:
+        raise ConfigError(
+            f"{source} is not a valid experiment: {' '.join(str(err).split())}"
+        ) from None
+    origins = {key: label for label, data in fragments for key in _flatten(data)}
+
+    method_raw = raw.pop("method", None)
+    faults: list[str] = []
+    method_name, method = "", MethodConfig()
+    if not isinstance(method_raw, dict) or not isinstance(method_raw.get("name"), str):
+        faults.append("  method.name: Field required (got nothing); for example clip/zero_shot")
+    else:
+        method_raw = dict(method_raw)
+        method_name = METHODS.complete(method_raw.pop("name"), track)
+        config_class = METHODS.get(method_name).Config
+        try:
+            method = config_class.model_validate(method_raw)
+        except ValidationError as err:
+            faults += _faults(err, config_class, "method.")
+    try:
+        config = ExperimentConfig.model_validate(raw)
+    except ValidationError as err:
+        faults += _faults(err, ExperimentConfig, "")
+    if faults:
+        raise ConfigError(
+            f"{source} is not a valid experiment:\n" + "\n".join(faults),
+            hint="show the keys and defaults with 'clipadapt validate zero_shot --set data.name=synthetic'",
+        )
+    recipe = next(
+        (
+            label
+            for label, data in fragments
+            if label != "--set" and "name" in (data.get("method") or {})
+        ),
+        None,
+    )
+    experiment = Experiment(config, method_name, method, Path(recipe).stem if recipe else None)
+    everything = {k: origins.get(k, "default") for k in _flatten(experiment.resolved())}
+    return Experiment(config, method_name, method, experiment.recipe, everything)
+
+
+def _faults(err: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+    lines = []
+    for fault in err.errors(include_url=False):
+        key = prefix + ".".join(str(part) for part in fault["loc"])
+        got = "nothing" if fault["type"] == "missing" else repr(fault["input"])
+        near = ""
+        if fault["type"] == "extra_forbidden":
+            near = _nearest_key(model, fault["loc"])
+        message = fault["msg"]
+        lines.append(f"  {key}: {message} (got {got}){near}")
+    return lines
+
+
+def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """Return the nearest accepted key beside a misspelt one, or the whole list."""
+    current: Any = model
+    for part in loc[:-1]:
+        annotation = current.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((o for o in options if hasattr(o, "model_fields")), None)
+        if current is None:
+            return ""
+    keys = list(current.model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; accepted: {', '.join(keys)}"
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            keys += _flatten(value, f"{prefix}{key}.")
+        else:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _get(data: Mapping[str, Any], key: str) -> Any:
+    value: Any = data
+    for part in key.split("."):
+        value = value[part]
+    return value

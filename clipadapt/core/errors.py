@@ -1,0 +1,75 @@
+"""Errors that a user can mend: one message, no traceback, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_OK: Final = 0
+EXIT_DEFECT: Final = 1
+EXIT_USER_ERROR: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class ClipAdaptError(Exception):
+    """Base of every user-facing error; the CLI prints it without a traceback and exits 2.
+
+    Attributes:
+        problem: What is wrong, the value got and what is accepted.
+        hint: The next step, or an empty string.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"{problem}\n  hint: {hint}" if hint else problem)
+        self.problem = problem
+        self.hint = hint
+
+
+class UnknownNameError(ClipAdaptError):
+    """A name that no registry, config or option knows."""
+
+
+class ConfigError(ClipAdaptError):
+    """A config, a setting or an option of the command line that is not valid."""
+
+
+class DataError(ClipAdaptError):
+    """A data set, split, image or text that cannot be used."""
+
+
+class ModelError(ClipAdaptError):
+    """A model that cannot be built, loaded or used for what was asked."""
+
+
+class DivergedError(ClipAdaptError):
+    """A run whose scores are not finite; it is recorded as failed."""
+
+
+class RecordError(ClipAdaptError):
+    """A run directory or record that cannot be read, written or combined."""
+
+
+def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"``, or an empty string where nothing is near.
+
+    Args:
+        name: The name got.
+        known: The names accepted.
+        most: How many to offer at the most.
+    """
+    folded = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), list(folded), n=most, cutoff=0.6)
+    if not near:
+        return ""
+    return "; did you mean " + " or ".join(f"'{folded[n]}'" for n in near) + "?"
+
+
+def unknown(kind: str, name: str, known: Sequence[str], *, hint: str = "") -> UnknownNameError:
+    """Build the error for a name that is not among ``known``."""
+    near = did_you_mean(name, known) or ";"
+    return UnknownNameError(
+        f"unknown {kind} '{name}'{near} Known: {', '.join(known) or 'none'}", hint=hint
+    )

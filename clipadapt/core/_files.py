@@ -1,0 +1,197 @@
+"""Atomic writes and the cache folder.
+
+A file or folder is built under a temporary name beside its target, flushed to disk and renamed: a reader
+sees the old content or the new, never a part. What a killed process leaves behind begins with ``.tmp-``;
+readers ignore such names and :func:`remove_leftovers` clears them away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from clipadapt.core.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEMPORARY_PREFIX: Final = ".tmp-"
+LEFTOVER_SECONDS: Final = 3600.0
+"""A temporary name untouched for this long belongs to a process that was killed."""
+
+
+def is_temporary(path: Path) -> bool:
+    """Tell whether the name is that of an unfinished file or folder."""
+    return path.name.startswith(TEMPORARY_PREFIX)
+
+
+def remove_leftovers(directory: Path, *, older_than: float = LEFTOVER_SECONDS) -> int:
+    """Remove what killed processes left in ``directory``; return how many entries.
+
+    Args:
+        directory: Folder to clear, not its sub-folders.
+        older_than: Seconds since the last change; a younger entry may still be in the making.
+    """
+    removed = 0
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in directory.iterdir():
+            if not is_temporary(path):
+                continue
+            # Another process may clear the same entry at the same time.
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime < older_than:
+                    continue
+                _remove(path)
+                removed += 1
+    return removed
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name, whole, when the block ends without an error.
+
+    Args:
+        path: The target; its folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically; line ends are kept as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically.
+
+    It is ASCII with escapes: a file's name, and so an id, may hold bytes that are no UTF-8.
+
+    Raises:
+        ValueError: If a number is not finite; JSON has no word for it.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the name ``path``, whole, when the block ends without an error.
+
+    A folder that stands there already is replaced: set aside, then removed. A kill between the two
+    renames leaves no folder of that name, never a mixture.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        _take_the_place(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def check_writable(directory: Path) -> None:
+    """Prove that a file can be written in ``directory``, before any work is done; leave nothing behind.
+
+    Raises:
+        RecordError: If it cannot; the message names the folder and the reason.
+    """
+    absent = [p for p in (directory, *directory.parents) if not p.exists()]
+    probe = directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"0")
+        probe.unlink()
+        for folder in absent:
+            folder.rmdir()
+    except OSError as err:
+        raise RecordError(
+            f"cannot write to the folder '{directory}': {err.strerror or err}",
+            hint="name a folder that can be written with --out DIR",
+        ) from err
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: ``CLIPADAPT_CACHE``, or the user's cache folder of the platform."""
+    given = os.environ.get("CLIPADAPT_CACHE")
+    if given:
+        return Path(given).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("clipadapt", appauthor=False)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary_sibling(path: Path) -> Path:
+    # The target's own name stays out: a prefix could make it longer than the file system allows.
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+
+
+def _take_the_place(new: Path, path: Path) -> None:
+    for _ in range(100):
+        aside = _temporary_sibling(path)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+        try:
+            new.rename(path)
+        except OSError:
+            # Another process put its folder there in between; set that one aside as well.
+            if not path.exists():
+                raise
+        else:
+            return
+        finally:
+            _remove(aside)
+    raise RecordError(f"other processes keep replacing the folder '{path}'")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder; it has no such flush
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,729 @@
+"""Run records: what was run, on what, what came out and what it cost.
+
+One folder per fit and evaluation, written whole or not at all::
+
+    <root>/<dataset>/<method>/<run_id>/record.json       RunRecord
+                                       predictions.npz   ids, labels, scores
+                                       history.jsonl     one line per logged step
+                                       manifest.json     the few-shot draw
+                                       classifier/       what was learnt
+                                       attempt-1.json    an earlier attempt that failed
+
+Metrics are fractions in [0, 1], nats, seconds or bytes; percent exists only in tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import numpy as np
+from pydantic import (
+    AwareDatetime,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from clipadapt.core._files import atomic_directory, is_temporary, remove_leftovers
+from clipadapt.core._strict import StrictModel
+from clipadapt.core.errors import RecordError
+from clipadapt.core.hardware import cpu_count, cpu_flags
+from clipadapt.core.metrics import MetricValue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.sampling import Manifest
+
+SCHEMA_VERSION: Final = 1
+MAX_SCORES: Final = 10_000_000
+"""Above so many scores only the best of each example are kept."""
+KEPT_SCORES: Final = 20
+
+RECORD: Final = "record.json"
+PREDICTIONS: Final = "predictions.npz"
+
+_REMAKE: Final = "remove its folder and run the experiment again"
+
+
+class DataFacts(StrictModel):
+    """What was learnt from.
+
+    Attributes:
+        name: Data set, without any absolute path.
+        sha256: Fingerprint over ids, labels and bytes.
+        n_train: Training examples drawn.
+        n_val: Validation examples drawn.
+        n_test: Examples evaluated.
+        n_classes: Number of classes.
+        shots: Training examples per class asked for, None for all.
+        manifest_sha256: Hash of the few-shot draw, None without one.
+        skipped: Examples left out because they cannot be read.
+    """
+
+    name: str
+    sha256: str
+    n_train: NonNegativeInt
+    n_val: NonNegativeInt
+    n_test: NonNegativeInt
+    n_classes: NonNegativeInt
+    shots: PositiveInt | None
+    manifest_sha256: str | None
+    skipped: NonNegativeInt
+
+
+class EvaluationFacts(StrictModel):
+    """What was judged on, and by which rules.
+
+    Attributes:
+        dataset: Data set evaluated; another than the one learnt from in cross-dataset protocols.
+        split: Split evaluated.
+        templates: Prompt templates, empty where there are none.
+        classnames_sha256: Hash of the class names in their order.
+        protocol: Name of the rules.
+    """
+
+    dataset: str
+    split: str
+    templates: tuple[str, ...]
+    classnames_sha256: str
+    protocol: str
+
+
+class ModelFacts(StrictModel):
+    """Which backbone: name, sha256 of its weights, effective dtype (``fp32``, ``bf16``, ``fp16``)."""
+
+    name: str
+    weights_sha256: str
+    dtype: str
+
+
+class MethodFacts(StrictModel):
+    """Which method.
+
+    Attributes:
+        name: Registered name.
+        version: Version of its results.
+        recipe: Name of the recipe its settings come from, or None.
+        deviations: What differs from the recipe's source.
+    """
+
+    name: str
+    version: int
+    recipe: str | None
+    deviations: tuple[str, ...]
+
+
+class Selection(StrictModel):
+    """What was selected on validation data: the epoch if it was one, by which figure, and its value."""
+
+    epoch: int | None
+    by: str
+    value: FiniteFloat | None
+
+
+class Calibration(StrictModel):
+    """Softmax temperature fitted on validation data, None where there was none to fit on."""
+
+    temperature: FiniteFloat | None
+
+
+class Cost(StrictModel):
+    """What a run cost.
+
+    Attributes:
+        fit_seconds: Fitting without encoding.
+        encode_seconds: Encoding of all features used, whoever paid for them.
+        predict_seconds: Scoring the evaluated examples, without encoding.
+        cold_seconds: All of it from nothing.
+        peak_memory_bytes: Peak resident memory since the start of the run, None where it cannot be measured.
+        saved_bytes: Size of the saved classifier.
+    """
+
+    fit_seconds: NonNegativeFloat = 0.0
+    encode_seconds: NonNegativeFloat = 0.0
+    predict_seconds: NonNegativeFloat = 0.0
+    cold_seconds: NonNegativeFloat = 0.0
+    peak_memory_bytes: NonNegativeInt | None = None
+    saved_bytes: NonNegativeInt = 0
+
+
+class Environment(StrictModel):
+    """Where a run took place.
+
+    Attributes:
+        git_commit: Commit of the checkout the code came from, None for an installed package.
+        git_dirty: Whether tracked files were changed, None with ``git_commit``.
+        python: Version of Python.
+        platform: Operating system, its version and the machine's architecture.
+        cpu_flags: CPU features that matter for speed.
+        device: Device of the model, such as ``cpu`` or ``cuda``.
+        threads: Threads of the numeric libraries.
+        packages: Installed versions of the package's dependencies.
+    """
+
+    git_commit: str | None
+    git_dirty: bool | None
+    python: str
+    platform: str
+    cpu_flags: tuple[str, ...]
+    device: str
+    threads: int
+    packages: dict[str, str]
+
+
+class RunRecord(StrictModel):
+    """One fit and its evaluation.
+
+    Attributes:
+        schema_version: Version of this format.
+        run_id: Identity of the run, see :func:`make_run_id`.
+        fit_id: Identity of the fit; evaluations of one fit share it.
+        status: ``ok``, or ``failed``.
+        error: What went wrong in a failed run, else None.
+        attempt: 1, or more where earlier attempts failed.
+        config: The resolved config as plain data.
+        seed: Seed of the run.
+        data: What was learnt from.
+        evaluation: What was judged on.
+        model: The backbone, None where the method uses none.
+        method: The method.
+        selection: What was selected on validation data, or None.
+        calibration: The temperature fitted on validation data, or None.
+        n_trainable_params: Number of parameters learnt.
+        metrics: Figures by name; empty in a failed run.
+        cost: Seconds and bytes.
+        flags: Facts every table shows, such as ``collapse`` or ``below_zero_shot``.
+        per_class: Figures by class, or None.
+        predictions_sha256: Hash of the content of the predictions, None in a failed run.
+        environment: Where the run took place.
+        started_at: When it began, UTC.
+    """
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    fit_id: str
+    status: Literal["ok", "failed"]
+    error: str | None = None
+    attempt: PositiveInt = 1
+    config: dict[str, JsonValue]
+    seed: int
+    data: DataFacts
+    evaluation: EvaluationFacts
+    model: ModelFacts | None
+    method: MethodFacts
+    selection: Selection | None = None
+    calibration: Calibration | None = None
+    n_trainable_params: NonNegativeInt = 0
+    metrics: dict[str, MetricValue] = Field(default_factory=dict)
+    cost: Cost = Cost()
+    flags: tuple[str, ...] = ()
+    per_class: dict[str, JsonValue] | None = None
+    predictions_sha256: str | None = None
+    environment: Environment
+    started_at: AwareDatetime
+
+    @model_validator(mode="after")
+    def _status_agrees(self) -> Self:
+        if self.status == "failed" and (not self.error or self.metrics):
+            raise ValueError("a failed run has an error and no metrics")
+        if self.status == "ok" and self.error is not None:
+            raise ValueError("a run that is ok has no error")
+        return self
+
+
+# ---------------------------------------------------------------- identity
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON that is equal for equal content: sorted keys, no spaces, ASCII.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def make_run_id(*, fit: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Return the identity of one fit and evaluation, 16 hexadecimal digits.
+
+    Args:
+        fit: Plain data that decide what is learnt: resolved settings, effective dtype, seed, the hashes of data
+            and weights, method and version. Paths, output folder and worker counts stay out.
+        evaluation: Plain data that decide what it is judged on.
+    """
+    return _short_sha256({"fit": dict(fit), "evaluation": dict(evaluation)})
+
+
+def make_fit_id(*, fit: Mapping[str, Any]) -> str:
+    """Return the identity of one fit, 16 hexadecimal digits; see :func:`make_run_id`."""
+    return _short_sha256({"fit": dict(fit)})
+
+
+def slug(name: str) -> str:
+    """Return a file name for any name; two names never share one, on any file system.
+
+    A plain lower-case name is its own; any other gets a hash of itself at its end.
+    """
+    plain = re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,58}[a-z0-9])?", name)
+    if plain and not re.search(r"-[0-9a-f]{12}$", name):
+        return name
+    body = re.sub(r"[^a-z0-9._]+", "-", name.lower())[:48].strip("-._")
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return f"{body or 'x'}-{digest}"
+
+
+def _short_sha256(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- predictions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Scores of every example evaluated.
+
+    Attributes:
+        ids: ``n`` unique ids.
+        labels: Class indices, shape ``(n,)``, int64.
+        scores: Shape ``(n, C)``, float32; in the short form the best ``k`` of each example, descending.
+        classes: Short form: class of each score kept, shape ``(n, k)``, int32. None in the full form.
+        label_scores: Short form: score of the label, shape ``(n,)``.
+        logsumexp: Short form: logsumexp over all ``C`` scores, shape ``(n,)``.
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32] | None = None
+    label_scores: NDArray[np.float32] | None = None
+    logsumexp: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if len(set(self.ids)) != n:
+            raise ValueError("ids are not unique")
+        if self.labels.shape != (n,) or self.labels.dtype != np.int64:
+            raise ValueError(
+                f"labels must be int64 ({n},), got {self.labels.dtype} {self.labels.shape}"
+            )
+        if self.scores.ndim != 2 or len(self.scores) != n or self.scores.dtype != np.float32:
+            raise ValueError(
+                f"scores must be float32 ({n}, C), got {self.scores.dtype} {self.scores.shape}"
+            )
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Class of the highest score, the first one among equals, shape ``(n,)``."""
+        if self.classes is not None:
+            return self.classes[:, 0].astype(np.int64)
+        best: NDArray[np.int64] = self.scores.argmax(axis=1)
+        return best
+
+    def shortened(self, most: int = MAX_SCORES, keep: int = KEPT_SCORES) -> Predictions:
+        """Return the short form where there are more than ``most`` scores, else these predictions.
+
+        Args:
+            most: Number of scores (examples times classes) that may be kept whole.
+            keep: Scores kept of each example otherwise; equal scores in the order of their classes.
+        """
+        if self.classes is not None or self.scores.size <= most or self.scores.shape[1] <= keep:
+            return self
+        from scipy.special import logsumexp
+
+        n, n_classes = self.scores.shape
+        classes = np.empty((n, keep), dtype=np.int32)
+        sums = np.empty(n, dtype=np.float32)
+        step = max(1, 1_000_000 // n_classes)  # bounds the memory of the sort
+        for i in range(0, n, step):
+            block = self.scores[i : i + step]
+            classes[i : i + step] = np.argsort(-block, axis=1, kind="stable")[:, :keep]
+            sums[i : i + step] = logsumexp(block.astype(np.float64), axis=1)
+        return Predictions(
+            self.ids,
+            self.labels,
+            np.take_along_axis(self.scores, classes.astype(np.int64), axis=1),
+            classes,
+            self.scores[np.arange(n), self.labels],
+            sums,
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays as they are stored, little-endian."""
+        out: dict[str, NDArray[Any]] = {
+            "ids": np.asarray(self.ids, dtype=np.str_),
+            "labels": self.labels,
+            "scores": self.scores,
+        }
+        for name in ("classes", "label_scores", "logsumexp"):
+            value = getattr(self, name)
+            if value is not None:
+                out[name] = value
+        return {k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")) for k, v in out.items()}
+
+    def sha256(self) -> str:
+        """Return the hash of the content: names, dtypes, shapes and bytes of the arrays."""
+        total = hashlib.sha256()
+        for name, array in sorted(self.arrays().items()):
+            total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            total.update(array.tobytes())
+        return total.hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write an ``.npz`` file; equal content gives equal bytes, for no time of day is in it."""
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in sorted(self.arrays().items()):
+                entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+                # Ids are padded to the longest; scores hardly shrink and would take seconds.
+                entry.compress_type = zipfile.ZIP_DEFLATED if name == "ids" else zipfile.ZIP_STORED
+                with archive.open(entry, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Predictions:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            RecordError: If the file is missing or not such a file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                rest = {name: arrays[name] for name in arrays.files}
+            return cls(tuple(rest.pop("ids").tolist()), **rest)
+        except FileNotFoundError:
+            raise RecordError(f"there are no predictions at {path}", hint=_REMAKE) from None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
+            raise RecordError(f"{path} is damaged: {err}", hint=_REMAKE) from err
+
+
+# ---------------------------------------------------------------- the store of runs
+
+
+class RunStore:
+    """A folder of runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run_dir(self, record: RunRecord) -> Path:
+        """Return the folder of a run."""
+        dataset, method = slug(record.evaluation.dataset), slug(record.method.name)
+        return self.root / dataset / method / record.run_id
+
+    def find(self, run_id: str) -> RunRecord | None:
+        """Return the record of a run, failed ones too, or None.
+
+        Raises:
+            RecordError: If there is a record that cannot be read.
+        """
+        for path in sorted(self.root.glob(f"*/*/{run_id}/{RECORD}")):
+            return _read_record(path)
+        return None
+
+    def is_complete(self, run_id: str) -> bool:
+        """Tell whether the run is there and did not fail."""
+        record = self.find(run_id)
+        return record is not None and record.status == "ok"
+
+    def save(
+        self,
+        record: RunRecord,
+        predictions: Predictions,
+        *,
+        history: Sequence[Mapping[str, Any]] | None = None,
+        classifier_dir: Path | None = None,
+        manifest: Manifest | None = None,
+    ) -> RunRecord:
+        """Write the folder of a run that is ok, whole or not at all.
+
+        Args:
+            record: The record; ``predictions_sha256`` and ``attempt`` are filled in here.
+            predictions: Scores of every example evaluated; shortened above ten million scores.
+            history: One mapping per logged step.
+            classifier_dir: Folder of what was learnt, copied.
+            manifest: The few-shot draw.
+
+        Returns:
+            The record as written.
+
+        Raises:
+            RecordError: If the folder cannot be written.
+        """
+        if record.status != "ok":
+            raise ValueError(f"run {record.run_id} has status '{record.status}'; use save_failure")
+        folder = self.run_dir(record)
+        earlier = _earlier_attempts(folder)
+        short = predictions.shortened()
+        record = record.model_copy(
+            update={"predictions_sha256": short.sha256(), "attempt": len(earlier) + 1}
+        )
+        with _folder_of(record, folder, earlier) as new:
+            short.write(new / PREDICTIONS)
+            if history is not None:
+                lines = [json.dumps(_finite(step), default=_plain) + "\n" for step in history]
+                (new / "history.jsonl").write_text("".join(lines), encoding="utf-8")
+            if manifest is not None:
+                manifest.write(new / "manifest.json")
+            if classifier_dir is not None:
+                shutil.copytree(classifier_dir, new / "classifier")
+        return record
+
+    def save_failure(self, record: RunRecord) -> RunRecord:
+        """Write the record of a failed run; an earlier attempt is kept as ``attempt-1.json``.
+
+        Returns:
+            The record as written, ``attempt`` filled in; or the complete one that another process wrote.
+
+        Raises:
+            RecordError: If the folder cannot be written.
+        """
+        if record.status != "failed":
+            raise ValueError(f"run {record.run_id} has status '{record.status}'; use save")
+        folder = self.run_dir(record)
+        there = self.find(record.run_id)
+        if there is not None and there.status == "ok":
+            return there
+        earlier = _earlier_attempts(folder)
+        record = record.model_copy(update={"attempt": len(earlier) + 1})
+        with _folder_of(record, folder, earlier):
+            return record
+
+    def load_all(self) -> list[RunRecord]:
+        """Return every record below the root, by path; unfinished folders are passed over.
+
+        Raises:
+            RecordError: If there is no such folder, or a record cannot be read.
+        """
+        if not self.root.is_dir():
+            raise RecordError(
+                f"there is no folder '{self.root}'",
+                hint="name the folder given as --out when the experiments were run",
+            )
+        found = []
+        for folder, folders, files in os.walk(self.root, onerror=_unreadable):
+            if RECORD in files:
+                found.append(Path(folder, RECORD))
+                folders.clear()  # what lies inside a run belongs to it
+            else:
+                folders[:] = [f for f in folders if not is_temporary(Path(f))]
+        return [_read_record(path) for path in sorted(found)]
+
+    @staticmethod
+    def load(run_dir: Path) -> RunRecord:
+        """Return the record in the folder of one run.
+
+        Raises:
+            RecordError: If there is none, or it cannot be read.
+        """
+        if not (run_dir / RECORD).is_file():
+            raise RecordError(
+                f"'{run_dir}' is not the folder of a run: it has no {RECORD}",
+                hint="name a folder <out>/<dataset>/<method>/<run id>",
+            )
+        return _read_record(run_dir / RECORD)
+
+    @staticmethod
+    def load_predictions(run_dir: Path) -> Predictions:
+        """Return the predictions of a run, checked against its record.
+
+        Raises:
+            RecordError: If they are missing, damaged, or not those of the record.
+        """
+        record = RunStore.load(run_dir)
+        if record.status != "ok":
+            raise RecordError(
+                f"the run in '{run_dir}' failed and has no predictions: {record.error}"
+            )
+        predictions = Predictions.read(run_dir / PREDICTIONS)
+        if predictions.sha256() != record.predictions_sha256:
+            raise RecordError(
+                f"{run_dir / PREDICTIONS} is not what its record says (sha256 differs)",
+                hint=_REMAKE,
+            )
+        return predictions
+
+
+@contextlib.contextmanager
+def _folder_of(record: RunRecord, folder: Path, earlier: Mapping[str, bytes]) -> Iterator[Path]:
+    """Give a folder to fill that takes its place, record and earlier attempts included, in one step."""
+    remove_leftovers(folder.parent)
+    try:
+        with atomic_directory(folder) as new:
+            yield new
+            for name, raw in earlier.items():
+                (new / name).write_bytes(raw)
+            (new / RECORD).write_text(_record_text(record), encoding="ascii")
+    except OSError as err:
+        raise RecordError(
+            f"cannot write the run to '{folder}': {err.strerror or err}",
+            hint="make room, or name another folder with --out DIR",
+        ) from err
+
+
+def _record_text(record: RunRecord) -> str:
+    """Return JSON with one field a line: a confusion matrix would else fill a million lines."""
+    # ASCII escapes, because names may hold bytes that are no UTF-8.
+    fields = record.model_dump(mode="json")
+    lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _earlier_attempts(folder: Path) -> dict[str, bytes]:
+    """Return file name and content of every attempt that failed before."""
+    earlier = {p.name: p.read_bytes() for p in sorted(folder.glob("attempt-*.json"))}
+    if (folder / RECORD).exists():
+        record = _read_record(folder / RECORD)
+        if record.status == "failed":
+            earlier[f"attempt-{record.attempt}.json"] = (folder / RECORD).read_bytes()
+    return earlier
+
+
+def _finite(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the step with nan and infinity, for which JSON has no word, as null."""
+    return {
+        k: None if isinstance(v, float | np.floating) and not math.isfinite(v) else v
+        for k, v in step.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__name__} cannot be written to the history")
+
+
+def _unreadable(err: OSError) -> None:
+    raise RecordError(f"cannot read the folder {err.filename}: {err.strerror}") from err
+
+
+def _read_record(path: Path) -> RunRecord:
+    try:
+        raw = json.loads(path.read_bytes())
+        version = raw["schema_version"]
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise RecordError(
+                f"{path} has schema version {version}; this clipadapt reads up to {SCHEMA_VERSION}",
+                hint="upgrade clipadapt: pip install --upgrade clipadapt",
+            )
+        return RunRecord.model_validate(raw)
+    except OSError as err:
+        raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
+    except ValidationError as err:
+        fault = err.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise RecordError(
+            f"{path} is not a valid record: {where}: {fault['msg']}", hint=_REMAKE
+        ) from err
+    except (ValueError, KeyError, TypeError) as err:
+        raise RecordError(f"{path} is truncated or not a record: {err}", hint=_REMAKE) from err
+
+
+# ---------------------------------------------------------------- environment and memory
+
+
+def environment(*, device: str | None = None, threads: int | None = None) -> Environment:
+    """Describe where a run takes place; no framework is imported.
+
+    Args:
+        device: Device of the model, None for the CPU.
+        threads: Threads of the numeric libraries; None takes ``OMP_NUM_THREADS``, or the processors there are.
+    """
+    commit, dirty = _git()
+    if threads is None:
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(given) if given.isdecimal() else cpu_count()
+    return Environment(
+        git_commit=commit,
+        git_dirty=dirty,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu_flags=cpu_flags(),
+        device=device or "cpu",
+        threads=threads,
+        packages=_packages(),
+    )
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Return commit and state of the checkout that this code lies in, if it lies in one."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+        return done.stdout.strip()
+
+    try:
+        # An environment inside somebody's own repository is not a checkout of this code.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Return the installed versions of this package and of all it may use at run time."""
+    versions = {}
+    try:
+        requirements = importlib.metadata.requires("clipadapt") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    names = [re.split(r"[^A-Za-z0-9._-]", r)[0] for r in requirements if "'dev'" not in r]
+    for name in ["clipadapt", *names]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+_peak_was_reset = False
+
+
+def reset_peak_memory() -> bool:
+    """Begin a new measurement of peak memory; return whether the system allows it (Linux does)."""
+    global _peak_was_reset  # noqa: PLW0603  the kernel's counter is one per process, too
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        _peak_was_reset = False
+    else:
+        _peak_was_reset = True
+    return _peak_was_reset
+
+
+def peak_memory() -> int | None:
+    """Return the peak resident bytes since :func:`reset_peak_memory`, None where that failed."""
+    if not _peak_was_reset:
+        return None
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

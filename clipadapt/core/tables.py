@@ -1,0 +1,538 @@
+"""From records to a table.
+
+Records are grouped by what was evaluated and how (data set, split, protocol, model, method, recipe, shots, and every
+setting); the seeds of a group make one row, and rows that would look alike say which setting they differ in. A
+group whose records differ in data, weights or code is refused: an average over unlike runs means nothing.
+Failed runs are counted, never averaged.
+
+Percent: a record holds an accuracy as a fraction in [0, 1]. Markdown, LaTeX and HTML show it times one hundred
+with one decimal, the 95 % interval behind it in the same unit: ``72.3 [68.1, 76.0]``. CSV keeps the fraction.
+Figures of other units (nats, seconds, bytes) are never percent.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final
+
+from clipadapt.core.errors import RecordError, unknown
+from clipadapt.core.records import canonical_json
+from clipadapt.core.statistics import t_interval, wilson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from clipadapt.core.metrics import MetricValue
+    from clipadapt.core.records import RunRecord
+
+NOTHING: Final = "-"
+
+# Settings that change no result, or that stand in the record by what they led to (hashes, effective dtype).
+_SETTINGS_ASIDE: Final = {
+    "seeds", "workers", "store", "out", "progress", "data.name", "data.manifest", "data.classnames",
+    "data.templates", "data.shots", "model", "model.name", "model.precision", "recipe.source",
+    "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: the seeds of one group.
+
+    Attributes:
+        dataset: Data set evaluated.
+        split: Split evaluated.
+        protocol: Rules of the evaluation.
+        model: Backbone, or None.
+        method: Method.
+        recipe: Recipe of the method, or None.
+        shots: Training examples per class, None for all.
+        settings: What tells the row apart from those that look alike, as ``key=value``.
+        seeds: Runs that are ok.
+        failed: Runs that failed.
+        value: Mean of the metric in its own unit, None where no run has it.
+        low: Lower bound of the 95 % interval, or None.
+        high: Upper bound, or None.
+        n_trainable_params: Parameters learnt, mean over seeds.
+        fit_seconds: Mean over seeds, without encoding.
+        encode_seconds: Mean over seeds.
+        predict_seconds: Mean over seeds.
+        peak_memory_bytes: The largest of the seeds, None where none was measured.
+        flags: Flag -> runs that carry it.
+    """
+
+    dataset: str
+    split: str
+    protocol: str
+    model: str | None
+    method: str
+    recipe: str | None
+    shots: int | None
+    settings: tuple[str, ...]
+    seeds: int
+    failed: int
+    value: float | None
+    low: float | None
+    high: float | None
+    n_trainable_params: int | None
+    fit_seconds: float | None
+    encode_seconds: float | None
+    predict_seconds: float | None
+    peak_memory_bytes: int | None
+    flags: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of one metric.
+
+    Attributes:
+        metric: Name of the metric.
+        unit: Its unit, as in :class:`~clipadapt.core.metrics.MetricValue`.
+        higher_is_better: Its direction.
+        rows: One per group, in order of their names.
+        notes: Lines below the table.
+    """
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def build_table(records: Sequence[RunRecord], *, metric: str = "accuracy") -> Table:
+    """Group records and average each group over its seeds.
+
+    One seed keeps the interval of its record, over the test examples. Several seeds get the t interval of
+    their mean, over seeds; where all have the same value the seeds say nothing, and the record's interval stays.
+
+    Args:
+        records: Records of any kind; one that occurs twice (the same ``run_id``) counts once.
+        metric: Name of the metric.
+
+    Raises:
+        RecordError: If there is no record, or one group holds unlike records.
+        UnknownNameError: If no record has the metric; the message lists those there are.
+    """
+    if not records:
+        raise RecordError(
+            "there are no records to make a table of",
+            hint="run an experiment first, for example 'clipadapt run zero_shot --set data.name=synthetic'",
+        )
+    distinct = list({r.run_id: r for r in records}.values())
+    ok = [r for r in distinct if r.status == "ok"]
+    failed = [r for r in distinct if r.status == "failed"]
+    present = sorted({name for r in ok for name in r.metrics})
+    if present and metric not in present:
+        raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
+    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in distinct:
+        groups.setdefault(_group(record), []).append(record)
+    alike: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for key, members in groups.items():
+        alike.setdefault(key[:-1], []).append(members[0])
+    values = [r.metrics[metric] for r in ok if metric in r.metrics]
+    return Table(
+        metric=metric,
+        unit=values[0].unit if values else "",
+        higher_is_better=values[0].higher_is_better if values else True,
+        rows=tuple(
+            _row(groups[key], metric, _told_apart(groups[key][0], alike[key[:-1]]))
+            for key in sorted(groups, key=_sortable)
+        ),
+        notes=tuple(_notes(failed, len(records) - len(distinct), ok)),
+    )
+
+
+def render(table: Table, format: str = "markdown") -> str:  # noqa: A002  named as the option is
+    """Return the table as text, ending in a line end.
+
+    Args:
+        table: The table.
+        format: ``markdown``, ``csv``, ``latex`` (with the booktabs package) or ``html``.
+
+    Raises:
+        UnknownNameError: If there is no such format.
+    """
+    if format not in _RENDERERS:
+        raise unknown("table format", format, list(_RENDERERS))
+    return _RENDERERS[format](table)
+
+
+def render_per_class(record: RunRecord) -> str:
+    """Return a Markdown table of one record's recall per class, with 95 % Wilson intervals.
+
+    Raises:
+        RecordError: If the record holds no confusion matrix.
+    """
+    if record.per_class is None:
+        raise RecordError(f"the record {record.run_id} has no figures per class")
+    names: Any = record.per_class["classnames"]
+    confusion: Any = record.per_class["confusion"]  # (C, C), [true][predicted]
+    lines = ["| class | n | recall, % | most taken for |", "| --- | ---: | ---: | --- |"]
+    for c, (name, counts) in enumerate(zip(names, confusion, strict=True)):
+        n = sum(counts)
+        wrong = max((k for k in range(len(counts)) if k != c), key=lambda k: counts[k], default=c)
+        other = _escape_markdown(names[wrong]) if wrong != c and counts[wrong] else NOTHING
+        if n:
+            recall = wilson(counts[c], n)
+            low, high = _figure(recall.low, "fraction"), _figure(recall.high, "fraction")
+            shown = f"{_figure(recall.value, 'fraction')} [{low}, {high}]"
+        else:
+            shown = NOTHING
+        lines.append(f"| {_escape_markdown(name)} | {n} | {shown} | {other} |")
+    return "\n".join(lines) + "\n"
+
+
+# ---------------------------------------------------------------- groups
+
+
+def _group(record: RunRecord) -> tuple[Any, ...]:
+    judged, model, method = record.evaluation, record.model, record.method
+    return (
+        judged.dataset, judged.split, judged.protocol, model.name if model else None,
+        record.data.shots, method.name, method.recipe, canonical_json(_settings(record)),
+    )  # fmt: skip
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """Return every setting that may change the result and is in no column of its own."""
+    judged = record.evaluation
+    given = record.config.get("data")
+    manifest = given.get("manifest") if isinstance(given, Mapping) else None
+    return {
+        "dtype": record.model.dtype if record.model else None,
+        "templates": list(judged.templates),
+        "classnames": judged.classnames_sha256[:8],
+        "manifest": (record.data.manifest_sha256 or "")[:8] if manifest else None,
+        **{k: v for k, v in _flatten(record.config) if k not in _SETTINGS_ASIDE},
+    }
+
+
+def _told_apart(record: RunRecord, alike: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Return the settings of a row that differ among the rows that look like it."""
+    own = _settings(record)
+    others = [_settings(r) for r in alike if r is not record]
+    return tuple(
+        f"{key}={_short(key, own.get(key))}"
+        for key in dict.fromkeys(k for settings in (own, *others) for k in settings)
+        if any(o.get(key) != own.get(key) for o in others)
+    )
+
+
+def _short(key: str, value: Any) -> str:
+    if key == "templates" and len(value) != 1:
+        return str(len(value))
+    text = str(value[0]) if key == "templates" else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _sortable(group: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple((value is not None, value) if value is not None else (False,) for value in group)
+
+
+def _row(group: Sequence[RunRecord], metric: str, settings: tuple[str, ...]) -> Row:
+    first = group[0]
+    ok = sorted((r for r in group if r.status == "ok"), key=lambda r: r.seed)
+    _refuse_unlike(ok, metric)
+    values = [r.metrics[metric] for r in ok if metric in r.metrics]
+    value, low, high = _mean(values)
+    peaks = [p for r in ok if (p := r.cost.peak_memory_bytes) is not None]
+    return Row(
+        dataset=first.evaluation.dataset,
+        split=first.evaluation.split,
+        protocol=first.evaluation.protocol,
+        model=first.model.name if first.model else None,
+        method=first.method.name,
+        recipe=first.method.recipe,
+        shots=first.data.shots,
+        settings=settings,
+        seeds=len(ok),
+        failed=len(group) - len(ok),
+        value=value,
+        low=low,
+        high=high,
+        n_trainable_params=round(fmean(r.n_trainable_params for r in ok)) if ok else None,
+        fit_seconds=fmean(r.cost.fit_seconds for r in ok) if ok else None,
+        encode_seconds=fmean(r.cost.encode_seconds for r in ok) if ok else None,
+        predict_seconds=fmean(r.cost.predict_seconds for r in ok) if ok else None,
+        peak_memory_bytes=max(peaks, default=None),
+        flags=dict(sorted(Counter(f for r in ok for f in set(r.flags)).items())),
+    )
+
+
+def _mean(values: Sequence[MetricValue]) -> tuple[float | None, float | None, float | None]:
+    if not values:
+        return None, None, None
+    numbers = [v.value for v in values]
+    if len(set(numbers)) == 1:
+        return numbers[0], values[0].low, values[0].high
+    interval = t_interval(numbers)
+    return interval.value, interval.low, interval.high
+
+
+def _refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
+    """Raise where records that would be averaged differ in more than the seed."""
+    if not records:
+        return
+    first = records[0]
+    reference = _facts(first, metric)
+    for other in records[1:]:
+        facts = _facts(other, metric)
+        absent = object()
+        unlike = [
+            f"{name}: {_shown(reference.get(name, absent), absent)} in {first.run_id}, "
+            f"{_shown(facts.get(name, absent), absent)} in {other.run_id}"
+            for name in [*reference, *(f for f in facts if f not in reference)]
+            if reference.get(name, absent) != facts.get(name, absent)
+        ]
+        if unlike:
+            raise RecordError(
+                f"runs of {_method(first.method.name, first.method.recipe)} on "
+                f"{first.evaluation.dataset} (seeds {first.seed} and {other.seed}) are not alike "
+                "and have no mean:\n  " + "\n  ".join(unlike),
+                hint="keep unlike runs in folders of their own, or give each setting its own recipe",
+            )
+    seeds = Counter(r.seed for r in records)
+    seed, times = seeds.most_common(1)[0]
+    if times > 1:
+        ids = ", ".join(r.run_id for r in records if r.seed == seed)
+        raise RecordError(
+            f"{times} runs of {_method(first.method.name, first.method.recipe)} on "
+            f"{first.evaluation.dataset} have the same seed {seed}: {ids}",
+            hint="remove the runs that are out of date",
+        )
+
+
+def _facts(record: RunRecord, metric: str) -> dict[str, Any]:
+    """Return everything that must be equal within one cell, by the field's name."""
+    model, value = record.model, record.metrics.get(metric)
+    return {
+        "data.sha256": record.data.sha256,
+        "data.n_test": record.data.n_test,
+        "model.weights_sha256": model.weights_sha256 if model else None,
+        "method.version": record.method.version,
+        f"metrics.{metric}.unit": value.unit if value else None,
+    }
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any, absent: object) -> str:
+    if value is absent:
+        return "absent"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _notes(failed: Sequence[RunRecord], repeated: int, ok: Sequence[RunRecord]) -> Iterable[str]:
+    if failed:
+        which = "; ".join(
+            f"{_method(r.method.name, r.method.recipe)} on {r.evaluation.dataset}, seed {r.seed}: "
+            + (r.error or "").partition("\n")[0]
+            for r in failed[:5]
+        )
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        plural = "run" if len(failed) == 1 else "runs"
+        yield f"{len(failed)} failed {plural}, in no mean: {which}{more}."
+    if repeated:
+        yield f"Copies of a record (same run_id), each counted once: {repeated} left out."
+    if ok:
+        yield "Intervals are 95 %: over test examples for one seed, over seeds for several."
+
+
+# ---------------------------------------------------------------- formats
+
+
+def _method(name: str, recipe: str | None) -> str:
+    return f"{name} ({recipe})" if recipe else name
+
+
+def _metric_title(table: Table) -> str:
+    unit = {"fraction": ", %", "bytes": ", MiB", "": ""}.get(table.unit, f", {table.unit}")
+    return f"{table.metric}{unit}" + ("" if table.higher_is_better else " (lower is better)")
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return NOTHING
+    if unit == "fraction":
+        return f"{100 * value:.1f}"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f}"
+    if unit == "seconds":
+        return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.3f}"
+
+
+def _figure_with_interval(row: Row, unit: str) -> str:
+    if row.low is None or row.high is None:
+        return _figure(row.value, unit)
+    return f"{_figure(row.value, unit)} [{_figure(row.low, unit)}, {_figure(row.high, unit)}]"
+
+
+def _shots(row: Row) -> str:
+    if row.shots is not None:
+        return str(row.shots)
+    return "all" if row.n_trainable_params else NOTHING
+
+
+def _flags(row: Row) -> str:
+    return ", ".join(
+        flag if times == row.seeds else f"{flag} ({times} of {row.seeds})"
+        for flag, times in row.flags.items()
+    )
+
+
+def _columns(table: Table) -> list[tuple[str, bool, Callable[[Row], str]]]:
+    """Return title, whether it is text (to be escaped, flush left), and cell of each column for people."""
+    columns: list[tuple[str, bool, Callable[[Row], str]]] = [
+        ("dataset", True, lambda r: r.dataset),
+        ("split", True, lambda r: r.split),
+        ("protocol", True, lambda r: r.protocol),
+        ("model", True, lambda r: r.model or NOTHING),
+        ("method", True, lambda r: _method(r.method, r.recipe)),
+        ("settings", True, lambda r: ", ".join(r.settings)),
+        ("shots", False, _shots),
+        ("seeds", False, lambda r: str(r.seeds)),
+        (_metric_title(table), False, lambda r: _figure_with_interval(r, table.unit)),
+        (
+            "parameters",
+            False,
+            lambda r: NOTHING if r.n_trainable_params is None else f"{r.n_trainable_params:,}",
+        ),
+        ("fit, s", False, lambda r: _figure(r.fit_seconds, "seconds")),
+        ("encode, s", False, lambda r: _figure(r.encode_seconds, "seconds")),
+        ("predict, s", False, lambda r: _figure(r.predict_seconds, "seconds")),
+        ("peak memory, MiB", False, lambda r: _figure(r.peak_memory_bytes, "bytes")),
+        ("flags", True, _flags),
+    ]
+    aside = set()
+    if len({r.protocol for r in table.rows}) < 2:
+        aside.add("protocol")
+    if not any(r.settings for r in table.rows):
+        aside.add("settings")
+    return [c for c in columns if c[0] not in aside]
+
+
+def _cells(table: Table, escape: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
+    columns = _columns(table)
+    titles = [escape(title) for title, _, _ in columns]
+    rows = [
+        [escape(cell(row)) if text else cell(row) for _, text, cell in columns]
+        for row in table.rows
+    ]
+    return titles, rows
+
+
+def _markdown(table: Table) -> str:
+    titles, rows = _cells(table, _escape_markdown)
+    rule = ["---" if text else "---:" for _, text, _ in _columns(table)]
+    lines = [f"| {' | '.join(cells)} |" for cells in [titles, rule, *rows]]
+    notes = "".join(f"\n{_escape_markdown(note)}\n" for note in table.notes)
+    return "\n".join(lines) + "\n" + notes
+
+
+def _escape_markdown(text: str) -> str:
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+
+
+def _latex(table: Table) -> str:
+    titles, rows = _cells(table, _escape_latex)
+    align = "".join("l" if text else "r" for _, text, _ in _columns(table))
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{{align}}}",
+        "\\toprule",
+        " & ".join(titles) + r" \\",
+        "\\midrule",
+        *(" & ".join(cells) + r" \\" for cells in rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        *(f"\\par {_escape_latex(note)}" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX: Final = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # after a line end it would begin that line end's option
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+
+
+def _html(table: Table) -> str:
+    titles, rows = _cells(table, html.escape)
+    kinds = [text for _, text, _ in _columns(table)]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        joined = "".join(
+            f"<{tag}>{cell}</{tag}>" if text else f'<{tag} style="text-align:right">{cell}</{tag}>'
+            for cell, text in zip(cells, kinds, strict=True)
+        )
+        return f"<tr>{joined}</tr>"
+
+    lines = [
+        "<table>",
+        f"<thead>{line('th', titles)}</thead>",
+        "<tbody>",
+        *(line("td", cells) for cells in rows),
+        "</tbody>",
+        "</table>",
+        *(f"<p>{html.escape(note)}</p>" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(table: Table) -> str:
+    """Write raw figures in their own units; what is unknown is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            "dataset", "split", "protocol", "model", "method", "recipe", "shots", "seeds", "failed", "metric",
+            "unit", "value", "low", "high", "n_trainable_params", "fit_seconds", "encode_seconds",
+            "predict_seconds", "peak_memory_bytes", "flags", "settings",
+        ]
+    )  # fmt: skip
+    for r in table.rows:
+        writer.writerow(
+            [
+                r.dataset, r.split, r.protocol, r.model, r.method, r.recipe, r.shots, r.seeds, r.failed,
+                table.metric, table.unit, r.value, r.low, r.high, r.n_trainable_params, r.fit_seconds,
+                r.encode_seconds, r.predict_seconds, r.peak_memory_bytes, ";".join(r.flags), ";".join(r.settings),
+            ]
+        )  # fmt: skip
+    return out.getvalue()
+
+
+_RENDERERS: Final[Mapping[str, Callable[[Table], str]]] = {
+    "markdown": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+    "html": _html,
+}

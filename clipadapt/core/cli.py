@@ -1,0 +1,286 @@
+"""The command line both packages share: commands parse, call the library and print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipadapt.core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ClipAdaptError, RecordError
+
+if TYPE_CHECKING:
+    from clipadapt.core.records import RunRecord
+
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting, for example data.shots=4."
+    ),
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder of the records.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DEFAULT_OUT = Path("runs")
+
+
+class Kind(StrEnum):
+    """What ``ls`` lists."""
+
+    methods = "methods"
+    datasets = "datasets"
+    models = "models"
+    configs = "configs"
+
+
+class TableFormat(StrEnum):
+    """How ``table`` prints."""
+
+    markdown = "markdown"
+    csv = "csv"
+    latex = "latex"
+    html = "html"
+
+
+def build_app(track: str, program: str, about: str) -> typer.Typer:
+    """Build the commands that both packages have.
+
+    Args:
+        track: ``clip`` or ``text``; names may lack its prefix.
+        program: Name of the console script.
+        about: First line of ``--help``.
+    """
+    app = typer.Typer(
+        name=program,
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options(
+        debug: Annotated[
+            bool, typer.Option("--debug", help="Show the traceback of a user error.")
+        ] = False,
+    ) -> None:
+        """Options of every command."""
+
+    options.__doc__ = about
+    example_data = "synthetic" if track == "clip" else "rotten_tomatoes:offline"
+    example = "linear_probe-quick" if track == "clip" else "tfidf_svm"
+
+    @app.command(
+        "run", epilog=_example(f"{program} run {example} --set data.name={example_data} --json")
+    )
+    def run(
+        configs: Annotated[
+            list[str], typer.Argument(metavar="CONFIG...", help="Recipe names or files, merged.")
+        ],
+        settings: SettingOption = None,
+        out: OutOption = DEFAULT_OUT,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Fit a method, evaluate it and write one record per seed; complete runs are skipped."""
+        from clipadapt.core import config, runner
+        from clipadapt.core.progress import on_stderr
+
+        experiment = config.load(configs, settings or (), track=track)
+        print_records(runner.run([experiment], out, on_stderr()), out, as_json=as_json)
+
+    @app.command("table", epilog=_example(f"{program} table runs --format latex"))
+    def table(
+        directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the records.")],
+        form: Annotated[TableFormat, typer.Option("--format")] = TableFormat.markdown,
+        metric: Annotated[str, typer.Option(help="Metric of the table.")] = "accuracy",
+    ) -> None:
+        """Print one table of the records in a folder."""
+        from clipadapt.core import tables
+        from clipadapt.core.records import RunStore
+
+        if not directory.is_dir():
+            raise RecordError(
+                f"no folder '{directory}'",
+                hint=f"records are written by '{program} run', into 'runs'",
+            )
+        found = RunStore(directory).load_all()
+        if not found:
+            raise RecordError(
+                f"no records in '{directory}'", hint=f"records are written by '{program} run'"
+            )
+        typer.echo(
+            tables.render(tables.build_table(found, metric=metric), form.value),
+            nl=False,
+        )
+
+    @app.command(
+        "validate", epilog=_example(f"{program} validate {example} --set data.name={example_data}")
+    )
+    def validate(
+        configs: Annotated[
+            list[str], typer.Argument(metavar="CONFIG...", help="Recipe names or files, merged.")
+        ],
+        settings: SettingOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Check a config without loading data or weights; show each value and where it came from."""
+        from clipadapt.core import config
+
+        experiment = config.load(configs, settings or (), track=track)
+        resolved = experiment.resolved()
+        if as_json:
+            print_json({"config": resolved, "origins": dict(experiment.origins)})
+            return
+        width = max(map(len, experiment.origins))
+        for key, origin in experiment.origins.items():
+            value: Any = resolved
+            for part in key.split("."):
+                value = value[part]
+            typer.echo(f"{key:<{width}}  {json.dumps(value, ensure_ascii=False):<24}  ({origin})")
+
+    @app.command("ls", epilog=_example(f"{program} ls methods"))
+    def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOption = False) -> None:
+        """List what is registered; nothing is imported."""
+        from clipadapt.core import registry
+
+        if kind is Kind.configs:
+            from clipadapt.core.config import config_names
+
+            names = sorted(config_names(track))
+        else:
+            registries: dict[Kind, registry.Registry[Any]] = {
+                Kind.methods: registry.METHODS,
+                Kind.datasets: registry.DATASETS,
+                Kind.models: registry.MODELS,
+            }
+            names = list(registries[kind].names(track))
+            if kind is not Kind.methods:
+                names = [n.partition("/")[2] for n in names]
+        if as_json:
+            print_json({kind.value: names})
+        else:
+            typer.echo("\n".join(names))
+
+    @app.command("doctor", epilog=_example(f"{program} doctor --dataset {example_data}"))
+    def doctor(
+        model: Annotated[str | None, typer.Option(help="Check this model too.")] = None,
+        dataset: Annotated[str | None, typer.Option(help="Check this data set too.")] = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Say what this machine offers and whether a model or data set can be used."""
+        from clipadapt.core.doctor import examine
+
+        findings = examine(track, model, dataset)
+        if as_json:
+            print_json({"checks": findings})
+        else:
+            for check in findings:
+                typer.echo(
+                    f"{'ok' if check['ok'] else 'MISSING':<8}{check['name']}: {check['detail']}"
+                )
+        if (model or dataset) and not all(c["ok"] for c in findings if c["asked"]):
+            raise typer.Exit(EXIT_USER_ERROR)
+
+    app.add_typer(_cache_app(program), name="cache")
+    return app
+
+
+def _cache_app(program: str) -> typer.Typer:
+    cache = typer.Typer(no_args_is_help=True, help="Look after the feature store.")
+
+    @cache.command("ls", epilog=_example(f"{program} cache ls"))
+    def ls(as_json: JsonOption = False) -> None:
+        """List what is stored, by model and layer."""
+        from clipadapt.core.store import FeatureStore
+
+        store = FeatureStore()
+        spaces = store.ls()
+        if as_json:
+            print_json({"directory": str(store.directory), "spaces": [_plain(s) for s in spaces]})
+            return
+        typer.echo(f"{store.directory}: {len(spaces)} feature spaces")
+        for space in spaces:
+            typer.echo("  ".join(f"{k}={v}" for k, v in _plain(space).items()))
+
+    @cache.command("prune", epilog=_example(f"{program} cache prune --max-bytes 1000000000"))
+    def prune(
+        max_bytes: Annotated[
+            int | None,
+            typer.Option(min=0, help="Keep at most this much, the least used goes first."),
+        ] = None,
+        everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Remove what was not used for longest."""
+        from clipadapt.core.store import FeatureStore
+
+        _show(FeatureStore().prune(max_bytes, everything=everything), as_json=as_json)
+
+    @cache.command("verify", epilog=_example(f"{program} cache verify"))
+    def verify(as_json: JsonOption = False) -> None:
+        """Check every stored byte; damaged entries are removed and will be computed again."""
+        from clipadapt.core.store import FeatureStore
+
+        _show(FeatureStore().verify(), as_json=as_json)
+
+    return cache
+
+
+def _show(report: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_plain(report))
+    else:
+        typer.echo("  ".join(f"{k}={v}" for k, v in _plain(report).items()))
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON-ready data."""
+    import dataclasses
+
+    raw = dataclasses.asdict(value)
+    return json.loads(json.dumps(raw, default=str))  # type: ignore[no-any-return]
+
+
+def _example(command: str) -> str:
+    return f"Example: {command}"
+
+
+def print_json(document: Any) -> None:
+    """Print exactly one JSON document on stdout."""
+    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> None:
+    """Print records as one JSON document, or as a table with the folder they lie in."""
+    if as_json:
+        print_json({"records": [r.model_dump(mode="json") for r in found]})
+        return
+    from clipadapt.core import tables
+
+    typer.echo(tables.render(tables.build_table(found), "markdown"), nl=False)
+    typer.echo(f"\nrecords: {out}", err=True)
+
+
+def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
+    """Run ``app``; a user error is one message on stderr and exit code 2."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]  # accepted anywhere, not only before the command
+    try:
+        app(args=args)
+    except ClipAdaptError as err:
+        if debug:
+            raise
+        typer.secho(f"error: {err}", fg=typer.colors.RED, err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            typer.echo("interrupted; complete runs are kept, the same command goes on", err=True)
+        raise

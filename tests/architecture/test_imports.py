@@ -1,0 +1,62 @@
+"""Nothing heavy is imported before it is needed, and the files are the registry."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipadapt.core.registry import DATASETS, METHODS, MODELS
+
+FRAMEWORKS = (
+    "torch", "torchvision", "open_clip", "transformers", "peft", "datasets", "sklearn", "timm", "scipy",
+    "pandas", "PIL",
+)  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import clipadapt, textsent",
+        "import clipadapt.cli, textsent.cli",
+        "from clipadapt.cli import app; from clipadapt.core.cli import run_app\n"
+        "try: run_app(app, ['--help'])\nexcept SystemExit: pass",
+        "from clipadapt.cli import app; from clipadapt.core.cli import run_app\n"
+        "try: run_app(app, ['ls', 'methods'])\nexcept SystemExit: pass",
+        "from clipadapt.core.registry import METHODS, DATASETS, MODELS\n"
+        "METHODS.names(), DATASETS.names(), MODELS.names()",
+    ],
+)
+def test_light_things_load_no_framework(code: str) -> None:
+    check = f"{code}\nimport sys, json; print(json.dumps([m for m in {FRAMEWORKS!r} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_every_file_in_the_folders_is_registered_under_its_own_name() -> None:
+    for registry, folder in ((METHODS, "methods"), (DATASETS, "datasets"), (MODELS, "models")):
+        want = {
+            f"{track}/{path.stem}"
+            for track, package in (("clip", "clipadapt"), ("text", "textsent"))
+            for path in (ROOT / package / folder).glob("[!_]*.py")
+        }
+        assert set(registry.names()) == want
+
+
+@pytest.mark.parametrize("registry", [METHODS, DATASETS, MODELS], ids=lambda r: r.kind)
+def test_no_registered_name_is_written_in_the_kernel(registry) -> None:
+    kernel = "\n".join(p.read_text() for p in (ROOT / "clipadapt" / "core").glob("[!_]*.py"))
+    code = "\n".join(
+        line
+        for line in kernel.splitlines()
+        if not line.strip().startswith(("#", '"', "hint", "``"))
+    )
+
+    for name in registry.names():
+        assert f'== "{name}"' not in code
+        assert f'"{name}":' not in code

@@ -1,0 +1,433 @@
+"""Runs as a user makes them: records, resuming, what makes a run a new one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipadapt.core import config, runner
+from clipadapt.core.errors import DivergedError
+from clipadapt.core.records import RunStore
+from clipadapt.core.registry import METHODS
+from tests.integration.conftest import picture
+
+SEEDS = ["--set", "seeds=[1,2]"]
+
+
+@pytest.fixture
+def probe(tiny_clip, pictures, tmp_path):
+    """The words of a few-shot probe on the small folder."""
+    return [
+        "run", "linear_probe-quick", "--set", f"model.name={tiny_clip}", "--set",
+        f"data.name=folder:{pictures}", "--set", "data.shots=2", *SEEDS, "--out", tmp_path / "runs",
+    ]  # fmt: skip
+
+
+def ids(found: list[dict]) -> list[str]:
+    return [r["run_id"] for r in found]
+
+
+def test_a_record_holds_what_the_design_lists(cli, records, probe, tmp_path, pictures):
+    first, second = records(cli(*probe, "--json"))
+
+    assert (first["seed"], second["seed"]) == (1, 2)
+    assert first["run_id"] != second["run_id"] != first["fit_id"]
+    assert first["status"] == "ok"
+    assert first["schema_version"] == first["attempt"] == 1
+    assert first["error"] is None
+    assert first["data"] | {"sha256": "", "manifest_sha256": ""} == {
+        "name": "folder:pictures", "sha256": "", "n_train": 6, "n_val": 6, "n_test": 12,
+        "n_classes": 3, "shots": 2, "manifest_sha256": "", "skipped": 0,
+    }  # fmt: skip
+    assert first["evaluation"]["split"] == "test"
+    assert first["evaluation"]["templates"] == ["a photo of a {}."]
+    assert first["method"]["name"] == "clip/linear_probe"
+    assert first["method"]["recipe"] == "linear_probe-quick"
+    assert first["method"]["deviations"] == ["max_iter 200 instead of 1000"]
+    assert first["model"]["name"] == "local-dir:clip"
+    assert first["selection"]["by"].startswith("val accuracy over C")
+    assert first["calibration"]["temperature"] > 0
+    assert first["n_trainable_params"] == 3 * (32 + 1)
+    assert set(first["metrics"]) == {
+        "accuracy", "mean_per_class_recall", "macro_f1", "weighted_f1", "weighted_precision", "weighted_recall",
+        "nll", "brier", "ece", "nll_calibrated", "brier_calibrated", "ece_calibrated",
+    }  # fmt: skip
+    accuracy = first["metrics"]["accuracy"]
+    assert accuracy["low"] < accuracy["value"] <= accuracy["high"]
+    assert accuracy["n"] == 12
+    assert first["cost"]["cold_seconds"] >= first["cost"]["fit_seconds"]
+    assert first["cost"]["saved_bytes"] > 0
+    assert {"torch", "open-clip-torch", "numpy"} <= set(first["environment"]["packages"])
+    assert str(tmp_path) not in json.dumps({**first, "config": None})
+
+    (folder,) = [
+        p.parent for p in (tmp_path / "runs").rglob("record.json") if first["run_id"] in str(p)
+    ]
+    assert folder.parent.parent.parent == tmp_path / "runs"
+    kept = RunStore.load_predictions(folder)
+    hits = kept.scores.argmax(axis=1) == kept.labels
+    assert hits.mean() == pytest.approx(accuracy["value"])
+    assert len(kept.ids) == 12
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest["train"]) == len(manifest["val"]) == 6
+    assert manifest["sha256"] == first["data"]["manifest_sha256"]
+    assert all((pictures / i).is_file() for i in manifest["train"])
+    assert (folder / "history.jsonl").is_file()
+    assert (folder / "classifier").is_dir()
+
+
+def test_an_identical_run_is_skipped_and_a_manifest_is_accepted(
+    cli, records, probe, tmp_path, monkeypatch
+):
+    first = records(cli(*probe, "--json"))
+    fits = []
+    method = METHODS.get("clip/linear_probe")
+    fit = method.fit
+    monkeypatch.setattr(method, "fit", lambda self, *a: fits.append(1) or fit(self, *a))
+
+    again = cli(*probe, "--json")
+
+    assert fits == []
+    assert records(again) == first
+    assert "2 of 2 runs were complete already" in again.err
+
+    (manifest,) = [
+        p for p in (tmp_path / "runs").rglob("manifest.json") if first[0]["run_id"] in str(p)
+    ]
+    given = cli(*probe, "--json", "--set", f"data.manifest={manifest}", "--set", "seeds=[2]")
+    (record,) = records(given)
+    assert record["data"]["manifest_sha256"] == first[0]["data"]["manifest_sha256"]
+    assert record["run_id"] not in ids(first)
+
+
+def test_what_changes_a_result_makes_a_new_run(
+    cli, records, probe, pictures, tiny_models, tmp_path, monkeypatch
+):
+    known = set(ids(records(cli(*probe, "--json"))))
+
+    def fresh(*more) -> set[str]:
+        found = set(ids(records(cli(*probe, *more, "--json")))) - known
+        known.update(found)
+        return found
+
+    assert fresh() == set()
+    assert fresh("--set", "store=off") == set()
+    assert fresh("--set", "workers=1") == set()
+    assert len(fresh("--set", "method.max_iter=100")) == 2
+    assert len(fresh("--set", f"model.name={tiny_models['custom']}")) == 2
+    assert len(fresh("--set", "model.precision=fp32")) in {0, 2}  # 0 where auto is fp32
+    picture(pictures / "train" / "red_thing" / "0.png", (200, 30, 30), 999)
+    assert len(fresh()) == 2
+    monkeypatch.setattr(METHODS.get("clip/linear_probe"), "version", 2)
+    assert len(fresh()) == 2
+
+
+def test_a_changed_weight_file_makes_a_new_run(cli, records, tmp_path, pictures):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from tests.unit.models import tiny
+
+    folder = tiny.write(tmp_path / "model", "clip")
+    command = ["zeroshot", "--model", f"local-dir:{folder}", "--dataset", f"folder:{pictures}"]
+    where = ["--out", tmp_path / "runs", "--json"]
+    (first,) = records(cli(*command, *where))
+    weights = folder / "open_clip_model.safetensors"
+    state = load_file(weights)
+    state["visual.proj"] = torch.flip(state["visual.proj"], dims=[0]).contiguous()
+    save_file(state, weights)
+
+    (second,) = records(cli(*command, *where))
+
+    assert second["run_id"] != first["run_id"]
+    assert second["model"]["weights_sha256"] != first["model"]["weights_sha256"]
+
+
+def test_a_moved_folder_and_other_paths_are_the_same_run(
+    cli, records, tiny_clip, pictures, tmp_path
+):
+    where = ["--out", tmp_path / "runs", "--json"]
+    (first,) = records(
+        cli("zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", *where)
+    )
+    moved = pictures.rename(tmp_path / "elsewhere").rename(tmp_path / "deeper")
+    (tmp_path / "x").mkdir()
+    moved = moved.rename(tmp_path / "x" / "pictures")
+
+    (second,) = records(
+        cli("zeroshot", "--model", tiny_clip, "--dataset", f"folder:{moved}", *where)
+    )
+
+    assert second["run_id"] == first["run_id"]
+
+
+def test_zeroshot_over_models_and_data_limit_and_templates(
+    cli, records, tiny_models, pictures, tmp_path
+):
+    (tmp_path / "names.txt").write_text("a cat\na dog\na horse\n")
+    command = [
+        "zeroshot", "--model", tiny_models["clip"], "--model", tiny_models["hf"], "--dataset",
+        f"folder:{pictures}", "--dataset", "synthetic:3x4", "--out", tmp_path / "runs",
+    ]  # fmt: skip
+
+    plain = records(cli(*command, "--limit", "5", "--json"))
+    seven = records(cli(*command, "--limit", "5", "--templates", "7", "--json"))
+    named = records(cli(*command, "--limit", "5", "--classnames", tmp_path / "names.txt", "--json"))
+
+    assert [(r["model"]["name"], r["data"]["name"]) for r in plain] == [
+        (m, d)
+        for m in ("local-dir:clip", "local-dir:hf")
+        for d in ("folder:pictures", "synthetic:3x4")
+    ]
+    assert {r["data"]["n_test"] for r in plain} == {5}
+    assert {len(r["evaluation"]["templates"]) for r in seven} == {7}
+    hashes = [{r["evaluation"]["classnames_sha256"] for r in found} for found in (plain, named)]
+    assert len(hashes[0]) == 2
+    assert len(hashes[1]) == 1
+    table = cli("table", tmp_path / "runs", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(table.out)))
+    assert len(rows) == 12
+    assert {r["dataset"] for r in rows} == {"folder:pictures", "synthetic:3x4"}
+    assert {"templates=7", "templates=a photo of a {}."} <= {
+        s for r in rows for s in r["settings"].split(";")
+    }
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv", "latex", "html"])
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_tables(cli, probe, tmp_path, form, metric):
+    cli(*probe)
+
+    done = cli("table", tmp_path / "runs", "--format", form, "--metric", metric)
+
+    assert done.code == 0
+    assert "linear" in done.out
+    assert metric in done.out
+
+
+def test_duplicate_class_names_are_warned_of(cli, records, tiny_clip, pictures, tmp_path):
+    (tmp_path / "names.txt").write_text("Red thing\nred  thing\nblue thing\n")
+
+    done = cli(
+        "zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--classnames",
+        tmp_path / "names.txt", "--out", tmp_path / "runs", "--json",
+    )  # fmt: skip
+
+    (record,) = records(done)
+    assert "'Red thing' and 'red  thing'" in done.err
+    assert "duplicate_classnames" in record["flags"]
+
+
+def test_per_class(cli, tiny_clip, pictures, tmp_path):
+    done = cli(
+        "zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--per-class", "--out", tmp_path / "r"
+    )  # fmt: skip
+
+    assert "| class | n | recall, % | most taken for |" in done.out
+    assert "| blue thing | 4 |" in done.out
+
+
+def test_a_defect_is_recorded_and_tried_again(tiny_clip, pictures, tmp_path, monkeypatch):
+    whole = {
+        "data": {"name": f"folder:{pictures}"},
+        "model": {"name": tiny_clip},
+        "method": {"name": "clip/zero_shot"},
+    }
+    experiment = config.build([("test", whole)], source="test")
+    method = METHODS.get("clip/zero_shot")
+    fit = method.fit
+
+    def broken(*_):
+        raise RuntimeError("out of memory, as it were")
+
+    monkeypatch.setattr(method, "fit", broken)
+    with pytest.raises(RuntimeError):
+        runner.run([experiment], tmp_path / "runs")
+    (failed,) = RunStore(tmp_path / "runs").load_all()
+    monkeypatch.setattr(method, "fit", fit)
+
+    (record,) = runner.run([experiment], tmp_path / "runs")
+
+    assert (failed.status, failed.attempt) == ("failed", 1)
+    assert "out of memory" in failed.error
+    assert (record.status, record.attempt) == ("ok", 2)
+    assert list((tmp_path / "runs").rglob("attempt-1.json"))
+
+
+def test_scores_that_are_not_finite_fail_the_run(tiny_clip, pictures, tmp_path, monkeypatch):
+    from clipadapt.methods.zero_shot import ZeroShotClassifier
+
+    whole = {
+        "data": {"name": f"folder:{pictures}"},
+        "model": {"name": tiny_clip},
+        "method": {"name": "clip/zero_shot"},
+    }
+    monkeypatch.setattr(
+        ZeroShotClassifier,
+        "predict_scores",
+        lambda self, x: np.full((len(x), 3), np.nan, np.float32),
+    )
+    with pytest.raises(DivergedError):
+        runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+
+    (failed,) = RunStore(tmp_path / "runs").load_all()
+    assert failed.flags == ("nan",)
+    assert failed.metrics == {}
+
+
+def test_killed_in_the_middle_the_next_run_completes(console, tiny_clip, tmp_path, cache):
+    """kill -9 while images are encoded: no half record, no half entry, and the same command finishes."""
+    out = tmp_path / "runs"
+    command = [
+        console("clipadapt"), "zeroshot", "--model", tiny_clip, "--dataset", "synthetic:20x400", "--out", str(out),
+    ]  # fmt: skip
+    killed = 0
+    for wait in (1.5, 0.7):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 40
+        features = cache / "features"
+        before = sum(1 for _ in features.rglob("*")) if features.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if features.exists() and sum(1 for _ in features.rglob("*")) > before:
+                break
+            time.sleep(0.05)
+        time.sleep(wait)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        assert not list(out.rglob("record.json")) or process.returncode == 0
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+
+    (record,) = json.loads(done.stdout)["records"]
+    assert killed > 0
+    assert record["status"] == "ok"
+    assert record["data"]["n_test"] == 8000
+    verified = subprocess.run(
+        [console("clipadapt"), "cache", "verify", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(verified.stdout)["damaged"] in (0, [])
+
+
+def test_a_flipped_byte_in_the_store_is_found(cli, records, tiny_clip, pictures, tmp_path, cache):
+    command = ["zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--json"]
+    (first,) = records(cli(*command, "--out", tmp_path / "a"))
+    flipped = 0
+    for segment in (cache / "features").rglob("*.safetensors"):
+        raw = bytearray(segment.read_bytes())
+        raw[-5] ^= 0xFF
+        segment.write_bytes(raw)
+        flipped += 1
+
+    (second,) = records(cli(*command, "--out", tmp_path / "b"))
+
+    assert flipped > 0
+    assert second["predictions_sha256"] == first["predictions_sha256"]
+
+
+def test_the_store_can_be_turned_off(cli, records, tiny_clip, pictures, tmp_path, cache):
+    def size() -> int:
+        return sum(p.stat().st_size for p in (cache / "features").rglob("*") if p.is_file())
+
+    command = ["zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--json"]
+    (stored,) = records(cli(*command, "--out", tmp_path / "a"))
+    before = size()
+    picture(pictures / "test" / "red_thing" / "0.png", (190, 10, 10), 4321)
+    (plain,) = records(cli(*command, "--out", tmp_path / "b", "--set", "store=off"))
+
+    assert size() == before
+    assert plain["run_id"] != stored["run_id"]
+    assert plain["cost"]["encode_seconds"] > 0
+
+
+def test_validate_says_where_each_value_came_from(cli, tmp_path):
+    (tmp_path / "mine.yaml").write_text("method: {max_iter: 7}\nseeds: [4]\n")
+
+    done = cli(
+        "validate", "linear_probe", tmp_path / "mine.yaml", "--set", "data.name=synthetic", "--json"
+    )
+
+    document = json.loads(done.out)
+    assert document["config"]["method"]["max_iter"] == 7
+    assert document["origins"]["method.max_iter"] == str(tmp_path / "mine.yaml")
+    assert document["origins"]["data.name"] == "--set"
+    assert document["origins"]["method.solver"] == "linear_probe"
+    assert document["origins"]["method.epochs"] == "default"
+
+
+@pytest.mark.parametrize("program", ["clipadapt", "textsent"])
+@pytest.mark.parametrize("kind", ["methods", "datasets", "models", "configs"])
+def test_ls(cli, program, kind):
+    listed = json.loads(cli("ls", kind, "--json", program=program).out)[kind]
+
+    assert listed == sorted(listed)
+    assert kind == "models" or listed
+
+
+def test_doctor(cli):
+    good = cli("doctor", "--dataset", "synthetic", "--json")
+    bad = cli("doctor", "--dataset", "folder:/nowhere")
+
+    assert good.code == 0
+    checks = {c["name"]: c for c in json.loads(good.out)["checks"]}
+    assert checks["data set synthetic"]["ok"]
+    assert bad.code == 2
+    assert "MISSING data set folder:/nowhere" in bad.out
+
+
+def test_cache_commands(cli, tiny_clip, pictures, tmp_path):
+    cli(
+        "zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--out", tmp_path / "a"
+    )
+
+    listed = json.loads(cli("cache", "ls", "--json").out)
+    verified = cli("cache", "verify", "--json")
+    pruned = cli("cache", "prune", "--all", "--json")
+
+    assert listed["spaces"]
+    assert verified.code == pruned.code == 0
+    assert json.loads(cli("cache", "ls", "--json").out)["spaces"] == []
+
+
+def test_every_command_has_help_with_an_example(cli):
+    from typer.main import get_command
+
+    from clipadapt.cli import app as clip
+    from textsent.cli import app as text
+
+    for program, app in (("clipadapt", clip), ("textsent", text)):
+        for name, command in get_command(app).commands.items():
+            parts = (
+                [[name, sub] for sub in command.commands]
+                if hasattr(command, "commands")
+                else [[name]]
+            )
+            for words in parts:
+                shown = cli(*words, "--help", program=program)
+                assert shown.code == 0
+                assert f"Example: {program} {' '.join(words)}" in " ".join(shown.out.split())
+
+
+def test_the_text_track_runs_through_both_commands(cli, records, tmp_path):
+    path = tmp_path / "reviews.csv"
+    rows = [f"a {w} plot {i},{y}" for i in range(40) for y, w in (("neg", "dull"), ("pos", "fine"))]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    where = ["--set", f"data.name=csv:{path}", "--out", tmp_path / "runs", "--json"]
+
+    (text,) = records(cli("run", "tfidf_svm", *where, program="textsent"))
+    (clip,) = records(cli("run", Path("configs/methods/text/tfidf_svm.yaml").absolute(), *where))
+
+    assert text["metrics"]["accuracy"]["value"] == 1.0
+    assert clip["run_id"] == text["run_id"]
+    assert text["model"] is None

@@ -1,0 +1,575 @@
+"""One adapter over open_clip's ``CLIP`` and ``CustomTextCLIP``: build, cast, encode."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import threading
+import warnings
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.factory import load_checkpoint, load_state_dict
+from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from open_clip.transformer import VisionTransformer, text_global_pool
+from torchvision.transforms import Compose, Resize
+
+from clipadapt.core import hardware
+from clipadapt.core.errors import ModelError
+from clipadapt.core.protocols import digest
+from clipadapt.core.store import Space
+from clipadapt.models import _encode, _sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from clipadapt.core.context import Services
+    from clipadapt.core.protocols import Inputs
+    from clipadapt.models import Layer, Tower
+
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RANDOM_SEED: Final = 20210226
+DECODE_VERSION: Final = 1
+"""Raised when pixels change for the same file."""
+IMAGE_BATCH: Final = 32
+TEXT_BATCH: Final = 64
+_AUGMENT = threading.Lock()
+
+
+# ---------------------------------------------------------------- build
+
+
+def build(source: _sources.Source, shown: str) -> torch.nn.Module:
+    """Build the network in float32 on the CPU, with its weights.
+
+    Without a checkpoint the weights are random, the same at every call; nothing pretrained is fetched.
+
+    Raises:
+        ModelError: If architecture and weights do not fit, or a text tower's config cannot be had.
+    """
+    cfg = copy.deepcopy(source.model_cfg)
+    if "multimodal_cfg" in cfg:
+        raise ModelError(
+            f"'{shown}' is a CoCa model", hint="take a CLIP or CustomTextCLIP architecture"
+        )
+    text_cfg = cfg["text_cfg"]
+    custom = bool(cfg.pop("custom_text", False)) or "hf_model_name" in text_cfg
+    if cfg["vision_cfg"].get("timm_model_name"):
+        cfg["vision_cfg"]["timm_model_pretrained"] = False
+    make: Callable[[], torch.nn.Module] = partial(CustomTextCLIP if custom else CLIP, **cfg)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.manual_seed(RANDOM_SEED)
+        module: Any = _with_text_tower(make, text_cfg, source, shown)
+    module.float().eval().requires_grad_(False)
+    if source.checkpoint is not None:
+        _load_weights(module, source, shown)
+    preprocess = merge_preprocess_dict(PreprocessCfg(), source.preprocess_cfg)
+    preprocess["size"] = module.visual.image_size
+    set_model_preprocess_cfg(module, preprocess)
+    _freeze_batch_norm(module)
+    return cast("torch.nn.Module", module)
+
+
+def _with_text_tower(
+    make: Callable[[], torch.nn.Module],
+    text_cfg: dict[str, Any],
+    source: _sources.Source,
+    shown: str,
+) -> torch.nn.Module:
+    if not text_cfg.get("hf_model_name"):
+        return _made(make, shown)
+    text_cfg["hf_model_pretrained"] = False
+    folder = _sources.hf_folder(source)
+    if folder is not None:
+        # The folder may have been moved since it was saved; what it holds goes before what its config says.
+        text_cfg["hf_model_name"] = str(folder)
+        return _made(make, shown)
+    hub_name = text_cfg["hf_model_name"]
+
+    def attempt(local: bool) -> torch.nn.Module:
+        from transformers import AutoConfig
+
+        AutoConfig.from_pretrained(hub_name, local_files_only=local)
+        return make()
+
+    module: torch.nn.Module = _sources.local_first(
+        attempt, f"the config of its text tower '{hub_name}'", shown
+    )
+    return module
+
+
+def _made(make: Callable[[], torch.nn.Module], shown: str) -> torch.nn.Module:
+    try:
+        return make()
+    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as err:
+        raise ModelError(
+            f"open_clip cannot build '{shown}': {type(err).__name__}: {err}",
+            hint=f"the config is not one of open_clip {open_clip.__version__}",
+        ) from err
+
+
+def _load_weights(module: Any, source: _sources.Source, shown: str) -> None:
+    path = source.checkpoint
+    assert path is not None
+    if path.suffix != ".safetensors":
+        try:
+            load_state_dict(str(path), weights_only=True)
+        except Exception as err:  # torch raises many types for a file that it will not read
+            first = str(err).strip().splitlines()[0]
+            raise ModelError(
+                f"'{path}' cannot be read as plain tensors: {first}",
+                hint="save the state dict as .safetensors",
+            ) from err
+    try:
+        load_checkpoint(module, str(path), strict=True, weights_only=True)
+    except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError, IndexError) as err:
+        raise ModelError(
+            f"the weights '{path}' do not fit '{source.arch or shown}': {_misfit(module, str(path), err)}",
+            hint="name the architecture that the weights were saved from",
+        ) from err
+
+
+def _misfit(module: torch.nn.Module, path: str, err: BaseException) -> str:
+    """Name the first tensor whose shape differs, or that is missing or left over."""
+    got = {k: tuple(v.shape) for k, v in load_state_dict(path).items()}
+    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    for name, shape in expected.items():
+        if name in got and got[name] != shape:
+            return f"tensor '{name}' has shape {got[name]}, expected {shape}"
+    lacking = [n for n in expected if n not in got]
+    if lacking:
+        name = lacking[0]
+        return f"tensor '{name}' of shape {expected[name]} is missing ({len(lacking)} of {len(expected)} are)"
+    over = [n for n in got if n not in expected]
+    if over:
+        return f"tensor '{over[0]}' of shape {got[over[0]]} has no place ({len(over)} have none)"
+    return str(err).strip().splitlines()[0]
+
+
+@cache
+def _frozen_class(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    def train(self: torch.nn.Module, mode: bool = True) -> torch.nn.Module:  # noqa: ARG001
+        return kind.train(self, False)
+
+    return type(f"Frozen{kind.__name__}", (kind,), {"train": train})
+
+
+def _freeze_batch_norm(module: Any) -> None:
+    """Let no later ``train()`` move the statistics of a BatchNorm, of this module or a copy of it."""
+    for child in module.modules():
+        if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
+            layer: Any = child
+            layer.__class__ = _frozen_class(cast("Any", type(layer)))
+
+
+def cast_weights(module: Any, device: str, dtype: str) -> torch.nn.Module:
+    """Move to the device and cast once; logit scale and bias stay float32.
+
+    Raises:
+        ModelError: If the device does not compute in that dtype.
+    """
+    if dtype == "fp16" and device == "cpu":
+        _require_half()
+    scale = module.logit_scale.detach().clone()
+    bias = module.logit_bias.detach().clone() if module.logit_bias is not None else None
+    module = module.to(device=device, dtype=DTYPES[dtype])
+    module.logit_scale.data = scale.to(device)
+    if bias is not None:
+        module.logit_bias.data = bias.to(device)
+    if any(
+        isinstance(m, torch.nn.Conv2d) and m.kernel_size != m.stride
+        for m in module.visual.modules()
+    ):
+        module.visual.to(memory_format=torch.channels_last)
+    return cast("torch.nn.Module", module)
+
+
+def _require_half() -> None:
+    x = torch.ones(1, 4, 4, 4, dtype=torch.float16)
+    try:
+        F.layer_norm(F.conv2d(x, torch.ones(4, 4, 1, 1, dtype=torch.float16)), (4,))
+        F.gelu(x[0, 0] @ x[0, 1])
+    except RuntimeError as err:
+        raise ModelError(
+            f"torch does not compute in fp16 on this CPU: {err}", hint="take precision bf16 or fp32"
+        ) from err
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+def tokenizer_for(source: _sources.Source, shown: str) -> Any:
+    """Return open_clip's tokenizer for the model.
+
+    Raises:
+        ModelError: If its files can be had neither here nor from the network.
+    """
+    text_cfg = source.model_cfg["text_cfg"]
+    context = int(text_cfg.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH))
+    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    hub_name = text_cfg.get("hf_tokenizer_name")
+    if not hub_name:
+        return SimpleTokenizer(context_length=context, **kwargs)
+    kwargs["tokenizer_mode"] = text_cfg.get("tokenizer_mode")
+    if source.folder is not None and any(source.folder.glob("tokenizer*")):
+        return HFTokenizer(str(source.folder), context_length=context, **kwargs)
+    return _sources.local_first(
+        lambda local: HFTokenizer(
+            hub_name, context_length=context, local_files_only=local, **kwargs
+        ),
+        f"its tokenizer '{hub_name}'",
+        shown,
+    )
+
+
+def _token_ids(tokenizer: Any, text: str) -> int:
+    """Return how many tokens a text has before anything is cut."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return len(tokenizer.encode(text)) + 2
+    clean = getattr(tokenizer, "clean_fn", None)
+    return len(tokenizer.tokenizer(clean(text) if clean else text).input_ids)
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    """Describe a tokenizer so that two which cut text otherwise differ."""
+    kind = type(tokenizer).__name__
+    clean = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "")
+    if isinstance(tokenizer, SimpleTokenizer):
+        content = f"{tokenizer.vocab_size} {sorted(tokenizer.all_special_ids)}"
+    else:
+        inner = tokenizer.tokenizer
+        backend = getattr(inner, "backend_tokenizer", None)
+        content = (
+            backend.to_str() if backend is not None else repr(sorted(inner.get_vocab().items()))
+        )
+    digest_ = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return f"{kind} {clean} context={tokenizer.context_length} {digest_}"
+
+
+# ---------------------------------------------------------------- the model
+
+
+class OpenClipModel:
+    """An :class:`~clipadapt.models.ImageTextModel` over a network of open_clip."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        tokenizer: Any,
+        source: _sources.Source,
+        *,
+        name: str,
+        device: str,
+        dtype: str,
+        services: Services,
+    ) -> None:
+        self.module = module
+        self._net: Any = module
+        self.tokenizer = tokenizer
+        self.source = source
+        self.name = name
+        self.device = device
+        self.dtype = dtype
+        self.services = services
+        self._digests: dict[str, tuple[tuple[int, int], str]] = {}
+        self._transforms = {
+            t: _transform(module, source.preprocess_cfg, train=t) for t in (False, True)
+        }
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the joint space."""
+        return int(self.source.model_cfg["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the tokenizer gives per text."""
+        return int(self.tokenizer.context_length)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor itself, exp of the parameter."""
+        return float(self._net.logit_scale.detach().double().exp().reshape(()))
+
+    @property
+    def logit_bias(self) -> float:
+        """Added to every logit; 0 where the network has none."""
+        bias = self._net.logit_bias
+        return 0.0 if bias is None else float(bias.detach().reshape(()))
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of both towers."""
+        return sum(p.numel() for p in self._net.parameters())
+
+    @property
+    def weights_sha256(self) -> str:
+        """sha256 over name, shape, dtype and bytes of every tensor as it is now."""
+        return self._weights_hash("")
+
+    def _weights_hash(self, tower: str) -> str:
+        """Hash all tensors or one tower's; a tensor is read again only when it has changed."""
+        total = hashlib.sha256()
+        for name, tensor in self._net.state_dict(keep_vars=True).items():
+            visual = name.startswith("visual.")
+            head = name.startswith("logit_")
+            if (tower == "image" and not visual) or (tower == "text" and (visual or head)):
+                continue
+            state = (tensor.data_ptr(), tensor._version)
+            known = self._digests.get(name)
+            if known is None or known[0] != state:
+                known = (state, _tensor_digest(name, tensor))
+                self._digests[name] = known
+            total.update(known[1].encode())
+        return total.hexdigest()
+
+    def preprocess(self, train: bool = False, /) -> Callable[[Image.Image], torch.Tensor]:
+        """Return open_clip's transform from an image to ``(3, H, W)``; ``train`` augments."""
+        return self._transforms[train]
+
+    def tokenize(self, texts: Sequence[str], /) -> torch.Tensor:
+        """Return token ids, shape ``(n, context_length)``, int64.
+
+        Raises:
+            ModelError: If a text is longer than the context; nothing is cut in silence.
+        """
+        for text in texts:
+            # A token has at least one byte: most texts need no count.
+            if len(text.encode()) + 2 > self.context_length:
+                n = _token_ids(self.tokenizer, text)
+                if n > self.context_length:
+                    raise ModelError(
+                        f"a text of {n} tokens is longer than the {self.context_length} that "
+                        f"'{self.name}' reads: '{_shortened(text)}'",
+                        hint="shorten the class name or the template",
+                    )
+        tokens: torch.Tensor = self.tokenizer(list(texts))
+        return tokens
+
+    def encode_image(self, pixels: torch.Tensor, /, layer: Layer = "output") -> torch.Tensor:
+        """Encode preprocessed images ``(n, 3, H, W)`` to float32 ``(n, D)``."""
+        x = pixels.to(device=self.device, dtype=DTYPES[self.dtype])
+        if layer == "pre_projection":
+            return self._pooled(x).float()
+        out: torch.Tensor = self._net.encode_image(x).float()
+        return _at(layer, out)
+
+    def encode_text(self, tokens: torch.Tensor, /, layer: Layer = "output") -> torch.Tensor:
+        """Encode token ids ``(n, L)``, ``L <= context_length``, to float32 ``(n, D)``."""
+        if layer == "pre_projection":
+            raise ModelError(
+                "text features before the projection are not offered", hint="take layer 'output'"
+            )
+        tokens = tokens.to(self.device)
+        short = isinstance(self._net, CLIP) and tokens.shape[1] < self._net.context_length
+        out: torch.Tensor = (
+            _short_clip_text(self._net, tokens) if short else self._net.encode_text(tokens)
+        )
+        return _at(layer, out.float())
+
+    def logits(self, image_features: torch.Tensor, text_features: torch.Tensor, /) -> torch.Tensor:
+        """Return ``logit_scale * image_features @ text_features.T + logit_bias``, shape ``(n, C)``."""
+        scale = self._net.logit_scale.exp().reshape(())
+        out: torch.Tensor = scale * image_features @ text_features.T
+        bias = self._net.logit_bias
+        return out if bias is None else out + bias.reshape(())
+
+    def encode(
+        self, inputs: Inputs[Any], /, tower: Tower, layer: Layer = "output", view: int = 0
+    ) -> NDArray[np.float32]:
+        """Encode any number of examples through the feature store, in constant memory."""
+        if tower == "text" and view:
+            raise ValueError("texts have no augmented views")
+        compute = self._images if tower == "image" else self._texts
+        with torch.no_grad():
+            got = self.services.store.get_or_compute(
+                self._space(tower, layer, view),
+                inputs.digests(),
+                partial(compute, inputs, layer, view),
+            )
+        self.services.meter.add(got.encode_seconds, got.seconds_spent, got.computed)
+        return cast("NDArray[np.float32]", got.rows)
+
+    def clone(self) -> OpenClipModel:
+        """Return a copy whose weights may be trained without a change to this model."""
+        return OpenClipModel(
+            copy.deepcopy(self.module),
+            self.tokenizer,
+            self.source,
+            name=self.name,
+            device=self.device,
+            dtype=self.dtype,
+            services=self.services,
+        )
+
+    def _space(self, tower: Tower, layer: Layer, view: int) -> Space:
+        # The weights alone do not tell heads, patch, pooling or activation apart: the config goes with them.
+        config = json.dumps(_portable(self.source.model_cfg), sort_keys=True)
+        weights = hashlib.sha256(f"{self._weights_hash(tower)} {config}".encode()).hexdigest()
+        if tower == "text":
+            preprocess = _tokenizer_text(self.tokenizer)
+        else:
+            preprocess = f"{self._transforms[bool(view)]} decode={DECODE_VERSION}"
+        return Space(
+            weights=weights,
+            activation="quick_gelu" if self.source.model_cfg.get("quick_gelu") else "gelu",
+            layer=layer,
+            preprocess=preprocess,
+            dtype=self.dtype
+            if self.device == "cpu"
+            else f"{self.dtype} {self.device.partition(':')[0]}",
+            view=view,
+            tower=tower,
+        )
+
+    def _images(
+        self, inputs: Inputs[Any], layer: Layer, view: int, indices: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        transform = self._transforms[bool(view)]
+
+        def load(index: int) -> torch.Tensor:
+            image = inputs.examples[index]
+            if not view:
+                return transform(image)
+            seed = hashlib.sha256(f"{view}:".encode() + digest(inputs.examples, index)).digest()
+            return _augmented(transform, image.convert("RGB"), int.from_bytes(seed[:6], "little"))
+
+        size = self.services.batch_size or IMAGE_BATCH
+        workers = self.services.workers or hardware.cpu_count()
+        network = partial(self.encode_image, layer=layer)
+        with self.services.progress.track("encode images", len(indices), "images") as bar:
+            for part, rows in _encode.images(load, network, indices, size, workers):
+                bar.advance(len(part))
+                yield part, rows
+
+    def _texts(
+        self, inputs: Inputs[Any], layer: Layer, _: int, indices: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        def tokens_of(part: NDArray[np.int64]) -> torch.Tensor:
+            return self.tokenize([inputs.examples[int(i)] for i in part])
+
+        size = self.services.batch_size or TEXT_BATCH
+        network = partial(self.encode_text, layer=layer)
+        with self.services.progress.track("encode texts", len(indices), "texts") as bar:
+            for part, rows in _encode.texts(tokens_of, self._lengths, network, indices, size):
+                bar.advance(len(part))
+                yield part, rows
+
+    def _lengths(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return how many leading positions of each row decide its feature; shape ``(n,)``."""
+        whole = torch.full((len(tokens),), tokens.shape[1])
+        text = getattr(self._net, "text", None)
+        if isinstance(self._net, CLIP):
+            causal = self._net.attn_mask is not None and self._net.text_pool_type == "argmax"
+            return tokens.argmax(dim=1) + 1 if causal else whole
+        config = getattr(text, "config", None)  # of a Hugging Face tower, which masks the padding
+        if config is None or getattr(config, "pad_token_id", None) is None:
+            return whole
+        used = tokens != config.pad_token_id
+        last = tokens.shape[1] - used.flip(1).int().argmax(dim=1)
+        return torch.where(used.any(dim=1), last, 1)
+
+    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        visual = self._net.visual
+        if isinstance(visual, VisionTransformer):
+            out: torch.Tensor = visual._pool(visual.transformer(visual._embeds(pixels)))[0]
+            return out
+        if isinstance(visual, TimmModel):
+            out = visual.trunk(pixels)
+            return (
+                out if out.ndim == 2 else out.flatten(2).mean(-1)
+            )  # attention-pooled heads keep the map
+        if isinstance(visual, ModifiedResNet):
+            return cast(
+                "torch.Tensor", visual(pixels)
+            )  # its projection is part of the attention pool
+        raise ModelError(f"no features before the projection of a {type(visual).__name__}")
+
+
+def _transform(module: Any, preprocess_cfg: dict[str, Any], *, train: bool) -> Any:
+    """Return open_clip's transform; ``resize_size`` of a config resizes to more than is cropped."""
+    cfg = PreprocessCfg(**module.visual.preprocess_cfg)
+    transform = image_transform_v2(cfg, is_train=train)
+    larger = preprocess_cfg.get("resize_size")
+    if larger is None or train:
+        return transform
+    first, *rest = transform.transforms
+    return Compose([Resize(int(larger), interpolation=first.interpolation), *rest])
+
+
+def _augmented(
+    transform: Callable[[Image.Image], torch.Tensor], image: Image.Image, seed: int
+) -> torch.Tensor:
+    # The transforms draw from the process-wide generator; the lock makes the draw the image's own.
+    with _AUGMENT, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transform(image)
+
+
+def _at(layer: Layer, projected: torch.Tensor) -> torch.Tensor:
+    if layer == "projected":
+        return projected
+    if layer == "output":
+        return F.normalize(projected, dim=-1)
+    raise ModelError(f"unknown layer '{layer}'", hint="take output, projected or pre_projection")
+
+
+def _short_clip_text(module: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Run a causal text tower on fewer positions than its context; what follows the last token has no effect."""
+    length = tokens.shape[1]
+    dtype = module.transformer.get_cast_dtype()
+    x = module.token_embedding(tokens).to(dtype) + module.positional_embedding[:length].to(dtype)
+    mask = module.attn_mask
+    x = module.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
+    x = module.ln_final(x)  # (n, L, W)
+    x = text_global_pool(
+        x, tokens, module.text_pool_type, eos_token_id=module.text_eos_id
+    )  # (n, W)
+    projection = module.text_projection
+    if projection is None:
+        return x
+    out: torch.Tensor = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
+    return out
+
+
+def _tensor_digest(name: str, tensor: torch.Tensor) -> str:
+    data = tensor.detach().cpu().contiguous()
+    head = f"{name} {tuple(data.shape)} {data.dtype} ".encode()
+    raw = data.reshape(-1).view(torch.uint8).numpy().data
+    return hashlib.sha256(head + hashlib.sha256(raw).digest()).hexdigest()
+
+
+def weights_sha256(module: torch.nn.Module) -> str:
+    """Return the sha256 over name, shape, dtype and bytes of every tensor."""
+    total = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        total.update(_tensor_digest(name, tensor).encode())
+    return total.hexdigest()
+
+
+def _portable(model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without the places of text towers, which change when a folder is moved."""
+    text = {
+        k: v
+        for k, v in model_cfg["text_cfg"].items()
+        if not k.startswith("hf_model_") and k != "hf_tokenizer_name"
+    }
+    vision = {k: v for k, v in model_cfg["vision_cfg"].items() if k != "timm_model_pretrained"}
+    return {**model_cfg, "text_cfg": text, "vision_cfg": vision}
+
+
+def _shortened(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,244 @@
+"""The forms of a model name, read without any framework.
+
+``ARCH/TAG``, ``ARCH/PATH.safetensors``, ``hf-hub:ORG/NAME``, ``local-dir:PATH``, ``random:ARCH``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from clipadapt.core.errors import ModelError, did_you_mean
+
+ALIASES: Final = {
+    "openai/clip-vit-base-patch16": "ViT-B-16-quickgelu/openai",
+    "openai/clip-vit-base-patch32": "ViT-B-32-quickgelu/openai",
+}
+WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
+FORMS: Final = (
+    "ARCH/TAG, ARCH/PATH.safetensors, hf-hub:ORG/NAME, local-dir:PATH, random:ARCH or stitched"
+)
+OFFLINE_WAYS: Final = (
+    "without a network take 'stitched' (pip install \"clipadapt[offline]\"), or weights on this machine: "
+    "ARCH/PATH.safetensors or local-dir:PATH"
+)
+META_NAME: Final = "stitched.json"
+"""Recipe and hashes of a model that was built here."""
+CONFIG_NAME: Final = "open_clip_config.json"
+# open_clip's own order of preference
+CHECKPOINT_NAMES: Final = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A model name in parts.
+
+    Attributes:
+        form: Which of the five forms.
+        arch: open_clip architecture, of ``tag``, ``file`` and ``random``.
+        tag: Pretrained tag.
+        path: Absolute path of the weights file or of the folder.
+        repo: Hub repository.
+    """
+
+    form: Literal["tag", "file", "hub", "dir", "random"]
+    arch: str = ""
+    tag: str = ""
+    path: Path = Path()
+    repo: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The name for tables and records, without any folder."""
+        return {
+            "tag": f"{self.arch}/{self.tag}",
+            "file": f"{self.arch}/{self.path.name}",
+            "hub": f"hf-hub:{self.repo}",
+            "dir": f"local-dir:{self.path.name}",
+            "random": f"random:{self.arch}",
+        }[self.form]
+
+    @property
+    def key(self) -> str:
+        """The name with its full path, for the memory of identities."""
+        where = str(self.path) if self.form in {"file", "dir"} else self.tag or self.repo
+        return f"{self.form}|{self.arch}|{where}"
+
+
+def parse(name: str) -> Name:
+    """Read a name and check the parts that need no framework.
+
+    Raises:
+        ModelError: If the form, the architecture, the file or the folder is not there.
+    """
+    name = ALIASES.get(name.strip(), name.strip())
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme in {"hf-hub", "local-dir", "random"}:
+        rest = rest.strip()
+        if not rest:
+            raise ModelError(
+                f"'{name}' names nothing after '{scheme}:'", hint=f"accepted are {FORMS}"
+            )
+        if scheme == "random":
+            return Name("random", arch=known_architecture(rest))
+        if scheme == "local-dir":
+            return Name("dir", path=_folder(rest))
+        if rest.count("/") != 1 or not all(rest.split("/")):
+            raise ModelError(
+                f"'{name}' is not a hub repository", hint="write hf-hub:ORGANISATION/NAME"
+            )
+        return Name("hub", repo=rest)
+    arch, slash, rest = name.partition("/")
+    if slash and rest.endswith(WEIGHT_SUFFIXES):
+        return Name("file", arch=known_architecture(arch), path=_weights_file(rest))
+    if slash and rest:
+        if arch not in architectures() and Path(name).expanduser().is_dir():
+            raise ModelError(f"'{name}' is a folder", hint=f"write local-dir:{name}")
+        return Name("tag", arch=known_architecture(arch), tag=rest)
+    if name in architectures():
+        raise ModelError(
+            f"the model '{name}' names no weights",
+            hint=f"write {name}/TAG, {name}/PATH.safetensors or random:{name}; "
+            "tags are on open_clip's page of pretrained models",
+        )
+    near = did_you_mean(name, ("stitched", *architectures()))
+    raise ModelError(f"unknown model '{name}'{near}", hint=f"accepted are {FORMS}")
+
+
+@cache
+def architectures() -> tuple[str, ...]:
+    """Return open_clip's architectures, from the config files that it ships."""
+    return tuple(sorted(p.stem for p in _config_folder().glob("*.json")))
+
+
+def known_architecture(arch: str) -> str:
+    """Return ``arch``.
+
+    Raises:
+        ModelError: If open_clip has no such architecture; the message offers the nearest ones.
+    """
+    if arch in architectures():
+        return arch
+    near = did_you_mean(arch, architectures())
+    raise ModelError(
+        f"unknown architecture '{arch}'{near or ''}",
+        hint=f"model names are {FORMS}; open_clip {len(architectures())} architectures "
+        "are listed by open_clip.list_models()",
+    )
+
+
+def architecture_config(arch: str) -> dict[str, Any]:
+    """Return open_clip's config of an architecture."""
+    config: dict[str, Any] = json.loads(
+        (_config_folder() / f"{arch}.json").read_text(encoding="utf-8")
+    )
+    return config
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's open_clip config.
+
+    Raises:
+        ModelError: If the file is missing or is not such a config.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ModelError(
+            f"the folder '{folder}' holds no {CONFIG_NAME}",
+            hint="local-dir: takes a folder as open_clip saves it: "
+            f"{CONFIG_NAME} beside {CHECKPOINT_NAMES[0]}",
+        )
+    return checked_config(path)
+
+
+def checked_config(path: Path) -> dict[str, Any]:
+    """Return the content of an open_clip config file.
+
+    Raises:
+        ModelError: If it is not such a config.
+    """
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        model = config["model_cfg"]
+        whole = all(k in model for k in ("embed_dim", "vision_cfg", "text_cfg"))
+    except (ValueError, KeyError, TypeError) as err:
+        raise ModelError(
+            f"'{path}' is not an open_clip config: {type(err).__name__}: {err}"
+        ) from err
+    if not whole:
+        raise ModelError(f"'{path}': model_cfg lacks embed_dim, vision_cfg or text_cfg")
+    return dict(config)
+
+
+def folder_checkpoint(folder: Path) -> Path:
+    """Return the weights of a checkpoint folder, chosen as open_clip chooses.
+
+    Raises:
+        ModelError: If there are none.
+    """
+    for name in CHECKPOINT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES)
+    if others:
+        return others[0]
+    raise ModelError(
+        f"the folder '{folder}' holds no weights", hint=f"save them as {CHECKPOINT_NAMES[0]}"
+    )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that decide how text is cut and what the text tower is."""
+    names = {"config.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model"}
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file()
+        and (p.name in names or p.name.startswith(("tokenizer", "special_tokens", "sentencepiece")))
+    )
+
+
+def _config_folder() -> Path:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            "the package open_clip is not installed", hint="pip install open_clip_torch"
+        )
+    return Path(spec.origin).parent / "model_configs"
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _folder(text: str) -> Path:
+    folder = _absolute(text).resolve()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ModelError(
+            f"local-dir: the folder '{text}' {what}",
+            hint="name the folder of a checkpoint that open_clip saved",
+        )
+    return folder
+
+
+def _weights_file(text: str) -> Path:
+    path = _absolute(text)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        hint = "a relative path starts in the current folder; write ARCH//absolute/path for another"
+        raise ModelError(f"the weights file '{path}' {what}", hint=hint)
+    return path

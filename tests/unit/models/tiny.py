@@ -1,0 +1,89 @@
+"""Tiny random checkpoints of every model family, as open_clip folders; no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP, CustomTextCLIP
+from safetensors.torch import save_file
+from transformers import BertConfig
+
+WORDS = (
+    *(
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "photo",
+        "of",
+        "the",
+        "dog",
+        "cat",
+        "horse",
+    ),
+    *("tench", "red", "blue", "square", "circle", ".", ",", "x"),
+)
+CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VIT = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16}
+CONV = {
+    "timm_model_name": "test_efficientnet",
+    "timm_pool": "avg",
+    "timm_proj": "linear",
+    "image_size": 32,
+}
+
+
+def write(folder: Path, family: str) -> Path:
+    """Write one checkpoint.
+
+    Args:
+        folder: Where to.
+        family: ``clip`` (ViT and CLIP text), ``custom`` (ViT and CustomTextCLIP) or ``hf`` (timm and BERT).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg: dict[str, Any] = {"embed_dim": 24, "vision_cfg": dict(VIT), "text_cfg": dict(CLIP_TEXT)}
+    if family == "clip":
+        cfg["quick_gelu"] = True
+    if family == "custom":
+        cfg["custom_text"] = True
+    if family == "hf":
+        cfg["vision_cfg"] = dict(CONV)
+        _write_bert(folder)
+        cfg["text_cfg"] = {
+            "hf_model_name": str(folder),
+            "hf_tokenizer_name": "nobody/nothing",
+            "hf_model_pretrained": False,
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": None,
+            "context_length": 16,
+        }
+    torch.manual_seed(1)
+    kinds = {k: v for k, v in cfg.items() if k != "custom_text"}
+    module = (CLIP if family == "clip" else CustomTextCLIP)(**json.loads(json.dumps(kinds)))
+    state = {k: v.contiguous().clone() for k, v in module.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    if family == "hf":
+        cfg["text_cfg"]["hf_model_name"] = "nobody/nothing"
+    config = {"model_cfg": cfg, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def _write_bert(folder: Path) -> None:
+    BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=32,
+    ).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}), encoding="utf-8"
+    )

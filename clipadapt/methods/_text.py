@@ -1,0 +1,45 @@
+"""What prompt-based methods share: one unit-norm text classifier per class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipadapt.core.protocols import Inputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from clipadapt.models import ImageTextModel
+
+
+def zero_shot_weights(
+    model: ImageTextModel, classnames: tuple[str, ...], templates: tuple[str, ...]
+) -> NDArray[np.float32]:
+    """Build one text classifier per class: embed every template, average, renormalise.
+
+    Args:
+        model: Dual encoder of joint width ``D``.
+        classnames: ``C`` class names.
+        templates: ``T`` templates, each with one ``{}``.
+
+    Returns:
+        Unit-norm weights of shape ``(C, D)``.
+
+    Raises:
+        ValueError: If there is no template, or one has no ``{}``.
+
+    References:
+        A. Radford et al., "Learning Transferable Visual Models From Natural Language
+        Supervision", ICML 2021, section 3.1.4. arXiv:2103.00020
+    """
+    bad = [t for t in templates if t.count("{}") != 1]
+    if bad or not templates:
+        raise ValueError(f"templates need exactly one '{{}}' each, got {bad or 'none'}")
+    prompts = [t.replace("{}", name) for name in classnames for t in templates]
+    ids = tuple(str(i) for i in range(len(prompts)))
+    features = model.encode(Inputs(prompts, ids), "text")  # (C * T, D), unit norm
+    mean = features.reshape(len(classnames), len(templates), -1).mean(axis=1)  # (C, D)
+    weights = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    return np.ascontiguousarray(weights, dtype=np.float32)

@@ -1,0 +1,376 @@
+"""Linear probe: logistic regression on frozen image features, with three published recipes.
+
+=================  ===========================  ==============================  =========================
+setting            CLIP paper (default)         CoOp ``lpclip``                 CLIP_benchmark
+=================  ===========================  ==============================  =========================
+``layer``          ``pre_projection``           ``projected``                   ``output`` (unit norm)
+``solver``         ``lbfgs``                    ``lbfgs``                       ``adamw``
+``search``         ``peak`` over C              ``bisect`` over C               ``peak`` over weight decay
+``refit``          on train + val               no                              on train + val
+=================  ===========================  ==============================  =========================
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from clipadapt.core import metrics
+from clipadapt.core.errors import DataError
+from clipadapt.core.protocols import MethodConfig
+from clipadapt.methods import _saved
+from clipadapt.models import ImageTextModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+
+# 8 values per decade, ends included; index steps 16, 8, 4, 2, 1 halve the interval round the peak.
+C_GRID = np.logspace(-6, 6, 97)
+WEIGHT_DECAY_GRID = np.logspace(-6, 2, 97)
+PEAK_START = tuple(range(0, 97, 16))
+PEAK_SPANS = (8, 4, 2, 1)
+BISECT_START = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
+BISECT_STEPS = 8
+# A class without a training example is never predicted: its logit lies this far below all others.
+UNSEEN_MARGIN = 1e4
+
+
+class LinearProbeConfig(MethodConfig):
+    """Hyperparameters of ``clip/linear_probe``.
+
+    Attributes:
+        layer: Image features: before the projection, after it, or after it with unit norm.
+        solver: ``lbfgs`` (scikit-learn's logistic regression) or ``adamw`` (a linear layer).
+        search: How the penalty is chosen on val: ``peak``, ``bisect`` or ``none``. Without val
+            nothing is searched.
+        C: Inverse strength of the L2 penalty where nothing is searched (lbfgs).
+        weight_decay: Weight decay where nothing is searched (adamw).
+        refit: Fit once more on train and val with the chosen penalty.
+        max_iter: Iterations of lbfgs at the most.
+        span: With fewer examples than features, solve in the span of the examples (lbfgs); the same
+            problem in fewer dimensions. CoOp's search takes no such short cut, as rounding breaks its ties.
+        lr: Peak learning rate of adamw; the schedule is cosine to zero, per step.
+        epochs: Passes over the training split (adamw).
+        batch_size: Images per step (adamw).
+    """
+
+    layer: Literal["pre_projection", "projected", "output"] = "pre_projection"
+    solver: Literal["lbfgs", "adamw"] = "lbfgs"
+    search: Literal["peak", "bisect", "none"] = "peak"
+    C: PositiveFloat = 0.316
+    weight_decay: NonNegativeFloat = 0.0
+    refit: bool = True
+    max_iter: PositiveInt = 1000
+    span: bool = True
+    lr: PositiveFloat = 0.1
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A fitted linear layer: ``weight`` of shape ``(C, D)``, ``bias`` of shape ``(C,)``, float32."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        return features @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One penalty tried: the layer fitted on train, and how it does on val."""
+
+    value: float
+    layer: Linear
+    accuracy: float
+    loss: float
+
+
+class LinearProbe:
+    """Logistic regression on frozen features; the L2 penalty is chosen on val.
+
+    References:
+        A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+        ICML 2021, appendix A.3. arXiv:2103.00020. Search and refit as told there; the paper does not
+        say how ties on val are broken: here the lower val loss wins.
+        K. Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 (``lpclip``).
+        LAION-AI, CLIP_benchmark, ``metrics/linear_probe.py``.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = ImageTextModel
+
+    def __init__(self, config: LinearProbeConfig) -> None:
+        self.config = config
+
+    def fit(
+        self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
+    ) -> LinearProbeClassifier:
+        """Fit on train, choose the penalty on val, refit on both where the recipe says so."""
+        config = self.config
+        train = task.require_train("linear_probe")
+        n_classes = len(task.classnames)
+        x = backbone.encode(train.inputs, "image", config.layer)  # (n, D)
+        y = train.labels
+        val = None if task.val is None or not len(task.val) else task.val
+        xv = None if val is None else backbone.encode(val.inputs, "image", config.layer)
+
+        def solve(x: NDArray[np.float32], y: NDArray[np.int64], penalty: float) -> Linear:
+            if config.solver == "lbfgs":
+                return fit_logistic(x, y, penalty, config.max_iter, n_classes, span=config.span)
+            return self._fit_adamw(x, y, penalty, n_classes, ctx)
+
+        def attempt(penalty: float) -> Trial:
+            assert xv is not None
+            assert val is not None
+            layer = solve(x, y, penalty)
+            logits = layer(xv)
+            accuracy = metrics.topk_accuracy(logits, val.labels, 1)
+            loss = metrics.nll(logits, val.labels)
+            ctx.log(**{self._penalty: penalty, "val_accuracy": accuracy, "val_loss": loss})
+            return Trial(penalty, layer, accuracy, loss)
+
+        if val is None or xv is None or config.search == "none":
+            fixed = config.C if config.solver == "lbfgs" else config.weight_decay
+            layer = solve(x, y, fixed)
+            return LinearProbeClassifier(backbone, task.classnames, config.layer, layer, None, None)
+        best = self._search(attempt, ctx)
+        if ctx.observe:
+            ctx.observe("chosen", best)
+        # After a refit val is training data, so the temperature comes from the fit that had not seen it.
+        temperature = metrics.fit_temperature(best.layer(xv), val.labels)
+        layer = best.layer
+        if config.refit:
+            layer = solve(np.concatenate([x, xv]), np.concatenate([y, val.labels]), best.value)
+        chosen = {
+            "epoch": None,
+            "by": f"val accuracy over {self._penalty} ({self._penalty}={best.value:.4g})",
+            "value": best.accuracy,
+        }
+        return LinearProbeClassifier(
+            backbone, task.classnames, config.layer, layer, temperature, chosen
+        )
+
+    def load(self, directory: Path, backbone: ImageTextModel) -> LinearProbeClassifier:
+        """Return the classifier saved in ``directory``."""
+        arrays, facts = _saved.load(directory, {"weight": (None, None), "bias": (None,)})
+        return LinearProbeClassifier(
+            backbone,
+            tuple(facts["classnames"]),
+            facts["layer"],
+            Linear(arrays["weight"], arrays["bias"]),
+            facts["temperature"],
+            facts["selection"],
+        )
+
+    @property
+    def _penalty(self) -> str:
+        return "C" if self.config.solver == "lbfgs" else "weight_decay"
+
+    def _search(self, attempt: Callable[[float], Trial], ctx: RunContext) -> Trial:
+        if self.config.search == "bisect":
+            return search_bisect(attempt, ctx)
+        grid = C_GRID if self.config.solver == "lbfgs" else WEIGHT_DECAY_GRID
+        # CLIP_benchmark keeps the first of equal values; the CLIP paper does not say.
+        return search_peak(attempt, grid, ties_by_loss=self.config.solver == "lbfgs")
+
+    def _fit_adamw(
+        self,
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        weight_decay: float,
+        n_classes: int,
+        ctx: RunContext,
+    ) -> Linear:
+        """Train a linear layer as CLIP_benchmark does; every call starts from the same weights."""
+        import torch
+        import torch.nn.functional as F
+
+        config, width = self.config, x.shape[1]
+        bound, rng = width**-0.5, ctx.rng("linear_probe.init")
+        start = rng.uniform(-bound, bound, (n_classes, width)).astype(np.float32)
+        bias0 = rng.uniform(-bound, bound, n_classes).astype(np.float32)
+        weight = torch.tensor(ctx.initial("weight", start), requires_grad=True)
+        bias = torch.tensor(ctx.initial("bias", bias0), requires_grad=True)
+        optimizer = torch.optim.AdamW([weight, bias], lr=config.lr, weight_decay=weight_decay)
+        features, labels = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y)
+        epochs = [
+            ctx.batches("linear_probe", len(y), config.batch_size, e) for e in range(config.epochs)
+        ]
+        total, step = sum(len(e) for e in epochs), 0
+        for batches in epochs:
+            for rows in batches:
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.5 * config.lr * (1 + np.cos(np.pi * step / total))
+                logits = features[rows] @ weight.T + bias  # (b, C)
+                loss = F.cross_entropy(logits, labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+        return Linear(weight.detach().numpy(), bias.detach().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class LinearProbeClassifier:
+    """A linear layer on frozen image features.
+
+    Attributes:
+        model: The backbone that encodes images.
+        classnames: ``C`` class names.
+        features: Layer of the image tower the features come from.
+        linear: The fitted layer.
+        temperature: Softmax temperature fitted on val before the refit, or None.
+        selection: What was chosen on val, or None.
+        score_kind: The scores are logits.
+    """
+
+    model: ImageTextModel
+    classnames: tuple[str, ...]
+    features: Literal["pre_projection", "projected", "output"]
+    linear: Linear
+    temperature: float | None = None
+    selection: dict[str, Any] | None = None
+    score_kind: ClassVar[ScoreKind] = "logit"
+
+    @property
+    def n_trainable_params(self) -> int:
+        """Weights and biases."""
+        return self.linear.weight.size + self.linear.bias.size
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        return self.linear(self.model.encode(inputs, "image", self.features))
+
+    def save(self, directory: Path) -> None:
+        """Write the layer and the class names."""
+        facts = {
+            "classnames": self.classnames,
+            "layer": self.features,
+            "temperature": self.temperature,
+            "selection": self.selection,
+        }
+        _saved.save(directory, {"weight": self.linear.weight, "bias": self.linear.bias}, facts)
+
+
+def fit_logistic(
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    C: float,
+    max_iter: int,
+    n_classes: int,
+    *,
+    span: bool = True,
+) -> Linear:
+    """Fit scikit-learn's L-BFGS logistic regression.
+
+    Args:
+        x: Features, shape ``(n, D)``.
+        y: Labels, shape ``(n,)``.
+        C: Inverse strength of the L2 penalty.
+        max_iter: Iterations at the most.
+        n_classes: ``C`` of the task; classes without an example are never predicted.
+        span: Solve in the span of the examples where they are fewer than the features.
+
+    Raises:
+        DataError: If there are examples of one class only.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    seen = np.unique(y)
+    if len(seen) < 2:
+        raise DataError(
+            f"linear_probe needs examples of at least two classes, got {len(seen)}",
+            hint="add training examples of the other classes",
+        )
+    # The solution lies in the span of the examples, and L-BFGS does not mind a rotation: with fewer
+    # examples than features the same iterates are found in n dimensions.
+    basis = np.linalg.qr(x.T.astype(np.float64))[0] if span and len(x) < x.shape[1] else None
+    features = x if basis is None else x @ basis
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # the paper's 1,000 iterations are the rule
+        fitted = LogisticRegression(random_state=0, C=C, max_iter=max_iter).fit(features, y)
+    coef, intercept = fitted.coef_, fitted.intercept_
+    if basis is not None:
+        coef = coef @ basis.T
+    if len(seen) == 2:  # scikit-learn gives one row: the logit of the second class
+        coef, intercept = (
+            np.concatenate([-coef, coef]) / 2,
+            np.concatenate([-intercept, intercept]) / 2,
+        )
+    weight = np.zeros((n_classes, x.shape[1]), dtype=np.float32)
+    bias = np.full(n_classes, intercept.min() - UNSEEN_MARGIN, dtype=np.float32)
+    weight[seen], bias[seen] = coef, intercept
+    return Linear(weight, bias)
+
+
+def search_peak(
+    attempt: Callable[[float], Trial], grid: NDArray[np.float64], *, ties_by_loss: bool
+) -> Trial:
+    """Try every 16th value, then halve the interval round the best down to neighbours.
+
+    Args:
+        attempt: Fits on train with one penalty and judges on val.
+        grid: 97 values, 8 per decade for C.
+        ties_by_loss: Between equal accuracies the lower val loss wins; else the first tried.
+    """
+    tried: dict[int, Trial] = {}
+
+    def peak(indices: tuple[int, ...]) -> int:
+        best: int | None = None
+        for i in indices:
+            if i not in tried:
+                tried[i] = attempt(float(grid[i]))
+            if best is None or _better(tried[i], tried[best], ties_by_loss=ties_by_loss):
+                best = i
+        assert best is not None
+        return best
+
+    best = peak(PEAK_START)
+    for span in PEAK_SPANS:
+        best = peak((max(best - span, 0), best, min(best + span, len(grid) - 1)))
+    return tried[best]
+
+
+def _better(a: Trial, b: Trial, *, ties_by_loss: bool) -> bool:
+    if a.accuracy != b.accuracy:
+        return a.accuracy > b.accuracy
+    return ties_by_loss and a.loss < b.loss
+
+
+def search_bisect(attempt: Callable[[float], Trial], ctx: RunContext) -> Trial:
+    """CoOp's search: the best of seven powers of ten, then eight bisections in log10; ties go left."""
+    start = [attempt(c) for c in BISECT_START]
+    peak = max(start, key=lambda t: t.accuracy).value  # the first of equals
+    left, right = 0.1 * peak, 10.0 * peak
+    final = start[0]
+    for _ in range(BISECT_STEPS):
+        low, high = attempt(left), attempt(right)
+        middle = 0.5 * (np.log10(left) + np.log10(right))
+        if low.accuracy < high.accuracy:
+            final, left = high, float(10**middle)
+        else:
+            final, right = low, float(10**middle)
+        if ctx.observe:
+            ctx.observe("step", final)
+    return final
+
+
+METHOD = LinearProbe

@@ -1,0 +1,104 @@
+"""Zero-shot classification: the class whose prompt embedding is nearest to the image embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import PositiveFloat
+
+from clipadapt.core.protocols import MethodConfig
+from clipadapt.methods import _saved
+from clipadapt.methods._text import zero_shot_weights
+from clipadapt.models import ImageTextModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+
+
+class ZeroShotConfig(MethodConfig):
+    """Hyperparameters of ``clip/zero_shot``.
+
+    Attributes:
+        logit_scale: Factor on the cosine; None takes the model's own (and its bias, where it has
+            one). CLIP_benchmark uses the constant 100. The ranking of classes does not depend on it.
+    """
+
+    logit_scale: PositiveFloat | None = None
+
+
+class ZeroShot:
+    """Normalise each prompt's embedding, average over templates, normalise again.
+
+    References:
+        A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+        ICML 2021, section 3.1.4. arXiv:2103.00020
+    """
+
+    Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = ImageTextModel
+
+    def __init__(self, config: ZeroShotConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> ZeroShotClassifier:  # noqa: ARG002
+        """Embed the class names; no example is looked at."""
+        weights = zero_shot_weights(backbone, task.classnames, task.templates)
+        return ZeroShotClassifier(backbone, task.classnames, weights, self.config.logit_scale)
+
+    def load(self, directory: Path, backbone: ImageTextModel) -> ZeroShotClassifier:
+        """Return the classifier saved in ``directory``."""
+        arrays, facts = _saved.load(directory, {"weights": (None, backbone.embed_dim)})
+        names = tuple(facts["classnames"])
+        return ZeroShotClassifier(backbone, names, arrays["weights"], facts["logit_scale"])
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroShotClassifier:
+    """Cosine similarity to one text embedding per class.
+
+    Attributes:
+        model: The backbone that encodes images.
+        classnames: ``C`` class names.
+        weights: Unit-norm text embeddings, shape ``(C, D)``.
+        logit_scale: Factor on the cosine, or None for the model's own.
+        n_trainable_params: Always 0.
+        score_kind: The scores are logits.
+    """
+
+    model: ImageTextModel
+    classnames: tuple[str, ...]
+    weights: NDArray[np.float32]
+    logit_scale: float | None = None
+    n_trainable_params: ClassVar[int] = 0
+    score_kind: ClassVar[ScoreKind] = "logit"
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        features = self.model.encode(inputs, "image")  # (n, D), unit norm
+        cosine = features @ self.weights.T  # (n, C)
+        if self.logit_scale is not None:
+            return np.float32(self.logit_scale) * cosine
+        return np.float32(self.model.logit_scale) * cosine + np.float32(self.model.logit_bias)
+
+    def with_classnames(
+        self, classnames: tuple[str, ...], templates: tuple[str, ...]
+    ) -> ZeroShotClassifier:
+        """Return the zero-shot classifier for other classes."""
+        weights = zero_shot_weights(self.model, classnames, templates)
+        return ZeroShotClassifier(self.model, classnames, weights, self.logit_scale)
+
+    def save(self, directory: Path) -> None:
+        """Write the text embeddings and the class names."""
+        facts = {"classnames": self.classnames, "logit_scale": self.logit_scale}
+        _saved.save(directory, {"weights": self.weights}, facts)
+
+
+METHOD = ZeroShot

@@ -1,0 +1,101 @@
+"""One case per registered method and model family: a tiny backbone, a small task, unlabelled inputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipadapt.core.context import RunContext, Services
+from clipadapt.core.protocols import DatasetOptions, Inputs, ModelOptions, Split, Task
+from clipadapt.core.registry import DATASETS, METHODS, MODELS
+from clipadapt.core.store import FeatureStore
+
+CLIP_FAMILIES = ("clip", "custom", "hf")
+CASES = [
+    (name, family)
+    for name in METHODS.names()
+    for family in (CLIP_FAMILIES if name.startswith("clip/") else ("none",))
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a method is given."""
+
+    name: str
+    method: Any
+    backbone: Any
+    task: Task[Any]
+    inputs: Inputs[Any]
+
+    def context(self, folder: Path, seed: int = 1) -> RunContext:
+        """A fresh context, equal for equal seeds."""
+        services = (
+            Services(FeatureStore(enabled=False))
+            if self.backbone is None
+            else self.backbone.services
+        )
+        return RunContext(seed, folder, services)
+
+    def state(self) -> str:
+        """Hash of the backbone's weights as they are now, read anew."""
+        if self.backbone is None:
+            return ""
+        total = hashlib.sha256()
+        for key, tensor in self.backbone.module.state_dict().items():
+            total.update(key.encode())
+            total.update(tensor.detach().cpu().float().numpy().tobytes())
+        return total.hexdigest()
+
+
+def reviews() -> tuple[Task[str], Inputs[str]]:
+    """Twelve made-up sentences to learn from and six to judge."""
+    good, bad = ("fine", "warm", "clever"), ("dull", "cold", "clumsy")
+    nouns = ("plot", "cast", "score", "pace")
+    rows = [
+        (f"a {a} {n} {i}", y)
+        for y, words in ((0, bad), (1, good))
+        for a in words
+        for i, n in enumerate(nouns)
+    ]
+    names = ("negative", "positive")
+
+    def split(part: list[tuple[str, int]]) -> Split[str]:
+        ids = tuple(f"r{rows.index(r)}" for r in part)
+        labels = np.array([y for _, y in part], dtype=np.int64)
+        return Split(Inputs([t for t, _ in part], ids), labels, names)
+
+    return Task(names, (), split(rows[::2]), split(rows[1::4])), split(rows[3::4]).inputs
+
+
+def pictures() -> tuple[Task[Any], Inputs[Any]]:
+    """A few generated pictures of three classes."""
+    found = DATASETS.resolve("synthetic:3x12", "clip")
+    data = found.provider(found.argument, DatasetOptions())
+    task = Task(data.classnames, data.templates, data.split("train"), data.split("val"))
+    return task, data.split("test").inputs
+
+
+@pytest.fixture
+def tiny_case(tiny_models: dict[str, str]) -> Callable[[str, str], Case]:
+    """Build the case of a method and a family."""
+
+    def build(name: str, family: str) -> Case:
+        method_class = METHODS.get(name)
+        backbone = None
+        if method_class.requires is not None:
+            found = MODELS.resolve(tiny_models[family], "clip")
+            services = Services(FeatureStore(enabled=False), workers=1)
+            backbone = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
+            if not isinstance(backbone, method_class.requires):
+                pytest.skip(f"{name} does not serve the family {family}")
+        task, inputs = pictures() if name.startswith("clip/") else reviews()
+        return Case(name, method_class(method_class.Config()), backbone, task, inputs)
+
+    return build

@@ -1,0 +1,192 @@
+"""What every registered method owes, on every model family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clipadapt.core import config, registry, runner
+from clipadapt.core.errors import ConfigError
+from clipadapt.core.protocols import Classifier, DatasetOptions, OpenVocabulary, Task
+from clipadapt.core.registry import METHODS, Resolved
+from tests.contract.conftest import CASES
+
+every_case = pytest.mark.parametrize(("name", "family"), CASES)
+every_method = pytest.mark.parametrize("name", METHODS.names())
+# Scores of equal inputs may differ in the last bits where they stand in another row of a matrix product.
+NEAR = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@every_case
+def test_fit_is_deterministic_and_leaves_the_backbone_alone(name, family, tiny_case, tmp_path):
+    case = tiny_case(name, family)
+    before = case.state()
+
+    first = case.method.fit(case.backbone, case.task, case.context(tmp_path / "a"))
+    scores = first.predict_scores(case.inputs)
+    second = case.method.fit(case.backbone, case.task, case.context(tmp_path / "b"))
+
+    assert isinstance(first, Classifier)
+    assert first.classnames == case.task.classnames
+    assert scores.shape == (len(case.inputs), len(case.task.classnames))
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(scores, second.predict_scores(case.inputs))
+    assert case.state() == before
+    assert first.n_trainable_params >= 0
+    assert first.score_kind in {"logit", "margin"}
+
+
+@every_case
+def test_a_saved_classifier_gives_equal_scores(name, family, tiny_case, tmp_path):
+    case = tiny_case(name, family)
+    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
+    scores = fitted.predict_scores(case.inputs)
+
+    fitted.save(tmp_path / "saved")
+    loaded = case.method.load(tmp_path / "saved", case.backbone)
+
+    assert loaded.classnames == fitted.classnames
+    assert loaded.n_trainable_params == fitted.n_trainable_params
+    np.testing.assert_array_equal(loaded.predict_scores(case.inputs), scores)
+    assert not [
+        p for p in (tmp_path / "saved").rglob("*") if p.suffix in {".pkl", ".pt", ".bin", ".joblib"}
+    ]
+
+
+@every_case
+def test_permuted_inputs_give_permuted_scores(name, family, tiny_case, tmp_path):
+    case = tiny_case(name, family)
+    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
+    order = np.random.default_rng(0).permutation(len(case.inputs))
+
+    plain = fitted.predict_scores(case.inputs)
+    permuted = fitted.predict_scores(case.inputs.take(order))
+    alone = fitted.predict_scores(case.inputs.take(order[:1]))
+
+    np.testing.assert_allclose(permuted, plain[order], **NEAR)
+    np.testing.assert_allclose(alone, plain[order[:1]], **NEAR)
+
+
+@every_case
+def test_predicting_changes_nothing(name, family, tiny_case, tmp_path):
+    case = tiny_case(name, family)
+    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
+    once = fitted.predict_scores(case.inputs)
+
+    fitted.predict_scores(case.inputs.take(np.arange(2)))
+
+    np.testing.assert_array_equal(fitted.predict_scores(case.inputs), once)
+
+
+@every_case
+def test_a_task_without_val_is_served(name, family, tiny_case, tmp_path):
+    case = tiny_case(name, family)
+    task = Task(case.task.classnames, case.task.templates, case.task.train, None)
+
+    fitted = case.method.fit(case.backbone, task, case.context(tmp_path))
+
+    assert np.isfinite(fitted.predict_scores(case.inputs)).all()
+
+
+@every_case
+def test_other_classes_where_the_vocabulary_is_open(name, family, tiny_case, tmp_path):
+    case = tiny_case(name, family)
+    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
+    if not isinstance(fitted, OpenVocabulary):
+        pytest.skip(f"{name} has a closed set of classes")
+
+    other = fitted.with_classnames(("a dog", "a cat", "a horse", "a square"), case.task.templates)
+
+    assert other.classnames == ("a dog", "a cat", "a horse", "a square")
+    assert other.predict_scores(case.inputs).shape == (len(case.inputs), 4)
+    assert fitted.classnames == case.task.classnames
+
+
+@every_method
+def test_defaults_are_valid_and_misspelt_keys_are_refused(name):
+    method = METHODS.get(name)
+    data = "synthetic" if name.startswith("clip/") else "rotten_tomatoes:offline"
+    whole = {"data": {"name": data}, "model": {"name": "stitched"}, "method": {"name": name}}
+
+    built = config.build([("test", whole)], source="test")
+
+    assert built.method == method.Config()
+    assert isinstance(method.version, int)
+    with pytest.raises(ConfigError, match=r"method\.no_such_key"):
+        config.build(
+            [("test", whole | {"method": {"name": name, "no_such_key": 1}})], source="test"
+        )
+
+
+@every_method
+def test_recipes_are_shipped_and_valid(name):
+    track, _, stem = name.partition("/")
+    names = config.config_names(track)
+    wanted = [stem] if name == "clip/zero_shot" else [stem, f"{stem}-quick"]
+
+    for recipe in wanted:
+        assert recipe in names, f"configs/methods/{track}/{recipe}.yaml is missing"
+    for recipe in [n for n in names if n == stem or n.startswith(f"{stem}-")]:
+        loaded = config.load([recipe], ["data.name=synthetic"], track=track)
+        assert loaded.method_name == name
+        assert loaded.config.recipe.source
+        if (
+            recipe.endswith("-quick")
+            and loaded.method != config.load([stem], ["data.name=synthetic"], track=track).method
+        ):
+            assert loaded.config.recipe.deviations
+
+
+class Guarded:
+    """A data set whose test split raises as long as a fit is not over."""
+
+    def __init__(self, inner, state) -> None:
+        self._inner, self._state = inner, state
+
+    def __getattr__(self, key):
+        return getattr(self._inner, key)
+
+    def split(self, name):
+        if name == "test":
+            assert self._state["fitted"], "the test split was touched before the fit was over"
+            self._state["touched"] = True
+        return self._inner.split(name)
+
+
+@every_method
+def test_the_test_split_never_reaches_selection(name, tiny_clip, tmp_path, monkeypatch):
+    track = name.partition("/")[0]
+    state = {"fitted": False, "touched": False}
+    if track == "clip":
+        found = registry.DATASETS.resolve("synthetic:3x12", "clip")
+        inner = found.provider(found.argument, DatasetOptions())
+    else:
+        path = tmp_path / "reviews.csv"
+        rows = [f"a {w} plot {i},{y}" for i in range(40) for y, w in ((0, "dull"), (1, "fine"))]
+        path.write_text("text,label\n" + "\n".join(rows) + "\n")
+        found = registry.DATASETS.resolve(f"csv:{path}", "text")
+        inner = found.provider(found.argument, DatasetOptions())
+    guarded = Guarded(inner, state)
+    monkeypatch.setattr(
+        registry.DATASETS, "resolve", lambda *_: Resolved("test", "", lambda *_: guarded)
+    )
+    method = METHODS.get(name)
+    fit = method.fit
+
+    def watched(self, backbone, task, ctx):
+        test_ids = set(inner.split("test").inputs.ids)
+        for part in (task.train, task.val):
+            assert part is None or not test_ids & set(part.inputs.ids)
+        fitted = fit(self, backbone, task, ctx)
+        state["fitted"] = True
+        return fitted
+
+    monkeypatch.setattr(method, "fit", watched)
+    model = {"model": {"name": tiny_clip, "precision": "fp32"}} if method.requires else {}
+    whole = {"data": {"name": "guarded", "shots": 2}, "method": {"name": name}, **model}
+
+    (record,) = runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+
+    assert record.status == "ok"
+    assert state["touched"]

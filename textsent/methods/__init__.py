@@ -1,0 +1,1 @@
+"""Methods for sentiment: one file each; the file is the registered name."""

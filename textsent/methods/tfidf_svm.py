@@ -1,0 +1,227 @@
+"""Linear SVM on TF-IDF n-grams."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from clipadapt.core._files import write_bytes, write_text
+from clipadapt.core.errors import DataError, RecordError
+from clipadapt.core.protocols import MethodConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+
+ARRAYS = "classifier.safetensors"
+FACTS = "classifier.json"
+
+
+class TfidfSVMConfig(MethodConfig):
+    """Hyperparameters of ``text/tfidf_svm``; what is not named here is scikit-learn's default.
+
+    Attributes:
+        C: Inverse strength of the L2 penalty.
+        max_ngram: Longest word n-gram counted.
+        min_df: Training texts an n-gram must occur in to be kept.
+        sublinear_tf: Count ``1 + ln(tf)`` instead of ``tf``.
+        max_iter: Passes of the solver at the most.
+    """
+
+    C: PositiveFloat = 1.0
+    max_ngram: int = Field(default=2, ge=1, le=5)
+    min_df: PositiveInt = 1
+    sublinear_tf: bool = False
+    max_iter: PositiveInt = 10_000
+
+
+class TfidfSVM:
+    """L2-regularised linear SVM (squared hinge loss), one against rest.
+
+    References:
+        S. Wang and C. Manning, "Baselines and Bigrams: Simple, Good Sentiment and Topic
+        Classification", ACL 2012.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = TfidfSVMConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = None
+
+    def __init__(self, config: TfidfSVMConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: None, task: Task[str], ctx: RunContext) -> TfidfSVMClassifier:  # noqa: ARG002
+        """Fit on ``task.train``; ``task.val`` is not used. The seed plays no part.
+
+        Raises:
+            DataError: If train has one class only, or no n-gram is left to count.
+        """
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.svm import LinearSVC
+
+        config = self.config
+        train = task.require_train("tfidf_svm")
+        seen = np.unique(train.labels)
+        if len(seen) < 2:
+            raise DataError(
+                f"tfidf_svm needs examples of at least two classes, got {len(seen)}",
+                hint="add training examples of the other classes",
+            )
+        vectorizer = _vectorizer(config.max_ngram, config.sublinear_tf, config.min_df)
+        try:
+            counts = vectorizer.fit_transform(list(train.inputs.examples))  # sparse (n, V)
+        except ValueError as err:
+            raise DataError(
+                f"tfidf_svm finds no n-gram in the {len(train)} training texts with min_df={config.min_df} ({err})",
+                hint="a word has two letters or digits at least; give longer texts or lower method.min_df",
+            ) from None
+        # random_state orders the coordinates of the dual solver: fixed, so that equal data give equal weights.
+        svm = LinearSVC(C=config.C, max_iter=config.max_iter, random_state=0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            svm.fit(counts, train.labels)
+        if any(issubclass(w.category, ConvergenceWarning) for w in caught):
+            ctx.progress.note(
+                f"warning: tfidf_svm did not converge in {config.max_iter} passes; raise method.max_iter"
+            )
+        coef, intercept = _for_all_classes(svm.coef_, svm.intercept_, seen, len(task.classnames))
+        return TfidfSVMClassifier(
+            task.classnames,
+            tuple(vectorizer.get_feature_names_out().tolist()),
+            vectorizer.idf_,
+            coef,
+            intercept,
+            config.max_ngram,
+            config.sublinear_tf,
+        )
+
+    def load(self, directory: Path, backbone: None) -> TfidfSVMClassifier:  # noqa: ARG002
+        """Return the classifier saved in ``directory``.
+
+        Raises:
+            RecordError: If a file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+            arrays = load_file(directory / ARRAYS)
+            classnames, vocabulary = tuple(facts["classnames"]), tuple(facts["vocabulary"])
+            settings = int(facts["max_ngram"]), bool(facts["sublinear_tf"])
+            idf, coef, intercept = arrays["idf"], arrays["coef"], arrays["intercept"]
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as err:
+            raise _unreadable(directory, repr(err)) from None
+        rows = 1 if len(classnames) == 2 else len(classnames)
+        columns = len(vocabulary)
+        if (idf.shape, coef.shape, intercept.shape) != ((columns,), (rows, columns), (rows,)):
+            shapes = f"idf {idf.shape}, coef {coef.shape}, intercept {intercept.shape}"
+            raise _unreadable(
+                directory, f"{shapes} do not fit {columns} n-grams and {len(classnames)} classes"
+            )
+        return TfidfSVMClassifier(classnames, vocabulary, idf, coef, intercept, *settings)
+
+
+@dataclass(frozen=True, slots=True)
+class TfidfSVMClassifier:
+    """One hyperplane per class over TF-IDF n-grams; one in all where there are two classes.
+
+    Attributes:
+        classnames: ``C`` class names.
+        vocabulary: ``V`` n-grams, in the order of the columns.
+        idf: Inverse document frequency of every n-gram, shape ``(V,)``.
+        coef: Normals, shape ``(C, V)``, or ``(1, V)`` for two classes, pointing to the second.
+        intercept: Offsets, shape ``(C,)`` or ``(1,)``.
+        max_ngram: Longest word n-gram counted.
+        sublinear_tf: Whether ``1 + ln(tf)`` is counted.
+        score_kind: The scores are signed margins.
+    """
+
+    classnames: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    idf: NDArray[np.float64]
+    coef: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    max_ngram: int
+    sublinear_tf: bool
+    score_kind: ClassVar[ScoreKind] = "margin"
+
+    @property
+    def n_trainable_params(self) -> int:
+        """Weights and offsets; the idf values are counted from the data, not trained."""
+        return self.coef.size + self.intercept.size
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return margins of shape ``(n, C)``; for two classes ``[-m, m]``, ``m`` being scikit-learn's."""
+        vectorizer = _vectorizer(self.max_ngram, self.sublinear_tf, 1, self.vocabulary)
+        vectorizer.idf_ = self.idf
+        counts = vectorizer.transform(list(inputs.examples))  # sparse (n, V)
+        margins = np.asarray(counts @ self.coef.T) + self.intercept  # (n, C), or (n, 1)
+        if len(self.classnames) == 2:
+            margins = np.concatenate([-margins, margins], axis=1)
+        return margins.astype(np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Write vocabulary and settings as JSON, the arrays as safetensors."""
+        from safetensors.numpy import save
+
+        arrays = {"idf": self.idf, "coef": self.coef, "intercept": self.intercept}
+        write_bytes(
+            directory / ARRAYS, save({k: np.ascontiguousarray(a) for k, a in arrays.items()})
+        )
+        facts = {
+            "classnames": self.classnames,
+            "max_ngram": self.max_ngram,
+            "sublinear_tf": self.sublinear_tf,
+            "vocabulary": self.vocabulary,
+        }
+        write_text(directory / FACTS, json.dumps(facts, ensure_ascii=False) + "\n")
+
+
+def _vectorizer(
+    max_ngram: int, sublinear_tf: bool, min_df: int, vocabulary: tuple[str, ...] | None = None
+) -> Any:
+    """Return the one vectorizer of fitting and predicting: words are split here and nowhere else."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
+        ngram_range=(1, max_ngram), sublinear_tf=sublinear_tf, min_df=min_df, vocabulary=vocabulary
+    )
+
+
+def _unreadable(directory: Path, problem: str) -> RecordError:
+    return RecordError(
+        f"no readable tfidf_svm classifier in '{directory}': {problem}",
+        hint="name a run folder that holds 'classifier', or run the experiment again",
+    )
+
+
+def _for_all_classes(
+    coef: NDArray[np.float64],
+    intercept: NDArray[np.float64],
+    seen: NDArray[np.int64],
+    n_classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Add the hyperplanes of classes that train has no example of.
+
+    Such a class's SVM has negative examples only, and its optimum is zero weights and an offset of -1.
+    """
+    if len(seen) == n_classes:
+        return coef, intercept
+    if len(seen) == 2:
+        coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
+    full_coef, full_intercept = np.zeros((n_classes, coef.shape[1])), np.full(n_classes, -1.0)
+    full_coef[seen], full_intercept[seen] = coef, intercept
+    return full_coef, full_intercept
+
+
+METHOD = TfidfSVM

@@ -1,0 +1,89 @@
+"""Peak memory against the number of images: the same pictures under new names, feature store off.
+
+    python scripts/bench/memory.py [--model stitched] [--counts 1000 10000]
+
+Each count runs in a process of its own; the figure is the peak resident memory of its record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipadapt.core._files import write_text
+from clipadapt.core.hardware import cpu_count, cpu_flags
+
+RESULTS = Path(__file__).parent / "results" / "memory.md"
+DISTINCT, CLASSES = 50, 10
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Write the distinct pictures, 500 x 375 pixels of noise, as JPEG."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(DISTINCT):
+        path = folder / f"{i}.jpg"
+        Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)).save(path, quality=80)
+        made.append(path)
+    return made
+
+
+def measure(model: str, count: int, source: list[Path], folder: Path) -> dict[str, float]:
+    """Evaluate ``count`` images zero-shot; return peak memory in MiB and images a second."""
+    for i in range(count):
+        place = folder / "data" / "test" / f"class {i % CLASSES}"
+        place.mkdir(parents=True, exist_ok=True)
+        os.link(source[i % len(source)], place / f"{i:06}.jpg")
+    command = [
+        str(Path(sys.executable).parent / "clipadapt"), "zeroshot", "--model", model, "--dataset",
+        f"folder:{folder / 'data'}", "--out", str(folder / "runs"), "--set", "store=off", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    (record,) = json.loads(done.stdout)["records"]
+    assert record["data"]["n_test"] == count
+    cost = record["cost"]
+    return {
+        "memory": cost["peak_memory_bytes"] / 2**20,
+        "rate": count / (cost["encode_seconds"] + cost["predict_seconds"]),
+    }
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stitched")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10000])
+    arguments = parser.parse_args()
+    rows = []
+    for count in arguments.counts:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "source").mkdir()
+            source = pictures(Path(folder) / "source")
+            rows.append((count, measure(arguments.model, count, source, Path(folder))))
+    first = rows[0][1]["memory"]
+    lines = [
+        f"# Peak memory against the number of images (`{arguments.model}`, zero-shot, store off)",
+        "",
+        f"{cpu_count()} cores ({', '.join(cpu_flags())}); written by `scripts/bench/memory.py`.",
+        "",
+        "| images | peak memory, MiB | against the first | images/s |",
+        "| ---: | ---: | ---: | ---: |",
+        *(
+            f"| {n:,} | {r['memory']:.0f} | {r['memory'] / first:.3f} | {r['rate']:.1f} |"
+            for n, r in rows
+        ),
+    ]
+    write_text(RESULTS, "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

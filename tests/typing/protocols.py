@@ -1,0 +1,45 @@
+"""Checked by mypy, never run: what is shipped meets the protocols, and a wrong signature would not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipadapt.core.progress import Silent, on_stderr
+from clipadapt.datasets import folder, imagenette, openmoji, synthetic
+from clipadapt.methods import linear_probe, zero_shot
+from clipadapt.models import openclip, stitched
+from textsent.datasets import csv, hf, rotten_tomatoes
+from textsent.methods import tfidf_svm
+
+if TYPE_CHECKING:
+    from clipadapt.core.protocols import (
+        Classifier,
+        DatasetProvider,
+        Method,
+        ModelProvider,
+        OpenVocabulary,
+        Progress,
+        Selected,
+        SelfCalibrated,
+    )
+
+    methods: list[type[Method]] = [zero_shot.METHOD, linear_probe.METHOD, tfidf_svm.METHOD]
+    models: list[ModelProvider] = [openclip.MODEL, stitched.MODEL]
+    datasets: list[DatasetProvider] = [
+        folder.DATASET,
+        imagenette.DATASET,
+        openmoji.DATASET,
+        synthetic.DATASET,
+        csv.DATASET,
+        hf.DATASET,
+        rotten_tomatoes.DATASET,
+    ]
+    classifiers: list[type[Classifier]] = [
+        zero_shot.ZeroShotClassifier,
+        linear_probe.LinearProbeClassifier,
+        tfidf_svm.TfidfSVMClassifier,
+    ]
+    open_vocabulary: type[OpenVocabulary] = zero_shot.ZeroShotClassifier
+    selected: type[Selected] = linear_probe.LinearProbeClassifier
+    calibrated: type[SelfCalibrated] = linear_probe.LinearProbeClassifier
+    progress: list[Progress] = [Silent(), on_stderr()]

@@ -119,8 +119,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
-def check_writable(directory: Path) -> None:
+def check_writable(
+    directory: Path, hint: str = "name a folder that can be written with --out DIR"
+) -> None:
     """Prove that a file can be written in ``directory``, before any work is done; leave nothing behind.
+
+    Args:
+        directory: The folder; it need not exist yet.
+        hint: The next step, where it cannot.
 
     Raises:
         RecordError: If it cannot; the message names the folder and the reason.
@@ -131,13 +137,14 @@ def check_writable(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"0")
         probe.unlink()
-        for folder in absent:
-            folder.rmdir()
     except OSError as err:
         raise RecordError(
             f"cannot write to the folder '{directory}': {err.strerror or err}",
-            hint="name a folder that can be written with --out DIR",
+            hint=hint,
         ) from err
+    with contextlib.suppress(OSError):  # another process may use it already
+        for folder in absent:
+            folder.rmdir()
 
 
 def cache_dir() -> Path:

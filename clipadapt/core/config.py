@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import ConfigError, did_you_mean
@@ -36,6 +36,10 @@ class DataConfig(StrictModel):
         limit: Evaluate on at most this many examples, a fixed draw by id.
     """
 
+    model_config = ConfigDict(
+        coerce_numbers_to_str=True
+    )  # templates: 7 is a name, as is 7 on the shell
+
     name: str = Field(min_length=1)
     shots: PositiveInt | None = None
     allow_fewer: bool = False
@@ -60,18 +64,32 @@ class ModelConfig(StrictModel):
     device: str = "auto"
 
 
+class TargetConfig(StrictModel):
+    """One more place where the same fit is judged.
+
+    Attributes:
+        dataset: Data set, as ``--dataset`` takes it; None is the one learnt from.
+        split: Split of that data set.
+    """
+
+    dataset: str | None = None
+    split: SplitName = "test"
+
+
 class EvaluationConfig(StrictModel):
     """Where the classifier is judged.
 
     Attributes:
         split: Split of the evaluated data set.
         protocol: Name of the rules, shown in the table.
+        also: More places where the same fit is judged: another data set with the same classes, or val.
         calibrate: Fit a softmax temperature on val, where the method brings none.
     """
 
     split: SplitName = "test"
     protocol: str = "standard"
     calibrate: bool = True
+    also: tuple[TargetConfig, ...] = ()
 
 
 class RecipeConfig(StrictModel):
@@ -97,6 +115,13 @@ class ExperimentConfig(StrictModel):
     threads: PositiveInt | None = None
     workers: PositiveInt | None = None
     recipe: RecipeConfig = RecipeConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed may stand there once")
+        return seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +151,13 @@ class Experiment:
     def deviations(self) -> tuple[str, ...]:
         """Return the recipe's deviations and each setting of the method that was changed over it."""
         own = [
-            f"{key}={_get(self.resolved(), key)} ({origin})"
+            f"{key}={_get(self.resolved(), key)} ({Path(origin).stem})"
             for key, origin in self.origins.items()
             if self.recipe
             and key.startswith("method.")
             and key != "method.name"
-            and origin not in {"default", self.recipe}
+            and origin != "default"
+            and Path(origin).stem != self.recipe
         ]
         return (*self.config.recipe.deviations, *own)
 
@@ -145,8 +171,8 @@ class Experiment:
 def config_folders(track: str | None = None) -> list[Path]:
     """Return the folders where a bare config name is looked up, the checkout's first."""
     package = Path(__file__).resolve().parent.parent
-    checkout = package.parent / "configs"
-    root = checkout if checkout.is_dir() else package / "_configs"
+    installed = package / "_configs"  # only a built wheel has it
+    root = installed if installed.is_dir() else package.parent / "configs"
     tracks = [track] if track else ["clip", "text"]
     return [root / "methods" / t for t in tracks] + [root / "sweeps", root / "protocols"]
 
@@ -201,7 +227,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             value = text if text.lower() in {"on", "off", "yes", "no"} else yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        if isinstance(value, dict):  # "folder:C: x" and the like are names, not mappings
+        # A name is taken as it was typed: "folder:C: x" is no mapping, "folder:my #1" no comment.
+        if isinstance(value, (dict, str)) and not text.startswith(("'", '"', "{")):
             value = text
         node = out
         *parents, last = key.strip().split(".")
@@ -232,7 +259,7 @@ def read_fragment(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds {type(data).__name__}, expected a mapping with data, model, method"
         )
-    if data.get("store") in {True, False}:  # YAML 1.1 reads a bare on/off as a boolean
+    if isinstance(data.get("store"), bool):  # YAML 1.1 reads a bare on/off as a boolean
         data["store"] = "on" if data["store"] else "off"
     return data
 
@@ -290,11 +317,11 @@ def build(
         try:
             method = config_class.model_validate(method_raw)
         except ValidationError as err:
-            faults += _faults(err, config_class, "method.")
+            faults += fault_lines(err, config_class, "method.")
     try:
         config = ExperimentConfig.model_validate(raw)
     except ValidationError as err:
-        faults += _faults(err, ExperimentConfig, "")
+        faults += fault_lines(err, ExperimentConfig, "")
     if faults:
         raise ConfigError(
             f"{source} is not a valid experiment:\n" + "\n".join(faults),
@@ -313,7 +340,8 @@ def build(
     return Experiment(config, method_name, method, experiment.recipe, everything)
 
 
-def _faults(err: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+def fault_lines(err: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+    """Return one line per fault: path, message, the value got, the nearest key."""
     lines = []
     for fault in err.errors(include_url=False):
         key = prefix + ".".join(str(part) for part in fault["loc"])
@@ -330,6 +358,8 @@ def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """Return the nearest accepted key beside a misspelt one, or the whole list."""
     current: Any = model
     for part in loc[:-1]:
+        if isinstance(part, int):  # the place in a list, whose items' class is known already
+            continue
         annotation = current.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         current = next((o for o in options if hasattr(o, "model_fields")), None)

@@ -80,7 +80,7 @@ def _version(package: str) -> str | None:
 
 
 def _cache() -> str:
-    check_writable(cache_dir())
+    check_writable(cache_dir(), "set CLIPADAPT_CACHE to a folder that can be written")
     return str(cache_dir())
 
 

@@ -6,7 +6,7 @@ One direction: Task (train, val; never test) -> Method.fit -> Classifier -> scor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -375,6 +375,25 @@ class OpenVocabulary(Classifier, Protocol):
         ...
 
 
+@runtime_checkable
+class Exportable(Classifier, Protocol):
+    """A classifier that other libraries can load in a format of theirs."""
+
+    @property
+    def export_formats(self) -> tuple[str, ...]:
+        """Return the names of the formats, as ``--format`` takes them."""
+        ...
+
+    def export(self, form: str, path: Path, /) -> None:
+        """Write the classifier to ``path``, which does not exist yet.
+
+        Args:
+            form: One of :attr:`export_formats`.
+            path: A new folder (or file, where the format is one); the caller moves it into place whole.
+        """
+        ...
+
+
 class Method(Protocol):
     """One way to make a classifier from a backbone and a task.
 
@@ -420,6 +439,3 @@ class Tracker(Protocol):
 
     def __enter__(self) -> Tracker: ...
     def __exit__(self, *exc: object) -> None: ...
-
-
-Batches = Iterator["NDArray[np.int64]"]

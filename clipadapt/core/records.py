@@ -212,6 +212,7 @@ class RunRecord(StrictModel):
         selection: What was selected on validation data, or None.
         calibration: The temperature fitted on validation data, or None.
         n_trainable_params: Number of parameters learnt.
+        n_total_params: Parameters of the whole classifier, backbone included, where it is known.
         metrics: Figures by name; empty in a failed run.
         cost: Seconds and bytes.
         flags: Facts every table shows, such as ``collapse`` or ``below_zero_shot``.
@@ -236,6 +237,7 @@ class RunRecord(StrictModel):
     selection: Selection | None = None
     calibration: Calibration | None = None
     n_trainable_params: NonNegativeInt = 0
+    n_total_params: NonNegativeInt | None = None
     metrics: dict[str, MetricValue] = Field(default_factory=dict)
     cost: Cost = Cost()
     flags: tuple[str, ...] = ()

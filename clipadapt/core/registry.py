@@ -133,10 +133,10 @@ class Registry(Generic[T]):
         entries = self.entries()
         scheme, _, argument = name.strip().partition(":")
         own = f"{track}/{scheme.strip().replace('-', '_')}"
-        if own in entries:
-            return Resolved(own, argument, self.get(own))
         default = _default_of(self.group, track)
-        if default and f"{track}/{default}" in entries:
+        if own in entries and (argument or own != f"{track}/{default}"):
+            return Resolved(own, argument, self.get(own))
+        if default and f"{track}/{default}" in entries and own not in entries:
             full = f"{track}/{default}"
             return Resolved(full, name.strip(), self.get(full))
         known = tuple(n.partition("/")[2] for n in self.names(track))
@@ -194,7 +194,7 @@ def _plugin_entries(folder: Path, export: str) -> list[Entry]:
         )
     entries = []
     for path in sorted(folder.glob("*.py")):
-        if path.stem.startswith("_"):
+        if path.stem.startswith("_") or not path.is_file():
             continue
         names = _assigned(path)
         if export in names:
@@ -207,7 +207,7 @@ def _assigned(path: Path) -> dict[str, str | None]:
     """Return the names a file assigns at its top level, with their text where that is a literal."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as err:
+    except (OSError, SyntaxError, ValueError) as err:
         raise ConfigError(f"the plug-in {path} is not valid Python: {err}") from None
     names: dict[str, str | None] = {}
     for node in tree.body:

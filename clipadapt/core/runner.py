@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
+import os
+import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,44 +19,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core import _imagenet, metrics, records, sampling
+from clipadapt.core import metrics, records, sampling, tasks
 from clipadapt.core._files import check_writable
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
+from clipadapt.core.hardware import cpu_count
 from clipadapt.core.progress import Silent
 from clipadapt.core.protocols import (
-    DatasetOptions,
     ModelOptions,
+    OpenVocabulary,
     Selected,
     SelfCalibrated,
-    Split,
-    Task,
 )
 from clipadapt.core.records import RunRecord, RunStore
-from clipadapt.core.registry import DATASETS, METHODS, MODELS
+from clipadapt.core.registry import METHODS, MODELS
 from clipadapt.core.store import FeatureStore
+from clipadapt.core.tasks import classnames_sha256
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
     from clipadapt.core.config import Experiment
     from clipadapt.core.protocols import (
         Backbone,
         Classifier,
-        Dataset,
         Method,
         ModelIdentity,
         ModelProvider,
         Progress,
+        Split,
     )
+    from clipadapt.core.tasks import Target
 
-TEMPLATE_SETS: Mapping[str, tuple[str, ...]] = {
-    "7": _imagenet.TEMPLATES_7,
-    "80": _imagenet.TEMPLATES_80,
-}
+WORK = ".work"  # checkpoints of fits that are not complete
+MAX_ATTEMPTS = 2  # a failed run is tried once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,38 +64,43 @@ class Prepared:
     Attributes:
         experiment: The experiment.
         method: The method's class.
-        dataset: The open data set.
-        classnames: Class names that go into prompts.
-        templates: Templates that go into prompts.
+        targets: Where the fit is judged; the first is also where it learns.
         provider: Where the model comes from, or None where the method needs none.
         identity: What tells the model apart, or None.
         store: Where records are written.
         manifest: A draw given by the user, or None.
-        flags: Facts that every record of this experiment carries.
     """
 
     experiment: Experiment
     method: type[Method]
-    dataset: Dataset[Any]
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
+    targets: tuple[Target, ...]
     provider: ModelProvider | None
     identity: ModelIdentity | None
     store: RunStore
     manifest: sampling.Manifest | None
-    flags: tuple[str, ...]
 
-    def run_id(self, seed: int) -> str:
-        """Return the id of the run of one seed; equal exactly where the result must be equal."""
-        return records.make_run_id(fit=self._fit_key(seed), evaluation=self._evaluation_key())
+    def run_id(self, seed: int, target: Target) -> str:
+        """Return the id of one fit judged on one target; equal exactly where the result must be equal."""
+        config = self.experiment.config
+        judged = {
+            "dataset": target.dataset.name,
+            "sha256": target.dataset.fingerprint,
+            "split": target.split,
+            "classnames": classnames_sha256(target.classnames),
+            "templates": list(target.templates),
+            "protocol": config.evaluation.protocol,
+            "limit": config.data.limit,
+            "calibrate": config.evaluation.calibrate,
+        }
+        return records.make_run_id(fit=self._fit_key(seed), evaluation=judged)
 
     def fit_id(self, seed: int) -> str:
         """Return the id of the fit, shared by all evaluations of it."""
         return records.make_fit_id(fit=self._fit_key(seed))
 
     def _fit_key(self, seed: int) -> dict[str, Any]:
-        config = self.experiment.config
-        data = config.data
+        config, home = self.experiment.config, self.targets[0]
+        data, manifest = config.data, self.manifest
         return {
             "method": {
                 "name": self.experiment.method_name,
@@ -102,33 +108,25 @@ class Prepared:
                 **self.experiment.method.model_dump(mode="json"),
             },
             "data": {
-                "sha256": self.dataset.fingerprint,
-                "shots": data.shots,
+                "sha256": home.dataset.fingerprint,
+                "held_out": home.split,
+                "shots": data.shots if manifest is None else manifest.shots,
                 "allow_fewer": data.allow_fewer,
-                "manifest": self.manifest.sha256 if self.manifest else None,
-                "classnames": classnames_sha256(self.classnames),
-                "templates": list(self.templates),
+                "manifest": manifest.sha256 if manifest else None,
+                "classnames": classnames_sha256(home.classnames),
+                "templates": list(home.templates),
             },
             "model": None if self.identity is None else dataclasses.asdict(self.identity),
             "seed": seed,
             "threads": config.threads,
         }
 
-    def _evaluation_key(self) -> dict[str, Any]:
-        config = self.experiment.config
-        return {
-            "dataset": self.dataset.name,
-            "sha256": self.dataset.fingerprint,
-            "split": config.evaluation.split,
-            "protocol": config.evaluation.protocol,
-            "limit": config.data.limit,
-            "calibrate": config.evaluation.calibrate,
-        }
-
-    def pending(self) -> list[int]:
-        """Return the seeds that have no complete record yet."""
-        seeds = self.experiment.config.seeds
-        return [s for s in seeds if not self.store.is_complete(self.run_id(s))]
+    def missing(self, seed: int) -> list[Target]:
+        """Return the targets of a seed still to be judged: not complete, and not failed twice."""
+        found = [(t, self.store.find(self.run_id(seed, t))) for t in self.targets]
+        return [
+            t for t, r in found if r is None or (r.status == "failed" and r.attempt < MAX_ATTEMPTS)
+        ]
 
 
 class Backbones:
@@ -136,9 +134,24 @@ class Backbones:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self._stores = {"on": FeatureStore(), "off": FeatureStore(enabled=False)}
         self._key: tuple[Any, ...] | None = None
         self._loaded: Backbone | None = None
+        self._threads: int | None = None
         self.load_seconds = 0.0
+
+    def use(self, prepared: Prepared) -> None:
+        """Apply an experiment's settings of store, workers and threads."""
+        config = prepared.experiment.config
+        self.services.store = self._stores[config.store]
+        self.services.workers = config.workers
+        self.services.threads = config.threads
+        if config.threads != self._threads:
+            self._threads = config.threads
+            count = config.threads or cpu_count()
+            os.environ["OMP_NUM_THREADS"] = str(count)  # read by a framework that is imported later
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(count)
 
     def get(self, prepared: Prepared) -> Backbone | None:
         """Return the backbone of an experiment, or None where its method needs none.
@@ -175,7 +188,7 @@ def prepare(experiment: Experiment, out: Path, progress: Progress | None = None)
         ClipAdaptError: For any mistake of the user's.
     """
     progress = progress or Silent()
-    config = experiment.config
+    config, track = experiment.config, experiment.track
     check_writable(out)
     method = METHODS.get(experiment.method_name)
     provider, identity = None, None
@@ -183,37 +196,35 @@ def prepare(experiment: Experiment, out: Path, progress: Progress | None = None)
         if config.model is None:
             raise ConfigError(
                 f"the method {experiment.method_name} needs a model and none is named",
-                hint="for example --set model.name=stitched",
+                hint=f"for example --set model.name={'minilm' if track == 'text' else 'stitched'}",
             )
-        resolved_model = MODELS.resolve(config.model.name, experiment.track)
-        provider = resolved_model.provider
+        resolved = MODELS.resolve(config.model.name, track)
+        provider = resolved.provider
         options = ModelOptions(config.model.precision, config.model.device)
-        identity = provider.identify(resolved_model.argument, options)
-    resolved = DATASETS.resolve(config.data.name, experiment.track)
-    dataset = resolved.provider(resolved.argument, DatasetOptions(config.data.on_bad_image))
-    for note in getattr(dataset, "notes", ()):
-        progress.note(f"warning: {note}")
-    if config.evaluation.split not in dataset.splits:
-        raise DataError(
-            f"{dataset.name} has no split '{config.evaluation.split}'; it has {', '.join(dataset.splits)}",
-            hint=f"add --split {dataset.splits[-1]}"
-            if experiment.method_name.endswith("zero_shot")
-            else f"add --set evaluation.split={dataset.splits[-1]}",
-        )
-    flags = list(dataset.flags)
-    classnames = read_classnames(config.data.classnames, dataset)
-    pairs = duplicate_names(classnames)
-    if pairs and experiment.track == "clip":
-        shown = "; ".join(f"'{a}' and '{b}'" for a, b in pairs[:3])
-        progress.note(
-            f"warning: {dataset.name} has class names that are the same text: {shown}; "
-            "no prompt can tell these classes apart"
-        )
-        flags.append("duplicate_classnames")
+        identity = provider.identify(resolved.argument, options)
+    home = tasks.open_target(
+        config.data.name, config.evaluation.split, config.data, track, progress
+    )
+    targets = [home]
+    for also in config.evaluation.also:
+        if also.dataset is None or also.dataset == config.data.name:
+            if also.split not in home.dataset.splits:
+                raise DataError(
+                    f"{home.dataset.name} has no split '{also.split}'; it has {', '.join(home.dataset.splits)}"
+                )
+            targets.append(dataclasses.replace(home, split=also.split))
+        else:
+            data = config.data.model_copy(update={"name": also.dataset, "classnames": None})
+            targets.append(tasks.open_target(also.dataset, also.split, data, track, progress))
     manifest = None
     if config.data.manifest is not None:
         manifest = sampling.Manifest.read(Path(config.data.manifest))
-        if manifest.dataset_sha256 != dataset.fingerprint:
+        if config.data.shots not in {None, manifest.shots}:
+            raise ConfigError(
+                f"data.shots is {config.data.shots}, but the manifest holds {manifest.shots} shots",
+                hint="leave data.shots away; the manifest says what is drawn",
+            )
+        if manifest.dataset_sha256 != home.dataset.fingerprint:
             progress.note(
                 f"warning: the manifest was drawn from another state of '{manifest.dataset}'; "
                 "its ids are taken from the data as they are now"
@@ -221,14 +232,11 @@ def prepare(experiment: Experiment, out: Path, progress: Progress | None = None)
     return Prepared(
         experiment=experiment,
         method=method,
-        dataset=dataset,
-        classnames=classnames,
-        templates=read_templates(config.data.templates, dataset),
+        targets=tuple(targets),
         provider=provider,
         identity=identity,
         store=RunStore(out),
         manifest=manifest,
-        flags=tuple(flags),
     )
 
 
@@ -243,48 +251,80 @@ def run(
         progress: Where bars are shown.
 
     Returns:
-        One record per experiment and seed, in order.
+        One record per experiment, seed and target, in order; failed ones too.
 
     Raises:
+        DivergedError: If a seed's scores are not finite, after all others have run.
         ClipAdaptError: For a user's mistake; records written until then stay.
     """
-    progress = progress or Silent()
-    prepared = [prepare(e, out, progress) for e in experiments]
-    stores = {"on": FeatureStore(), "off": FeatureStore(enabled=False)}
-    services = Services(stores["off"], progress)
-    backbones = Backbones(services)
-    done: list[RunRecord] = []
-    for item in prepared:
-        config = item.experiment.config
-        services.store = stores[config.store]
-        services.workers = config.workers
-        services.threads = config.threads
-        pending = item.pending()
-        for seed in config.seeds:
-            if seed in pending:
-                execute(item, seed, backbones)
-            record = item.store.find(item.run_id(seed))
-            assert record is not None
-            done.append(record)
-        skipped = len(config.seeds) - len(pending)
-        if skipped:
-            progress.note(
-                f"{item.experiment.method_name} on {item.dataset.name}: "
-                f"{skipped} of {len(config.seeds)} runs were complete already, skipped"
+    return Session(out, progress).run(experiments)
+
+
+class Session:
+    """Runs experiments that share an output folder and, one after another, loaded models."""
+
+    def __init__(self, out: Path, progress: Progress | None = None) -> None:
+        self.out = out
+        self.progress: Progress = progress or Silent()
+        self.backbones = Backbones(Services(FeatureStore(enabled=False), self.progress))
+
+    def run(self, experiments: Sequence[Experiment]) -> list[RunRecord]:
+        """Run experiments; see :func:`run`."""
+        prepared = [prepare(e, self.out, self.progress) for e in experiments]
+        for item in prepared:
+            for seed in item.experiment.config.seeds:
+                if item.missing(seed):  # a draw that cannot be made is found before the first fit
+                    tasks.draw_task(item.targets[0], item.experiment, item.manifest, seed)
+        _refuse_namesakes(prepared)
+        done: list[RunRecord] = []
+        diverged: list[DivergedError] = []
+        total = sum(len(p.experiment.config.seeds) for p in prepared)
+        with self.progress.track("runs", total, "runs") as bar:
+            for item in prepared:
+                seeds = item.experiment.config.seeds
+                open_seeds = [s for s in seeds if item.missing(s)]
+                for seed in seeds:
+                    if seed in open_seeds:
+                        try:
+                            execute(item, seed, self.backbones)
+                        except DivergedError as err:
+                            diverged.append(err)
+                    found = (item.store.find(item.run_id(seed, t)) for t in item.targets)
+                    done += [record for record in found if record is not None]
+                    bar.advance(1)
+                skipped = len(seeds) - len(open_seeds)
+                if skipped:
+                    self.progress.note(
+                        f"{item.experiment.method_name} on {item.targets[0].dataset.name}: "
+                        f"{skipped} of {len(seeds)} runs were complete already, skipped"
+                    )
+        if diverged:
+            raise diverged[0]
+        return done
+
+
+def _refuse_namesakes(prepared: Sequence[Prepared]) -> None:
+    """Raise where two data sets would stand under one name in the table."""
+    seen: dict[str, str] = {}
+    for target in (t for p in prepared for t in p.targets):
+        name, sha = target.dataset.name, target.dataset.fingerprint
+        if seen.setdefault(name, sha) != sha:
+            raise ConfigError(
+                f"two different data sets are called '{name}'",
+                hint="rename one folder, or give each a run folder of its own with --out",
             )
-    return done
 
 
 def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
-    """Fit and evaluate one seed and write its record.
+    """Fit one seed, evaluate it on every target that lacks a record, and write the records.
 
     A failure that is no user's mistake is recorded as a failed run, then raised again.
 
     Raises:
         DivergedError: If scores are not finite.
     """
-    started = datetime.now(UTC)
-    run = _Run(prepared, seed, started)
+    backbones.use(prepared)
+    run = _Run(prepared, seed)
     records.reset_peak_memory()
     try:
         run.go(backbones)
@@ -299,169 +339,117 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
         raise
 
 
-class _Run:
-    """One fit and its evaluation."""
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A classifier and what it cost."""
 
-    def __init__(self, prepared: Prepared, seed: int, started: datetime) -> None:
+    classifier: Classifier
+    temperature: float | None
+    fit_seconds: float
+    encode_seconds: float
+    load_seconds: float
+
+
+class _Run:
+    """One fit and its evaluations."""
+
+    def __init__(self, prepared: Prepared, seed: int) -> None:
         self.prepared = prepared
         self.seed = seed
-        self.started = started
+        self.started = datetime.now(UTC)
+        self.target = prepared.targets[0]
         self.sizes = {"n_train": 0, "n_val": 0, "n_test": 0}
         self.manifest: sampling.Manifest | None = None
-        self.flags = list(prepared.flags)
+        self.flags: list[str] = []
 
     def go(self, backbones: Backbones) -> None:
-        prepared, config = self.prepared, self.prepared.experiment.config
-        task = self._task()
+        prepared = self.prepared
+        draw = tasks.draw_task(
+            prepared.targets[0], prepared.experiment, prepared.manifest, self.seed
+        )
+        self.manifest = draw.manifest
+        self.flags += draw.flags
+        self.sizes["n_train"] = len(draw.task.train) if draw.task.train else 0
+        self.sizes["n_val"] = len(draw.task.val) if draw.task.val else 0
         backbone = backbones.get(prepared)
         services = backbones.services
         meter = services.meter
-        with tempfile.TemporaryDirectory(prefix="clipadapt-") as work:
-            ctx = RunContext(self.seed, Path(work), services, config.threads)
-            method = prepared.method(prepared.experiment.method)
-            meter.reset()
-            begun = time.perf_counter()
-            classifier = method.fit(backbone, task, ctx)
-            fit_seconds = time.perf_counter() - begun - meter.spent_seconds
-            encode_seconds = meter.used_seconds
-            temperature = self._temperature(classifier, task.val)
+        work = prepared.store.root / WORK / prepared.fit_id(self.seed)
+        work.mkdir(parents=True, exist_ok=True)
+        ctx = RunContext(self.seed, work, services, prepared.experiment.config.threads)
+        method = prepared.method(prepared.experiment.method)
+        meter.reset()
+        begun = time.perf_counter()
+        classifier = method.fit(backbone, draw.task, ctx)
+        fit_seconds = max(time.perf_counter() - begun - meter.spent_seconds, 0.0)
+        temperature = self._temperature(classifier, draw.task.val)
+        fitted = _Fit(
+            classifier, temperature, fit_seconds, meter.used_seconds, backbones.load_seconds
+        )
+        for target in prepared.missing(self.seed):
+            self.target = target
+            self._evaluate(fitted, backbone, ctx, target)
+        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process may still use it
+            (prepared.store.root / WORK).rmdir()
 
-            test = self._test_split()
-            meter.reset()
-            begun = time.perf_counter()
-            scores = self._scores(classifier, test)
-            predict_seconds = time.perf_counter() - begun - meter.spent_seconds
-            encode_seconds += meter.used_seconds
-
-            folder = Path(work) / "classifier"
-            classifier.save(folder)
+    def _evaluate(
+        self, fitted: _Fit, backbone: Backbone | None, ctx: RunContext, target: Target
+    ) -> None:
+        """Judge a classifier on one target and write the record."""
+        prepared, meter = self.prepared, ctx.services.meter
+        home = target is prepared.targets[0]
+        test = target.examples(prepared.experiment.config.data.limit)
+        self.sizes["n_test"] = len(test)
+        classifier, columns = _for_classes(fitted.classifier, prepared.targets[0], target)
+        meter.reset()
+        begun = time.perf_counter()
+        scores = self._scores(classifier, test)
+        scores = scores if columns is None else np.ascontiguousarray(scores[:, columns])
+        predict_seconds = max(time.perf_counter() - begun - meter.spent_seconds, 0.0)
+        encode_seconds = fitted.encode_seconds + meter.used_seconds
+        with tempfile.TemporaryDirectory(prefix="clipadapt-") as temporary:
+            folder = Path(temporary) / "classifier"
+            fitted.classifier.save(folder)
             saved_bytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            cost = records.Cost(
-                fit_seconds=max(fit_seconds, 0.0),
-                encode_seconds=encode_seconds,
-                predict_seconds=max(predict_seconds, 0.0),
-                cold_seconds=backbones.load_seconds
-                + encode_seconds
-                + max(fit_seconds, 0.0)
-                + max(predict_seconds, 0.0),
-                peak_memory_bytes=records.peak_memory(),
-                saved_bytes=saved_bytes,
-            )
             record = self._record(
                 status="ok",
-                selection=_selection(classifier),
-                calibration=records.Calibration(temperature=temperature),
+                selection=_selection(fitted.classifier),
+                calibration=records.Calibration(temperature=fitted.temperature),
                 n_trainable_params=classifier.n_trainable_params,
+                n_total_params=_total_params(classifier, backbone),
                 metrics=metrics.compute_metrics(
-                    scores, test.labels, score_kind=classifier.score_kind, temperature=temperature
+                    scores,
+                    test.labels,
+                    score_kind=classifier.score_kind,
+                    temperature=fitted.temperature,
                 ),
-                per_class=_per_class(scores, test.labels, prepared.classnames),
-                cost=cost,
+                per_class=_per_class(scores, test.labels, target.classnames),
+                cost=records.Cost(
+                    fit_seconds=fitted.fit_seconds,
+                    encode_seconds=encode_seconds,
+                    predict_seconds=predict_seconds,
+                    cold_seconds=fitted.load_seconds
+                    + encode_seconds
+                    + fitted.fit_seconds
+                    + predict_seconds,
+                    peak_memory_bytes=records.peak_memory(),
+                    saved_bytes=saved_bytes,
+                ),
                 device=backbone.device if backbone is not None else "cpu",
             )
             prepared.store.save(
                 record,
                 records.Predictions(test.inputs.ids, test.labels, scores),
                 history=ctx.history or None,
-                classifier_dir=folder,
+                classifier_dir=folder if home else None,
                 manifest=self.manifest,
             )
-
-    def _task(self) -> Task[Any]:
-        """Draw the training and validation examples; the test split is not touched."""
-        prepared, data = self.prepared, self.prepared.experiment.config.data
-        dataset = prepared.dataset
-        train = dataset.split("train") if "train" in dataset.splits else None
-        val = dataset.split("val") if "val" in dataset.splits else None
-        if prepared.experiment.config.evaluation.split == "val":
-            val = None  # what is judged is never learnt from
-        if prepared.experiment.config.evaluation.split == "train":
-            train = None
-        if prepared.manifest is not None:
-            self.manifest = prepared.manifest
-            train = _chosen(train, prepared.manifest, "train", dataset.name)
-            val = _chosen(val, prepared.manifest, "val", dataset.name)
-        elif data.shots is not None:
-            train, val = self._draw(train, val, data.shots, allow_fewer=data.allow_fewer)
-        task = Task(
-            prepared.classnames,
-            prepared.templates,
-            _renamed(train, prepared.classnames),
-            _renamed(val, prepared.classnames),
-        )
-        self.sizes["n_train"] = len(task.train) if task.train else 0
-        self.sizes["n_val"] = len(task.val) if task.val else 0
-        return task
-
-    def _draw(
-        self, train: Split[Any] | None, val: Split[Any] | None, shots: int, *, allow_fewer: bool
-    ) -> tuple[Split[Any], Split[Any] | None]:
-        dataset = self.prepared.dataset
-        if train is None:
-            raise DataError(
-                f"{dataset.name} has no train split to draw {shots} shots from",
-                hint="leave data.shots away, or take a data set with a train split",
-            )
-        names = self.prepared.classnames
-        seed = self.seed
-        chosen = sampling.draw(
-            train.inputs.ids,
-            train.labels,
-            shots,
-            seed,
-            role="train",
-            allow_fewer=allow_fewer,
-            classnames=names,
-        )
-        fewer: dict[sampling.Role, dict[str, int]] = {
-            "train": sampling.short_classes(train.labels, shots, names)
-        }
-        drawn = train.take(chosen)
-        wanted = sampling.val_shots(shots)
-        drawn_val = None
-        if val is not None:
-            chosen = sampling.draw(
-                val.inputs.ids,
-                val.labels,
-                wanted,
-                seed,
-                role="val",
-                allow_fewer=allow_fewer,
-                classnames=names,
-            )
-            fewer["val"] = sampling.short_classes(val.labels, wanted, names)
-            drawn_val = val.take(chosen)
-        if any(fewer.values()):
-            self.flags.append("allow_fewer")
-        self.manifest = sampling.Manifest.create(
-            dataset=dataset.name,
-            dataset_sha256=dataset.fingerprint,
-            seed=seed,
-            shots=shots,
-            train=drawn.inputs.ids,
-            val=drawn_val.inputs.ids if drawn_val else (),
-            fewer=fewer,
-        )
-        return drawn, drawn_val
-
-    def _test_split(self) -> Split[Any]:
-        prepared, config = self.prepared, self.prepared.experiment.config
-        test = prepared.dataset.split(config.evaluation.split)
-        limit = config.data.limit
-        if limit is not None and limit < len(test):
-            order = sorted(range(len(test)), key=lambda i: _digest(test.inputs.ids[i]))
-            test = test.take(np.array(sorted(order[:limit]), dtype=np.int64))
-        if not len(test):
-            raise DataError(
-                f"the split '{config.evaluation.split}' of {prepared.dataset.name} is empty"
-            )
-        self.sizes["n_test"] = len(test)
-        return test
 
     def _scores(self, classifier: Classifier, split: Split[Any]) -> NDArray[np.float32]:
         """Return checked scores of a split's inputs."""
         scores = classifier.predict_scores(split.inputs)
-        shape = (len(split), len(self.prepared.classnames))
+        shape = (len(split), len(classifier.classnames))
         if scores.shape != shape or scores.dtype != np.float32:
             raise TypeError(
                 f"predict_scores gave {scores.dtype} {scores.shape}, expected float32 {shape}"
@@ -485,28 +473,31 @@ class _Run:
         return self._record(status="failed", error=error)
 
     def _record(self, **values: Any) -> RunRecord:
-        prepared, experiment = self.prepared, self.prepared.experiment
-        config, dataset = experiment.config, self.prepared.dataset
+        prepared, experiment, target = self.prepared, self.prepared.experiment, self.target
+        config, home = experiment.config, self.prepared.targets[0]
         device = values.pop("device", None)
+        flags = [*home.flags, *target.flags, *self.flags]
+        if target.dataset is home.dataset and target.split != home.split:
+            flags.append("judged_on_" + target.split)
         return RunRecord(
-            run_id=prepared.run_id(self.seed),
+            run_id=prepared.run_id(self.seed, target),
             fit_id=prepared.fit_id(self.seed),
             config=experiment.resolved(),
             seed=self.seed,
             data=records.DataFacts(
-                name=dataset.name,
-                sha256=dataset.fingerprint,
-                n_classes=len(prepared.classnames),
-                shots=config.data.shots,
+                name=home.dataset.name,
+                sha256=home.dataset.fingerprint,
+                n_classes=len(home.classnames),
+                shots=self.manifest.shots if self.manifest else config.data.shots,
                 manifest_sha256=self.manifest.sha256 if self.manifest else None,
-                skipped=dataset.skipped,
+                skipped=target.dataset.skipped,
                 **self.sizes,
             ),
             evaluation=records.EvaluationFacts(
-                dataset=dataset.name,
-                split=config.evaluation.split,
-                templates=list(prepared.templates),
-                classnames_sha256=classnames_sha256(prepared.classnames),
+                dataset=target.dataset.name,
+                split=target.split,
+                templates=target.templates,
+                classnames_sha256=classnames_sha256(target.classnames),
                 protocol=config.evaluation.protocol,
             ),
             model=None
@@ -516,106 +507,45 @@ class _Run:
                 name=experiment.method_name,
                 version=prepared.method.version,
                 recipe=experiment.recipe,
-                deviations=list(experiment.deviations),
+                deviations=experiment.deviations,
             ),
-            flags=list(dict.fromkeys(self.flags)),
+            flags=tuple(dict.fromkeys(flags)),
             environment=records.environment(device=device, threads=config.threads),
             started_at=self.started,
             **values,
         )
 
 
-def read_classnames(path: str | None, dataset: Dataset[Any]) -> tuple[str, ...]:
-    """Return the class names of a file, one a line in class order, or the set's own.
+def _for_classes(
+    classifier: Classifier, home: Target, target: Target
+) -> tuple[Classifier, list[int] | None]:
+    """Return the classifier for a target's classes, and the columns to take where its order differs.
 
     Raises:
-        DataError: If the file cannot be read or does not hold one name per class.
+        DataError: If a closed classifier never learnt one of the target's classes.
     """
-    if path is None:
-        return tuple(dataset.classnames)
-    names = _lines(path, "class names")
-    want = dataset.classnames
-    if len(names) != len(want):
-        shown = ", ".join(want[:20]) + (" ..." if len(want) > 20 else "")
+    if target.classnames == home.classnames and target.templates == home.templates:
+        return classifier, None
+    if isinstance(classifier, OpenVocabulary):
+        return classifier.with_classnames(target.classnames, target.templates), None
+    index = {name: i for i, name in enumerate(home.classnames)}
+    unlearnt = [name for name in target.classnames if name not in index]
+    if unlearnt:
         raise DataError(
-            f"the class-names file {path} has {len(names)} names; {dataset.name} has {len(want)} classes: {shown}",
-            hint="write one name a line, in this order",
+            f"{target.dataset.name} has classes that were not learnt on {home.dataset.name}: "
+            f"{', '.join(unlearnt[:5])}{' ...' if len(unlearnt) > 5 else ''}",
+            hint="take a data set with the same class names, or a method with an open vocabulary",
         )
-    return tuple(names)
+    return classifier, [index[name] for name in target.classnames]
 
 
-def read_templates(choice: str, dataset: Dataset[Any]) -> tuple[str, ...]:
-    """Return the templates of ``single`` (the set's own), ``7``, ``80`` or a file, one a line.
-
-    Raises:
-        DataError: If the file cannot be read, is empty, or a template lacks its ``{}``.
-    """
-    if choice == "single":
-        return tuple(dataset.templates)
-    if choice in TEMPLATE_SETS:
-        return TEMPLATE_SETS[choice]
-    if not Path(choice).expanduser().exists():
-        raise DataError(
-            f"no templates '{choice}'; accepted: single, {', '.join(TEMPLATE_SETS)}, or a file",
-            hint="write a file with one template a line, such as 'a photo of a {}.'",
-        )
-    lines = _lines(choice, "templates")
-    bad = [line for line in lines if line.count("{}") != 1]
-    if bad:
-        raise DataError(
-            f"the template '{bad[0]}' in {choice} needs exactly one '{{}}' for the class name",
-            hint="for example 'a photo of a {}.'",
-        )
-    if not lines:
-        raise DataError(f"the templates file {choice} is empty", hint="write one template a line")
-    return tuple(lines)
-
-
-def duplicate_names(classnames: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs of class names that are one text after normalisation."""
-    seen: dict[str, str] = {}
-    pairs = []
-    for name in classnames:
-        key = " ".join(name.replace("_", " ").casefold().split())
-        if key in seen:
-            pairs.append((seen[key], name))
-        seen.setdefault(key, name)
-    return pairs
-
-
-def classnames_sha256(classnames: Sequence[str]) -> str:
-    """Return the hash that stands for the class names in their order."""
-    return hashlib.sha256("\0".join(classnames).encode()).hexdigest()
-
-
-def _lines(path: str, what: str) -> list[str]:
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as err:
-        raise DataError(
-            f"cannot read the {what} file '{path}': {err.strerror}", hint="name a UTF-8 text file"
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"the {what} file '{path}' is not UTF-8 text") from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def _renamed(split: Split[Any] | None, classnames: tuple[str, ...]) -> Split[Any] | None:
-    return None if split is None else Split(split.inputs, split.labels, classnames)
-
-
-def _chosen(
-    split: Split[Any] | None, manifest: sampling.Manifest, role: sampling.Role, dataset: str
-) -> Split[Any] | None:
-    if not getattr(manifest, role):
-        return None
-    if split is None:
-        raise DataError(f"the manifest draws from the split '{role}', which {dataset} lacks")
-    return split.take(sampling.apply(manifest, split.inputs.ids, role=role))
+def _total_params(classifier: Classifier, backbone: Backbone | None) -> int | None:
+    """Return the classifier's own count where it has one, else backbone and learnt parameters."""
+    own: int | None = getattr(classifier, "n_total_params", None)
+    if own is not None or backbone is None:
+        return classifier.n_trainable_params if own is None else own
+    frozen: int | None = getattr(backbone, "n_params", None)
+    return None if frozen is None else frozen + classifier.n_trainable_params
 
 
 def _selection(classifier: Classifier) -> records.Selection | None:

@@ -19,11 +19,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from clipadapt.core._files import sha256_file
 from clipadapt.core.errors import DataError, did_you_mean
 from clipadapt.core.hardware import cpu_count
+from clipadapt.core.labelled import split_by_hash
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable
 
+    from clipadapt.core.protocols import SplitName
+
+SHARES: dict[SplitName, float] = {"train": 0.6, "val": 0.2, "test": 0.2}
+"""Of one folder of classes, split by the hash of each file's bytes."""
 EXTENSIONS: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Named one by one: Pillow would else try every plug-in, among them one that starts Ghostscript. It does not
 # load the plug-in of a format that is named, so they are loaded here, before any thread asks. (JPEG covers the
@@ -256,3 +261,8 @@ def _cannot_list(err: OSError) -> DataError:
 
 def _stop(err: OSError) -> None:
     raise _cannot_list(err) from err
+
+
+def hash_split(sha256: str) -> SplitName:
+    """Return the split that a file's hash alone decides, by :data:`SHARES`; it stays when files are added."""
+    return split_by_hash(bytes.fromhex(sha256[:16]), SHARES)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS, Subset
-from clipadapt.datasets._image_set import ImageSet, hash_split, make_split
 from clipadapt.datasets._images import (
     EXTENSIONS,
     ImageFiles,
     existing_folder,
+    hash_split,
     in_threads,
     list_images,
     readable,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from clipadapt.core.protocols import DatasetOptions, SplitName
 
@@ -77,7 +79,7 @@ class _Report:
         self.notes.append(note)
 
 
-def open_folder(argument: str, options: DatasetOptions, /) -> ImageSet:
+def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     """Open a folder of images; every file is hashed once.
 
     Args:
@@ -124,7 +126,7 @@ def open_folder(argument: str, options: DatasetOptions, /) -> ImageSet:
         report.notes.append(f"folders that are no split are not read: {_names(found.beside)}")
     if found.ignored:
         report.notes.append(f"files that are no images are ignored: {_listed(found.ignored)}")
-    return ImageSet(
+    return LabelledSet(
         name=name,
         classnames=classnames,
         templates=("a photo of a {}.",),

@@ -19,8 +19,8 @@ import numpy as np
 
 from clipadapt.core._files import atomic_directory, cache_dir
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.datasets._download import download_errors, require_reachable
-from clipadapt.datasets._image_set import ImageSet, make_split
 from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._wnid import imagenet_names, read_wnids, wnid_folders
 
@@ -66,7 +66,7 @@ class _Published:
     val: str | None
 
 
-def open_imagenette(argument: str, options: DatasetOptions, /) -> ImageSet:
+def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     """Open ImageNette.
 
     Args:
@@ -112,7 +112,7 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> ImageSet:
         notes.append(f"imagenette: classes without a readable image: {', '.join(empty)}")
     if skipped:
         notes.append(f"imagenette: {skipped} unreadable images are left out")
-    return ImageSet(
+    return LabelledSet(
         name="imagenette" if size in {None, "full"} else f"imagenette:{size[:-2]}",
         classnames=classnames,
         templates=("a photo of a {}.",),
@@ -121,6 +121,7 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> ImageSet:
         "Database, CVPR 2009",
         source="https://github.com/fastai/imagenette",
         parts=parts,
+        aliases={"val": "test"} if train is None else {},
         skipped=skipped,
         flags=tuple(flags),
         notes=tuple(notes),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from PIL import Image
 
 from clipadapt.core.errors import DataError, unknown
-from clipadapt.datasets._image_set import ImageSet, make_split
+from clipadapt.core.labelled import LabelledSet, make_split
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -122,7 +122,7 @@ class EmojiImages(Sequence[Image.Image]):
             ) from err
 
 
-def open_openmoji(argument: str, options: DatasetOptions, /) -> ImageSet:  # noqa: ARG001
+def open_openmoji(argument: str, options: DatasetOptions, /) -> LabelledSet[Image.Image]:  # noqa: ARG001
     """Open the emoji.
 
     Args:
@@ -152,7 +152,7 @@ def open_openmoji(argument: str, options: DatasetOptions, /) -> ImageSet:  # noq
         for split, members in split_class(emoji).items():
             codes[split] += members
             labels[split] += [label] * len(members)
-    return ImageSet(
+    return LabelledSet(
         name=name,
         classnames=classnames,
         templates=(VARIANTS[variant][1],),

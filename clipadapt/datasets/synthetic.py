@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS
-from clipadapt.datasets._image_set import ImageSet, make_split
 
 if TYPE_CHECKING:
     from clipadapt.core.protocols import DatasetOptions, SplitName
@@ -87,7 +87,7 @@ def draw(split: SplitName, label: int, row: int) -> Image.Image:
     return image
 
 
-def open_synthetic(argument: str, options: DatasetOptions, /) -> ImageSet:  # noqa: ARG001
+def open_synthetic(argument: str, options: DatasetOptions, /) -> LabelledSet[Image.Image]:  # noqa: ARG001
     """Make the set.
 
     Args:
@@ -112,7 +112,7 @@ def open_synthetic(argument: str, options: DatasetOptions, /) -> ImageSet:  # no
         ids = [f"{split}/{c}/{row}" for c in classnames for row in range(n)]
         labels = np.repeat(np.arange(n_classes, dtype=np.int64), n)
         parts[split] = make_split(SyntheticImages(split, n_classes, n), ids, labels, classnames)
-    return ImageSet(
+    return LabelledSet(
         name=f"synthetic:{n_classes}x{n}",
         classnames=classnames,
         templates=("a photo of a {}.",),

@@ -18,11 +18,11 @@ import numpy as np
 
 from clipadapt.core._files import atomic_directory, cache_dir
 from clipadapt.core.errors import DataError, unknown
+from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS
 from clipadapt.core.registry import DATASETS
 from clipadapt.datasets._download import download_errors, require_reachable
-from clipadapt.datasets._image_set import ImageSet, hash_split, make_split
-from clipadapt.datasets._images import ImageFiles, existing_folder, readable
+from clipadapt.datasets._images import ImageFiles, existing_folder, hash_split, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -176,7 +176,7 @@ class ArrayImages(Sequence["Image"]):
         return image.convert("RGB")
 
 
-def open_torchvision(argument: str, options: DatasetOptions, /) -> ImageSet:
+def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     """Open a set of torchvision's, downloading it at the first time.
 
     Args:
@@ -210,7 +210,7 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> ImageSet:
         parts = _by_name(parts["train"], hash_split)
     elif "val" not in parts:
         parts |= _by_name(parts["train"], _train_or_val)
-    return ImageSet(
+    return LabelledSet(
         name=name,
         classnames=classnames,
         templates=(known.template,),

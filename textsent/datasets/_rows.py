@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import make_split
 from clipadapt.core.protocols import SPLITS
-from textsent.datasets._text_set import make_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -136,6 +136,7 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
 def _decode(path: Path, raw: bytes, encoding: str) -> str:
     try:
         codec = codecs.lookup(encoding).name
+        b"".decode(codec)  # base64 and the like are codecs, but of no text
     except LookupError:
         raise DataError(
             f"unknown encoding '{encoding}'", hint="for example encoding=latin-1, cp1252 or utf-16"

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import LabelledSet
 from clipadapt.core.protocols import SPLITS
 from textsent.datasets._rows import assemble, rows_of
+from textsent.datasets._splits import SPLIT_ALIASES, hash_split
 from textsent.datasets._tables import (
     ENDINGS,
     LABEL_COLUMNS,
@@ -23,7 +25,6 @@ from textsent.datasets._tables import (
     read_table,
     split_query,
 )
-from textsent.datasets._text_set import SPLIT_ALIASES, TextSet, hash_split
 
 if TYPE_CHECKING:
     from clipadapt.core.protocols import DatasetOptions, SplitName
@@ -35,7 +36,7 @@ SPLIT_COLUMN = "split"
 LAYOUTS = "a .csv, .tsv, .parquet or .jsonl file, or a folder with train.csv, val.csv and test.csv"
 
 
-def open_csv(argument: str, options: DatasetOptions, /) -> TextSet:
+def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     """Open one's own table or tables.
 
     Args:
@@ -70,7 +71,7 @@ def open_csv(argument: str, options: DatasetOptions, /) -> TextSet:
     notes = assembled.notes
     if skipped:
         notes += (f"{skipped} rows without a text or label are left out",)
-    return TextSet(
+    return LabelledSet(
         name=title,
         classnames=assembled.classnames,
         licence="unknown (the user's own texts)",

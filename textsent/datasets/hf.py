@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import LabelledSet
 from textsent.datasets import _hub
 from textsent.datasets._rows import assemble, rows_of
+from textsent.datasets._splits import SPLIT_ALIASES, hash_split
 from textsent.datasets._tables import split_query
-from textsent.datasets._text_set import SPLIT_ALIASES, TextSet, hash_split
 
 if TYPE_CHECKING:
     from clipadapt.core.protocols import DatasetOptions, SplitName
@@ -23,7 +24,7 @@ OPTIONS = ("text", "label", "config")
 WAY_OUT = "without a network take rotten_tomatoes:offline, or one's own file with csv:PATH"
 
 
-def open_hf(argument: str, options: DatasetOptions, /) -> TextSet:
+def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     """Open a data set of the hub.
 
     Args:
@@ -57,6 +58,11 @@ def open_hf(argument: str, options: DatasetOptions, /) -> TextSet:
         elif table.columns[label] and all(v is None for v in table.columns[label]):
             notes.append(f"the split '{found}' has no labels and is left out")
         else:
+            if (split or "train") in rows:
+                raise DataError(
+                    f"{title} has two splits that mean '{split or 'train'}', the second is '{found}'; "
+                    f"it has: {', '.join(tables)}"
+                )
             checked, without = rows_of(
                 table, text, label, prefix=split or found, skip=options.on_bad_image == "skip"
             )
@@ -75,7 +81,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> TextSet:
     assembled = assemble(rows, classnames)
     if skipped:
         notes.append(f"{skipped} rows without a text or label are left out")
-    return TextSet(
+    return LabelledSet(
         name=title,
         classnames=assembled.classnames,
         licence=f"see https://huggingface.co/datasets/{repo}",

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS
 from textsent.datasets import _hub
 from textsent.datasets._duplicates import duplicate_groups, normalise
 from textsent.datasets._rows import rows_of
+from textsent.datasets._splits import SPLIT_ALIASES
 from textsent.datasets._tables import read_table
-from textsent.datasets._text_set import SPLIT_ALIASES, TextSet, fingerprint, make_split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ WAY_OUT = (
 )
 
 
-def open_rotten_tomatoes(argument: str, options: DatasetOptions, /) -> TextSet:  # noqa: ARG001
+def open_rotten_tomatoes(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:  # noqa: ARG001
     """Open the reviews.
 
     Args:
@@ -82,7 +83,7 @@ def cut(n: int) -> tuple[slice, slice, slice]:
 # ---------------------------------------------------------------- official split
 
 
-def _from_hub() -> TextSet:
+def _from_hub() -> LabelledSet[str]:
     files = _hub.snapshot(REPO, REVISION, way_out=WAY_OUT, or_any_revision=True)
     tables, text, label, _ = _hub.read(files.folder, REPO, text="text", label="label", config=None)
     parts: dict[SplitName, Split[str]] = {}
@@ -104,7 +105,7 @@ def _from_hub() -> TextSet:
     return _official(parts, source, files.note)
 
 
-def _from_folder(folder: Path) -> TextSet:
+def _from_folder(folder: Path) -> LabelledSet[str]:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise DataError(
@@ -143,17 +144,17 @@ def _part(split: SplitName, texts: Sequence[str], labels: Sequence[int]) -> Spli
     return make_split(texts, [f"{split}/{i:05d}" for i in range(len(texts))], labels, CLASSNAMES)
 
 
-def _official(parts: Mapping[SplitName, Split[str]], source: str, note: str) -> TextSet:
+def _official(parts: Mapping[SplitName, Split[str]], source: str, note: str) -> LabelledSet[str]:
     notes = [note] if note else []
     flags: tuple[str, ...] = ()
-    if fingerprint(parts) != OFFICIAL_FINGERPRINT:
+    if _texts_sha256(parts) != OFFICIAL_FINGERPRINT:
         flags = ("not_the_official_data",)
         sizes = "/".join(str(len(part)) for part in parts.values())
         notes.append(
             f"texts, labels or splits ({sizes}) differ from the official ones (8530/1066/1066); "
             "results are not comparable with published ones"
         )
-    return TextSet(
+    return LabelledSet(
         name="rotten_tomatoes",
         classnames=CLASSNAMES,
         licence=LICENCE,
@@ -168,7 +169,23 @@ def _official(parts: Mapping[SplitName, Split[str]], source: str, note: str) -> 
 # ---------------------------------------------------------------- offline
 
 
-def _from_wheel() -> TextSet:
+def _texts_sha256(parts: Mapping[SplitName, Split[str]]) -> str:
+    """Return the sha256 over ids, labels and texts of every split, lengths included."""
+    total = hashlib.sha256()
+    for name in SPLITS:
+        if name not in parts:
+            continue
+        part = parts[name]
+        total.update(f"split {name} {len(part)}\n".encode())
+        for key, label, text in zip(
+            part.inputs.ids, part.labels, part.inputs.examples, strict=True
+        ):
+            raw = text.encode()
+            total.update(f"{key}\0{label}\0{len(raw)}\0".encode() + raw)
+    return total.hexdigest()
+
+
+def _from_wheel() -> LabelledSet[str]:
     texts, labels = wheel_reviews()
     where = offline_split(texts, labels)
     parts = {}
@@ -180,7 +197,7 @@ def _from_wheel() -> TextSet:
             labels[rows].tolist(),
             CLASSNAMES,
         )
-    return TextSet(
+    return LabelledSet(
         name="rotten_tomatoes:offline",
         classnames=CLASSNAMES,
         licence=LICENCE,

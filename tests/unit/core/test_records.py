@@ -91,7 +91,7 @@ def test_the_fields_are_those_of_the_design():
     fields = make_record().model_dump()
     assert list(fields) == [
         "schema_version", "run_id", "fit_id", "status", "error", "attempt", "config", "seed", "data",
-        "evaluation", "model", "method", "selection", "calibration", "n_trainable_params", "metrics",
+        "evaluation", "model", "method", "selection", "calibration", "n_trainable_params", "n_total_params", "metrics",
         "cost", "flags", "per_class", "predictions_sha256", "environment", "started_at",
     ]  # fmt: skip
     assert list(fields["environment"]) == [

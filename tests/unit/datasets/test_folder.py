@@ -231,7 +231,8 @@ def test_two_folders_for_one_split(split_folder):
 def test_a_split_that_is_not_there_names_those_there_are(split_folder):
     shutil.rmtree(split_folder / "test")
     with pytest.raises(
-        DataError, match=r"folder:pets has no split 'test'; it has: train, val\n.*--split val"
+        DataError,
+        match=r"folder:pets has no split 'test'; it has: train, val\n.*evaluation.split=val",
     ):
         open_(split_folder).split("test")
 

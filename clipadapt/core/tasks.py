@@ -1,0 +1,276 @@
+"""From a config to the examples that are learnt from and judged on: class names, templates, draws, targets."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipadapt.core import _imagenet, sampling
+from clipadapt.core.errors import DataError
+from clipadapt.core.protocols import DatasetOptions, Split, Task
+from clipadapt.core.registry import DATASETS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from clipadapt.core.config import DataConfig, Experiment
+    from clipadapt.core.protocols import Dataset, Progress, SplitName
+
+TEMPLATE_SETS: Mapping[str, tuple[str, ...]] = {
+    "7": _imagenet.TEMPLATES_7,
+    "80": _imagenet.TEMPLATES_80,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a fit is judged.
+
+    Attributes:
+        dataset: The open data set.
+        split: Its split.
+        classnames: Class names that go into prompts, in the order of its labels.
+        templates: Templates that go into prompts.
+        flags: Facts that every record of this target carries.
+    """
+
+    dataset: Dataset[Any]
+    split: SplitName
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def examples(self, limit: int | None) -> Split[Any]:
+        """Return what is judged, at most ``limit`` examples: a fixed draw by id.
+
+        Raises:
+            DataError: If there is nothing to judge.
+        """
+        split = self.dataset.split(self.split)
+        if limit is not None and limit < len(split):
+            order = sorted(range(len(split)), key=lambda i: _digest(split.inputs.ids[i]))
+            split = split.take(np.array(sorted(order[:limit]), dtype=np.int64))
+        if not len(split):
+            raise DataError(f"the split '{self.split}' of {self.dataset.name} is empty")
+        return split
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The task of one seed, the manifest of its draw, and flags for the record."""
+
+    task: Task[Any]
+    manifest: sampling.Manifest | None
+    flags: tuple[str, ...]
+
+
+def open_target(
+    name: str, split: SplitName, data: DataConfig, track: str, progress: Progress
+) -> Target:
+    """Open a data set and check that it can be judged on.
+
+    Raises:
+        DataError: If it cannot be opened, lacks the split, or its files of names or templates are wrong.
+        UnknownNameError: If there is no such data set.
+    """
+    resolved = DATASETS.resolve(name, track)
+    dataset = resolved.provider(resolved.argument, DatasetOptions(data.on_bad_image))
+    for note in getattr(dataset, "notes", ()):
+        progress.note(f"warning: {note}")
+    if split not in dataset.splits:
+        other = dataset.splits[-1]
+        raise DataError(
+            f"{dataset.name} has no split '{split}'; it has {', '.join(dataset.splits)}",
+            hint=f"add --set evaluation.split={other} (zeroshot: --split {other})",
+        )
+    flags = list(dataset.flags)
+    classnames = read_classnames(data.classnames, dataset)
+    pairs = duplicate_names(classnames)
+    if pairs and track == "clip":
+        shown = "; ".join(f"'{a}' and '{b}'" for a, b in pairs[:3])
+        progress.note(
+            f"warning: {dataset.name} has class names that are the same text: {shown}; "
+            "no prompt can tell these classes apart"
+        )
+        flags.append("duplicate_classnames")
+    templates = read_templates(data.templates, dataset)
+    return Target(dataset, split, classnames, templates, tuple(flags))
+
+
+def draw_task(
+    target: Target, experiment: Experiment, manifest: sampling.Manifest | None, seed: int
+) -> Draw:
+    """Draw the training and validation examples of a seed; what is judged is not touched.
+
+    Raises:
+        DataError: If there are too few examples, or the manifest does not fit the data.
+    """
+    dataset, data = target.dataset, experiment.config.data
+    # What is judged is never learnt from, under whichever name it goes.
+    aliases: Mapping[str, str] = getattr(dataset, "aliases", {})
+    judged = aliases.get(target.split, target.split)
+
+    def part(name: SplitName) -> Split[Any] | None:
+        if name not in dataset.splits or aliases.get(name, name) == judged:
+            return None
+        return dataset.split(name)
+
+    train, val = part("train"), part("val")
+    if manifest is not None:
+        train = _chosen(train, manifest, "train", target)
+        val = _chosen(val, manifest, "val", target)
+    elif data.shots is not None:
+        train, val, manifest = _few_shot(target, train, val, data, seed)
+    flags = ("allow_fewer",) if manifest is not None and manifest.fewer else ()
+    names = target.classnames
+    task = Task(names, target.templates, _renamed(train, names), _renamed(val, names))
+    return Draw(task, manifest, flags)
+
+
+def _few_shot(
+    target: Target,
+    train: Split[Any] | None,
+    val: Split[Any] | None,
+    data: DataConfig,
+    seed: int,
+) -> tuple[Split[Any], Split[Any] | None, sampling.Manifest]:
+    dataset, shots = target.dataset, data.shots
+    assert shots is not None
+    if train is None:
+        raise DataError(
+            f"{dataset.name} has no train split to draw {shots} shots from{_judged(target, 'train')}",
+            hint="leave data.shots away, or take a data set with a train split",
+        )
+    fewer: dict[sampling.Role, dict[str, int]] = {}
+
+    def draw(split: Split[Any], k: int, role: sampling.Role) -> Split[Any]:
+        fewer[role] = sampling.short_classes(split.labels, k, target.classnames)
+        rows = sampling.draw(
+            split.inputs.ids,
+            split.labels,
+            k,
+            seed,
+            role=role,
+            allow_fewer=data.allow_fewer,
+            classnames=target.classnames,
+        )
+        return split.take(rows)
+
+    drawn = draw(train, shots, "train")
+    drawn_val = None if val is None else draw(val, sampling.val_shots(shots), "val")
+    manifest = sampling.Manifest.create(
+        dataset=dataset.name,
+        dataset_sha256=dataset.fingerprint,
+        seed=seed,
+        shots=shots,
+        train=drawn.inputs.ids,
+        val=drawn_val.inputs.ids if drawn_val else (),
+        fewer=fewer,
+    )
+    return drawn, drawn_val, manifest
+
+
+def read_classnames(path: str | None, dataset: Dataset[Any]) -> tuple[str, ...]:
+    """Return the class names of a file, one a line in class order, or the set's own.
+
+    Raises:
+        DataError: If the file cannot be read or does not hold one name per class.
+    """
+    if path is None:
+        return tuple(dataset.classnames)
+    names = _lines(path, "class names")
+    want = dataset.classnames
+    if len(names) != len(want):
+        shown = ", ".join(want[:20]) + (" ..." if len(want) > 20 else "")
+        raise DataError(
+            f"the class-names file {path} has {len(names)} names; {dataset.name} has {len(want)} classes: {shown}",
+            hint="write one name a line, in this order",
+        )
+    return tuple(names)
+
+
+def read_templates(choice: str, dataset: Dataset[Any]) -> tuple[str, ...]:
+    """Return the templates of ``single`` (the set's own), ``7``, ``80`` or a file, one a line.
+
+    Raises:
+        DataError: If the file cannot be read, is empty, or a template lacks its ``{}``.
+    """
+    if choice == "single":
+        return tuple(dataset.templates)
+    if choice in TEMPLATE_SETS:
+        return TEMPLATE_SETS[choice]
+    if not Path(choice).expanduser().exists():
+        raise DataError(
+            f"no templates '{choice}'; accepted: single, {', '.join(TEMPLATE_SETS)}, or a file",
+            hint="write a file with one template a line, such as 'a photo of a {}.'",
+        )
+    lines = _lines(choice, "templates")
+    bad = [line for line in lines if line.count("{}") != 1]
+    if bad:
+        raise DataError(
+            f"the template '{bad[0]}' in {choice} needs exactly one '{{}}' for the class name",
+            hint="for example 'a photo of a {}.'",
+        )
+    if not lines:
+        raise DataError(f"the templates file {choice} is empty", hint="write one template a line")
+    return tuple(lines)
+
+
+def duplicate_names(classnames: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of class names that are one text after normalisation."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in classnames:
+        key = " ".join(name.replace("_", " ").casefold().split())
+        if key in seen:
+            pairs.append((seen[key], name))
+        seen.setdefault(key, name)
+    return pairs
+
+
+def classnames_sha256(classnames: Sequence[str]) -> str:
+    """Return the hash that stands for the class names in their order."""
+    return hashlib.sha256("\0".join(classnames).encode()).hexdigest()
+
+
+def _lines(path: str, what: str) -> list[str]:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as err:
+        raise DataError(
+            f"cannot read the {what} file '{path}': {err.strerror}", hint="name a UTF-8 text file"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"the {what} file '{path}' is not UTF-8 text") from None
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _judged(target: Target, role: str) -> str:
+    """Say that a split is missing because it is the one that is judged."""
+    return " to learn from: it is the split that is judged" if target.split == role else ""
+
+
+def _renamed(split: Split[Any] | None, classnames: tuple[str, ...]) -> Split[Any] | None:
+    return None if split is None else Split(split.inputs, split.labels, classnames)
+
+
+def _chosen(
+    split: Split[Any] | None, manifest: sampling.Manifest, role: sampling.Role, target: Target
+) -> Split[Any] | None:
+    if not getattr(manifest, role):
+        return None
+    if split is None:
+        raise DataError(
+            f"the manifest draws from the split '{role}', which {target.dataset.name} has not"
+            f"{_judged(target, role)}",
+            hint="judge another split with --set evaluation.split=test",
+        )
+    return split.take(sampling.apply(manifest, split.inputs.ids, role=role))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import open_clip
 import torch
 import torch.nn.functional as F
+import xxhash
 from open_clip.factory import load_checkpoint, load_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from open_clip.modified_resnet import ModifiedResNet
@@ -284,7 +285,7 @@ class OpenClipModel:
         self.device = device
         self.dtype = dtype
         self.services = services
-        self._digests: dict[str, tuple[tuple[int, int], str]] = {}
+        self._digests: dict[str, tuple[int, str]] = {}
         self._transforms = {
             t: _transform(module, source.preprocess_cfg, train=t) for t in (False, True)
         }
@@ -321,14 +322,18 @@ class OpenClipModel:
         return self._weights_hash("")
 
     def _weights_hash(self, tower: str) -> str:
-        """Hash all tensors or one tower's; a tensor is read again only when it has changed."""
+        """Hash all tensors or one tower's.
+
+        The sha256 of a tensor is remembered with a fast hash of its bytes, which is taken anew each time: a write
+        through ``.data`` moves neither address nor version.
+        """
         total = hashlib.sha256()
         for name, tensor in self._net.state_dict(keep_vars=True).items():
             visual = name.startswith("visual.")
             head = name.startswith("logit_")
             if (tower == "image" and not visual) or (tower == "text" and (visual or head)):
                 continue
-            state = (tensor.data_ptr(), tensor._version)
+            state = xxhash.xxh3_128_intdigest(_tensor_bytes(tensor))
             known = self._digests.get(name)
             if known is None or known[0] != state:
                 known = (state, _tensor_digest(name, tensor))
@@ -545,11 +550,14 @@ def _short_clip_text(module: Any, tokens: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _tensor_digest(name: str, tensor: torch.Tensor) -> str:
+def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
     data = tensor.detach().cpu().contiguous()
-    head = f"{name} {tuple(data.shape)} {data.dtype} ".encode()
-    raw = data.reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(head + hashlib.sha256(raw).digest()).hexdigest()
+    return data.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _tensor_digest(name: str, tensor: torch.Tensor) -> str:
+    head = f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode()
+    return hashlib.sha256(head + hashlib.sha256(_tensor_bytes(tensor)).digest()).hexdigest()
 
 
 def weights_sha256(module: torch.nn.Module) -> str:

@@ -116,7 +116,10 @@ def _of_hub(name: _names.Name) -> Source:
         name.repo, (*_names.CHECKPOINT_NAMES[1:4], _names.CHECKPOINT_NAMES[0]), name.shown
     )
     # The snapshot folder holds tokenizer and text config if they were fetched before.
-    files = (config_path, checkpoint)
+    text_cfg = config["model_cfg"]["text_cfg"]
+    files: tuple[Path, ...] = (config_path, checkpoint)
+    if text_cfg.get("hf_model_name") or text_cfg.get("hf_tokenizer_name"):
+        files += tuple(_names.tokenizer_files(config_path.parent))
     return Source(
         config["model_cfg"],
         config.get("preprocess_cfg", {}),

@@ -6,16 +6,20 @@ G. Ilharco et al., "OpenCLIP", 2021. Names: ``ARCH/TAG``, ``ARCH/PATH.safetensor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from clipadapt.core import identity
 from clipadapt.core.protocols import ModelIdentity
-from clipadapt.models import _identity, _names
+from clipadapt.models import _names
 from clipadapt.models._hardware import effective_dtype
 
 if TYPE_CHECKING:
     from clipadapt.core.context import Services
     from clipadapt.core.protocols import ModelOptions
     from clipadapt.models import ImageTextModel
+
+RELEASES: Final = ("open_clip_torch", "torch", "timm")
+"""Random weights and the mapping from tag to file depend on them."""
 
 
 class OpenClip:
@@ -63,20 +67,20 @@ def _sha256(name: _names.Name) -> str:
     from clipadapt.models import _sources
 
     if name.form in {"file", "dir"}:
-        return _identity.identity_of_files(name.key, _sources.find(name).files)
-    key = f"{name.key}|{_identity.versions()}"
-    known = _identity.recall(key)
+        return identity.of_files(name.key, _sources.find(name).files)
+    key = f"{name.key}|{identity.versions(*RELEASES)}"
+    known = identity.recall(key)
     if known is not None:
         return known[0]
     source = _sources.find(name)
     if source.files:
-        return _identity.identity_of_files(key, source.files)
+        return identity.of_files(key, source.files)
     from clipadapt.models import _adapter
 
     # The tokenizer is asked for now, so that what cannot read a prompt fails before any work.
     _adapter.tokenizer_for(source, name.shown)
     sha256 = _adapter.weights_sha256(_adapter.build(source, name.shown))
-    _identity.remember(key, sha256)
+    identity.remember(key, sha256)
     return sha256
 
 

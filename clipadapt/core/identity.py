@@ -90,7 +90,7 @@ def combined(stamps: Sequence[FileStamp]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def identity_of_files(key: str, paths: Sequence[Path]) -> str:
+def of_files(key: str, paths: Sequence[Path]) -> str:
     """Return the combined sha256 of ``paths``, from memory where no stat has changed."""
     known = recall(key)
     if known is not None and [s.path for s in known[1]] == [str(p) for p in paths]:
@@ -101,9 +101,9 @@ def identity_of_files(key: str, paths: Sequence[Path]) -> str:
     return sha256
 
 
-def versions() -> str:
-    """Return the releases on which random weights and the mapping from tag to file depend."""
-    return " ".join(f"{p} {version(p)}" for p in ("open_clip_torch", "torch", "timm"))
+def versions(*packages: str) -> str:
+    """Return the releases of ``packages``, for identities that depend on them."""
+    return " ".join(f"{p} {version(p)}" for p in packages)
 
 
 def _file(key: str) -> Path:

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipadapt.core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ClipAdaptError, RecordError
+from clipadapt.core.errors import (
+    EXIT_DEFECT,
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    ClipAdaptError,
+    RecordError,
+)
 
 if TYPE_CHECKING:
+    from clipadapt.core.config import Experiment
     from clipadapt.core.records import RunRecord
 
 SettingOption = Annotated[
@@ -75,6 +82,8 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
 
     options.__doc__ = about
     example_data = "synthetic" if track == "clip" else "rotten_tomatoes:offline"
+    example_sweep = "demo" if track == "clip" else "sentiment-quick"
+    example_format = "openclip" if track == "clip" else "hf"
     example = "linear_probe-quick" if track == "clip" else "tfidf_svm"
 
     @app.command(
@@ -93,13 +102,72 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         from clipadapt.core.progress import on_stderr
 
         experiment = config.load(configs, settings or (), track=track)
-        print_records(runner.run([experiment], out, on_stderr()), out, as_json=as_json)
+        found = runner.run([experiment], out, on_stderr())
+        print_records(found, out, as_json=as_json)
+        if any(r.status == "failed" for r in found):
+            typer.echo("some runs failed twice; remove their folders to try them again", err=True)
+            raise typer.Exit(EXIT_DEFECT)
+
+    @app.command("bench", epilog=_example(f"{program} bench {example_sweep} --dry-run"))
+    def bench(
+        sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name or file of a sweep.")],
+        settings: SettingOption = None,
+        out: OutOption = DEFAULT_OUT,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Print the runs and what is done; run nothing.")
+        ] = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Run a whole sweep and print its tables; what is complete is skipped, so it resumes by itself."""
+        from clipadapt.core import sweep as sweeps
+        from clipadapt.core.progress import on_stderr
+
+        experiments = sweeps.load_sweep(sweep, settings or (), track=track)
+        if dry_run:
+            plan = [_planned(e, out) for e in experiments]
+            if as_json:
+                print_json({"experiments": plan})
+            else:
+                for p in plan:
+                    done = f"{p['complete']} of {p['runs']} runs complete"
+                    typer.echo(
+                        f"{p['recipe']} on {p['dataset']}, shots {p['shots'] or 'all'}: {done}"
+                    )
+            return
+        outcome = sweeps.run_sweep(experiments, out, on_stderr())
+        if as_json:
+            print_json({"records": [r.model_dump(mode="json") for r in outcome.records]})
+        else:
+            _print_bench(outcome.records, out)
+        for title, message in outcome.failures:
+            typer.echo(f"failed: {title}: {message}", err=True)
+        if outcome.failures:
+            raise typer.Exit(EXIT_DEFECT)
+
+    @app.command(
+        "export",
+        epilog=_example(f"{program} export RUN_DIR --format {example_format} --output PATH"),
+    )
+    def export(
+        run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+        form: Annotated[str, typer.Option("--format", help="One of those of the method.")],
+        output: Annotated[
+            Path, typer.Option(metavar="PATH", help="A path that does not exist yet.")
+        ],
+    ) -> None:
+        """Write a run's classifier in the format of another library."""
+        from clipadapt.core.inference import export_run
+
+        typer.echo(export_run(run_dir, form, output))
 
     @app.command("table", epilog=_example(f"{program} table runs --format latex"))
     def table(
         directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the records.")],
         form: Annotated[TableFormat, typer.Option("--format")] = TableFormat.markdown,
         metric: Annotated[str, typer.Option(help="Metric of the table.")] = "accuracy",
+        reference: Annotated[
+            bool, typer.Option("--reference", help="Set published numbers beside rows they fit.")
+        ] = False,
     ) -> None:
         """Print one table of the records in a folder."""
         from clipadapt.core import tables
@@ -116,7 +184,9 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
                 f"no records in '{directory}'", hint=f"records are written by '{program} run'"
             )
         typer.echo(
-            tables.render(tables.build_table(found, metric=metric), form.value),
+            tables.render(
+                tables.build_table(found, metric=metric, reference=reference), form.value
+            ),
             nl=False,
         )
 
@@ -266,6 +336,39 @@ def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> No
 
     typer.echo(tables.render(tables.build_table(found), "markdown"), nl=False)
     typer.echo(f"\nrecords: {out}", err=True)
+
+
+def _planned(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Say what one experiment of a sweep comes to and how much of it is done."""
+    from clipadapt.core import runner
+
+    prepared = runner.prepare(experiment, out)
+    seeds = experiment.config.seeds
+    return {
+        "recipe": experiment.recipe or experiment.method_name,
+        "dataset": experiment.config.data.name,
+        "model": experiment.config.model.name if experiment.config.model else None,
+        "shots": experiment.config.data.shots,
+        "runs": len(seeds),
+        "complete": sum(not prepared.missing(seed) for seed in seeds),
+    }
+
+
+def _print_bench(found: Sequence[RunRecord], out: Path) -> None:
+    """Print the summary of a sweep and write it, with the learning curves, beside the records."""
+    from clipadapt.core import curves, summary
+    from clipadapt.core._files import write_text
+    from clipadapt.core.records import RunStore
+
+    text = summary.render_summary(summary.build_summary(RunStore(out), records=found), "markdown")
+    typer.echo(text)
+    write_text(out / "summary.md", text)
+    try:
+        made = curves.plot_curves(RunStore(out), out / "curves")
+    except ClipAdaptError as err:  # without the plotting extra the tables are still worth having
+        typer.echo(f"no curves: {err}", err=True)
+        made = []
+    typer.echo(f"records: {out}; summary: {out / 'summary.md'}; curves: {len(made)}", err=True)
 
 
 def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,19 +27,37 @@ from clipadapt.core.records import canonical_json
 from clipadapt.core.statistics import t_interval, wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from clipadapt.core.metrics import MetricValue
     from clipadapt.core.records import RunRecord
 
 NOTHING: Final = "-"
+NONE_FITS: Final = "No published number fits a row in data, model, method, shots and settings."
 
 # Settings that change no result, or that stand in the record by what they led to (hashes, effective dtype).
 _SETTINGS_ASIDE: Final = {
     "seeds", "workers", "store", "out", "progress", "data.name", "data.manifest", "data.classnames",
     "data.templates", "data.shots", "model", "model.name", "model.precision", "recipe.source",
-    "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol",
+    "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol", "evaluation.also",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published figure beside a row.
+
+    Attributes:
+        value: The figure, in the metric's unit.
+        source: Where it was published; where it is not comparable, why not.
+        number: Number of the source in the notes, from 1.
+        comparable: Whether it was got on the same examples.
+    """
+
+    value: float
+    source: str
+    number: int
+    comparable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,7 @@ class Row:
         predict_seconds: Mean over seeds.
         peak_memory_bytes: The largest of the seeds, None where none was measured.
         flags: Flag -> runs that carry it.
+        published: Published figures that fit the row, where they were asked for.
     """
 
     dataset: str
@@ -87,6 +106,7 @@ class Row:
     predict_seconds: float | None
     peak_memory_bytes: int | None
     flags: Mapping[str, int]
+    published: tuple[Published, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +119,7 @@ class Table:
         higher_is_better: Its direction.
         rows: One per group, in order of their names.
         notes: Lines below the table.
+        reference: Whether published figures have a column.
     """
 
     metric: str
@@ -106,9 +127,12 @@ class Table:
     higher_is_better: bool
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    reference: bool = False
 
 
-def build_table(records: Sequence[RunRecord], *, metric: str = "accuracy") -> Table:
+def build_table(
+    records: Sequence[RunRecord], *, metric: str = "accuracy", reference: bool = False
+) -> Table:
     """Group records and average each group over its seeds.
 
     One seed keeps the interval of its record, over the test examples. Several seeds get the t interval of
@@ -117,6 +141,7 @@ def build_table(records: Sequence[RunRecord], *, metric: str = "accuracy") -> Ta
     Args:
         records: Records of any kind; one that occurs twice (the same ``run_id``) counts once.
         metric: Name of the metric.
+        reference: Set published figures beside the rows they fit, with their sources in the notes.
 
     Raises:
         RecordError: If there is no record, or one group holds unlike records.
@@ -133,22 +158,25 @@ def build_table(records: Sequence[RunRecord], *, metric: str = "accuracy") -> Ta
     present = sorted({name for r in ok for name in r.metrics})
     if present and metric not in present:
         raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
-    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for record in distinct:
-        groups.setdefault(_group(record), []).append(record)
-    alike: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for key, members in groups.items():
-        alike.setdefault(key[:-1], []).append(members[0])
     values = [r.metrics[metric] for r in ok if metric in r.metrics]
+    rows = []
+    sources: dict[str, int] = {}
+    for group in group_records(distinct):
+        row = _row(group, metric)
+        rows.append(
+            replace(row, published=_published(group, metric, sources)) if reference else row
+        )
     return Table(
         metric=metric,
         unit=values[0].unit if values else "",
         higher_is_better=values[0].higher_is_better if values else True,
-        rows=tuple(
-            _row(groups[key], metric, _told_apart(groups[key][0], alike[key[:-1]]))
-            for key in sorted(groups, key=_sortable)
+        rows=tuple(rows),
+        notes=(
+            *_notes(failed, len(records) - len(distinct), ok),
+            *(f"Published ({number}): {cited}." for cited, number in sources.items()),
+            *([NONE_FITS] if reference and not sources else ()),
         ),
-        notes=tuple(_notes(failed, len(records) - len(distinct), ok)),
+        reference=reference,
     )
 
 
@@ -181,18 +209,58 @@ def render_per_class(record: RunRecord) -> str:
     for c, (name, counts) in enumerate(zip(names, confusion, strict=True)):
         n = sum(counts)
         wrong = max((k for k in range(len(counts)) if k != c), key=lambda k: counts[k], default=c)
-        other = _escape_markdown(names[wrong]) if wrong != c and counts[wrong] else NOTHING
+        other = escape_markdown(names[wrong]) if wrong != c and counts[wrong] else NOTHING
         if n:
             recall = wilson(counts[c], n)
-            low, high = _figure(recall.low, "fraction"), _figure(recall.high, "fraction")
-            shown = f"{_figure(recall.value, 'fraction')} [{low}, {high}]"
+            low, high = figure(recall.low, "fraction"), figure(recall.high, "fraction")
+            shown = f"{figure(recall.value, 'fraction')} [{low}, {high}]"
         else:
             shown = NOTHING
-        lines.append(f"| {_escape_markdown(name)} | {n} | {shown} | {other} |")
+        lines.append(f"| {escape_markdown(name)} | {n} | {shown} | {other} |")
     return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------- groups
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Records that differ in nothing but the seed.
+
+    Attributes:
+        records: One or more, failed ones too, by seed.
+        settings: What tells the group apart from those that look alike, as ``key=value``.
+    """
+
+    records: tuple[RunRecord, ...]
+    settings: tuple[str, ...]
+
+    @property
+    def first(self) -> RunRecord:
+        """Return a record that stands for the others in everything a row is grouped by."""
+        return self.records[0]
+
+    @property
+    def ok(self) -> tuple[RunRecord, ...]:
+        """Return the records that did not fail."""
+        return tuple(r for r in self.records if r.status == "ok")
+
+
+def group_records(records: Iterable[RunRecord]) -> list[Group]:
+    """Group distinct records by what was evaluated and how, in order of their names."""
+    members: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in records:
+        members.setdefault(_group(record), []).append(record)
+    alike: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for key, group in members.items():
+        alike.setdefault(key[:-1], []).append(group[0])
+    return [
+        Group(
+            tuple(sorted(members[key], key=lambda r: (r.seed, r.run_id))),
+            _told_apart(members[key][0], alike[key[:-1]]),
+        )
+        for key in sorted(members, key=_sortable)
+    ]
 
 
 def _group(record: RunRecord) -> tuple[Any, ...]:
@@ -209,6 +277,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     given = record.config.get("data")
     manifest = given.get("manifest") if isinstance(given, Mapping) else None
     return {
+        "learnt from": record.data.name if record.data.name != judged.dataset else None,
         "dtype": record.model.dtype if record.model else None,
         "templates": list(judged.templates),
         "classnames": judged.classnames_sha256[:8],
@@ -239,10 +308,9 @@ def _sortable(group: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple((value is not None, value) if value is not None else (False,) for value in group)
 
 
-def _row(group: Sequence[RunRecord], metric: str, settings: tuple[str, ...]) -> Row:
-    first = group[0]
-    ok = sorted((r for r in group if r.status == "ok"), key=lambda r: r.seed)
-    _refuse_unlike(ok, metric)
+def _row(group: Group, metric: str) -> Row:
+    first, ok = group.first, group.ok
+    refuse_unlike(ok, metric)
     values = [r.metrics[metric] for r in ok if metric in r.metrics]
     value, low, high = _mean(values)
     peaks = [p for r in ok if (p := r.cost.peak_memory_bytes) is not None]
@@ -254,9 +322,9 @@ def _row(group: Sequence[RunRecord], metric: str, settings: tuple[str, ...]) -> 
         method=first.method.name,
         recipe=first.method.recipe,
         shots=first.data.shots,
-        settings=settings,
+        settings=group.settings,
         seeds=len(ok),
-        failed=len(group) - len(ok),
+        failed=len(group.records) - len(ok),
         value=value,
         low=low,
         high=high,
@@ -269,6 +337,21 @@ def _row(group: Sequence[RunRecord], metric: str, settings: tuple[str, ...]) -> 
     )
 
 
+def _published(group: Group, metric: str, sources: dict[str, int]) -> tuple[Published, ...]:
+    """Return the published figures that fit a group; new sources are numbered in ``sources``."""
+    from clipadapt.core.references import caveats, references_for
+
+    found = []
+    for reference in references_for(group.first):
+        value = reference.value(metric, group.first.evaluation.split)
+        if value is not None:
+            unlike = {words: None for r in group.records for words in caveats(r, reference)}
+            cited = reference.cited + (f"; not comparable: {'; '.join(unlike)}" if unlike else "")
+            number = sources.setdefault(cited, len(sources) + 1)
+            found.append(Published(value, cited, number, comparable=not unlike))
+    return tuple(found)
+
+
 def _mean(values: Sequence[MetricValue]) -> tuple[float | None, float | None, float | None]:
     if not values:
         return None, None, None
@@ -279,8 +362,12 @@ def _mean(values: Sequence[MetricValue]) -> tuple[float | None, float | None, fl
     return interval.value, interval.low, interval.high
 
 
-def _refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
-    """Raise where records that would be averaged differ in more than the seed."""
+def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
+    """Raise where records that would be averaged differ in more than the seed.
+
+    Raises:
+        RecordError: Naming the field and both values.
+    """
     if not records:
         return
     first = records[0]
@@ -296,7 +383,7 @@ def _refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
         ]
         if unlike:
             raise RecordError(
-                f"runs of {_method(first.method.name, first.method.recipe)} on "
+                f"runs of {method_title(first.method.name, first.method.recipe)} on "
                 f"{first.evaluation.dataset} (seeds {first.seed} and {other.seed}) are not alike "
                 "and have no mean:\n  " + "\n  ".join(unlike),
                 hint="keep unlike runs in folders of their own, or give each setting its own recipe",
@@ -306,7 +393,7 @@ def _refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
     if times > 1:
         ids = ", ".join(r.run_id for r in records if r.seed == seed)
         raise RecordError(
-            f"{times} runs of {_method(first.method.name, first.method.recipe)} on "
+            f"{times} runs of {method_title(first.method.name, first.method.recipe)} on "
             f"{first.evaluation.dataset} have the same seed {seed}: {ids}",
             hint="remove the runs that are out of date",
         )
@@ -339,16 +426,21 @@ def _shown(value: Any, absent: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def failure_note(failed: Sequence[RunRecord]) -> str:
+    """Return a line that counts failed runs and names the first of them."""
+    which = "; ".join(
+        f"{method_title(r.method.name, r.method.recipe)} on {r.evaluation.dataset}, seed {r.seed}: "
+        + (r.error or "").partition("\n")[0]
+        for r in failed[:5]
+    )
+    more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+    plural = "run" if len(failed) == 1 else "runs"
+    return f"{len(failed)} failed {plural}, in no mean: {which}{more}."
+
+
 def _notes(failed: Sequence[RunRecord], repeated: int, ok: Sequence[RunRecord]) -> Iterable[str]:
     if failed:
-        which = "; ".join(
-            f"{_method(r.method.name, r.method.recipe)} on {r.evaluation.dataset}, seed {r.seed}: "
-            + (r.error or "").partition("\n")[0]
-            for r in failed[:5]
-        )
-        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        plural = "run" if len(failed) == 1 else "runs"
-        yield f"{len(failed)} failed {plural}, in no mean: {which}{more}."
+        yield failure_note(failed)
     if repeated:
         yield f"Copies of a record (same run_id), each counted once: {repeated} left out."
     if ok:
@@ -358,7 +450,8 @@ def _notes(failed: Sequence[RunRecord], repeated: int, ok: Sequence[RunRecord]) 
 # ---------------------------------------------------------------- formats
 
 
-def _method(name: str, recipe: str | None) -> str:
+def method_title(name: str, recipe: str | None) -> str:
+    """Return a method with its recipe, as tables show it."""
     return f"{name} ({recipe})" if recipe else name
 
 
@@ -367,7 +460,8 @@ def _metric_title(table: Table) -> str:
     return f"{table.metric}{unit}" + ("" if table.higher_is_better else " (lower is better)")
 
 
-def _figure(value: float | None, unit: str) -> str:
+def figure(value: float | None, unit: str) -> str:
+    """Return a figure as tables show it: percent of a fraction, MiB of bytes, ``-`` of None."""
     if value is None:
         return NOTHING
     if unit == "fraction":
@@ -379,10 +473,20 @@ def _figure(value: float | None, unit: str) -> str:
     return f"{value:.3f}"
 
 
-def _figure_with_interval(row: Row, unit: str) -> str:
+def _row_figure(row: Row, unit: str) -> str:
     if row.low is None or row.high is None:
-        return _figure(row.value, unit)
-    return f"{_figure(row.value, unit)} [{_figure(row.low, unit)}, {_figure(row.high, unit)}]"
+        return figure(row.value, unit)
+    return f"{figure(row.value, unit)} [{figure(row.low, unit)}, {figure(row.high, unit)}]"
+
+
+def _published_cell(row: Row, unit: str) -> str:
+    return (
+        "; ".join(
+            f"{figure(p.value, unit)} ({p.number}{'' if p.comparable else ', not comparable'})"
+            for p in row.published
+        )
+        or NOTHING
+    )
 
 
 def _shots(row: Row) -> str:
@@ -405,23 +509,24 @@ def _columns(table: Table) -> list[tuple[str, bool, Callable[[Row], str]]]:
         ("split", True, lambda r: r.split),
         ("protocol", True, lambda r: r.protocol),
         ("model", True, lambda r: r.model or NOTHING),
-        ("method", True, lambda r: _method(r.method, r.recipe)),
+        ("method", True, lambda r: method_title(r.method, r.recipe)),
         ("settings", True, lambda r: ", ".join(r.settings)),
         ("shots", False, _shots),
         ("seeds", False, lambda r: str(r.seeds)),
-        (_metric_title(table), False, lambda r: _figure_with_interval(r, table.unit)),
+        (_metric_title(table), False, lambda r: _row_figure(r, table.unit)),
+        ("published", False, lambda r: _published_cell(r, table.unit)),
         (
             "parameters",
             False,
             lambda r: NOTHING if r.n_trainable_params is None else f"{r.n_trainable_params:,}",
         ),
-        ("fit, s", False, lambda r: _figure(r.fit_seconds, "seconds")),
-        ("encode, s", False, lambda r: _figure(r.encode_seconds, "seconds")),
-        ("predict, s", False, lambda r: _figure(r.predict_seconds, "seconds")),
-        ("peak memory, MiB", False, lambda r: _figure(r.peak_memory_bytes, "bytes")),
+        ("fit, s", False, lambda r: figure(r.fit_seconds, "seconds")),
+        ("encode, s", False, lambda r: figure(r.encode_seconds, "seconds")),
+        ("predict, s", False, lambda r: figure(r.predict_seconds, "seconds")),
+        ("peak memory, MiB", False, lambda r: figure(r.peak_memory_bytes, "bytes")),
         ("flags", True, _flags),
     ]
-    aside = set()
+    aside = set() if table.reference else {"published"}
     if len({r.protocol for r in table.rows}) < 2:
         aside.add("protocol")
     if not any(r.settings for r in table.rows):
@@ -429,39 +534,98 @@ def _columns(table: Table) -> list[tuple[str, bool, Callable[[Row], str]]]:
     return [c for c in columns if c[0] not in aside]
 
 
-def _cells(table: Table, escape: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
+def _cells(table: Table) -> tuple[list[Column], list[list[str]]]:
     columns = _columns(table)
-    titles = [escape(title) for title, _, _ in columns]
-    rows = [
-        [escape(cell(row)) if text else cell(row) for _, text, cell in columns]
-        for row in table.rows
+    return (
+        [Column(title, text=text) for title, text, _ in columns],
+        [[cell(row) for _, _, cell in columns] for row in table.rows],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Title of a column, and whether it holds text: escaped and flush left, where figures are flush right."""
+
+    title: str
+    text: bool = False
+
+
+def markdown_grid(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    bold: Collection[tuple[int, int]] = (),
+) -> str:
+    """Return a Markdown table.
+
+    Args:
+        columns: One for each cell of a row.
+        rows: Cells as people read them; text is escaped here.
+        bold: Row and column of cells set in bold.
+    """
+    lines = [
+        [escape_markdown(c.title) for c in columns],
+        ["---" if c.text else "---:" for c in columns],
     ]
-    return titles, rows
+    for i, row in enumerate(rows):
+        cells = [
+            escape_markdown(cell) if c.text else cell for cell, c in zip(row, columns, strict=True)
+        ]
+        lines.append([f"**{cell}**" if (i, j) in bold else cell for j, cell in enumerate(cells)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def html_grid(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    bold: Collection[tuple[int, int]] = (),
+) -> str:
+    """Return an HTML table; see :func:`markdown_grid`. Every cell is escaped."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        joined = "".join(
+            f"<{tag}>{cell}</{tag}>"
+            if c.text
+            else f'<{tag} style="text-align:right">{cell}</{tag}>'
+            for cell, c in zip(cells, columns, strict=True)
+        )
+        return f"<tr>{joined}</tr>"
+
+    body = []
+    for i, row in enumerate(rows):
+        cells = [html.escape(cell) for cell in row]
+        marked = [
+            f"<strong>{cell}</strong>" if (i, j) in bold else cell for j, cell in enumerate(cells)
+        ]
+        body.append(line("td", marked))
+    head = line("th", [html.escape(c.title) for c in columns])
+    lines = ["<table>", f"<thead>{head}</thead>", "<tbody>", *body, "</tbody>", "</table>"]
+    return "\n".join(lines) + "\n"
 
 
 def _markdown(table: Table) -> str:
-    titles, rows = _cells(table, _escape_markdown)
-    rule = ["---" if text else "---:" for _, text, _ in _columns(table)]
-    lines = [f"| {' | '.join(cells)} |" for cells in [titles, rule, *rows]]
-    notes = "".join(f"\n{_escape_markdown(note)}\n" for note in table.notes)
-    return "\n".join(lines) + "\n" + notes
+    notes = "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
+    return markdown_grid(*_cells(table)) + notes
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, in one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
 
 
 def _latex(table: Table) -> str:
-    titles, rows = _cells(table, _escape_latex)
-    align = "".join("l" if text else "r" for _, text, _ in _columns(table))
+    columns, rows = _cells(table)
+    escaped = [
+        [_escape_latex(cell) if c.text else cell for cell, c in zip(row, columns, strict=True)]
+        for row in rows
+    ]
     lines = [
         "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{{align}}}",
+        f"\\begin{{tabular}}{{{''.join('l' if c.text else 'r' for c in columns)}}}",
         "\\toprule",
-        " & ".join(titles) + r" \\",
+        " & ".join(_escape_latex(c.title) for c in columns) + r" \\",
         "\\midrule",
-        *(" & ".join(cells) + r" \\" for cells in rows),
+        *(" & ".join(cells) + r" \\" for cells in escaped),
         "\\bottomrule",
         "\\end{tabular}",
         *(f"\\par {_escape_latex(note)}" for note in table.notes),
@@ -486,26 +650,7 @@ def _escape_latex(text: str) -> str:
 
 
 def _html(table: Table) -> str:
-    titles, rows = _cells(table, html.escape)
-    kinds = [text for _, text, _ in _columns(table)]
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        joined = "".join(
-            f"<{tag}>{cell}</{tag}>" if text else f'<{tag} style="text-align:right">{cell}</{tag}>'
-            for cell, text in zip(cells, kinds, strict=True)
-        )
-        return f"<tr>{joined}</tr>"
-
-    lines = [
-        "<table>",
-        f"<thead>{line('th', titles)}</thead>",
-        "<tbody>",
-        *(line("td", cells) for cells in rows),
-        "</tbody>",
-        "</table>",
-        *(f"<p>{html.escape(note)}</p>" for note in table.notes),
-    ]
-    return "\n".join(lines) + "\n"
+    return html_grid(*_cells(table)) + "".join(f"<p>{html.escape(n)}</p>\n" for n in table.notes)
 
 
 def _csv(table: Table) -> str:
@@ -517,6 +662,7 @@ def _csv(table: Table) -> str:
             "dataset", "split", "protocol", "model", "method", "recipe", "shots", "seeds", "failed", "metric",
             "unit", "value", "low", "high", "n_trainable_params", "fit_seconds", "encode_seconds",
             "predict_seconds", "peak_memory_bytes", "flags", "settings",
+            *(("published", "published_source") if table.reference else ()),
         ]
     )  # fmt: skip
     for r in table.rows:
@@ -525,9 +671,19 @@ def _csv(table: Table) -> str:
                 r.dataset, r.split, r.protocol, r.model, r.method, r.recipe, r.shots, r.seeds, r.failed,
                 table.metric, table.unit, r.value, r.low, r.high, r.n_trainable_params, r.fit_seconds,
                 r.encode_seconds, r.predict_seconds, r.peak_memory_bytes, ";".join(r.flags), ";".join(r.settings),
+                *_csv_published(table, r),
             ]
         )  # fmt: skip
     return out.getvalue()
+
+
+def _csv_published(table: Table, row: Row) -> tuple[str, ...]:
+    if not table.reference:
+        return ()
+    return (
+        ";".join(str(p.value) for p in row.published),
+        ";".join(p.source for p in row.published),
+    )
 
 
 _RENDERERS: Final[Mapping[str, Callable[[Table], str]]] = {

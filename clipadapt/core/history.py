@@ -1,0 +1,125 @@
+"""Learning curves as data: what a run logged, by epoch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from clipadapt.core.errors import RecordError
+from clipadapt.core.records import RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from clipadapt.core.records import RunRecord, RunStore
+
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What was logged of one epoch; None where it was not.
+
+    Attributes:
+        epoch: Number of the epoch, as the method counts.
+        train_loss: Mean over the lines of the epoch.
+        train_accuracy: The last of the epoch, a fraction; so are the following.
+        val_loss: Loss on val.
+        val_accuracy: Accuracy on val.
+    """
+
+    epoch: float
+    train_loss: float | None
+    train_accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+
+
+def read_epochs(run_dir: Path) -> tuple[Epoch, ...]:
+    """Return the epochs of a run in order; empty where it logged none.
+
+    Lines without an epoch (the trials of a search, for example) are no learning curve and are passed over.
+
+    Raises:
+        RecordError: If the history is damaged.
+    """
+    path = run_dir / HISTORY
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    except OSError as err:
+        raise RecordError(f"cannot read {path}: {err.strerror}") from err
+    by_epoch: dict[float, list[Mapping[str, Any]]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            step = json.loads(line)
+            if step.get("epoch") is not None:
+                by_epoch.setdefault(float(step["epoch"]), []).append(step)
+        except (ValueError, TypeError, AttributeError) as err:
+            raise RecordError(
+                f"{path} is damaged: line {number}: {err}",
+                hint="remove its folder and run the experiment again",
+            ) from err
+    return tuple(
+        Epoch(
+            epoch,
+            fmean(losses) if (losses := _values(steps, "train_loss")) else None,
+            _last(steps, "train_accuracy"),
+            _last(steps, "val_loss"),
+            _last(steps, "val_accuracy"),
+        )
+        for epoch, steps in sorted(by_epoch.items())
+    )
+
+
+def loss_rise(epochs: Sequence[Epoch]) -> float | None:
+    """Return the val loss of the last epoch minus the best one: how far a run went past its optimum.
+
+    None where val losses of fewer than two epochs were logged.
+    """
+    losses = [e.val_loss for e in epochs if e.val_loss is not None]
+    return losses[-1] - min(losses) if len(losses) > 1 else None
+
+
+def accuracy_gap(epochs: Sequence[Epoch], chosen: int | None = None) -> float | None:
+    """Return train accuracy minus val accuracy at the chosen epoch, or at the last that has both.
+
+    Args:
+        epochs: The epochs of a run.
+        chosen: Epoch whose state was kept, None for the last.
+    """
+    gaps = {
+        e.epoch: e.train_accuracy - e.val_accuracy
+        for e in epochs
+        if e.train_accuracy is not None and e.val_accuracy is not None
+    }
+    if not gaps:
+        return None
+    return gaps.get(max(gaps) if chosen is None else chosen)
+
+
+def run_folder(store: RunStore, record: RunRecord) -> Path:
+    """Return where a record of a store lies: in its own place, or deeper, where several stores share a folder.
+
+    Raises:
+        RecordError: If the record is not below the store's root.
+    """
+    folder = store.run_dir(record)
+    if (folder / RECORD).is_file():
+        return folder
+    for path in sorted(store.root.rglob(f"{record.run_id}/{RECORD}")):
+        return path.parent
+    raise RecordError(f"the run {record.run_id} is not in '{store.root}'")
+
+
+def _values(steps: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(s[name]) for s in steps if s.get(name) is not None]
+
+
+def _last(steps: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    values = _values(steps, name)
+    return values[-1] if values else None

@@ -1,0 +1,165 @@
+"""What a saved run can do: load its classifier, predict on new inputs, export it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipadapt.core import metrics
+from clipadapt.core._files import atomic_directory
+from clipadapt.core.context import Services
+from clipadapt.core.errors import ConfigError, ModelError, RecordError, did_you_mean
+from clipadapt.core.protocols import Exportable, ModelOptions
+from clipadapt.core.records import RECORD, RunStore
+from clipadapt.core.registry import METHODS, MODELS, track_of
+from clipadapt.core.store import FeatureStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clipadapt.core.protocols import Classifier, Inputs, Progress
+    from clipadapt.core.records import RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A run's record and its classifier, ready to predict.
+
+    Attributes:
+        record: The record.
+        classifier: The fitted classifier.
+        backbone: Its backbone, or None.
+    """
+
+    record: RunRecord
+    classifier: Classifier
+    backbone: Any
+
+    @property
+    def temperature(self) -> float | None:
+        """Softmax temperature fitted on val, or None."""
+        return self.record.calibration.temperature if self.record.calibration else None
+
+    def predict(self, inputs: Inputs[Any], top: int = 1) -> list[dict[str, Any]]:
+        """Predict the classes of unlabelled inputs.
+
+        Args:
+            inputs: ``n`` inputs.
+            top: Classes to name per input.
+
+        Returns:
+            One mapping per input: ``input`` (its id), ``label``, ``probability``, ``top``. The probabilities are
+            those of the softmax at the stored temperature, or uncalibrated where there is none.
+        """
+        scores = self.classifier.predict_scores(inputs)  # (n, C)
+        probabilities = metrics.softmax(scores, self.temperature or 1.0)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
+        names = self.classifier.classnames
+        out = []
+        for i, best in enumerate(order):
+            ranked = [{"label": names[c], "probability": float(probabilities[i, c])} for c in best]
+            out.append({"input": inputs.ids[i], **ranked[0], "top": ranked[: max(top, 1)]})
+        return out
+
+
+def load_run(run_dir: Path, progress: Progress | None = None) -> LoadedRun:
+    """Load the classifier of a run.
+
+    Args:
+        run_dir: A folder ``<out>/<dataset>/<method>/<run id>``.
+        progress: Where bars are shown.
+
+    Raises:
+        RecordError: If there is no such run, it failed, or holds no classifier.
+        ModelError: If the model's weights are not those of the run.
+    """
+    record = RunStore.load(run_dir)
+    if record.status != "ok":
+        raise RecordError(
+            f"the run in '{run_dir}' failed and has no classifier: {record.error}",
+            hint="run the experiment again",
+        )
+    folder = _classifier_dir(run_dir, record)
+    track = track_of(record.method.name)
+    method_class = METHODS.get(record.method.name)
+    if method_class.version != record.method.version:
+        raise RecordError(
+            f"the run in '{run_dir}' was made by version {record.method.version} of "
+            f"{record.method.name}; installed is version {method_class.version}",
+            hint="run the experiment again",
+        )
+    given: Any = record.config
+    method = method_class(
+        method_class.Config.model_validate({
+            k: v for k, v in given["method"].items() if k != "name"
+        })
+    )
+    backbone = None
+    if record.model is not None:
+        services = Services(FeatureStore())
+        if progress is not None:
+            services.progress = progress
+        model = given["model"]
+        resolved = MODELS.resolve(model["name"], track)
+        options = ModelOptions(model["precision"], model["device"])
+        identity = resolved.provider.identify(resolved.argument, options)
+        if identity.weights_sha256 != record.model.weights_sha256:
+            raise ModelError(
+                f"the run in '{run_dir}' was made with other weights of '{record.model.name}': "
+                f"{record.model.weights_sha256[:16]}, here {identity.weights_sha256[:16]}",
+                hint="restore the weights, or run the experiment again",
+            )
+        backbone = resolved.provider.load(resolved.argument, options, services)
+    return LoadedRun(record, method.load(folder, backbone), backbone)
+
+
+def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None = None) -> Path:
+    """Write a run's classifier in a format of another library.
+
+    Args:
+        run_dir: Folder of the run.
+        form: One of the classifier's formats.
+        output: A path that does not exist yet.
+        progress: Where bars are shown.
+
+    Raises:
+        ConfigError: If the method has no such format, or ``output`` exists.
+    """
+    if output.exists():
+        raise ConfigError(
+            f"'{output}' exists already and is left alone", hint="name a new path with --output"
+        )
+    loaded = load_run(run_dir, progress)
+    classifier = loaded.classifier
+    formats = classifier.export_formats if isinstance(classifier, Exportable) else ()
+    if form not in formats or not isinstance(classifier, Exportable):
+        accepted = f"accepted: {', '.join(formats)}" if formats else "it has no export formats"
+        raise ConfigError(
+            f"a run of {loaded.record.method.name} cannot be exported as '{form}'"
+            f"{did_you_mean(form, formats) or ';'} {accepted}",
+            hint="its own files lie in the run's folder 'classifier'",
+        )
+    try:
+        with atomic_directory(output) as folder:
+            classifier.export(form, folder)
+    except OSError as err:
+        raise RecordError(
+            f"cannot write '{output}': {err.strerror or err}",
+            hint="name another path with --output",
+        ) from None
+    return output
+
+
+def _classifier_dir(run_dir: Path, record: RunRecord) -> Path:
+    """Return the folder of the classifier: the run's own, or that of the run it shares its fit with."""
+    own = run_dir / "classifier"
+    if own.is_dir():
+        return own
+    for other in sorted(run_dir.resolve().parents[2].glob(f"*/*/*/{RECORD}")):
+        if (other.parent / "classifier").is_dir() and RunStore.load(
+            other.parent
+        ).fit_id == record.fit_id:
+            return other.parent / "classifier"
+    raise RecordError(f"the run in '{run_dir}' holds no classifier", hint="run it again")

@@ -1,1 +1,105 @@
-"""Text encoders: one file each."""
+"""Text encoders behind one protocol. A file here is a registered model; any other name is a Hugging Face id or path.
+
+Nothing here imports a framework at run time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
+
+from clipadapt.core.protocols import Backbone
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from clipadapt.core.context import Services
+    from clipadapt.core.protocols import Inputs
+
+DEFAULT: Final = "huggingface"
+
+Pooling = Literal["cls", "mean"]
+
+
+@runtime_checkable
+class TextEncoder(Backbone, Protocol):
+    """A pretrained encoder of word pieces; frozen, in evaluation mode.
+
+    Attributes:
+        services: Store, progress and meter that :meth:`encode` uses.
+        module: The encoder itself, without a head.
+        tokenizer: Its tokenizer.
+        architecture: Model type of its configuration, such as ``distilbert``.
+        width: ``D``, width of a hidden state.
+        n_layers: Layers above the embeddings.
+        max_length: Pieces the model can read, ``[CLS]`` and ``[SEP]`` included.
+        n_params: Parameters of the encoder.
+    """
+
+    @property
+    def services(self) -> Services: ...
+    @property
+    def module(self) -> PreTrainedModel: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def n_params(self) -> int: ...
+
+    def tokenize(self, texts: Sequence[str], /, max_length: int | None = None) -> list[list[int]]:
+        """Return the piece ids of each text, special pieces included, cut at ``max_length``.
+
+        Raises:
+            ModelError: If ``max_length`` is more than the model can read.
+        """
+        ...
+
+    def encode(
+        self,
+        inputs: Inputs[str],
+        /,
+        layer: int = -1,
+        pooling: Pooling = "cls",
+        max_length: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Encode any number of texts through the feature store.
+
+        Args:
+            inputs: ``n`` texts.
+            layer: 0 for the embeddings, 1 to ``n_layers``, or negative from the end; nothing above it is run.
+            pooling: The first piece's state, or the mean over pieces that are no padding.
+            max_length: Pieces read; None reads as many as the model can.
+
+        Returns:
+            float32 features, shape ``(n, D)``.
+
+        Raises:
+            ModelError: If the model has no such layer, or cannot read ``max_length`` pieces.
+        """
+        ...
+
+    def classifier(self, classnames: Sequence[str], seed: int, /) -> PreTrainedModel:
+        """Return a sequence classifier on a copy of this encoder, float32, its new head drawn from ``seed``."""
+        ...
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """Return the names of the query and value projections.
+
+        Raises:
+            ModelError: If the architecture is not known; the message says how to name them.
+        """
+        ...
+
+    def clone(self) -> Any:
+        """Return a copy whose weights may be trained without a change to this model."""
+        ...

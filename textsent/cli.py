@@ -2,13 +2,242 @@
 
 from __future__ import annotations
 
-from clipadapt.core.cli import build_app, run_app
+import sys
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipadapt.core.cli import JsonOption, build_app, print_json, run_app
+from clipadapt.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from textsent.datasets._explore import Tokenize
+
+SKIP_SETTING = "--set data.on_bad_image=skip"
 
 app = build_app(
     "text", "textsent", "Adapt text encoders to sentiment and compare the ways to do it."
 )
 
 
+class BadRow(StrEnum):
+    """What happens to a row without a text or label."""
+
+    error = "error"
+    skip = "skip"
+
+
+@app.command(
+    "explore",
+    epilog="Example: textsent explore --dataset rotten_tomatoes:offline --model minilm --max-length 64",
+)
+def explore(
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="Data set.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Count the pieces of this model's tokenizer."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Count texts of more pieces; the model's own by default.")
+    ] = None,
+    on_bad_row: Annotated[
+        BadRow, typer.Option(help="Stop at a row without a text or label, or leave it out.")
+    ] = BadRow.error,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the picture.")
+    ] = Path("runs/explore"),
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a data set holds: splits, balance, lengths, truncation, duplicates, first texts."""
+    from clipadapt.core._files import check_writable
+    from clipadapt.core.progress import on_stderr
+    from clipadapt.core.protocols import DatasetOptions
+    from clipadapt.core.records import slug
+    from clipadapt.core.registry import DATASETS
+    from textsent.datasets import _explore
+
+    if max_length is not None and max_length < 1:
+        raise ConfigError(
+            f"--max-length must be at least 1 (got {max_length})",
+            hint="leave it out for the model's own",
+        )
+    if max_length is not None and model is None:
+        raise ConfigError(
+            "--max-length counts the pieces of a model's tokenizer, and no model is named",
+            hint="add --model NAME, for example --model minilm",
+        )
+    check_writable(out)
+    resolved = DATASETS.resolve(dataset, "text")
+    try:
+        found = resolved.provider(resolved.argument, DatasetOptions(on_bad_row.value))
+    except DataError as err:
+        hint = err.hint.replace(SKIP_SETTING, "--on-bad-row skip")  # this command takes no --set
+        raise DataError(err.problem, hint=hint) from None
+    progress = on_stderr()
+    for note in getattr(found, "notes", ()):
+        progress.note(f"warning: {note}")
+    tokenize, max_length = (None, None) if model is None else _tokenizer(model, max_length)
+    lengths = _explore.text_lengths(found, tokenize)
+    facts = _explore.explore(found, tokenize=tokenize, max_length=max_length, lengths=lengths)
+    facts["model"] = model
+    facts["histogram"] = None
+    if find_spec("matplotlib") is None:
+        progress.note("no histogram: pip install 'clipadapt[report]' for matplotlib")
+    else:
+        picture = out / slug(found.name) / "lengths.png"
+        title = f"Text lengths of {found.name}"
+        _explore.histogram_png(picture, lengths, title=title, max_length=max_length)
+        facts["histogram"] = str(picture)
+    if as_json:
+        print_json(facts)
+        return
+    typer.echo(_explore.render(facts), nl=False)
+    if facts["histogram"]:
+        typer.echo(f"\nhistogram: {facts['histogram']}")
+
+
+@app.command(
+    "inspect", epilog='Example: textsent inspect --model minilm "a fine film" "a dull one"'
+)
+def inspect(
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Model.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to follow through it.")
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="Build from the configuration, without weights.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a model is, and what it makes of texts: pieces, ids, mask, shapes, first values."""
+    from textsent.models._inspect import describe
+
+    facts = describe(model, tuple(texts or ()), random=random)
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo("\n".join(_lines(facts)))
+
+
+@app.command("predict", epilog='Example: textsent predict RUN_DIR "a fine film" --json')
+def predict(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none reads stdin.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="Read one text a line.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Classes to name per text.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict label and probability of texts, given as words, as lines of a file, or on stdin."""
+    from clipadapt.core.inference import load_run
+    from clipadapt.core.progress import on_stderr
+    from clipadapt.core.protocols import Inputs
+
+    if texts and file is not None:
+        raise ConfigError("texts and --file were both given", hint="give one of them")
+    if top < 1:
+        raise ConfigError(
+            f"--top must be at least 1 (got {top})", hint="leave it out for the best class"
+        )
+    given = list(texts) if texts else _lines_of(file)
+    if not given or any(not text.strip() for text in given):
+        raise DataError(
+            "there is an empty text" if given else "there is no text to predict",
+            hint="give texts as words, --file FILE, or one a line on stdin",
+        )
+    run = load_run(run_dir, on_stderr())
+    if run.record.method.name.partition("/")[0] != "text":
+        raise ConfigError(
+            f"the run in '{run_dir}' is of {run.record.method.name}, which reads images",
+            hint="predict with 'clipadapt predict'",
+        )
+    found = run.predict(Inputs(given, tuple(str(i) for i in range(len(given)))), top)
+    predictions = [{**p, "input": text} for p, text in zip(found, given, strict=True)]
+    if as_json:
+        print_json({"predictions": predictions})
+        return
+    for p in predictions:
+        ranked = ", ".join(f"{t['label']} {t['probability']:.3f}" for t in p["top"])
+        typer.echo(f"{ranked}\t{p['input']}")
+    if run.temperature is None:
+        typer.echo("the probabilities are not calibrated: the run had no val", err=True)
+
+
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _lines_of(file: Path | None) -> list[str]:
+    """Return the lines of a file, or of stdin.
+
+    Raises:
+        DataError: If the file cannot be read or is not UTF-8.
+    """
+    if file is None and sys.stdin.isatty():
+        return []
+    try:
+        raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as err:
+        raise DataError(
+            f"cannot read '{file}': {err.strerror}", hint="name a UTF-8 text file"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"'{file or 'stdin'}' is not UTF-8 text", hint="save it as UTF-8") from None
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _tokenizer(name: str, max_length: int | None) -> tuple[Tokenize, int]:
+    """Return a model's tokenizer and the length at which texts are cut.
+
+    Raises:
+        ModelError: If the model cannot be had, or cannot read ``max_length`` pieces.
+    """
+    from clipadapt.core.context import Services
+    from clipadapt.core.protocols import ModelOptions
+    from clipadapt.core.registry import MODELS
+    from clipadapt.core.store import FeatureStore
+
+    resolved = MODELS.resolve(name, "text")
+    services = Services(FeatureStore(enabled=False))
+    encoder: Any = resolved.provider.load(resolved.argument, ModelOptions(), services)
+    cut = encoder.max_length if max_length is None else max_length
+    encoder.tokenize(["text"], cut)  # refuses what the model cannot read, before the whole is done
+
+    def tokenize(texts: Sequence[str], length: int | None) -> Mapping[str, Sequence[Sequence[int]]]:
+        columns = encoder.tokenizer(
+            list(texts), truncation=length is not None, max_length=length, verbose=False
+        )
+        return dict(columns)
+
+    return tokenize, cut
+
+
+def _lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Return nested facts as indented lines."""
+    lines = []
+    for key, value in facts.items():
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict) for item in items):
+            for item in items:
+                lines += [f"{indent}{key}:", *_lines(item, f"{indent}  ")]
+        elif isinstance(value, int):
+            lines.append(f"{indent}{key}: {value:,}")
+        else:
+            lines.append(f"{indent}{key}: {' '.join(map(_shown, items)) or 'none'}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else str(value)

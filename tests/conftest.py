@@ -89,3 +89,12 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def tiny_clip(tiny_models: dict[str, str]) -> str:
     """Name of the tiny random ViT CLIP."""
     return tiny_models["clip"]
+
+
+@pytest.fixture(scope="session")
+def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Names of tiny random text encoders, one per family."""
+    from tests.unit.textsent.models import tiny
+
+    root = tmp_path_factory.mktemp("tiny-text")
+    return {f: str(tiny.write(root / f, f)) for f in ("distilbert", "bert", "roberta")}

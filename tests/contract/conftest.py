@@ -17,10 +17,17 @@ from clipadapt.core.registry import DATASETS, METHODS, MODELS
 from clipadapt.core.store import FeatureStore
 
 CLIP_FAMILIES = ("clip", "custom", "hf")
+TEXT_FAMILIES = ("distilbert", "bert", "roberta")
+# Where the defaults take minutes, what a test can wait for; else every method runs with its defaults.
+SMALL: dict[str, dict[str, Any]] = {
+    name: {"epochs": 2, "batch_size": 8, "warmup_steps": 0.1, "lr": 1e-2}
+    for name in ("text/head", "text/full_finetune", "text/lora", "text/bitfit")
+}
 CASES = [
     (name, family)
     for name in METHODS.names()
-    for family in (CLIP_FAMILIES if name.startswith("clip/") else ("none",))
+    for family in (CLIP_FAMILIES if name.startswith("clip/") else TEXT_FAMILIES)
+    if METHODS.get(name).requires is not None or family == TEXT_FAMILIES[0]
 ]
 
 
@@ -83,19 +90,23 @@ def pictures() -> tuple[Task[Any], Inputs[Any]]:
 
 
 @pytest.fixture
-def tiny_case(tiny_models: dict[str, str]) -> Callable[[str, str], Case]:
+def tiny_case(
+    tiny_models: dict[str, str], tiny_texts: dict[str, str]
+) -> Callable[[str, str], Case]:
     """Build the case of a method and a family."""
 
     def build(name: str, family: str) -> Case:
         method_class = METHODS.get(name)
         backbone = None
         if method_class.requires is not None:
-            found = MODELS.resolve(tiny_models[family], "clip")
+            named = tiny_models[family] if name.startswith("clip/") else tiny_texts[family]
+            found = MODELS.resolve(named, name.partition("/")[0])
             services = Services(FeatureStore(enabled=False), workers=1)
             backbone = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
             if not isinstance(backbone, method_class.requires):
                 pytest.skip(f"{name} does not serve the family {family}")
         task, inputs = pictures() if name.startswith("clip/") else reviews()
-        return Case(name, method_class(method_class.Config()), backbone, task, inputs)
+        config = method_class.Config(**SMALL.get(name, {}))
+        return Case(name, method_class(config), backbone, task, inputs)
 
     return build

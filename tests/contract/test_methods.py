@@ -9,7 +9,7 @@ from clipadapt.core import config, registry, runner
 from clipadapt.core.errors import ConfigError
 from clipadapt.core.protocols import Classifier, DatasetOptions, OpenVocabulary, Task
 from clipadapt.core.registry import METHODS, Resolved
-from tests.contract.conftest import CASES
+from tests.contract.conftest import CASES, SMALL
 
 every_case = pytest.mark.parametrize(("name", "family"), CASES)
 every_method = pytest.mark.parametrize("name", METHODS.names())
@@ -155,7 +155,7 @@ class Guarded:
 
 
 @every_method
-def test_the_test_split_never_reaches_selection(name, tiny_clip, tmp_path, monkeypatch):
+def test_the_test_split_never_reaches_selection(name, tiny_clip, tiny_texts, tmp_path, monkeypatch):
     track = name.partition("/")[0]
     state = {"fitted": False, "touched": False}
     if track == "clip":
@@ -183,8 +183,13 @@ def test_the_test_split_never_reaches_selection(name, tiny_clip, tmp_path, monke
         return fitted
 
     monkeypatch.setattr(method, "fit", watched)
-    model = {"model": {"name": tiny_clip, "precision": "fp32"}} if method.requires else {}
-    whole = {"data": {"name": "guarded", "shots": 2}, "method": {"name": name}, **model}
+    named = tiny_clip if track == "clip" else tiny_texts["distilbert"]
+    model = {"model": {"name": named, "precision": "fp32"}} if method.requires else {}
+    whole = {
+        "data": {"name": "guarded", "shots": 2},
+        "method": {"name": name, **SMALL.get(name, {})},
+        **model,
+    }
 
     (record,) = runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipadapt.core import hub
 from clipadapt.core.errors import DataError
 from tests.unit.textsent.conftest import cached_repo
-from textsent.datasets import _hub
 
 CARD = """---
 dataset_info:
@@ -139,10 +139,10 @@ def test_what_the_hub_says_no_to(open_text, hub_cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     def answer(kind):
-        def ask(repo, revision):
+        def ask(_, repo, revision):
             raise kind.__new__(kind)
 
-        monkeypatch.setattr(_hub, "_ask", ask)
+        monkeypatch.setattr(hub, "_ask", ask)
 
     answer(errors.RepositoryNotFoundError)
     with pytest.raises(DataError, match="no public data set 'org/none'"):
@@ -158,10 +158,10 @@ def test_what_the_hub_says_no_to(open_text, hub_cache, monkeypatch):
 def test_the_cache_serves_when_the_hub_is_out_of_reach(open_text, repo, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
-    def ask(repo, revision):
+    def ask(_, repo, revision):
         raise ConnectionError("name not known")
 
-    monkeypatch.setattr(_hub, "_ask", ask)
+    monkeypatch.setattr(hub, "_ask", ask)
     data = open_text("hf:org/reviews")
     assert len(data.split("train")) == 3
     assert "read from the hub cache" in data.notes[0]

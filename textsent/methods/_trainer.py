@@ -1,0 +1,402 @@
+"""The one set-up of Hugging Face's Trainer, the forward passes outside it, and the export.
+
+Imports the framework: to be imported where work begins, not where a method is defined.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import shutil
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from sklearn.metrics import accuracy_score
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.trainer_callback import PrinterCallback
+
+from clipadapt.core._files import write_text
+from textsent.models._encoder import PAD_TO, SMALLEST, batches, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from transformers import (
+        EvalPrediction,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerControl,
+        TrainerState,
+    )
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Tracker
+    from textsent.methods._training import TrainingConfig
+    from textsent.models import TextEncoder
+
+Rows = list[dict[str, Any]]
+
+LOG_EVERY = 10  # steps between two values of the training loss
+PREDICT_BATCH = 64
+TOLERANCE = 1e-5  # between the logits of the whole model and those of its head on the first state
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+# ---------------------------------------------------------------- training
+
+
+def piece_rows(ids: Sequence[list[int]], labels: NDArray[np.int64]) -> Rows:
+    """Return the rows of a data set of tokenised texts."""
+    return [{"input_ids": i, "labels": int(y)} for i, y in zip(ids, labels, strict=True)]
+
+
+def state_rows(states: NDArray[np.float32], labels: NDArray[np.int64]) -> Rows:
+    """Return the rows of a data set of first states, shape ``(n, D)``, for :func:`head_of`."""
+    first = torch.from_numpy(states).unsqueeze(1)  # (n, 1, D)
+    return [{"inputs_embeds": s, "labels": int(y)} for s, y in zip(first, labels, strict=True)]
+
+
+def train(
+    model: PreTrainedModel,
+    train_rows: Rows,
+    val_rows: Rows | None,
+    config: TrainingConfig,
+    ctx: RunContext,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: str,
+    name: str,
+    key: str,
+) -> dict[str, Any] | None:
+    """Train ``model`` in place; return the epoch chosen on val, or None where nothing is chosen.
+
+    Checkpoints are written at the end of each epoch to ``ctx.work_dir``, whence an equal fit goes on. The
+    history is written to ``ctx`` in whole, also that of epochs before a kill.
+
+    Args:
+        model: What is trained; ``requires_grad`` says which parameters.
+        train_rows: Rows of train.
+        val_rows: Rows of val, or None.
+        config: Hyperparameters.
+        ctx: Seed, folder, progress and history.
+        tokenizer: Pads the rows; None where they are of one length.
+        device: Device of the encoder.
+        name: Shown beside the bar.
+        key: What tells an equal fit; checkpoints of another are removed.
+    """
+    folder = ctx.work_dir.resolve() / "trainer"
+    checkpoint = last_whole_checkpoint(folder, key)
+    best = val_rows is not None and config.keep == "best"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        learning_rate=config.lr,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        bf16=config.precision == "bf16",
+        train_sampling_strategy="group_by_length"
+        if config.group_by_length and tokenizer is not None
+        else "random",
+        eval_strategy="no" if val_rows is None else "epoch",
+        save_strategy="epoch",
+        save_total_limit=1,  # beside the best
+        load_best_model_at_end=best,
+        metric_for_best_model="accuracy" if best else None,
+        greater_is_better=True if best else None,
+        logging_steps=LOG_EVERY,
+        logging_nan_inf_filter=False,  # a loss that is not finite belongs in the history
+        seed=ctx.seed % 2**32,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device != "cpu",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # with several the batch would be multiplied by their number
+    steps = math.ceil(len(train_rows) / config.batch_size) * config.epochs
+    with ctx.progress.track(name, steps, "steps") as bar:
+        trainer = Trainer(
+            model,
+            arguments,
+            data_collator=default_data_collator
+            if tokenizer is None
+            else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO),
+            train_dataset=cast("Any", train_rows),
+            eval_dataset=cast("Any", val_rows),
+            compute_metrics=_accuracy,
+            callbacks=[_Watch(bar)],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints on stdout
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    epochs = history(trainer.state.log_history)
+    for epoch in epochs:
+        ctx.log(**epoch)
+    if not best:
+        return None
+    chosen = max(
+        epochs, key=lambda e: e["val_accuracy"]
+    )  # the first of equals, as the Trainer has it
+    return {"epoch": chosen["epoch"], "by": "val accuracy", "value": chosen["val_accuracy"]}
+
+
+def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line per epoch from what the Trainer logged every few steps and after each epoch."""
+    epochs: dict[int, dict[str, Any]] = {}
+    seen, losses = 0, [0.0]
+    for entry in entries:
+        number = math.ceil(entry["epoch"] - 1e-6)
+        if number not in epochs and ("loss" in entry or "eval_loss" in entry):
+            epochs[number], losses, begun = {"epoch": number}, [], seen
+        if "loss" in entry:
+            losses.append(entry["loss"] * (entry["step"] - seen))
+            seen = entry["step"]
+            epochs[number] |= {
+                "step": seen,
+                "train_loss": sum(losses) / (seen - begun),
+                "learning_rate": entry["learning_rate"],
+            }
+        elif "eval_loss" in entry:
+            epochs[number] |= {
+                "val_loss": entry["eval_loss"],
+                "val_accuracy": entry["eval_accuracy"],
+            }
+    return list(epochs.values())
+
+
+def last_whole_checkpoint(folder: Path, key: str) -> Path | None:
+    """Return the newest checkpoint that a kill left whole, or None.
+
+    Removed are newer ones that are not, and everything if ``folder`` belongs to a fit with another key.
+    """
+    owner = folder / "fit.txt"
+    if not owner.is_file() or owner.read_text(encoding="utf-8") != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(owner, key)
+        return None
+    found = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    for checkpoint in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        if _is_whole(checkpoint):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether all that the Trainer reads is there, the best epoch's weights included."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        best = state["best_model_checkpoint"]
+        # A run folder that was moved knows its best epoch by a path that is no more.
+        weights = (
+            [checkpoint] if best is None else [checkpoint, checkpoint.parent / Path(best).name]
+        )
+        if best is not None and Path(best) != weights[1]:
+            return False
+        for place in weights:
+            (file,) = (place / name for name in WEIGHTS if (place / name).is_file())
+            with safe_open(file, framework="numpy"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(checkpoint / name) for name in ZIPPED)
+
+
+def _accuracy(predicted: EvalPrediction) -> dict[str, float]:
+    logits = predicted.predictions
+    if isinstance(logits, tuple):  # some architectures return states beside the logits
+        logits = logits[0]
+    return {"accuracy": float(accuracy_score(predicted.label_ids, logits.argmax(axis=-1)))}
+
+
+class _Watch(TrainerCallback):
+    """Shows steps, loss and val accuracy; has the loss logged at the end of each epoch too."""
+
+    def __init__(self, bar: Tracker) -> None:
+        self.bar = bar
+        self.shown: dict[str, float] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self.bar.advance(state.global_step)  # of the run before the kill
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self.shown["epoch"] = math.ceil(state.epoch or 0)
+        self.bar.advance(1, **self.shown)
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,
+        **_: Any,
+    ) -> TrainerControl:
+        control.should_log = True  # else a resumed run would have lost the last steps' loss
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        for name, shown in (("loss", "loss"), ("eval_accuracy", "val_accuracy")):
+            if name in logs:
+                self.shown[shown] = logs[name]
+
+
+# ---------------------------------------------------------------- forward passes
+
+
+def logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[list[int]],
+    longest: int,
+) -> NDArray[np.float32]:
+    """Return logits of tokenised texts, shape ``(n, C)``; those of a text do not depend on its company."""
+    out = np.zeros((len(ids), int(model.config.num_labels or 0)), dtype=np.float32)
+    device = next(model.parameters()).device
+    lengths = np.array([len(row) for row in ids], dtype=np.int64)
+    for rows, length in batches(lengths, longest, PREDICT_BATCH):
+        texts = [{"input_ids": ids[i]} for i in rows]
+        texts += texts[:1] * (-len(texts) % SMALLEST)
+        pad = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=length)
+        batch: Any = pad(texts)
+        with torch.inference_mode():
+            scores = model(**batch.to(device)).logits  # (b, C)
+        out[rows] = scores[: len(rows)].float().cpu().numpy()
+    return out
+
+
+def head_logits(model: PreTrainedModel, states: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the head's logits of first states of shape ``(n, D)``, shape ``(n, C)``."""
+    device = next(model.parameters()).device
+    embeds = torch.from_numpy(states).unsqueeze(1).to(device)  # (n, 1, D)
+    with torch.inference_mode():
+        scores = head_of(model)(inputs_embeds=embeds).logits.float().cpu().numpy()
+    return cast("NDArray[np.float32]", scores)
+
+
+def head_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with a stand-in for its encoder, which hands on given states of the first piece.
+
+    Parameters are shared: what is learnt by the head is learnt by the model. A pooler still runs.
+    """
+    body = model.base_model
+    head = copy.copy(model)
+    head._modules = {
+        **model._modules,
+        model.base_model_prefix: _Given(getattr(body, "pooler", None)),
+    }
+    head.main_input_name = "inputs_embeds"
+    return head
+
+
+class _Given(nn.Module):
+    """Returns the states it is given, as an encoder would."""
+
+    def __init__(self, pooler: nn.Module | None) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(
+        self, *_: Any, inputs_embeds: torch.Tensor, **__: Any
+    ) -> BaseModelOutputWithPooling:
+        pooled = None if self.pooler is None else self.pooler(inputs_embeds)
+        return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)
+
+
+def reads_first_state(model: PreTrainedModel, encoder: TextEncoder) -> bool:
+    """Tell whether the head, given the last layer's first state alone, returns the model's own logits."""
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        return False
+    model.eval()
+    device = next(model.parameters()).device
+    ids = encoder.tokenize(["a", "a longer text of other words"])
+    batch: Any = DataCollatorWithPadding(encoder.tokenizer)([{"input_ids": row} for row in ids])
+    batch = batch.to(device)
+    with torch.inference_mode():
+        whole = model(**batch).logits
+        states = model.base_model(**batch)[0][:, :1]  # (2, 1, D)
+        try:
+            alone = head_of(model)(inputs_embeds=states).logits
+        except (AttributeError, TypeError):  # it asks its encoder for more than states
+            return False
+    return whole.shape == alone.shape and bool(torch.allclose(whole, alone, atol=TOLERANCE))
+
+
+# ---------------------------------------------------------------- saved and exported
+
+
+def drawn(model: PreTrainedModel, encoder: PreTrainedModel) -> dict[str, NDArray[np.float32]]:
+    """Return the parameters of a classifier's encoder that are not those of ``encoder``.
+
+    They were drawn anew because the checkpoint lacks them: a saved classifier must hold them.
+    """
+    stored = encoder.state_dict()
+    found = {}
+    for name, parameter in model.base_model.named_parameters(prefix=model.base_model_prefix):
+        known = stored.get(name.partition(".")[2])
+        if known is None or not torch.equal(known.to(parameter), parameter):
+            found[name] = parameter.detach().cpu().numpy().copy()
+    return found
+
+
+def overwrite(
+    parameters: Mapping[str, nn.Parameter], arrays: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Put saved values in the place of parameters; names and shapes were checked."""
+    with torch.no_grad():
+        for name, array in arrays.items():
+            parameters[name].copy_(torch.from_numpy(array))
+
+
+def export(
+    model: PreTrainedModel, encoder: TextEncoder, max_length: int, form: str, path: Path
+) -> None:
+    """Write a folder for ``from_pretrained`` (``hf``), or an adapter (``peft``), with the tokenizer."""
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.model_max_length = max_length  # other libraries cut texts where training did
+    copied: Any = copy.deepcopy(model)
+    with quiet():
+        if form == "peft":
+            copied.peft_config["default"].base_model_name_or_path = encoder.name
+            copied.save_pretrained(path, save_embedding_layers=False)
+        elif hasattr(copied, "peft_config"):
+            copied.merge_and_unload().save_pretrained(path)
+        else:
+            copied.save_pretrained(path)
+        tokenizer.save_pretrained(path)

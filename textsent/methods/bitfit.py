@@ -1,0 +1,74 @@
+"""BitFit: the biases of the encoder and a new head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from textsent.methods import _training
+from textsent.methods._training import TrainingConfig
+from textsent.models import TextEncoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import MethodConfig, Task
+    from textsent.methods._training import SequenceClassifier
+
+
+class BitFitConfig(TrainingConfig):
+    """Hyperparameters of ``text/bitfit``.
+
+    Attributes:
+        lr: Ten to twenty times that of full fine-tuning, as few parameters move.
+        warmup_steps: Steps of linear warm-up; below 1 the share of all steps.
+    """
+
+    lr: float = Field(default=1e-3, gt=0)
+    warmup_steps: float = Field(default=0.1, ge=0)
+
+
+class BitFit:
+    """Every bias (those of the normalisations too) and the head trained, all else frozen.
+
+    References:
+        E. Ben Zaken, S. Ravfogel and Y. Goldberg, "BitFit: Simple Parameter-efficient Fine-tuning for
+        Transformer-based Masked Language-models", ACL 2022. arXiv:2106.10199
+    """
+
+    Config: ClassVar[type[MethodConfig]] = BitFitConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = TextEncoder
+
+    def __init__(self, config: BitFitConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SequenceClassifier:
+        """Train on ``task.train``; ``task.val`` chooses the epoch.
+
+        Raises:
+            DataError: If train has one class only.
+            ModelError: If the model cannot read ``max_length`` pieces.
+        """
+        return _training.fit("bitfit", self.config, backbone, task, ctx, _train_biases)
+
+    def load(self, directory: Path, backbone: TextEncoder) -> SequenceClassifier:
+        """Return the classifier saved in ``directory``.
+
+        Raises:
+            RecordError: If a file is missing or damaged, or does not fit the encoder.
+        """
+        return _training.load(directory, backbone, lambda model, _: _train_biases(model))
+
+
+def _train_biases(model: PreTrainedModel) -> PreTrainedModel:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.endswith(".bias") or _training.in_head(model, name)
+    return model
+
+
+METHOD = BitFit

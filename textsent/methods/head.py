@@ -1,0 +1,72 @@
+"""The model's own classification head on a frozen encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from textsent.methods import _training
+from textsent.methods._training import TrainingConfig
+from textsent.models import TextEncoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import MethodConfig, Task
+    from textsent.methods._training import SequenceClassifier
+
+
+class HeadConfig(TrainingConfig):
+    """Hyperparameters of ``text/head``.
+
+    Attributes:
+        epochs: Passes over train; cheap, as features are read once.
+        lr: Peak learning rate: the head is new, nothing can be forgotten.
+        warmup_steps: Steps of linear warm-up; below 1 the share of all steps.
+    """
+
+    epochs: int = Field(default=20, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup_steps: float = Field(default=0.1, ge=0)
+
+
+class Head:
+    """Trained are the parameters outside the encoder, nothing else.
+
+    For DistilBERT these are ``pre_classifier`` and ``classifier``; for BERT ``classifier`` alone, since its
+    pooler is part of the pretrained encoder; for RoBERTa ``classifier.dense`` and ``classifier.out_proj``.
+    Where the head reads no more than the last layer's first state (checked against the whole model), it is
+    trained on features that are encoded once, without dropout in the encoder; otherwise the Trainer runs
+    the whole model with the encoder frozen.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = HeadConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = TextEncoder
+
+    def __init__(self, config: HeadConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SequenceClassifier:
+        """Train on ``task.train``; ``task.val`` chooses the epoch.
+
+        Raises:
+            DataError: If train has one class only.
+            ModelError: If the model cannot read ``max_length`` pieces.
+        """
+        return _training.fit(
+            "head", self.config, backbone, task, ctx, _training.train_head, head_only=True
+        )
+
+    def load(self, directory: Path, backbone: TextEncoder) -> SequenceClassifier:
+        """Return the classifier saved in ``directory``.
+
+        Raises:
+            RecordError: If a file is missing or damaged, or does not fit the encoder.
+        """
+        return _training.load(directory, backbone, lambda model, _: _training.train_head(model))
+
+
+METHOD = Head

@@ -1,0 +1,123 @@
+"""LoRA: low-rank updates of the attention's projections, and a new head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from clipadapt.core.errors import unknown
+from textsent.methods import _training
+from textsent.methods._training import TrainingConfig
+from textsent.models import TextEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import MethodConfig, Task
+    from textsent.methods._training import SequenceClassifier
+
+SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
+
+
+class LoRAConfig(TrainingConfig):
+    """Hyperparameters of ``text/lora``; names are PEFT's.
+
+    Attributes:
+        lr: Ten times that of full fine-tuning.
+        r: Rank of the updates.
+        lora_alpha: Updates are scaled by ``lora_alpha / r``.
+        lora_dropout: Dropout before the updates.
+        target_modules: Linear layers that are adapted, by the last parts of their names; None takes the
+            query and value projections of a known architecture.
+    """
+
+    lr: float = Field(default=5e-4, gt=0)
+    r: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_dropout: float = Field(default=0.1, ge=0, lt=1)
+    target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+
+class LoRA:
+    """LoRA by PEFT, biases frozen; the head is trained in full, as PEFT does for sequence classification.
+
+    References:
+        E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. arXiv:2106.09685
+    """
+
+    Config: ClassVar[type[MethodConfig]] = LoRAConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = TextEncoder
+
+    def __init__(self, config: LoRAConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SequenceClassifier:
+        """Train on ``task.train``; ``task.val`` chooses the epoch.
+
+        Raises:
+            DataError: If train has one class only.
+            ModelError: If the architecture is not known and no target is named, or the model cannot read
+                ``max_length`` pieces.
+            UnknownNameError: If a target names no linear layer of the encoder.
+        """
+        config = self.config
+        targets = (
+            backbone.lora_targets() if config.target_modules is None else config.target_modules
+        )
+        settings = {
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "lora_dropout": config.lora_dropout,
+            "target_modules": list(targets),
+        }
+        check_targets(backbone, targets)
+        return _training.fit(
+            "lora", config, backbone, task, ctx, lambda model: _adapted(model, settings), settings
+        )
+
+    def load(self, directory: Path, backbone: TextEncoder) -> SequenceClassifier:
+        """Return the classifier saved in ``directory``.
+
+        Raises:
+            RecordError: If a file is missing or damaged, or does not fit the encoder.
+        """
+        return _training.load(directory, backbone, _adapted, SETTINGS)
+
+
+def check_targets(backbone: TextEncoder, targets: Sequence[str]) -> None:
+    """Check that every target names a linear layer of the encoder.
+
+    Raises:
+        UnknownNameError: For the first that does not.
+    """
+    from torch import nn
+
+    names = [name for name, m in backbone.module.named_modules() if isinstance(m, nn.Linear)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names})
+            raise unknown(
+                f"target module of {backbone.name}",
+                target,
+                known,
+                hint="name the linear layers to adapt by the last parts of their names in method.target_modules",
+            )
+
+
+def _adapted(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
+    """Return a PEFT model of a sequence classifier; adapters and head are trained."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    # Without a name PEFT does not ask the hub whether the embeddings were resized.
+    model.name_or_path = model.config.name_or_path = ""
+    chosen = {key: settings[key] for key in SETTINGS}
+    return get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, bias="none", **chosen))
+
+
+METHOD = LoRA

@@ -1,0 +1,268 @@
+"""Support vector classifier on frozen features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from textsent.methods import _features, _saved, _task
+from textsent.methods._features import FeatureConfig, Reader, Scaler
+from textsent.models import TextEncoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+
+Kernel = Literal["rbf", "linear"]
+BLOCK = 1024  # texts per kernel matrix
+UNSEEN = (
+    -1.0
+)  # score of a class without a training example: the best of the others is never below 0
+
+
+class SVMConfig(FeatureConfig):
+    """Hyperparameters of ``text/svm``; the features' are those of every method on features.
+
+    Attributes:
+        kernel: ``rbf`` with scikit-learn's ``gamma="scale"``, or ``linear``.
+    """
+
+    kernel: Kernel = "rbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A fitted SVC: one hyperplane in kernel space for each pair of the ``k`` classes seen in train.
+
+    Attributes:
+        kernel: Kernel function.
+        gamma: Width of the rbf kernel.
+        scaler: What is done to features before the kernel.
+        support: The ``s`` support vectors as they were encoded, ordered by class, shape ``(s, D)``, float32.
+        n_support: Support vectors of each class, shape ``(k,)``.
+        dual: Dual coefficients as scikit-learn lays them out, shape ``(k - 1, s)``, float64.
+        intercept: Offsets of the pairs, shape ``(k * (k - 1) / 2,)``, float64.
+        seen: Labels of the classes, shape ``(k,)``.
+    """
+
+    kernel: Kernel
+    gamma: float
+    scaler: Scaler
+    support: NDArray[np.float32]
+    n_support: NDArray[np.int64]
+    dual: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    seen: NDArray[np.int64]
+
+    def decide(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return scikit-learn's ``decision_function``: ``(n,)`` for two classes, else ``(n, k)``.
+
+        For more than two classes that is ``decision_function_shape="ovr"``: votes of the pairs, ties
+        broken by their confidences.
+        """
+        support = self.scaler(self.support.astype(np.float64))
+        pairs = [
+            self._pairs(self.scaler(x[i : i + BLOCK]), support) for i in range(0, len(x), BLOCK)
+        ]
+        decisions = np.concatenate(pairs) if pairs else np.zeros((0, len(self.intercept)))
+        return decisions[:, 0] if len(self.seen) == 2 else _one_against_rest(decisions, self.seen)
+
+    def _pairs(self, x: NDArray[np.float64], support: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the decision of every pair ``i < j``, positive for ``i`` (for ``j`` if there is one pair)."""
+        gram = x @ support.T  # (n, s)
+        if self.kernel == "rbf":
+            distance = (x**2).sum(1)[:, None] + (support**2).sum(1) - 2 * gram
+            gram = np.exp(-self.gamma * np.maximum(distance, 0.0))
+        ends = np.concatenate([[0], np.cumsum(self.n_support)])
+        columns = []
+        for pair, (i, j) in enumerate(combinations(range(len(self.n_support)), 2)):
+            of_i, of_j = slice(ends[i], ends[i + 1]), slice(ends[j], ends[j + 1])
+            # Row j - 1 holds the coefficients of class i against j, row i those of class j against i.
+            columns.append(
+                gram[:, of_i] @ self.dual[j - 1, of_i]
+                + gram[:, of_j] @ self.dual[i, of_j]
+                + self.intercept[pair]
+            )
+        return np.stack(columns, axis=1)
+
+
+class SVM:
+    """SVC on one layer's features. The seed plays no part: libsvm's solver draws nothing at random.
+
+    References:
+        C. Cortes and V. Vapnik, "Support-Vector Networks", Machine Learning 20, 1995.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = SVMConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = TextEncoder
+
+    def __init__(self, config: SVMConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SVMClassifier:
+        """Fit on ``task.train``; ``task.val`` is used only to choose from ``C_grid``.
+
+        Raises:
+            DataError: If train has one class only.
+            ModelError: If the model has no such layer, or cannot read ``max_length`` pieces.
+        """
+        config = self.config
+        train, val = _task.labelled(task, "svm")
+        reader = Reader.of(backbone, config)
+        x = reader(train.inputs)  # (n, D)
+        scaler = Scaler.fitted(x, standardize=config.standardize)
+
+        def fit(C: float) -> Machine:
+            return fit_machine(x, train.labels, scaler, config.kernel, C)
+
+        def judge(machine: Machine) -> dict[str, float]:
+            scores = SVMClassifier(reader, task.classnames, machine).scores(xv)
+            return {"val_accuracy": float((scores.argmax(1) == yv).mean())}
+
+        if val is None or not config.C_grid:
+            return SVMClassifier(reader, task.classnames, fit(config.C))
+        xv, yv = reader(val.inputs), val.labels
+        machine, selection = _features.search(config.C_grid, fit, judge, ctx)
+        return SVMClassifier(reader, task.classnames, machine, selection)
+
+    def load(self, directory: Path, backbone: TextEncoder) -> SVMClassifier:
+        """Return the classifier saved in ``directory``.
+
+        Raises:
+            RecordError: If a file is missing or damaged, or the encoder has another width.
+        """
+        required = ("classnames", "kernel", "gamma", "selection", *_features.READER_FACTS)
+        facts = _saved.load_facts(directory, required)
+        width = backbone.width
+        arrays = _saved.load_arrays(
+            directory,
+            {
+                "support": (None, width),
+                "mean": (width,),
+                "scale": (width,),
+                "dual": (None, None),
+                "intercept": (None,),
+                "n_support": (None,),
+                "seen": (None,),
+            },
+        )
+        machine = Machine(
+            facts["kernel"],
+            facts["gamma"],
+            Scaler(arrays["mean"], arrays["scale"]),
+            *(arrays[k] for k in ("support", "n_support", "dual", "intercept", "seen")),
+        )
+        reader = Reader.restored(backbone, facts)
+        return SVMClassifier(reader, tuple(facts["classnames"]), machine, facts["selection"])
+
+
+@dataclass(frozen=True, slots=True)
+class SVMClassifier:
+    """A support vector machine on frozen features.
+
+    Attributes:
+        reader: Where features come from.
+        classnames: ``C`` class names.
+        machine: The fitted machine.
+        selection: What was chosen on val, or None.
+        score_kind: The scores are signed margins.
+    """
+
+    reader: Reader
+    classnames: tuple[str, ...]
+    machine: Machine
+    selection: dict[str, Any] | None = None
+    score_kind: ClassVar[ScoreKind] = "margin"
+
+    @property
+    def n_trainable_params(self) -> int:
+        """Dual coefficients and offsets; the support vectors are training examples, not trained."""
+        return self.machine.dual.size + self.machine.intercept.size
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return margins of shape ``(n, C)``; for two classes ``[-m, m]``, ``m`` being scikit-learn's."""
+        return self.scores(self.reader(inputs))
+
+    def scores(self, x: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the margins of features of shape ``(n, D)``."""
+        margins = self.machine.decide(x)
+        if margins.ndim == 1:
+            margins = np.stack([-margins, margins], axis=1)
+        scores = np.full((len(x), len(self.classnames)), UNSEEN, dtype=np.float32)
+        scores[:, self.machine.seen] = margins
+        return scores
+
+    def save(self, directory: Path) -> None:
+        """Write the machine as safetensors, the settings as JSON."""
+        machine = self.machine
+        arrays: dict[str, NDArray[Any]] = {
+            "support": machine.support,
+            "mean": machine.scaler.mean,
+            "scale": machine.scaler.scale,
+            "dual": machine.dual,
+            "intercept": machine.intercept,
+            "n_support": machine.n_support,
+            "seen": machine.seen,
+        }
+        facts = {
+            "classnames": self.classnames,
+            "kernel": machine.kernel,
+            "gamma": machine.gamma,
+            "selection": self.selection,
+        }
+        _saved.save(directory, arrays, {**facts, **self.reader.facts()})
+
+
+def fit_machine(
+    x: NDArray[np.float64], y: NDArray[np.int64], scaler: Scaler, kernel: Kernel, C: float
+) -> Machine:
+    """Fit scikit-learn's SVC and keep what its decisions need.
+
+    Args:
+        x: Features as they were encoded, shape ``(n, D)``.
+        y: Labels, shape ``(n,)``, of two classes at least.
+        scaler: What is done to features first.
+        kernel: Kernel function.
+        C: Inverse strength of the penalty.
+    """
+    from sklearn.svm import SVC
+
+    scaled = scaler(x)
+    variance = scaled.var()
+    gamma = 1.0 / (x.shape[1] * variance) if variance > 0 else 1.0  # gamma="scale", spelt out
+    svc = SVC(kernel=kernel, C=C, gamma=gamma, cache_size=500).fit(scaled, y)
+    return Machine(
+        kernel,
+        float(gamma),
+        scaler,
+        x[svc.support_].astype(np.float32),
+        svc.n_support_.astype(np.int64),
+        svc.dual_coef_,
+        svc.intercept_,
+        svc.classes_.astype(np.int64),
+    )
+
+
+def _one_against_rest(pairs: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each class's votes plus its confidence squeezed into (-1/3, 1/3), shape ``(n, k)``."""
+    votes = np.zeros((len(pairs), len(seen)))
+    confidence = np.zeros_like(votes)
+    for pair, (i, j) in enumerate(combinations(range(len(seen)), 2)):
+        decision = pairs[:, pair]
+        votes[:, i] += decision >= 0
+        votes[:, j] += decision < 0
+        confidence[:, i] += decision
+        confidence[:, j] -= decision
+    squeezed: NDArray[np.float64] = confidence / (3 * (np.abs(confidence) + 1))
+    return votes + squeezed
+
+
+METHOD = SVM

@@ -29,11 +29,11 @@ table: $(VENV)/.demo
 
 # A stamp per set of extras: a second call costs nothing until pyproject.toml changes.
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[offline]"
+	$(BIN)/python -m pip install --quiet --editable ".[offline,report]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[offline,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[offline,report,dev]"
 	@touch $(VENV)/.demo $@
 
 $(BIN)/python:

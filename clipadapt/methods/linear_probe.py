@@ -144,10 +144,15 @@ class LinearProbe:
             ctx.log(**{self._penalty: penalty, "val_accuracy": accuracy, "val_loss": loss})
             return Trial(penalty, layer, accuracy, loss)
 
-        if val is None or xv is None or config.search == "none":
+        if xv is None or val is None or config.search == "none":
             fixed = config.C if config.solver == "lbfgs" else config.weight_decay
             layer = solve(x, y, fixed)
-            return LinearProbeClassifier(backbone, task.classnames, config.layer, layer, None, None)
+            known = None
+            if xv is not None and val is not None:
+                known = metrics.fit_temperature(layer(xv), val.labels)
+            return LinearProbeClassifier(
+                backbone, task.classnames, config.layer, layer, known, None
+            )
         best = self._search(attempt, ctx)
         if ctx.observe:
             ctx.observe("chosen", best)

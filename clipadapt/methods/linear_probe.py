@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from clipadapt.core import metrics
+from clipadapt.core import metrics, saved
 from clipadapt.core.errors import DataError
 from clipadapt.core.protocols import MethodConfig
-from clipadapt.methods import _saved
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -172,7 +171,8 @@ class LinearProbe:
 
     def load(self, directory: Path, backbone: ImageTextModel) -> LinearProbeClassifier:
         """Return the classifier saved in ``directory``."""
-        arrays, facts = _saved.load(directory, {"weight": (None, None), "bias": (None,)})
+        facts = saved.load_facts(directory, ("classnames", "layer", "temperature", "selection"))
+        arrays = saved.load_arrays(directory, {"weight": (None, None), "bias": (None,)})
         return LinearProbeClassifier(
             backbone,
             tuple(facts["classnames"]),
@@ -269,7 +269,7 @@ class LinearProbeClassifier:
             "temperature": self.temperature,
             "selection": self.selection,
         }
-        _saved.save(directory, {"weight": self.linear.weight, "bias": self.linear.bias}, facts)
+        saved.save(directory, {"weight": self.linear.weight, "bias": self.linear.bias}, facts)
 
 
 def fit_logistic(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import PositiveFloat
 
+from clipadapt.core import saved
 from clipadapt.core.protocols import MethodConfig
-from clipadapt.methods import _saved
 from clipadapt.methods._text import zero_shot_weights
 from clipadapt.models import ImageTextModel
 
@@ -55,7 +55,8 @@ class ZeroShot:
 
     def load(self, directory: Path, backbone: ImageTextModel) -> ZeroShotClassifier:
         """Return the classifier saved in ``directory``."""
-        arrays, facts = _saved.load(directory, {"weights": (None, backbone.embed_dim)})
+        facts = saved.load_facts(directory, ("classnames", "logit_scale"))
+        arrays = saved.load_arrays(directory, {"weights": (None, backbone.embed_dim)})
         names = tuple(facts["classnames"])
         return ZeroShotClassifier(backbone, names, arrays["weights"], facts["logit_scale"])
 
@@ -98,7 +99,7 @@ class ZeroShotClassifier:
     def save(self, directory: Path) -> None:
         """Write the text embeddings and the class names."""
         facts = {"classnames": self.classnames, "logit_scale": self.logit_scale}
-        _saved.save(directory, {"weights": self.weights}, facts)
+        saved.save(directory, {"weights": self.weights}, facts)
 
 
 METHOD = ZeroShot

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from clipadapt.core import saved
 from clipadapt.core.errors import unknown
 from clipadapt.core.protocols import MethodConfig
-from textsent.methods import _saved, _task
+from textsent.methods import _task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ class SequenceClassifier:
             "from_features": self.from_features,
             "selection": self.selection,
         }
-        _saved.save(directory, arrays, {**facts, **self.settings})
+        saved.save(directory, arrays, {**facts, **self.settings})
 
     def export(self, form: str, path: Path) -> None:
         """Write model and tokenizer as Hugging Face's libraries load them.
@@ -240,7 +241,7 @@ def load(
     """
     from textsent.methods import _trainer
 
-    facts = _saved.load_facts(directory, (*SAVED_FACTS, *settings))
+    facts = saved.load_facts(directory, (*SAVED_FACTS, *settings))
     classnames = tuple(facts["classnames"])
     with isolated(0, None):  # what is drawn here is overwritten
         model = backbone.classifier(classnames, 0)
@@ -248,7 +249,7 @@ def load(
         model = choose(model, facts)
     learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
     own = learnt | {DRAWN + name: plain[name] for name in facts["drawn"] if name in plain}
-    arrays = _saved.load_arrays(directory, {name: tuple(p.shape) for name, p in own.items()})
+    arrays = saved.load_arrays(directory, {name: tuple(p.shape) for name, p in own.items()})
     _trainer.overwrite(own, arrays)
     return SequenceClassifier(
         backbone,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from clipadapt.core import metrics
-from textsent.methods import _features, _saved, _task
+from clipadapt.core import metrics, saved
+from textsent.methods import _features, _task
 from textsent.methods._features import FeatureConfig, Reader, Scaler
 from textsent.models import TextEncoder
 
@@ -105,10 +105,10 @@ class LogReg:
         Raises:
             RecordError: If a file is missing or damaged, or the encoder has another width.
         """
-        facts = _saved.load_facts(directory, ("classnames", "selection", *_features.READER_FACTS))
+        facts = saved.load_facts(directory, ("classnames", "selection", *_features.READER_FACTS))
         classnames = tuple(facts["classnames"])
         shapes = {"weight": (len(classnames), backbone.width), "bias": (len(classnames),)}
-        arrays = _saved.load_arrays(directory, shapes)
+        arrays = saved.load_arrays(directory, shapes)
         layer = Linear(arrays["weight"], arrays["bias"])
         return LogRegClassifier(
             Reader.restored(backbone, facts), classnames, layer, facts["selection"]
@@ -182,7 +182,7 @@ class LogRegClassifier:
         """Write the layer as safetensors, the settings as JSON."""
         arrays = {"weight": self.layer.weight, "bias": self.layer.bias}
         facts = {"classnames": self.classnames, "selection": self.selection}
-        _saved.save(directory, arrays, {**facts, **self.reader.facts()})
+        saved.save(directory, arrays, {**facts, **self.reader.facts()})
 
 
 METHOD = LogReg

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from textsent.methods import _features, _saved, _task
+from clipadapt.core import saved
+from textsent.methods import _features, _task
 from textsent.methods._features import FeatureConfig, Reader, Scaler
 from textsent.models import TextEncoder
 
@@ -140,9 +141,9 @@ class SVM:
             RecordError: If a file is missing or damaged, or the encoder has another width.
         """
         required = ("classnames", "kernel", "gamma", "selection", *_features.READER_FACTS)
-        facts = _saved.load_facts(directory, required)
+        facts = saved.load_facts(directory, required)
         width = backbone.width
-        arrays = _saved.load_arrays(
+        arrays = saved.load_arrays(
             directory,
             {
                 "support": (None, width),
@@ -218,7 +219,7 @@ class SVMClassifier:
             "gamma": machine.gamma,
             "selection": self.selection,
         }
-        _saved.save(directory, arrays, {**facts, **self.reader.facts()})
+        saved.save(directory, arrays, {**facts, **self.reader.facts()})
 
 
 def fit_machine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from clipadapt.core._files import write_bytes, write_text
-from clipadapt.core.errors import DataError, RecordError
+from clipadapt.core import saved
+from clipadapt.core.errors import DataError
 from clipadapt.core.protocols import MethodConfig
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
     from clipadapt.core.context import RunContext
     from clipadapt.core.protocols import Inputs, ScoreKind, Task
-
-ARRAYS = "classifier.safetensors"
-FACTS = "classifier.json"
 
 
 class TfidfSVMConfig(MethodConfig):
@@ -110,25 +106,21 @@ class TfidfSVM:
         Raises:
             RecordError: If a file is missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
-            arrays = load_file(directory / ARRAYS)
-            classnames, vocabulary = tuple(facts["classnames"]), tuple(facts["vocabulary"])
-            settings = int(facts["max_ngram"]), bool(facts["sublinear_tf"])
-            idf, coef, intercept = arrays["idf"], arrays["coef"], arrays["intercept"]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as err:
-            raise _unreadable(directory, repr(err)) from None
-        rows = 1 if len(classnames) == 2 else len(classnames)
-        columns = len(vocabulary)
-        if (idf.shape, coef.shape, intercept.shape) != ((columns,), (rows, columns), (rows,)):
-            shapes = f"idf {idf.shape}, coef {coef.shape}, intercept {intercept.shape}"
-            raise _unreadable(
-                directory, f"{shapes} do not fit {columns} n-grams and {len(classnames)} classes"
-            )
-        return TfidfSVMClassifier(classnames, vocabulary, idf, coef, intercept, *settings)
+        settings = ("classnames", "vocabulary", "max_ngram", "sublinear_tf")
+        facts = saved.load_facts(directory, settings)
+        classnames, vocabulary, max_ngram, sublinear_tf = (facts[key] for key in settings)
+        rows, columns = 1 if len(classnames) == 2 else len(classnames), len(vocabulary)
+        shapes = {"idf": (columns,), "coef": (rows, columns), "intercept": (rows,)}
+        arrays = saved.load_arrays(directory, shapes)
+        return TfidfSVMClassifier(
+            tuple(classnames),
+            tuple(vocabulary),
+            arrays["idf"],
+            arrays["coef"],
+            arrays["intercept"],
+            max_ngram=max_ngram,
+            sublinear_tf=sublinear_tf,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +164,14 @@ class TfidfSVMClassifier:
 
     def save(self, directory: Path) -> None:
         """Write vocabulary and settings as JSON, the arrays as safetensors."""
-        from safetensors.numpy import save
-
         arrays = {"idf": self.idf, "coef": self.coef, "intercept": self.intercept}
-        write_bytes(
-            directory / ARRAYS, save({k: np.ascontiguousarray(a) for k, a in arrays.items()})
-        )
         facts = {
             "classnames": self.classnames,
             "max_ngram": self.max_ngram,
             "sublinear_tf": self.sublinear_tf,
             "vocabulary": self.vocabulary,
         }
-        write_text(directory / FACTS, json.dumps(facts, ensure_ascii=False) + "\n")
+        saved.save(directory, arrays, facts)
 
 
 def _vectorizer(
@@ -195,13 +182,6 @@ def _vectorizer(
 
     return TfidfVectorizer(
         ngram_range=(1, max_ngram), sublinear_tf=sublinear_tf, min_df=min_df, vocabulary=vocabulary
-    )
-
-
-def _unreadable(directory: Path, problem: str) -> RecordError:
-    return RecordError(
-        f"no readable tfidf_svm classifier in '{directory}': {problem}",
-        hint="name a run folder that holds 'classifier', or run the experiment again",
     )
 
 

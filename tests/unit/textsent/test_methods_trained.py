@@ -22,7 +22,16 @@ from clipadapt.core.config import load as load_config
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import DataError, ModelError, RecordError, UnknownNameError
 from clipadapt.core.progress import Silent
-from clipadapt.core.protocols import Classifier, Exportable, Selected, SelfCalibrated, Task
+from clipadapt.core.protocols import (
+    Classifier,
+    Exportable,
+    ModelOptions,
+    Selected,
+    SelfCalibrated,
+    Task,
+)
+from clipadapt.core.registry import MODELS
+from clipadapt.core.store import FeatureStore
 from tests.unit.textsent.tiny import TinyEncoder, make_split, make_task
 from textsent.methods import _trainer, _training
 from textsent.methods.bitfit import BitFit, _train_biases
@@ -224,6 +233,35 @@ def test_the_export_is_loaded_by_the_libraries(tmp_path, ctx, name, architecture
     for file in tmp_path.glob("*/*"):
         if file.suffix in {".json", ".md"}:
             assert str(tmp_path) not in file.read_text()
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_folder_of_hugging_faces_goes_through_fit_save_load_and_export(tmp_path, name, capfd):
+    tiny = TinyEncoder()
+    tiny.module.save_pretrained(tmp_path / "model")
+    tiny.tokenizer.save_pretrained(tmp_path / "model")
+    services = Services(FeatureStore(enabled=False))
+    found = MODELS.resolve(str(tmp_path / "model"), "text")
+    encoder = found.provider.load(found.argument, ModelOptions(precision="fp32"), services)
+    ctx = RunContext(42, tmp_path / "work", services)
+    capfd.readouterr()
+    fitted = fit(name, encoder, make_task(), ctx)
+    scores = fitted.predict_scores(TEST)
+    few = fitted.predict_scores(TEST.take(np.arange(3)))
+    np.testing.assert_allclose(few, scores[:3], atol=1e-6)
+    fitted.save(tmp_path / "saved")
+    restored = METHODS[name](METHODS[name].Config()).load(tmp_path / "saved", encoder)
+    np.testing.assert_array_equal(restored.predict_scores(TEST), scores)
+    restored.export("hf", tmp_path / "hf")
+    if name == "lora":
+        restored.export("peft", tmp_path / "peft")
+    assert capfd.readouterr() == ("", "")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
+    again = export_logits(tmp_path / "hf", model, TEST.examples)
+    np.testing.assert_allclose(again, scores, atol=1e-5)
+    for file in (f for f in tmp_path.glob("*/*") if f.parent.name in {"hf", "peft", "saved"}):
+        assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
 @pytest.mark.parametrize("name", METHODS)

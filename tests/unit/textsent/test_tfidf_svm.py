@@ -92,13 +92,13 @@ def test_a_saved_classifier_gives_equal_scores_without_a_pickle(ctx, tmp_path, n
 
 def test_a_damaged_classifier_is_refused(ctx, tmp_path):
     method = TfidfSVM(TfidfSVMConfig())
-    with pytest.raises(RecordError, match="no readable tfidf_svm classifier"):
+    with pytest.raises(RecordError, match="no readable classifier"):
         method.load(tmp_path / "none", None)
     fit(make_split(2, 50, 0), ctx).save(tmp_path)
     facts = json.loads((tmp_path / "classifier.json").read_text())
     facts["vocabulary"].pop()
     (tmp_path / "classifier.json").write_text(json.dumps(facts))
-    with pytest.raises(RecordError, match="do not fit"):
+    with pytest.raises(RecordError, match="does not fit"):
         method.load(tmp_path, None)
     (tmp_path / "classifier.safetensors").write_bytes(b"\0" * 9)
     with pytest.raises(RecordError, match="no readable"):

@@ -26,7 +26,7 @@ def save(directory: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str
 
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_bytes(directory / ARRAYS, to_bytes(whole))
-    write_text(directory / FACTS, json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n")
+    write_text(directory / FACTS, json.dumps(dict(facts), ensure_ascii=False) + "\n")
 
 
 def load_facts(directory: Path, required: Sequence[str]) -> dict[str, Any]:

@@ -101,6 +101,11 @@ class SequenceClassifier:
         return sum(sizes[name] for name in self.learnt)
 
     @property
+    def n_total_params(self) -> int:
+        """All parameters of encoder, adapters and head, as PEFT counts them."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
     def export_formats(self) -> tuple[str, ...]:
         """``hf`` (one model, adapters merged), and ``peft`` for adapters."""
         return ("hf", "peft") if hasattr(self.model, "peft_config") else ("hf",)

@@ -512,6 +512,16 @@ def test_parameter_counts_are_the_references():
     assert LoRA.Config().model_dump() | {"max_length": None} == LoRA.Config().model_dump()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_all_parameters_are_counted_once_beside_those_that_are_trained(encoder, ctx, name):
+    fitted = fit(name, encoder, make_task(), ctx)
+
+    total = sum(p.numel() for p in fitted.model.parameters())
+    assert fitted.n_total_params == total
+    assert 0 < fitted.n_trainable_params <= total
+    assert (fitted.n_trainable_params == total) == (name == "full_finetune")
+
+
 def test_history_weighs_the_loss_by_its_steps():
     entries = [
         {"loss": 1.0, "learning_rate": 0.1, "epoch": 0.8, "step": 10},

@@ -82,7 +82,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
 
     options.__doc__ = about
     example_data = "synthetic" if track == "clip" else "rotten_tomatoes:offline"
-    example_sweep = "demo" if track == "clip" else "sentiment-quick"
+    example_sweep = "openmoji" if track == "clip" else "sentiment-quick"
     example_format = "openclip" if track == "clip" else "hf"
     example = "linear_probe-quick" if track == "clip" else "tfidf_svm"
 

@@ -183,8 +183,19 @@ def config_names(track: str | None = None) -> dict[str, Path]:
     return {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
 
 
-def find_config(name: str, track: str | None = None) -> Path:
+def sweep_names() -> dict[str, Path]:
+    """Return the shipped sweeps by name."""
+    folders = [f for f in config_folders() if f.name == "sweeps"]
+    return {p.stem: p for folder in folders for p in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str, track: str | None = None, *, sweep: bool = False) -> Path:
     """Return the file of a config given by path or bare name.
+
+    Args:
+        name: Path or bare name.
+        track: Track whose recipes are looked up; None looks in all.
+        sweep: Whether a sweep is meant, and not a recipe.
 
     Raises:
         ConfigError: If there is none; the message offers the nearest names.
@@ -195,15 +206,14 @@ def find_config(name: str, track: str | None = None) -> Path:
     if path.is_dir():
         raise ConfigError(f"'{name}' is a folder, not a config file", hint="name a .yaml file")
     bare = name.removesuffix(".yaml")
-    for folder in config_folders(track):
-        candidate = folder / f"{bare}.yaml"
-        if "/" not in bare and candidate.is_file():
-            return candidate
-    known = sorted(config_names(track))
+    known = sweep_names() if sweep else config_names(track)
+    if bare in known:
+        return known[bare]
+    what = "sweep" if sweep else "recipe"
     raise ConfigError(
-        f"no config '{name}': neither a file nor a shipped recipe{did_you_mean(bare, known) or ';'} "
-        f"Known: {', '.join(known)}",
-        hint="list them with 'clipadapt ls configs'",
+        f"no config '{name}': neither a file nor a shipped {what}{did_you_mean(bare, sorted(known)) or ';'} "
+        f"Known: {', '.join(sorted(known))}",
+        hint="name a .yaml file" if sweep else "list them with 'clipadapt ls configs'",
     )
 
 

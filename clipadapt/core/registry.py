@@ -139,6 +139,11 @@ class Registry(Generic[T]):
         if default and f"{track}/{default}" in entries and own not in entries:
             full = f"{track}/{default}"
             return Resolved(full, name.strip(), self.get(full))
+        if own in entries:
+            raise ConfigError(
+                f"'{name}' is the file that serves other {self.kind}s' names, and no name of its own",
+                hint=f"write the {self.kind}'s own name",
+            )
         known = tuple(n.partition("/")[2] for n in self.names(track))
         raise unknown(
             self.kind,

@@ -90,7 +90,7 @@ def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") 
     Raises:
         ConfigError: Naming every fault.
     """
-    path = config.find_config(name, track)
+    path = config.find_config(name, sweep=True)
     raw = config.read_fragment(path)
     over = config.parse_settings(settings)
     raw.update({key: over.pop(key) for key in list(over) if key in SweepConfig.model_fields})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,3 +43,26 @@ def zero_shot_weights(
     mean = features.reshape(len(classnames), len(templates), -1).mean(axis=1)  # (C, D)
     weights = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     return np.ascontiguousarray(weights, dtype=np.float32)
+
+
+def cosine_scores(
+    model: ImageTextModel,
+    inputs: Inputs[Any],
+    weights: NDArray[np.float32],
+    logit_scale: float | None = None,
+) -> NDArray[np.float32]:
+    """Return logits of frozen image features and unit-norm text features.
+
+    Args:
+        model: Dual encoder of joint width ``D``.
+        inputs: ``n`` images.
+        weights: Text features, shape ``(C, D)``.
+        logit_scale: Factor on the cosine; None takes the model's own, and its bias.
+
+    Returns:
+        Shape ``(n, C)``.
+    """
+    cosine = model.encode(inputs, "image") @ weights.T  # (n, C)
+    if logit_scale is not None:
+        return np.float32(logit_scale) * cosine
+    return np.float32(model.logit_scale) * cosine + np.float32(model.logit_bias)

@@ -71,6 +71,10 @@ class ImageTextModel(Backbone, Protocol):
         """
         ...
 
+    def trim(self, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Cut tokens ``(n, L)`` behind the last one that decides a feature."""
+        ...
+
     def pixels(
         self,
         inputs: Inputs[Any],
@@ -197,4 +201,8 @@ class AdapterTunable(ImageTextModel, Protocol):
 
         Of a clone with split attention. A role that the tower lacks is left out.
         """
+        ...
+
+    def fused_state(self, network: torch.nn.Module, /) -> dict[str, torch.Tensor]:
+        """Return the state of a network with split attention under the names of an ordinary one."""
         ...

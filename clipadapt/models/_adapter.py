@@ -378,6 +378,10 @@ class OpenClipModel:
         tokens: torch.Tensor = self.tokenizer(list(texts))
         return tokens
 
+    def trim(self, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Cut tokens ``(n, L)`` behind the last one that decides a feature."""
+        return tokens[:, : int(self._lengths(tokens).max())]
+
     def encode_image(self, pixels: torch.Tensor, /, layer: Layer = "output") -> torch.Tensor:
         """Encode preprocessed images ``(n, 3, H, W)`` to float32 ``(n, D)``."""
         x = pixels.to(device=self.device, dtype=DTYPES[self.dtype])
@@ -437,8 +441,7 @@ class OpenClipModel:
             ModelError: If slots and name are longer than the context.
         """
         tokens, slots = _prompts.slots(self.tokenize, classnames, n_ctx, position)
-        tokens = tokens[:, : int(self._lengths(tokens).max())]
-        return tokens.to(self.device), slots.to(self.device)
+        return self.trim(tokens).to(self.device), slots.to(self.device)
 
     def context_tokens(self, text: str, /) -> torch.Tensor:
         """Return the token ids of a text to start context vectors from, without special tokens."""
@@ -475,6 +478,10 @@ class OpenClipModel:
         words = [_prompts.piece(self.tokenizer, int(i)) for i in ids.flatten()]
         rows = iter(zip(words, distances.flatten().tolist(), strict=True))
         return [[next(rows) for _ in range(k)] for _ in vectors]
+
+    def fused_state(self, network: torch.nn.Module, /) -> dict[str, torch.Tensor]:
+        """Return the state of a network with split attention under the names that this model's own has."""
+        return _attention.fuse(network)
 
     def adapter_targets(self, tower: Tower, /) -> dict[str, list[str]]:
         """Return the layers that may carry adapters by role, input side first; of a split clone."""

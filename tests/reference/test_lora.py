@@ -64,15 +64,11 @@ def test_forward_loss_and_gradients(name, model, tmp_path):
     LoRA(config(spec, epochs=1)).fit(
         model, task, tinyclip.context(tmp_path, start=start, observe=seen)
     )
-    fitted = LoRA(config(spec, epochs=0)).fit(
-        model, task, tinyclip.context(tmp_path, start=start)
-    )
+    fitted = LoRA(config(spec, epochs=0)).fit(model, task, tinyclip.context(tmp_path, start=start))
 
     assert set(fitted.adapted.parameters) == set(start)
     DATA.assert_close(f"{name}.text_features", fitted.weights)
-    DATA.assert_close(
-        f"{name}.image_features", fitted.adapted.image_features(split.inputs)
-    )
+    DATA.assert_close(f"{name}.image_features", fitted.adapted.image_features(split.inputs))
     DATA.assert_close(f"{name}.logits", fitted.predict_scores(split.inputs))
     DATA.assert_close(f"{name}.loss", np.float64(seen.values["loss"][0]))
     gradients = matrices(f"{name}.grad", DATA.expected)

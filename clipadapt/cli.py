@@ -166,12 +166,19 @@ def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
     from clipadapt.core.inference import inspect_run
     from clipadapt.core.progress import on_stderr
 
-    print_facts(inspect_run(run_dir, on_stderr()), as_json=as_json)
+    facts = inspect_run(run_dir, on_stderr())
+    if not as_json:  # a line each
+        facts["metrics"] = {k: _interval(**m) for k, m in facts["metrics"].items()}
+    print_facts(facts, as_json=as_json)
 
 
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _interval(value: float, low: float | None = None, high: float | None = None) -> str:
+    return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def _check_sheet(path: Path) -> None:

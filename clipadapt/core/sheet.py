@@ -39,15 +39,16 @@ body {{ margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--page)
 h1 {{ margin: 0 0 0.25rem; font-size: 1.25rem; }}
 header p {{ margin: 0.15rem 0; color: var(--soft); }}
 main {{ display: grid; gap: 0.75rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); }}
+  grid-template-columns: repeat(auto-fill, minmax(min(11rem, 45%), 1fr)); }}
 figure {{ margin: 0; border: 1px solid var(--line); border-radius: 0.5rem; overflow: hidden;
   background: var(--card); }}
 img {{ display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; background: #fff; }}
 figcaption {{ padding: 0.5rem; }}
 ol {{ list-style: none; margin: 0; padding: 0; }}
-li {{ display: flex; justify-content: space-between; gap: 0.5rem; margin-bottom: 2px; padding: 0 0.3rem;
-  border-radius: 0.2rem;
+li {{ display: flex; justify-content: space-between; gap: 0.4rem; margin-bottom: 2px; padding: 0 0.25rem;
+  font-size: 0.8rem; line-height: 1.5; border-radius: 0.2rem;
   background: linear-gradient(var(--bar), var(--bar)) 0 / var(--p) 100% no-repeat; }}
+li span:first-child {{ hyphens: auto; }}
 li:first-child {{ font-weight: 600; }}
 li span:last-child {{ white-space: nowrap; font-variant-numeric: tabular-nums; }}
 small {{ display: block; margin-top: 0.3rem; color: var(--soft); }}

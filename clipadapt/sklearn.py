@@ -28,7 +28,7 @@ from sklearn.utils.validation import check_is_fitted
 from clipadapt.core import metrics
 from clipadapt.core.config import fault_lines
 from clipadapt.core.context import RunContext, Services
-from clipadapt.core.errors import ClipAdaptError, ModelError
+from clipadapt.core.errors import ClipAdaptError, DataError, ModelError
 from clipadapt.core.protocols import Inputs, ModelOptions, SelfCalibrated, Split, Task, digest
 from clipadapt.core.registry import METHODS, MODELS, track_of
 from clipadapt.core.store import FeatureStore
@@ -57,7 +57,7 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     frozen features go through the feature store. There is no validation split: methods that would choose a setting on
     one keep the setting given, and the probabilities are calibrated only where the method brings a temperature.
 
-    A pickled estimator holds what was learnt, never the model, which is loaded again where it is needed.
+    A pickled estimator holds what was learnt, never the model, which is loaded again with it.
 
     Args:
         model: Any name that ``--model`` takes.
@@ -282,6 +282,8 @@ def _user_errors() -> Iterator[None]:
     """Raise what the user can mend as scikit-learn does, as a ValueError."""
     try:
         yield
+    except DataError as err:
+        raise ValueError(err.problem) from err  # the hint names an option of the command line
     except ClipAdaptError as err:
         raise ValueError(str(err)) from err
 

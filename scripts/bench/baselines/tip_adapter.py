@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
 LOGIT_SCALE: Final = 100.0
 START: Final = 0.1

@@ -1,4 +1,4 @@
-"""Zero-shot classification the ways others do it: as CLIP_benchmark, by its package, by the pipeline of transformers."""
+"""Zero-shot classification as others do it: CLIP_benchmark's way, its package, the pipeline of transformers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def package() -> ModuleType:
     def accuracy(
         output: torch.Tensor, target: torch.Tensor, topk: Sequence[int] = (1,)
     ) -> list[float]:
-        best = output.topk(max(topk), 1, True, True).indices  # noqa: FBT003  (n, k)
+        best = output.topk(max(topk), 1, True, True).indices  # (n, k)
         right = best == target[:, None]
         return [float(right[:, :k].sum().item()) / len(target) for k in topk]
 

@@ -1,0 +1,239 @@
+"""A step of CoOp: ours through the shipped method, and a plain float32 implementation of the official code.
+
+    python scripts/bench/coop.py [--model random:ViT-B-32] [--classes 10 100] [--large]
+
+Ours is ``clip/coop``'s own ``fit``; the seconds between the losses of successive steps are taken, the first ones left
+out, so reading the features once is set-up. The plain way runs the image tower and 77 positions at every step. Without
+augmentation it is given ready pixels; with it, both ways decode, crop and flip, its loader with a process per core.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+import _common
+import numpy as np
+from _common import (
+    SEED,
+    Bench,
+    Clock,
+    class_names,
+    figure,
+    ours,
+    pictures,
+    table,
+    times,
+    train_task,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DROP: Final = 2
+"""Steps that warm up."""
+
+
+def opened(settings: dict[str, Any], folder: str, given: Sequence[str]) -> Any:
+    """Return CoOp and its model, with as many epochs as the steps take."""
+    n, size = settings["n"], settings["batch_size"]
+    epochs = -(-(settings["steps"] + DROP + 1) // max(n // size, 1))
+    whole = [
+        f"data.name={settings['data']}",
+        f"model.name={settings['model']}",
+        f"method.n_ctx={settings['n_ctx']}",
+        f"method.batch_size={size}",
+        f"method.augment={settings['augment']}",
+        f"method.epochs={epochs}",
+        *given,
+    ]
+    return ours("coop", settings, whole, Path(folder))
+
+
+def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the shipped method's steps."""
+    from clipadapt.core.records import peak_memory, reset_peak_memory
+
+    with tempfile.TemporaryDirectory() as folder:
+        it = opened(settings, folder, [f"model.precision={settings['precision']}"])
+        task = train_task(it.open().dataset, settings["n"], settings["classes"])
+        clock = Clock()
+        reset_peak_memory()
+        begun = time.perf_counter()
+        it.method.fit(it.backbone, task, it.context(observe=clock))
+        memory = peak_memory()
+    steps = clock.seconds(DROP)
+    return {"seconds": median(steps), "memory": memory, "set_up": clock.at[0] - begun}
+
+
+def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the baseline's steps."""
+    import torch
+    from baselines import coop
+
+    from clipadapt.core.records import peak_memory, reset_peak_memory
+
+    torch.manual_seed(SEED)
+    with tempfile.TemporaryDirectory() as folder:
+        it = opened(settings, folder, ["model.precision=fp32"])
+        task = train_task(it.open().dataset, settings["n"], settings["classes"])
+        clip, tokenizer = it.backbone.module, it.backbone.tokenizer
+        learner = coop.PromptLearner(clip, tokenizer, task.classnames, settings["n_ctx"])
+        batches = plain_batches(it.backbone, task, settings)
+        at = []
+        reset_peak_memory()
+        begun = time.perf_counter()
+        for _ in coop.CoOp(clip, learner).train(batches, epochs=settings["steps"] + DROP + 1):
+            at.append(time.perf_counter())
+            if len(at) > settings["steps"] + DROP:
+                break
+        memory = peak_memory()
+    return {
+        "seconds": median(np.diff(at)[DROP:].tolist()),
+        "memory": memory,
+        "set_up": at[0] - begun,
+    }
+
+
+def plain_batches(backbone: Any, task: Any, settings: dict[str, Any]) -> Callable[[int], Any]:
+    """Return the epochs of the plain way: ready pixels, or pictures that a loader crops and flips.
+
+    Args:
+        backbone: Says size and normalisation.
+        task: Pictures and labels.
+        settings: ``batch_size``, ``augment`` and ``workers``.
+    """
+    import torch
+    from torchvision import transforms
+
+    split, size = task.train, settings["batch_size"]
+    if settings["augment"] == "none":
+        pixels = backbone.pixels(split.inputs, np.arange(len(split)))
+        labels = torch.from_numpy(split.labels)
+        whole = len(split) // size * size or len(split)
+        pairs = list(zip(pixels[:whole].split(size), labels[:whole].split(size), strict=True))
+        return lambda _epoch: pairs
+    cfg = backbone.module.visual.preprocess_cfg
+    side = cfg["size"] if isinstance(cfg["size"], int) else cfg["size"][0]
+    transform = transforms.Compose([
+        transforms.RandomResizedCrop(
+            side, (0.08, 1), interpolation=transforms.InterpolationMode.BICUBIC
+        ),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(cfg["mean"], cfg["std"]),
+    ])
+    data = [(split.inputs.examples, i, int(split.labels[i])) for i in range(len(split))]
+    loader = torch.utils.data.DataLoader(
+        Pictures(data, transform),
+        size,
+        shuffle=True,
+        drop_last=len(split) >= size,
+        num_workers=settings["workers"],
+        persistent_workers=settings["workers"] > 0,
+    )
+    return lambda _epoch: loader
+
+
+class Pictures:
+    """Pictures through a transform, with labels."""
+
+    def __init__(self, data: list[tuple[Any, int, int]], transform: Any) -> None:
+        self.data, self.transform = data, transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        examples, row, label = self.data[index]
+        return self.transform(examples[row]), label
+
+
+MEASUREMENTS: Final = {"ours": by_ours, "plain": by_plain}
+WAYS: Final = {
+    "plain, fp32": ("plain", "fp32"),
+    "ours, fp32": ("ours", "fp32"),
+    "ours, bf16": ("ours", "bf16"),
+}
+
+
+def rows_of(work: str, runs: dict[str, _common.Runs], base: str) -> list[list[str]]:
+    """Return the rows of one piece of work: seconds of a step, against the plain way's."""
+    return [
+        [
+            work,
+            way,
+            figure(found.of()),
+            found.span(),
+            times(runs[base].of(), found.of()),
+            figure(found.of("set_up")),
+            found.memory,
+        ]
+        for way, found in runs.items()
+    ]
+
+
+HEAD: Final = ["work", "way", "seconds a step", "least to most", "times as fast"]
+HEAD_COST: Final = ["seconds to the first step", "peak memory, MiB"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the table."""
+    bench = Bench("coop", __doc__ or "", MEASUREMENTS)
+    add = bench.parser.add_argument
+    add("--model", default="random:ViT-B-32")
+    add("--classes", type=int, nargs="+", default=[10, 100])
+    add("--large", action="store_true", help="1,000 classes too, ours with method.class_chunk")
+    add("--class-chunk", type=int, default=100, help="classes at once where there are 1,000")
+    add("--augment", nargs="+", choices=["none", "crop_flip"], default=["none", "crop_flip"])
+    add("--n", type=int, default=160, help="training pictures")
+    add("--size", type=int, default=227, help="side of a picture in pixels")
+    add("--n-ctx", type=int, default=16)
+    add("--batch-size", type=int, default=32)
+    add("--steps", type=int, default=6, help="steps measured")
+    add(
+        "--workers", type=int, default=_common.cpu_count(), help="loader processes of the plain way"
+    )
+    quick = {
+        "classes": [3],
+        "n": 8,
+        "size": 40,
+        "n_ctx": 4,
+        "batch_size": 4,
+        "steps": 2,
+        "workers": 0,
+    }
+    o = bench.parse(argv, {**quick, "model": ""})
+    names = ("n", "n_ctx", "batch_size", "steps", "workers")
+    with bench.scratch() as folder:
+        pictures(folder / "data", "train", o.n, o.size, class_names(2))
+        pictures(folder / "data", "test", 2, o.size, class_names(2))
+        settings = {name: getattr(o, name) for name in names} | {
+            "data": f"folder:{folder / 'data'}",
+            "model": o.model or _common.tiny_model(folder / "model"),
+        }
+        rows = []
+        for augment in o.augment:
+            for n in [*o.classes, *([1000] if o.large else [])]:
+                chunked = [f"method.class_chunk={o.class_chunk}"] if n >= 1000 else []
+                bench.o.set += chunked
+                runs = bench.alternate({
+                    way: (part, settings | {"augment": augment, "classes": n, "precision": p})
+                    for way, (part, p) in WAYS.items()
+                })
+                del bench.o.set[len(bench.o.set) - len(chunked) :]
+                work = f"{n} classes, augmentation {'off' if augment == 'none' else 'on'}"
+                rows += rows_of(work, runs, "plain, fp32")
+    notes = [
+        f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up. At 1,000 classes ours runs "
+        f"{o.class_chunk} at once (`method.class_chunk`). Memory is that of the main process.",
+    ]
+    title = f"A step of CoOp (`{o.model or 'a tiny model'}`)"
+    bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)
+
+
+if __name__ == "__main__":
+    main()

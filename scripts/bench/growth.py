@@ -1,0 +1,239 @@
+"""How time and memory of ours grow with images, classes and shots.
+
+    python scripts/bench/growth.py [--images 1000 10000 100000] [--classes 10 100 1000] [--shots 1 2 4 8 16]
+
+Growth with images is measured with a tiny tower, so that what is not the tower shows: reading, decoding, storing and
+scoring of small files, then reading features back, then a probe on them. Growth with classes is that of a step of CoOp
+and of the text classifier; growth with shots is that of a probe's whole search and of Tip-Adapter's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import _common
+import coop
+import numpy as np
+import pipeline
+import probe
+from _common import (
+    Bench,
+    GivenFeatures,
+    class_names,
+    clusters,
+    figure,
+    given_split,
+    measured,
+    ours,
+    pictures,
+    table,
+    use_threads,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+CHUNK: Final = 4096
+DISTINCT: Final = 200
+N_CLASSES: Final = 10
+
+
+def stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure reading ``n`` features that the store holds."""
+    from clipadapt.core.store import FeatureStore, Space
+
+    n, width = settings["n"], settings["width"]
+    digests = np.frombuffer(
+        b"".join(hashlib.sha256(i.to_bytes(8)).digest() for i in range(n)), dtype=np.uint8
+    ).reshape(n, 32)
+    space = Space("made up", "gelu", "output", "none", "fp32", 0, "image")
+
+    def compute(rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        rng = np.random.default_rng(0)
+        for begin in range(0, len(rows), CHUNK):
+            part = rows[begin : begin + CHUNK]
+            yield part, rng.normal(size=(len(part), width)).astype(np.float32)
+
+    FeatureStore().get_or_compute(space, digests, compute)
+    got, seconds, memory = measured(lambda: FeatureStore().get_or_compute(space, digests, compute))
+    if got.computed:
+        raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
+    return {"seconds": seconds, "memory": memory}
+
+
+def fit_probe(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure one logistic regression of few iterations on ``n`` features."""
+    from clipadapt.methods.linear_probe import fit_logistic
+
+    use_threads(settings)
+    x, y = clusters(settings["n"], settings["width"], N_CLASSES)
+    fit_logistic(x[:200], y[:200], 1.0, 2, N_CLASSES)
+    _, seconds, memory = measured(lambda: fit_logistic(x, y, 1.0, 20, N_CLASSES))
+    return {"seconds": seconds, "memory": memory}
+
+
+def text_classifier(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the text classifier of ``classes`` names, nothing stored."""
+    from clipadapt.core.protocols import Task
+
+    with tempfile.TemporaryDirectory() as folder:
+        given = [
+            f"data.name={settings['data']}",
+            f"model.name={settings['model']}",
+            f"model.precision={settings['precision']}",
+        ]
+        it = ours("zero_shot", settings, given, Path(folder))
+        it.backbone.encode_text(it.backbone.tokenize(["warm up"] * 2))
+        task = Task(class_names(settings["classes"]), (_common.TEMPLATE,))
+        _, seconds, memory = measured(lambda: it.method.fit(it.backbone, task, it.context()))
+    return {"seconds": seconds, "memory": memory}
+
+
+def search_probe(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the shipped probe with its search and refit on made-up features."""
+    from clipadapt.core.context import RunContext, Services
+    from clipadapt.core.protocols import Task
+    from clipadapt.core.store import FeatureStore
+    from clipadapt.methods.linear_probe import LinearProbe, LinearProbeConfig
+
+    use_threads(settings)
+    shots, width = settings["shots"], settings["width"]
+    x, y = clusters(shots * N_CLASSES, width, N_CLASSES)
+    xv, yv = clusters(min(shots, 4) * N_CLASSES, width, N_CLASSES, seed=2)
+    backbone: Any = GivenFeatures(np.concatenate([x, xv]))
+    train = given_split(range(len(x)), y, N_CLASSES)
+    val = given_split(range(len(x), len(x) + len(xv)), yv, N_CLASSES)
+    task: Task[Any] = Task(class_names(N_CLASSES), (), train, val)
+    method = LinearProbe(LinearProbeConfig(max_iter=200))
+
+    def work() -> Any:
+        ctx = RunContext(1, Path(), Services(FeatureStore(enabled=False)))
+        return method.fit(backbone, task, ctx)
+
+    work()
+    _, seconds, memory = measured(work)
+    return {"seconds": seconds, "memory": memory}
+
+
+MEASUREMENTS: Final = {
+    "images": pipeline.whole,
+    "stored": stored,
+    "probe": fit_probe,
+    "step": coop.by_ours,
+    "text": text_classifier,
+    "search of the probe": search_probe,
+    "search of the cache": probe.search,
+}
+
+
+def rows_of(
+    bench: Bench, work: str, unit: str, part: str, sizes: dict[int, dict[str, Any]]
+) -> list[list[str]]:
+    """Measure one kind of work at all sizes and return its rows."""
+    runs = bench.alternate({str(n): (part, settings) for n, settings in sizes.items()})
+    first = next(iter(sizes))
+    base = runs[str(first)].of()
+    return [
+        [
+            work,
+            f"{n:,} {unit}",
+            figure(runs[str(n)].of()),
+            figure(1e6 * runs[str(n)].of() / n),
+            f"{n / first:.4g}",
+            f"{runs[str(n)].of() / base:.3g}",
+            runs[str(n)].memory,
+        ]
+        for n in sizes
+    ]
+
+
+def growth_with_images(bench: Bench, folder: Path) -> list[list[str]]:
+    """Return the rows of growth with images."""
+    o = bench.o
+    tiny = _common.tiny_model(folder / "tiny")
+    files = {}
+    for n in o.images:
+        pictures(folder / f"{n}", "test", n, 64, class_names(N_CLASSES), distinct=DISTINCT)
+        data = f"folder:{folder / f'{n}'}"
+        files[n] = {"data": data, "model": tiny, "images": n, "precision": "fp32"}
+    features = {n: {"n": n, "width": o.width} for n in o.images}
+    return [
+        *rows_of(bench, "zero-shot from files, a tiny tower", "images", "images", files),
+        *rows_of(bench, f"read of stored features of {o.width}", "images", "stored", features),
+        *rows_of(bench, "20 iterations of a probe on them", "images", "probe", features),
+    ]
+
+
+def growth_with_classes(bench: Bench, folder: Path) -> list[list[str]]:
+    """Return the rows of growth with classes."""
+    o = bench.o
+    data, batch = folder / "classes", min(32, o.n)
+    for split in ("train", "test"):
+        pictures(data, split, o.n if split == "train" else 2, 227, class_names(2))
+    common = {
+        "data": f"folder:{data}",
+        "model": o.model or _common.tiny_model(folder / "tiny"),
+        "precision": o.precision,
+    }
+    step = {"n": o.n, "n_ctx": 16, "batch_size": batch, "steps": 3, "augment": "none"}
+    steps = {n: common | step | {"classes": n} for n in o.classes}
+    texts = {n: common | {"classes": n} for n in o.classes}
+    return [
+        *rows_of(bench, "a step of CoOp", "classes", "step", steps),
+        *rows_of(bench, "text classifier", "classes", "text", texts),
+    ]
+
+
+def growth_with_shots(bench: Bench) -> list[list[str]]:
+    """Return the rows of growth with shots."""
+    o = bench.o
+    common = {"width": o.width, "classes": N_CLASSES, "way": "ours", "val": 40}
+    grid = {"betas": o.betas, "alphas": o.alphas}
+    shots = {n: {**common, **grid, "shots": n} for n in o.shots}
+    return [
+        *rows_of(bench, "a probe's search and refit", "shots", "search of the probe", shots),
+        *rows_of(bench, "Tip-Adapter's search", "shots", "search of the cache", shots),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the table."""
+    bench = Bench("growth", __doc__ or "", MEASUREMENTS)
+    add = bench.parser.add_argument
+    add("--model", default="random:ViT-B-32", help="model whose texts are read")
+    add("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    add("--images", type=int, nargs="*", default=[1000, 10_000, 100_000])
+    add("--classes", type=int, nargs="*", default=[10, 100, 1000])
+    add("--shots", type=int, nargs="*", default=[1, 2, 4, 8, 16])
+    add("--width", type=int, default=512)
+    add("--n", type=int, default=64, help="training pictures of CoOp")
+    add("--betas", type=int, default=200)
+    add("--alphas", type=int, default=20)
+    quick = {"images": [20, 40], "classes": [2, 3], "shots": [1, 2], "width": 16, "n": 8}
+    o = bench.parse(argv, {**quick, "betas": 5, "alphas": 4, "model": ""})
+    rows: list[list[str]] = []
+    with bench.scratch() as folder:
+        if o.images:
+            rows += growth_with_images(bench, folder)
+        if o.classes:
+            rows += growth_with_classes(bench, folder)
+        if o.shots:
+            rows += growth_with_shots(bench)
+    head = ["work", "size", "seconds", "microseconds each", "size, times the first"]
+    head += ["seconds, times the first", "peak memory, MiB"]
+    notes = [
+        f"Files are JPEGs of 64 pixels; probes and searches have {N_CLASSES} classes; CoOp has 16 vectors and batches of "
+        f"{min(32, o.n)}. Memory holds what the process had loaded before, some of it imports.",
+    ]
+    bench.write(
+        f"Growth of time and memory (`{o.model or 'a tiny model'}`)", table(head, rows), notes
+    )
+
+
+if __name__ == "__main__":
+    main()

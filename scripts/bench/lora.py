@@ -1,0 +1,159 @@
+"""A step of CLIP-LoRA: ours through the shipped method, and a plain float32 implementation of the official code.
+
+    python scripts/bench/lora.py [--model random:ViT-B-32] [--classes 10 100] [--blocks 3]
+
+As in ``coop.py``, ours is ``clip/lora``'s own ``fit``. The plain way runs both towers at every step and the texts of
+all classes at 77 positions; with the image tower alone it reads the texts once, but knows no frozen blocks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+import _common
+import numpy as np
+from _common import SEED, TEMPLATE, Bench, Clock, class_names, ours, pictures, table, train_task
+from coop import DROP, HEAD, HEAD_COST, plain_batches, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def opened(settings: dict[str, Any], folder: str, given: Sequence[str]) -> Any:
+    """Return CLIP-LoRA and its model, with as many epochs as the steps take."""
+    n, size = settings["n"], settings["batch_size"]
+    epochs = -(-(settings["steps"] + DROP + 1) // -(-n // size))
+    whole = [
+        f"data.name={settings['data']}",
+        f"model.name={settings['model']}",
+        f"method.batch_size={size}",
+        f"method.augment={settings['augment']}",
+        f"method.encoder={settings['encoder']}",
+        f"method.blocks={settings['blocks'] or 'null'}",
+        "method.steps_per_shot=null",
+        f"method.epochs={epochs}",
+        *given,
+    ]
+    return ours("lora", settings, whole, Path(folder))
+
+
+def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the shipped method's steps."""
+    from clipadapt.core.records import peak_memory, reset_peak_memory
+
+    with tempfile.TemporaryDirectory() as folder:
+        it = opened(settings, folder, [f"model.precision={settings['precision']}"])
+        task = train_task(it.open().dataset, settings["n"], settings["classes"])
+        clock = Clock()
+        reset_peak_memory()
+        begun = time.perf_counter()
+        it.method.fit(it.backbone, task, it.context(observe=clock))
+        memory = peak_memory()
+    return {
+        "seconds": median(clock.seconds(DROP)),
+        "memory": memory,
+        "set_up": clock.at[0] - begun,
+    }
+
+
+def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the baseline's steps."""
+    import torch
+    from baselines import clip_lora
+
+    from clipadapt.core.records import peak_memory, reset_peak_memory
+
+    torch.manual_seed(SEED)
+    with tempfile.TemporaryDirectory() as folder:
+        it = opened(settings, folder, ["model.precision=fp32"])
+        task = train_task(it.open().dataset, settings["n"], settings["classes"])
+        tokens = it.backbone.tokenizer([TEMPLATE.replace("{}", name) for name in task.classnames])
+        batches = plain_batches(it.backbone, task, settings)
+        encoder = {"image": "vision"}.get(settings["encoder"], settings["encoder"])
+        method = clip_lora.CLIPLoRA(it.backbone.module, encoder)
+        steps = settings["steps"] + DROP + 1
+        reset_peak_memory()
+        begun = time.perf_counter()
+        at = [time.perf_counter() for _ in method.train(batches, tokens, steps)]
+        memory = peak_memory()
+    return {
+        "seconds": median(np.diff(at)[DROP:].tolist()),
+        "memory": memory,
+        "set_up": at[0] - begun,
+    }
+
+
+MEASUREMENTS: Final = {"ours": by_ours, "plain": by_plain}
+WAYS: Final = {
+    "plain, fp32": ("plain", "fp32"),
+    "ours, fp32": ("ours", "fp32"),
+    "ours, bf16": ("ours", "bf16"),
+}
+
+
+def works(classes: Sequence[int], blocks: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
+    """Return title and settings of each piece of work."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for n in classes:
+        found.append((f"both towers, {n} classes", {"encoder": "both", "blocks": 0, "classes": n}))
+    for last in blocks:
+        shown = f"last {last} units of the image tower" if last else "image tower"
+        settings = {"encoder": "image", "blocks": last, "classes": classes[0]}
+        found.append((f"{shown}, {classes[0]} classes", settings))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the table."""
+    bench = Bench("lora", __doc__ or "", MEASUREMENTS)
+    add = bench.parser.add_argument
+    add("--model", default="random:ViT-B-32")
+    add("--classes", type=int, nargs="+", default=[10, 100])
+    add(
+        "--blocks",
+        type=int,
+        nargs="*",
+        default=[0, 3],
+        help="image tower alone, its last units; 0 all",
+    )
+    add("--augment", nargs="+", choices=["none", "crop_flip"], default=["none"])
+    add("--n", type=int, default=160, help="training pictures")
+    add("--size", type=int, default=227, help="side of a picture in pixels")
+    add("--batch-size", type=int, default=32)
+    add("--steps", type=int, default=4, help="steps measured")
+    add(
+        "--workers", type=int, default=_common.cpu_count(), help="loader processes of the plain way"
+    )
+    quick = {"classes": [3], "blocks": [2], "n": 8, "size": 40, "batch_size": 4, "steps": 2}
+    o = bench.parse(argv, {**quick, "workers": 0, "model": ""})
+    with bench.scratch() as folder:
+        pictures(folder / "data", "train", o.n, o.size, class_names(2))
+        pictures(folder / "data", "test", 2, o.size, class_names(2))
+        settings = {name: getattr(o, name) for name in ("n", "batch_size", "steps", "workers")} | {
+            "data": f"folder:{folder / 'data'}",
+            "model": o.model or _common.tiny_model(folder / "model"),
+        }
+        rows = []
+        for augment in o.augment:
+            for title, own in works(o.classes, o.blocks):
+                runs = bench.alternate({
+                    way: (part, {**settings, **own, "augment": augment, "precision": p})
+                    for way, (part, p) in WAYS.items()
+                })
+                work = f"{title}, augmentation {'off' if augment == 'none' else 'on'}"
+                rows += rows_of(work, runs, "plain, fp32")
+    notes = [
+        f"Updates of q, k and v, r 2, dropout 0.25, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up. Where "
+        "only the last units are adapted (`method.blocks`; the head is one of them), the plain way adapts all of the image "
+        "tower. Memory is that of the main process.",
+    ]
+    title = f"A step of CLIP-LoRA (`{o.model or 'a tiny model'}`)"
+    bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The linear probe's sweep of penalties against scikit-learn, and Tip-Adapter's search against a loop in Python.
+
+    python scripts/bench/probe.py [--n 10000] [--penalties 96] [--val 40 4000]
+
+Features are made up, round one centre per class. Of the probe the objective of every optimum is compared: mean
+cross-entropy plus the penalty, in float64. Of the search the chosen pair and the accuracies of the whole grid are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import _common
+import numpy as np
+from _common import Bench, clusters, figure, measured, table, times, use_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+WAYS: Final = ("scikit-learn", "ours")
+LARGEST_GAP: Final = 1e-4
+"""How far an optimum's objective may lie from scikit-learn's."""
+
+
+# ---------------------------------------------------------------- the probe
+
+
+def sweep(settings: dict[str, Any]) -> dict[str, Any]:
+    """Fit with every penalty by one of the ways."""
+    from baselines import linear_probe
+
+    use_threads(settings)
+    n, width, C = settings["n"], settings["width"], settings["classes"]
+    x, y = clusters(n, width, C)
+    xv, yv = clusters(max(n // 5, C), width, C, seed=2)
+    values = np.logspace(-6, 6, settings["penalties"])
+    solve = linear_probe.sweep if settings["way"] == "scikit-learn" else sweep_of_ours
+    solve(x[:200], y[:200], xv, yv, values[:2], 5)  # imports and first kernels
+    found, seconds, memory = measured(lambda: solve(x, y, xv, yv, values, settings["max_iter"]))
+    return {
+        "seconds": seconds,
+        "memory": memory,
+        "objective": [objective(p.weight, p.bias, x, y, p.C) for p in found],
+        "accuracy": [p.accuracy for p in found],
+    }
+
+
+def sweep_of_ours(
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    xv: NDArray[np.float32],
+    yv: NDArray[np.int64],
+    penalties: NDArray[np.float64],
+    max_iter: int,
+) -> list[Any]:
+    """Fit with each penalty by the solver of ``clip/linear_probe``."""
+    from baselines.linear_probe import Probe
+
+    from clipadapt.methods.linear_probe import fit_logistic
+
+    probes = []
+    for C in penalties.tolist():
+        layer = fit_logistic(x, y, C, max_iter, int(y.max()) + 1)
+        accuracy = float((layer(xv).argmax(1) == yv).mean())
+        probes.append(Probe(C, layer.weight, layer.bias, accuracy))
+    return probes
+
+
+def objective(
+    weight: NDArray[Any], bias: NDArray[Any], x: NDArray[Any], y: NDArray[Any], C: float
+) -> float:
+    """Return what logistic regression minimises, a mean over examples."""
+    w = weight.astype(np.float64)
+    logits = x.astype(np.float64) @ w.T + bias.astype(np.float64)  # (n, C)
+    top = logits.max(axis=1)
+    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    loss = (total - logits[np.arange(len(y)), y]).mean()
+    return float(loss + (w**2).sum() / (2 * C * len(y)))
+
+
+# ---------------------------------------------------------------- Tip-Adapter
+
+
+def search(settings: dict[str, Any]) -> dict[str, Any]:
+    """Search alpha and beta by one of the ways."""
+    import torch
+    from baselines import tip_adapter
+
+    from clipadapt.core.context import RunContext, Services
+    from clipadapt.core.store import FeatureStore
+    from clipadapt.methods import _cache_model
+
+    use_threads(settings)
+    C, width = settings["classes"], settings["width"]
+    keys, labels = clusters(settings["shots"] * C, width, C)
+    val, val_labels = clusters(settings["val"], width, C, seed=2)
+    weights = torch.from_numpy(clusters(C, width, C, seed=3)[0])  # (C, D)
+    config = _cache_model.SearchConfig(alpha_steps=settings["alphas"], beta_steps=settings["betas"])
+    scale = (config.beta_max, config.alpha_max)
+    features = torch.from_numpy(val)
+    cache = _cache_model.CacheModel(torch.from_numpy(keys), labels, C)
+    shown: dict[str, Any] = {}
+
+    def by_ours() -> tuple[float, float, Any]:
+        services = Services(FeatureStore(enabled=False))
+        ctx = RunContext(0, Path(), services, observe=shown.__setitem__)
+        best = _cache_model.search(cache, features, val_labels, weights, config, ctx)
+        return best["beta"], best["alpha"], 100 * shown["grid"]
+
+    def by_loop() -> tuple[float, float, Any]:
+        return tip_adapter.search(
+            features,
+            torch.from_numpy(val_labels),
+            cache.keys.T,
+            cache.values(),
+            weights.T,
+            scale=scale,
+            steps=(config.beta_steps, config.alpha_steps),
+        )
+
+    # A matrix product of the same shapes first: thread pools start at the first use.
+    tip_adapter.logits(features, cache.keys.T, cache.values(), weights.T, 1.0, 1.0)
+    work = by_ours if settings["way"] == "ours" else by_loop
+    (beta, alpha, grid), seconds, memory = measured(work)
+    return {
+        "seconds": seconds,
+        "memory": memory,
+        "pair": [beta, alpha],
+        "grid": np.asarray(grid).tolist(),
+    }
+
+
+MEASUREMENTS: Final = {"sweep": sweep, "search": search}
+
+
+def rows_of(work: str, runs: dict[str, _common.Runs]) -> list[list[str]]:
+    """Return the rows of one piece of work; the first way is what ours is compared with."""
+    base = next(iter(runs.values())).of()
+    return [
+        [
+            work,
+            way,
+            figure(found.of()),
+            found.span(),
+            times(base, found.of()),
+            found.memory,
+        ]
+        for way, found in runs.items()
+    ]
+
+
+def compared_probe(runs: dict[str, _common.Runs]) -> str:
+    """Say how far ours lies from scikit-learn's optima."""
+    theirs, own = (np.array(runs[way].first["objective"]) for way in WAYS)
+    agree = np.mean(
+        np.isclose(runs[WAYS[0]].first["accuracy"], runs["ours"].first["accuracy"], atol=1e-9)
+    )
+    above, below = max((own - theirs).max(), 0.0), max((theirs - own).max(), 0.0)
+    verdict = "within" if above <= LARGEST_GAP else "NOT within"
+    return (
+        f"- Objective of the {len(own)} optima: ours lies above scikit-learn's by {above:.2g} at the most "
+        f"({verdict} {LARGEST_GAP:g}), below by {below:.2g}; equal val accuracy at {agree:.0%} of the penalties."
+    )
+
+
+def compared_search(work: str, runs: dict[str, _common.Runs]) -> str:
+    """Say whether both searches come to the same."""
+    loop, own = runs["loop in Python"].first, runs["ours"].first
+    differ = np.mean(np.abs(np.array(loop["grid"]) - np.array(own["grid"])) > 1e-3)
+    same = "the same pair" if np.allclose(loop["pair"], own["pair"]) else "ANOTHER pair"
+    return f"- {work}: {same} is chosen; {differ:.2%} of the grid's accuracies differ."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the table."""
+    bench = Bench("probe", __doc__ or "", MEASUREMENTS)
+    add = bench.parser.add_argument
+    add("--n", type=int, default=10_000, help="training examples of the probe")
+    add("--width", type=int, default=512)
+    add("--classes", type=int, default=10)
+    add("--penalties", type=int, default=96)
+    add("--max-iter", type=int, default=1000)
+    add("--shots", type=int, default=16, help="keys per class of the cache")
+    add("--val", type=int, nargs="+", default=[40, 4000], help="val examples of the search")
+    add("--betas", type=int, default=200)
+    add("--alphas", type=int, default=20)
+    quick = {"n": 200, "width": 16, "classes": 3, "penalties": 4, "max_iter": 200, "val": [12]}
+    o = bench.parse(argv, {**quick, "betas": 5, "alphas": 4})
+    with bench.scratch():
+        common = {"width": o.width, "classes": o.classes}
+        settings = common | {"n": o.n, "penalties": o.penalties, "max_iter": o.max_iter}
+        runs = bench.alternate({way: ("sweep", settings | {"way": way}) for way in WAYS})
+        work = f"sweep of {o.penalties} penalties, {o.n:,} x {o.width}, {o.classes} classes"
+        rows, notes = rows_of(work, runs), [compared_probe(runs)]
+        for val in o.val:
+            settings = common | {"shots": o.shots, "val": val, "betas": o.betas, "alphas": o.alphas}
+            runs = bench.alternate({
+                way: ("search", settings | {"way": way}) for way in ("loop in Python", "ours")
+            })
+            keys = o.shots * o.classes
+            work = f"search of {o.betas} x {o.alphas}, {keys} keys, {val:,} val examples"
+            rows += rows_of(work, runs)
+            notes.append(compared_search(work, runs))
+    head = ["work", "way", "seconds", "least to most", "times as fast", "peak memory, MiB"]
+    bench.write("Linear probe and Tip-Adapter's search", table(head, rows), notes)
+
+
+if __name__ == "__main__":
+    main()

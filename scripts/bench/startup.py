@@ -1,0 +1,114 @@
+"""Where the seconds of ``clipadapt zeroshot`` on ten pictures go: wall time, and what is imported.
+
+    python scripts/bench/startup.py [--model stitched] [--images 10]
+
+Cold is the first run on this machine: the store is empty and the model's weights have not been hashed. Warm is the
+next run on the same pictures. The profile is python's own (``-X importtime``), with what each package's modules take
+themselves; under it everything is a little slower.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+import _common
+from _common import Bench, class_names, figure, pictures, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CLI: Final = "from clipadapt.cli import main; main()"
+LINE: Final = re.compile(r"^import time:\s+(\d+) \|\s+(\d+) \|\s*(\S+)$", re.MULTILINE)
+SHOWN: Final = 12
+"""Packages in the table."""
+
+
+def run(settings: dict[str, Any]) -> dict[str, Any]:
+    """Time one call of the command line, or the imports that a call cannot do without."""
+    command = [sys.executable, *settings["python"], "-c", settings["code"]]
+    with tempfile.TemporaryDirectory() as out:
+        command += settings["arguments"]
+        if "zeroshot" in settings["arguments"]:
+            command += [x for setting in settings["set"] for x in ("--set", setting)]
+            command += ["--out", out]
+        begun = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+        seconds = time.perf_counter() - begun
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    return {"seconds": seconds, "imports": profile(done.stderr)}
+
+
+def profile(text: str) -> dict[str, float]:
+    """Return the seconds that each package's own modules took, from what ``-X importtime`` printed."""
+    own: Counter[str] = Counter()
+    for microseconds, _, name in LINE.findall(text):
+        own[name.partition(".")[0]] += int(microseconds) / 1e6
+    return dict(own)
+
+
+MEASUREMENTS: Final = {"run": run}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the table."""
+    bench = Bench("startup", __doc__ or "", MEASUREMENTS)
+    add = bench.parser.add_argument
+    add("--model", default="stitched")
+    add("--images", type=int, default=10)
+    o = bench.parse(argv, {"model": "", "images": 3})
+    with bench.scratch() as folder:
+        pictures(folder / "data", "test", o.images, 227, class_names(min(5, o.images)))
+        model = o.model or _common.tiny_model(folder / "model")
+        data = f"folder:{folder / 'data'}"
+        zero_shot = ["zeroshot", "--model", model, "--dataset", data]
+        whole = {"code": CLI, "arguments": zero_shot, "python": []}
+        works = {
+            "zeroshot, cold": whole,
+            "zeroshot, warm": whole | {"store": str(folder / "store")},
+            "`--help`": {"code": CLI, "arguments": ["--help"], "python": []},
+            "import torch": {"code": "import torch", "arguments": [], "python": []},
+            "python itself": {"code": "", "arguments": [], "python": []},
+        }
+        bench.measure("run", works["zeroshot, warm"])  # fills the store
+        runs = bench.alternate({name: ("run", settings) for name, settings in works.items()})
+        profiled = [
+            bench.measure("run", works["zeroshot, warm"] | {"python": ["-X", "importtime"]})
+            for _ in range(o.repeats)
+        ]
+    total = runs["zeroshot, warm"].of()
+    rows = [
+        [name, figure(found.of()), found.span(), f"{found.of() / total:.0%}"]
+        for name, found in runs.items()
+    ]
+    packages = {name for p in profiled for name in p["imports"]}
+    own = {n: median(p["imports"].get(n, 0.0) for p in profiled) for n in packages}
+    imports = sum(own.values())
+    most = sorted(own, key=lambda name: -own[name])[:SHOWN]
+    rest = imports - sum(own[name] for name in most)
+    listed = [[f"`{name}`", figure(own[name]), f"{own[name] / imports:.0%}"] for name in most]
+    listed.append(["all others", figure(rest), f"{rest / imports:.0%}"])
+    whole_profiled = median(p["seconds"] for p in profiled)
+    notes = [
+        f"Imports of a warm run, {figure(imports)} s of {figure(whole_profiled)} s under the profiler, by package:",
+        "",
+        *table(["package", "seconds", "of all imports"], listed, words=1),
+    ]
+    head = ["work", "seconds", "least to most", "of a warm run"]
+    bench.write(
+        f"Start-up: `clipadapt zeroshot` on {o.images} pictures (`{o.model or 'a tiny model'}`)",
+        table(head, rows, words=1),
+        notes,
+    )
+
+
+if __name__ == "__main__":
+    main()

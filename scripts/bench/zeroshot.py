@@ -1,0 +1,292 @@
+"""Zero-shot classification of JPEG files: ours, the clip-benchmark package and the pipeline of transformers.
+
+    python scripts/bench/zeroshot.py [--model random:ViT-B-32] [--images 1000] [--classes 10 100]
+
+Measured is the work from a folder of pictures to their scores, class names included; imports, loading the weights
+and a warm-up of one batch are not. "Again" is the encoding of the same pictures in the same process, from the store.
+All ways have the same weights. Equal decisions are judged on real pictures with a model that knows something.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import _common
+import numpy as np
+from _common import TEMPLATE, Bench, class_names, figure, measured, ours, pictures, table, times
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WARM_UP: Final = 32
+MADE_UP: Final = "made-up pictures"
+MISSING: Final = "**clip-benchmark is not installed (`pip install 'clipadapt[bench]'`): its row is a plain implementation of the same.**"
+
+
+def opened(settings: dict[str, Any], folder: str, precision: str, *, store: str = "on") -> Any:
+    """Return zero-shot and its model at a precision."""
+    given = [
+        f"data.name={settings['data']}",
+        f"model.name={settings['model']}",
+        f"model.precision={precision}",
+        f"store={store}",
+    ]
+    return ours("zero_shot", settings, given, Path(folder))
+
+
+def warm(backbone: Any) -> None:
+    """Run both towers once."""
+    import torch
+
+    size = backbone.module.visual.image_size
+    side = size if isinstance(size, int) else size[0]
+    backbone.encode_image(torch.zeros(WARM_UP, 3, side, side))
+    backbone.encode_text(backbone.tokenize(["warm up"] * 2))
+
+
+def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure ours: first time, and encoding again."""
+    from clipadapt.core.protocols import Task
+
+    with tempfile.TemporaryDirectory() as folder:
+        it = opened(settings, folder, settings["precision"])
+        warm(it.backbone)
+
+        def work() -> Any:
+            target = it.open()
+            fitted = it.method.fit(
+                it.backbone, Task(target.classnames, target.templates), it.context()
+            )
+            return fitted.predict_scores(target.examples(None).inputs)
+
+        scores, seconds, memory = measured(work)
+        inputs = it.open().examples(None).inputs  # opened anew: nothing of the first pass is held
+        begun = time.perf_counter()
+        it.backbone.encode(inputs, "image")
+        again = time.perf_counter() - begun
+    return {
+        "seconds": seconds,
+        "memory": memory,
+        "n": len(scores),
+        "again": again,
+        "rate": len(scores) / seconds,
+        "rate_again": len(scores) / again,
+    }
+
+
+def by_package(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure clip-benchmark as its command line runs it with ``--no_amp``."""
+    from baselines import zero_shot
+    from torchvision.datasets import ImageFolder
+
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = opened(settings, folder, "fp32").backbone
+        evaluate = zero_shot.package().evaluate if installed() else plain_evaluate
+        warm(backbone)
+        root = Path(settings["data"].removeprefix("folder:"), "test")
+
+        def work() -> int:
+            data = ImageFolder(str(root), transform=backbone.preprocess())
+            evaluate(
+                backbone.module,
+                zero_shot.loader(data, workers=settings["workers"]),
+                backbone.tokenizer,
+                data.classes,
+                zero_shot.its_templates([TEMPLATE]),
+                "cpu",
+                amp=False,
+            )
+            return len(data)
+
+        n, seconds, memory = measured(work)
+    return {"seconds": seconds, "memory": memory, "n": n, "rate": n / seconds}
+
+
+def installed() -> bool:
+    """Tell whether clip-benchmark is there."""
+    return importlib.util.find_spec("clip_benchmark") is not None
+
+
+def plain_evaluate(
+    module: Any, loader: Any, tokenizer: Any, names: Any, templates: Any, *_: Any, **__: Any
+) -> None:
+    """Do what clip-benchmark's ``evaluate`` does, where it is not installed."""
+    from baselines import zero_shot
+
+    plain = [template.replace("{c}", "{}") for template in templates]
+    zero_shot.scores(module, zero_shot.classifier(module, tokenizer, names, plain), loader)
+
+
+def by_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the pipeline on the first pictures; it reads all class names anew for each."""
+    from baselines import zero_shot
+
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = opened(settings, folder, "fp32").backbone
+        root = Path(settings["data"].removeprefix("folder:"), "test")
+        files = sorted(str(p) for p in root.glob("*/*.jpg"))[: settings["pipeline_images"]]
+        names = sorted(p.name for p in root.iterdir())
+        pipe = zero_shot.pipeline_of(backbone.module, backbone.tokenizer)
+
+        def work(files: list[str]) -> Any:
+            return pipe(files, candidate_labels=names, hypothesis_template=TEMPLATE)
+
+        work(files[:1])
+        _, seconds, memory = measured(lambda: work(files))
+    return {"seconds": seconds, "memory": memory, "n": len(files), "rate": len(files) / seconds}
+
+
+def decisions(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return which class each test picture is given, by ours at a precision or by the plain way."""
+    from clipadapt.core.protocols import Task
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = settings["precision"] == "plain"
+        it = opened(settings, folder, "fp32" if plain else settings["precision"])
+        target = it.open()
+        split = target.examples(None)
+        if plain:
+            scores = plain_scores(it.backbone, target, split)
+        else:
+            fitted = it.method.fit(
+                it.backbone, Task(target.classnames, target.templates), it.context()
+            )
+            scores = fitted.predict_scores(split.inputs)
+    chosen = np.asarray(scores).argmax(1)
+    right = float((chosen == split.labels).mean())
+    return {"chosen": chosen.tolist(), "accuracy": right, "classes": len(target.classnames)}
+
+
+def plain_scores(backbone: Any, target: Any, split: Any) -> Any:
+    """Score as CLIP_benchmark does: whole texts, fixed batches, float32."""
+    import torch
+    from baselines import zero_shot
+
+    weights = zero_shot.classifier(
+        backbone.module, backbone.tokenizer, target.classnames, target.templates
+    )
+    transform, size = backbone.preprocess(), zero_shot.BATCH
+    parts = [split.inputs.examples[i : i + size] for i in range(0, len(split), size)]
+    batches = ((torch.stack([transform(image) for image in part]), None) for part in parts)
+    return zero_shot.scores(backbone.module, weights, batches)
+
+
+WAYS: Final = {
+    "ours, bf16": ("ours", "bf16"),
+    "ours, fp32": ("ours", "fp32"),
+    "clip-benchmark --no_amp": ("package", ""),
+    "pipeline of transformers": ("pipeline", ""),
+}
+MEASUREMENTS: Final = {
+    "ours": by_ours,
+    "package": by_package,
+    "pipeline": by_pipeline,
+    "decisions": decisions,
+}
+
+
+def rows_of(n_classes: int, runs: dict[str, _common.Runs]) -> list[list[str]]:
+    """Return the rows of one number of classes."""
+    base = runs["clip-benchmark --no_amp"].of("rate")
+    rows = []
+    for way, found in runs.items():
+        again = found.of("rate_again") if "again" in found.first else None
+        rows.append([
+            f"{n_classes} classes, {found.first['n']:,} images",
+            way,
+            figure(found.of("rate")),
+            found.span("rate"),
+            times(found.of("rate"), base),
+            "" if again is None else figure(again),
+            "" if again is None else times(again, base),
+            found.memory,
+        ])
+    return rows
+
+
+def agreement(bench: Bench, data: str, name: str) -> list[str]:
+    """Return the sentences that compare decisions on real pictures."""
+    model = bench.o.judge or "a tiny model"
+    found = {
+        p: bench.measure("decisions", {"data": data, "model": name, "precision": p})
+        for p in ("plain", "fp32", "bf16")
+    }
+    n = len(found["plain"]["chosen"])
+    lines = [
+        f"Decisions of {model} on {n:,} test pictures of {bench.o.real}, "
+        f"{found['plain']['classes']} classes; plain is CLIP_benchmark's way in float32:",
+        "",
+    ]
+    for precision, got in found.items():
+        same = np.mean(np.array(got["chosen"]) == np.array(found["plain"]["chosen"]))
+        lines.append(
+            f"- {precision}: accuracy {got['accuracy']:.2%}, {got['accuracy'] - found['plain']['accuracy']:+.2%} "
+            f"against plain; {same:.2%} of the decisions are the plain way's."
+        )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the table."""
+    bench = Bench("zeroshot", __doc__ or "", MEASUREMENTS)
+    add = bench.parser.add_argument
+    add("--model", default="random:ViT-B-32")
+    add("--images", type=int, default=1000)
+    add("--size", type=int, default=227, help="side of a picture in pixels")
+    add("--classes", type=int, nargs="+", default=[10, 100])
+    add(
+        "--pipeline-images",
+        type=int,
+        default=40,
+        help="the pipeline's time per picture is constant",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=4,
+        help="loader processes of clip-benchmark; 4 is its default",
+    )
+    add("--judge", default="stitched", help="model whose decisions are compared")
+    add("--real", default="openmoji:color", help="data set they are compared on")
+    quick = {"images": 24, "size": 40, "classes": [3], "pipeline_images": 2, "workers": 0}
+    o = bench.parse(argv, {**quick, "model": "", "judge": "", "real": MADE_UP})
+    with bench.scratch() as folder:
+        model = o.model or _common.tiny_model(folder / "model")
+        rows, data = [], ""
+        for n in o.classes:
+            pictures(folder / f"{n}", "test", o.images, o.size, class_names(n))
+            data = f"folder:{folder / f'{n}'}"
+            settings = {
+                "data": data,
+                "model": model,
+                "pipeline_images": o.pipeline_images,
+                "workers": o.workers,
+            }
+            runs = bench.alternate({
+                way: (part, settings | {"precision": precision})
+                for way, (part, precision) in WAYS.items()
+            })
+            rows += rows_of(n, runs)
+        real = data if o.real == MADE_UP else o.real
+        notes = agreement(bench, real, o.judge or model)
+    head = ["work", "way", "images/s", "least to most", "times clip-benchmark"]
+    head += ["images/s again", "times clip-benchmark", "peak memory, MiB"]
+    notes = [
+        f"Pictures are JPEG files of {o.size} pixels, all different. Memory is that of the main process. clip-benchmark "
+        f"runs with its own batch size and {o.workers} loader processes; its `accuracy`, which fails under numpy 2.4, is "
+        "replaced by one that counts the same.",
+        "",
+        *([] if installed() else [f"{MISSING}\n"]),
+        *notes,
+    ]
+    bench.write(
+        f"Zero-shot classification (`{o.model or 'a tiny model'}`)", table(head, rows), notes
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Report:
         self.flags.append(flag)
         self.notes.append(note)
 
-    def classes(self, names: Sequence[str], parts: Mapping[SplitName, Split[object]]) -> None:
+    def classes(self, names: Sequence[str], parts: Mapping[SplitName, Split[Any]]) -> None:
         """Report classes without an image, or without one in train or test alone.
 
         Args:

@@ -7,7 +7,7 @@ import pytest
 
 from clipadapt.core import hub
 from clipadapt.core.errors import DataError
-from tests.unit.textsent.conftest import cached_repo
+from tests.unit.conftest import cached_repo
 from textsent.datasets import rotten_tomatoes
 from textsent.datasets._duplicates import duplicate_groups, normalise
 

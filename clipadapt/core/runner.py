@@ -145,6 +145,7 @@ class Backbones:
         """Apply an experiment's settings of store, workers and threads."""
         config = prepared.experiment.config
         self.services.store = self._stores[config.store]
+        self.services.fast = config.fast == "on"
         self.services.workers = config.workers
         self.services.threads = config.threads
         if config.threads != self._threads:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core import metrics, records, sampling, tasks
+from clipadapt.core import leakage, metrics, records, sampling, tasks
 from clipadapt.core._files import check_writable
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
@@ -325,6 +325,7 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
     """
     backbones.use(prepared)
     run = _Run(prepared, seed)
+    run.look_for_leaks(backbones.services.progress)  # before the run's memory is measured
     records.reset_peak_memory()
     try:
         run.go(backbones)
@@ -361,6 +362,25 @@ class _Run:
         self.sizes = {"n_train": 0, "n_val": 0, "n_test": 0}
         self.manifest: sampling.Manifest | None = None
         self.flags: list[str] = []
+        self.leaks: dict[tuple[str, str], leakage.LeakageFacts] = {}
+
+    def look_for_leaks(self, progress: Progress) -> None:
+        """Compare what is judged with what may be learnt from; only counts are kept."""
+        prepared = self.prepared
+        if prepared.experiment.config.evaluation.leakage == "off":
+            return
+        home = prepared.targets[0]
+        for target in prepared.missing(self.seed):
+            facts = leakage.examine(home.dataset, home.split, target.dataset, target.split)
+            self.leaks[target.dataset.name, target.split] = facts
+            if self.seed != prepared.experiment.config.seeds[0]:
+                continue  # said once is enough
+            for overlap in (o for o in facts.overlaps if o.found):
+                progress.note(
+                    f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.judged} have a copy in "
+                    f"{overlap.learnt}, {overlap.near or 0} more a near one: "
+                    + " ~ ".join(overlap.examples[0])
+                )
 
     def go(self, backbones: Backbones) -> None:
         prepared = self.prepared
@@ -479,6 +499,12 @@ class _Run:
         flags = [*home.flags, *target.flags, *self.flags]
         if target.dataset is home.dataset and target.split != home.split:
             flags.append("judged_on_" + target.split)
+        leaks = self.leaks.get((target.dataset.name, target.split))
+        if leaks is not None:
+            flags += leaks.flags(target.split)
+            # The new classes of base-to-new must be new; a domain shift has the same classes on purpose.
+            if leaks.shared_classes and config.evaluation.protocol.startswith("base"):
+                flags.append("class_overlap")
         return RunRecord(
             run_id=prepared.run_id(self.seed, target),
             fit_id=prepared.fit_id(self.seed),
@@ -510,6 +536,7 @@ class _Run:
                 deviations=experiment.deviations,
             ),
             flags=tuple(dict.fromkeys(flags)),
+            leakage=leaks,
             environment=records.environment(device=device, threads=config.threads),
             started_at=self.started,
             **values,

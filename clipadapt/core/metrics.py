@@ -112,9 +112,10 @@ def compute_metrics(
         right = predicted == labels
         metrics[f"nll{suffix}"] = _measured(t_interval(losses), "nats", higher=False)
         metrics[f"brier{suffix}"] = _measured(t_interval(squares), "squared error", higher=False)
-        for name, binning in (("ece", "width"), ("ece_mass", "mass")):
-            error = _calibration_error(confidence, right, ECE_BINS, "l1", binning)
-            metrics[f"{name}{suffix}"] = fraction(error, higher=False)
+        width = _calibration_error(confidence, right, ECE_BINS, "l1", "width")
+        mass = _calibration_error(confidence, right, ECE_BINS, "l1", "mass")
+        metrics[f"ece{suffix}"] = fraction(width, higher=False)
+        metrics[f"ece_mass{suffix}"] = fraction(mass, higher=False)
         metrics[f"aurc{suffix}"] = fraction(aurc(confidence, right), higher=False)
     return metrics
 
@@ -439,7 +440,7 @@ def bin_index(
 
 def bin_sums(
     index: NDArray[np.intp], correct: NDArray[np.bool_], confidence: NDArray[Any], bins: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return of every bin the examples, the right ones and the sum of their confidences."""
     return (
         np.bincount(index, minlength=bins),

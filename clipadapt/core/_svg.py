@@ -6,7 +6,10 @@ its own for readers who cannot tell colours apart. Every text is escaped here.
 
 from __future__ import annotations
 
+import base64
 import math
+import struct
+import zlib
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Final
@@ -32,6 +35,10 @@ SHAPES: Final = (
     "M0-5L1.5-1.5 5 0 1.5 1.5 0 5-1.5 1.5-5 0-1.5-1.5z",
 )
 LEVELS: Final = 8
+CELL: Final = 22
+MOST_NAMED: Final = 20
+INK: Final = (47, 128, 208)
+"""Colour of the matrices that are pictures; it is laid over light and dark alike."""
 
 Tick = tuple[float, str]
 Range = tuple[float, float]
@@ -232,50 +239,48 @@ def key(style: int, *, dashed: bool = False) -> str:
     )
 
 
-def heat(label: str, names: Sequence[str], counts: NDArray[np.float64], *, shown: bool) -> str:
+def heat(label: str, names: Sequence[str], counts: NDArray[np.float64]) -> str:
     """Return a confusion matrix, true classes down, predicted ones across; shades are shares of a row.
 
     Args:
         label: What a screen reader says.
-        names: ``C`` class names.
+        names: ``C`` class names; with more than :data:`MOST_NAMED` it is a picture without names and counts.
         counts: Shape ``(C, C)``.
-        shown: Write names and counts.
     """
-    n = len(names)
-    cell = 22 if shown else max(2, round(440 / n))
-    left = min(6 + 6.2 * max(len(s) for s in names), 150) if shown else 0
-    size = n * cell
-    height = size + left if shown else size
-    width = f"{left + size:.0f}"
-    head = f'<svg class="heat" viewBox="0 0 {width} {height:.0f}" style="max-width:{width}px" role="img"'
-    out = [f'{head} aria-label="{escape(label)}">']
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
-    level = np.where(counts > 0, np.ceil(share * (LEVELS - 1)), 0).astype(int)
+    level = np.where(counts > 0, np.ceil(share * (LEVELS - 1)), 0).astype(np.uint8)
+    if len(names) > MOST_NAMED:
+        data = base64.b64encode(_png(level)).decode()
+        return f'<img class="heat" alt="{escape(label)}" src="data:image/png;base64,{data}">'
+    size = len(names) * CELL
+    left = round(min(6 + 6.2 * max(len(s) for s in names), 150))
+    width, height = left + size, size + left
+    head = (
+        f'<svg class="heat" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img"'
+    )
+    out = [f'{head} aria-label="{escape(label)}">']
     for depth in range(LEVELS):
         cells = "".join(
-            f"M{left + j * cell:.0f} {i * cell}h{cell}v{cell}h-{cell}z"
+            f"M{left + j * CELL} {i * CELL}h{CELL}v{CELL}h-{CELL}z"
             for i, j in zip(*np.nonzero(level == depth), strict=True)
         )
         if cells:
             out.append(f'<path class="h{depth}" d="{cells}"/>')
-    if shown:
-        for i, j in zip(*np.nonzero(counts), strict=True):
-            x, y = left + (j + 0.5) * cell, (i + 0.5) * cell + 4
-            count = short_count(counts[i, j])
-            dark = " deep" if level[i, j] >= LEVELS / 2 else ""
-            out.append(
-                f'<text class="count{dark}" x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{count}</text>'
-            )
-        for i, name in enumerate(names):
-            text = escape(name if len(name) <= 24 else f"{name[:23]}…")
-            at = (i + 0.5) * cell + 4
-            out.append(
-                f'<text class="tick" x="{left - 5:.0f}" y="{at:.0f}" text-anchor="end">{text}</text>'
-            )
-            out.append(
-                f'<text class="tick" transform="translate({left + at:.0f} {size + 5})rotate(-90)" '
-                f'text-anchor="end">{text}</text>'
-            )
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        x, y, count = left + (j + 0.5) * CELL, (i + 0.5) * CELL + 4, short_count(counts[i, j])
+        out.append(
+            f'<text class="count k{level[i, j]}" x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{count}</text>'
+        )
+    for i, name in enumerate(names):
+        text = escape(name if len(name) <= 24 else f"{name[:23]}…")
+        at = (i + 0.5) * CELL + 4
+        out.append(
+            f'<text class="tick" x="{left - 5}" y="{at:.0f}" text-anchor="end">{text}</text>'
+        )
+        out.append(
+            f'<text class="tick" transform="translate({left + at:.0f} {size + 5})rotate(-90)" '
+            f'text-anchor="end">{text}</text>'
+        )
     out.append("</svg>")
     return "".join(out)
 
@@ -324,3 +329,23 @@ def _power(exponent: int, times: int = 1) -> str:
         return f"{times * 10.0**exponent:g}"
     least, unit = next((e, u) for e, u in ((9, "G"), (6, "M"), (3, "k")) if exponent >= e)
     return f"{times * 10 ** (exponent - least)}{unit}"
+
+
+def _png(level: NDArray[np.uint8]) -> bytes:
+    """Return a picture of one pixel a cell, the opacity of one colour by level."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows, columns = level.shape
+    lines = np.pad(level, ((0, 0), (1, 0))).astype(np.uint8)  # a filter byte of 0 begins each line
+    return b"".join([
+        b"\x89PNG\r\n\x1a\n",
+        chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)),
+        chunk(b"PLTE", bytes(INK) * LEVELS),
+        chunk(b"tRNS", bytes(round(255 * k / (LEVELS - 1)) for k in range(LEVELS))),
+        chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)),
+        chunk(b"IEND", b""),
+    ])

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from clipadapt.core.records import Predictions, RunRecord
     from clipadapt.core.summary import Block, Comparison, MethodSummary, Summary
 
-MOST_NAMED: Final = 20
-"""A confusion matrix of more classes is drawn without names and counts."""
 MOST_CLASSES: Final = 30
 HARDEST: Final = 20
 CONFUSIONS: Final = 8
@@ -506,17 +504,16 @@ class Panel:
 def _shots_panels(entries: Sequence[Entry]) -> list[Panel]:
     panels = []
     for title, members in _by_model(entries):
-        taught = [e for e in members if not e.unlearnt]
+        taught = sorted((e for e in members if not e.unlearnt), key=lambda e: e.style)
         names = sorted({e.shots for e in taught}, key=_in_order)
         if len(names) < 2:
             continue
         lines = _grouped(taught, lambda e: (e.label,))
         series: list[Series] = []
         legend = []
-        for i, ((label,), line) in enumerate(lines.items()):
-            shift = (i - (len(lines) - 1) / 2) * min(0.06, 0.5 / len(lines))
+        for (label,), line in lines.items():
             points = [
-                _point(names.index(e.shots) + shift, e)
+                _point(names.index(e.shots) + _aside(e, taught), e)
                 for e in sorted(line, key=lambda e: _in_order(e.shots))
             ]
             data = {k: v for k, v in line[0].data.items() if k != "shots"}
@@ -542,11 +539,18 @@ def _shots_panels(entries: Sequence[Entry]) -> list[Panel]:
     return panels
 
 
+def _aside(e: Entry, members: Sequence[Entry]) -> float:
+    """Return how far a point stands aside, so that whiskers at one number of shots do not cover one another."""
+    beside = [m.number for m in sorted(members, key=lambda m: m.style) if m.shots == e.shots]
+    step = min(0.08, 0.6 / len(beside))
+    return (beside.index(e.number) - (len(beside) - 1) / 2) * step
+
+
 def _by_model(entries: Sequence[Entry]) -> list[tuple[tuple[str, str | None], list[Entry]]]:
     """Return the members of every chart; a method without a model stands in the charts of all models."""
     found: list[tuple[tuple[str, str | None], list[Entry]]] = []
     for (where,), members in _grouped(entries, lambda e: (place(e.block),)).items():
-        models = sorted({e.method.model for e in members if e.method.model})
+        models: list[str | None] = [*sorted({e.method.model for e in members if e.method.model})]
         found += [
             ((where, model), [e for e in members if e.method.model in {model, None}])
             for model in models or [None]
@@ -688,7 +692,7 @@ def _class_card(e: Entry) -> ClassCard:
         e,
         rows,
         left_out,
-        _svg.heat(f"Confusion matrix of {e.title}", names, counts, shown=len(names) <= MOST_NAMED),
+        _svg.heat(f"Confusion matrix of {e.title}", names, counts),
         [(names[i], names[j], float(wrong[i, j])) for i, j in pairs if wrong[i, j] > 0],
     )
 

@@ -206,7 +206,7 @@ class Block:
         """Data, split and what else tells the block apart."""
         parts = [self.dataset, self.split]
         if self.shots is not None:
-            parts.append(f"{self.shots} shots")
+            parts.append(f"{self.shots} shot" + ("" if self.shots == 1 else "s"))
         if self.protocol != "standard":
             parts.append(self.protocol)
         return ", ".join(parts)

@@ -48,9 +48,29 @@
     for (const panel of all(".panel")) {
       panel.classList.toggle("off", !panel.querySelector("svg.chart .item:not(.off)") || other(panel));
     }
+    shorten(wanted.length > 0);
     const shown = rows.filter((r) => !r.classList.contains("off")).length;
     document.getElementById("shown").textContent = `${shown} of ${rows.length} rows`;
     document.querySelector("#leaderboard .none").hidden = shown > 0;
+  };
+
+  // ---- a long list shows its first cards until it is asked for all, or filtered
+  const FEW = 12;
+  const long = all(".list").filter((list) => list.children.length > FEW + 3);
+  for (const list of long) {
+    const more = document.createElement("button");
+    more.type = "button";
+    more.className = "more";
+    more.textContent = `Show all ${list.children.length}`;
+    more.addEventListener("click", () => { list.dataset.whole = "yes"; apply(); });
+    list.after(more);
+  }
+  const shorten = (filtered) => {
+    for (const list of long) {
+      const cut = !filtered && !list.dataset.whole;
+      Array.from(list.children).forEach((card, i) => card.classList.toggle("later", cut && i >= FEW));
+      list.nextElementSibling.hidden = !cut;
+    }
   };
 
   // ---- the charts of cost take turns

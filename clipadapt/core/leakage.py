@@ -8,7 +8,8 @@ near 0.97; the most alike of different emoji reach 0.91, of different sketches (
 photographs 0.82. A mirrored copy or a tighter crop is not found; features see more, see
 :func:`cosine_neighbours`.
 
-Only the runner calls it. It returns counts, never examples, so nothing of the judged split reaches a method.
+Only the runner calls it, after the fit: the split judged is not touched before. It returns counts and a few ids, never
+examples.
 """
 
 from __future__ import annotations
@@ -263,7 +264,7 @@ def _alike_images(left: _Side, right: _Side) -> NDArray[np.int64]:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=3)  # train, val and what is judged
 def _thumbnails(side: _Side) -> NDArray[np.uint8]:
     """Return the thumbnails of a split, shape ``(n, S, S, 3)``; black where an image cannot be decoded."""
 

@@ -324,8 +324,7 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
         DivergedError: If scores are not finite.
     """
     backbones.use(prepared)
-    run = _Run(prepared, seed)
-    run.look_for_leaks(backbones.services.progress)  # before the run's memory is measured
+    run = _Run(prepared, seed, backbones.services.progress)
     records.reset_peak_memory()
     try:
         run.go(backbones)
@@ -354,33 +353,15 @@ class _Fit:
 class _Run:
     """One fit and its evaluations."""
 
-    def __init__(self, prepared: Prepared, seed: int) -> None:
+    def __init__(self, prepared: Prepared, seed: int, progress: Progress) -> None:
         self.prepared = prepared
         self.seed = seed
+        self.progress = progress
         self.started = datetime.now(UTC)
         self.target = prepared.targets[0]
         self.sizes = {"n_train": 0, "n_val": 0, "n_test": 0}
         self.manifest: sampling.Manifest | None = None
         self.flags: list[str] = []
-        self.leaks: dict[tuple[str, str], leakage.LeakageFacts] = {}
-
-    def look_for_leaks(self, progress: Progress) -> None:
-        """Compare what is judged with what may be learnt from; only counts are kept."""
-        prepared = self.prepared
-        if prepared.experiment.config.evaluation.leakage == "off":
-            return
-        home = prepared.targets[0]
-        for target in prepared.missing(self.seed):
-            facts = leakage.examine(home.dataset, home.split, target.dataset, target.split)
-            self.leaks[target.dataset.name, target.split] = facts
-            if self.seed != prepared.experiment.config.seeds[0]:
-                continue  # said once is enough
-            for overlap in (o for o in facts.overlaps if o.found):
-                progress.note(
-                    f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.judged} have a copy in "
-                    f"{overlap.learnt}, {overlap.near or 0} more a near one: "
-                    + " ~ ".join(overlap.examples[0])
-                )
 
     def go(self, backbones: Backbones) -> None:
         prepared = self.prepared
@@ -489,6 +470,23 @@ class _Run:
             return None
         return metrics.fit_temperature(self._scores(classifier, val), val.labels)
 
+    def _leaks(self, target: Target) -> leakage.LeakageFacts | None:
+        """Compare what was judged with what could be learnt from: after the fit, and its memory measured."""
+        config, home = self.prepared.experiment.config, self.prepared.targets[0]
+        if config.evaluation.leakage == "off":
+            return None
+        facts = leakage.examine(home.dataset, home.split, target.dataset, target.split)
+        for overlap in (
+            facts.overlaps if self.seed == config.seeds[0] else ()
+        ):  # said once is enough
+            if overlap.found:
+                self.progress.note(
+                    f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.judged} have a copy in "
+                    f"{overlap.learnt}, {overlap.near or 0} more a near one: "
+                    + " ~ ".join(overlap.examples[0])
+                )
+        return facts
+
     def failure(self, error: str) -> RunRecord:
         return self._record(status="failed", error=error)
 
@@ -499,7 +497,7 @@ class _Run:
         flags = [*home.flags, *target.flags, *self.flags]
         if target.dataset is home.dataset and target.split != home.split:
             flags.append("judged_on_" + target.split)
-        leaks = self.leaks.get((target.dataset.name, target.split))
+        leaks = self._leaks(target) if values["status"] == "ok" else None
         if leaks is not None:
             flags += leaks.flags(target.split)
             # The new classes of base-to-new must be new; a domain shift has the same classes on purpose.

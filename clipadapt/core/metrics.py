@@ -120,6 +120,12 @@ def compute_metrics(
     return metrics
 
 
+def accuracy(scores: NDArray[Any], labels: NDArray[np.int64]) -> MetricValue:
+    """Return the accuracy with its Wilson interval, as it stands in a record."""
+    hits = int((scores.argmax(axis=1) == labels).sum())
+    return _measured(wilson(hits, len(labels)), "fraction", higher=True)
+
+
 def softmax(scores: NDArray[_F], temperature: float = 1.0) -> NDArray[_F]:
     """Return ``exp(scores / temperature)`` with rows of sum 1, shape ``(n, C)``, in the dtype of the scores.
 

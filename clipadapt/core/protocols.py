@@ -401,6 +401,28 @@ class OpenVocabulary(Classifier, Protocol):
 
 
 @runtime_checkable
+class ZeroShotStart(Classifier, Protocol):
+    """A classifier that was learnt from a zero-shot one and can still score as that one did.
+
+    The runner judges both on the same examples, after the fit: what ends below its own start is flagged
+    ``below_zero_shot``.
+    """
+
+    def zero_shot_scores(self, inputs: Inputs[Any], /) -> NDArray[np.float32]:
+        """Return the scores of the start, shape ``(n, C)``."""
+        ...
+
+
+@runtime_checkable
+class Inspectable(Classifier, Protocol):
+    """A classifier that can say in words and numbers what it learnt."""
+
+    def inspect(self) -> dict[str, Any]:
+        """Return nested facts that JSON can hold: text, finite numbers, lists, mappings."""
+        ...
+
+
+@runtime_checkable
 class Exportable(Classifier, Protocol):
     """A classifier that other libraries can load in a format of theirs."""
 

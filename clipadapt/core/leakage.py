@@ -81,7 +81,7 @@ class LeakageFacts(StrictModel):
     Attributes:
         overlaps: One for each pair of splits, the judged split's first.
         near_by: How near-duplicates were looked for, None where they were not.
-        shared_classes: Class names that both sets have, None where they are one set.
+        shared_classes: Class names judged that were learnt, too; None where they are the same list.
     """
 
     overlaps: tuple[Overlap, ...]
@@ -113,7 +113,7 @@ def examine(
         return LeakageFacts.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
         pass  # not looked at yet, or damaged
-    facts = _examine(home, learnt, target, judged, same=same)
+    facts = _examine(home, learnt, target, judged)
     try:
         write_text(path, facts.model_dump_json())
     except OSError:
@@ -176,8 +176,6 @@ def _examine(
     learnt: Sequence[SplitName],
     target: Dataset[Any],
     judged: SplitName,
-    *,
-    same: bool,
 ) -> LeakageFacts:
     sides: list[tuple[SplitName, Dataset[Any], SplitName]] = [(s, target, judged) for s in learnt]
     if set(learnt) == {"train", "val"}:
@@ -188,7 +186,6 @@ def _examine(
     return LeakageFacts(
         overlaps=overlaps,
         near_by=look[0] if look and overlaps else None,
-        shared_classes=None if same else len(class_overlap(home.classnames, target.classnames)),
     )
 
 

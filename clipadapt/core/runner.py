@@ -354,10 +354,10 @@ class _Fit:
 class _Run:
     """One fit and its evaluations."""
 
-    def __init__(self, prepared: Prepared, seed: int, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, seed: int, progress: Progress | None = None) -> None:
         self.prepared = prepared
         self.seed = seed
-        self.progress = progress
+        self.progress = progress or Silent()
         self.started = datetime.now(UTC)
         self.target = prepared.targets[0]
         self.sizes = {"n_train": 0, "n_val": 0, "n_test": 0}
@@ -484,10 +484,11 @@ class _Run:
         if config.evaluation.leakage == "off":
             return None
         facts = leakage.examine(home.dataset, home.split, target.dataset, target.split)
-        for overlap in (
-            facts.overlaps if self.seed == config.seeds[0] else ()
-        ):  # said once is enough
-            if overlap.found:
+        if target.classnames != home.classnames:
+            both = leakage.class_overlap(home.classnames, target.classnames)
+            facts = facts.model_copy(update={"shared_classes": len(both)})
+        for overlap in facts.overlaps:
+            if overlap.found and self.seed == config.seeds[0]:  # said once is enough
                 self.progress.note(
                     f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.judged} have a copy in "
                     f"{overlap.learnt}, {overlap.near or 0} more a near one: "

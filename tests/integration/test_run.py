@@ -594,3 +594,24 @@ def test_duplicates_between_train_and_test_are_counted_and_flagged(cli, records,
     assert done.err.count("1 examples of test have a copy in train") == 1
     assert off["leakage"] is None
     assert off["flags"] == ["duplicates_across_splits"]
+
+
+@pytest.mark.parametrize(("protocol", "flagged"), [("base_to_new", True), ("standard", False)])
+def test_classes_called_new_must_not_have_been_learnt(
+    cli, records, pictures, tiny_clip, tmp_path, protocol, flagged
+):
+    for i, name in enumerate(("Red thing", "violet_thing")):
+        picture(tmp_path / "away" / "test" / name / "0.png", (9 * i, 80, 200), 100 + i)
+
+    home, away = records(
+        cli(
+            "run", "zero_shot", "--set", f"model.name={tiny_clip}", "--set",
+            f"data.name=folder:{pictures}", "--set", f"evaluation.protocol={protocol}", "--set",
+            f"evaluation.also=[{{dataset: 'folder:{tmp_path / 'away'}'}}]",
+            "--out", tmp_path / "runs", "--json",
+        )
+    )  # fmt: skip
+
+    assert home["leakage"]["shared_classes"] is None
+    assert away["leakage"]["shared_classes"] == 1
+    assert ("class_overlap" in away["flags"]) is flagged

@@ -83,6 +83,7 @@ class EvaluationConfig(StrictModel):
         split: Split of the evaluated data set.
         protocol: Name of the rules, shown in the table.
         also: More places where the same fit is judged: another data set with the same classes, or val.
+        leakage: Look for duplicates between what is learnt from and what is judged.
         calibrate: Fit a softmax temperature on val, where the method brings none.
     """
 
@@ -90,6 +91,7 @@ class EvaluationConfig(StrictModel):
     protocol: str = "standard"
     calibrate: bool = True
     also: tuple[TargetConfig, ...] = ()
+    leakage: Literal["on", "off"] = "on"
 
 
 class RecipeConfig(StrictModel):

@@ -40,6 +40,7 @@ _SETTINGS_ASIDE: Final = {
     "seeds", "workers", "store", "fast", "out", "progress", "data.name", "data.manifest", "data.classnames",
     "data.templates", "data.shots", "model", "model.name", "model.precision", "recipe.source",
     "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol", "evaluation.also",
+    "evaluation.leakage",
 }  # fmt: skip
 
 

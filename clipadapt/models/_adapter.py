@@ -637,6 +637,8 @@ class OpenClipModel:
     def _lengths(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return how many leading positions of each row decide its feature; shape ``(n,)``."""
         whole = torch.full((len(tokens),), tokens.shape[1])
+        if not self.services.fast:
+            return whole
         text = getattr(self._net, "text", None)
         own = _OwnText.of(self._net)
         if own is not None:

@@ -228,8 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 work = f"{n} classes, augmentation {'off' if augment == 'none' else 'on'}"
                 rows += rows_of(work, runs, "plain, fp32")
     notes = [
-        f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up. At 1,000 classes ours runs "
-        f"{o.class_chunk} at once (`method.class_chunk`). Memory is that of the main process.",
+        f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
+        f"At 1,000 classes ours runs {o.class_chunk} at once (`method.class_chunk`).",
+        "Memory is that of the main process.",
     ]
     title = f"A step of CoOp (`{o.model or 'a tiny model'}`)"
     bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)

@@ -97,9 +97,10 @@ WAYS: Final = {
 
 def works(classes: Sequence[int], blocks: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
     """Return title and settings of each piece of work."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for n in classes:
-        found.append((f"both towers, {n} classes", {"encoder": "both", "blocks": 0, "classes": n}))
+    found: list[tuple[str, dict[str, Any]]] = [
+        (f"both towers, {n} classes", {"encoder": "both", "blocks": 0, "classes": n})
+        for n in classes
+    ]
     for last in blocks:
         shown = f"last {last} units of the image tower" if last else "image tower"
         settings = {"encoder": "image", "blocks": last, "classes": classes[0]}
@@ -147,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 work = f"{title}, augmentation {'off' if augment == 'none' else 'on'}"
                 rows += rows_of(work, runs, "plain, fp32")
     notes = [
-        f"Updates of q, k and v, r 2, dropout 0.25, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up. Where "
-        "only the last units are adapted (`method.blocks`; the head is one of them), the plain way adapts all of the image "
-        "tower. Memory is that of the main process.",
+        f"Updates of q, k and v, r 2, dropout 0.25, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
+        "Where only the last units are adapted (`method.blocks`; the head is one of them), the plain way adapts all",
+        "of the image tower. Memory is that of the main process.",
     ]
     title = f"A step of CLIP-LoRA (`{o.model or 'a tiny model'}`)"
     bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import _common
 import numpy as np
 from _common import Bench, clusters, figure, measured, table, times, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _common import Runs
     from numpy.typing import NDArray
 
 WAYS: Final = ("scikit-learn", "ours")
@@ -54,19 +54,18 @@ def sweep_of_ours(
     xv: NDArray[np.float32],
     yv: NDArray[np.int64],
     penalties: NDArray[np.float64],
-    max_iter: int,
+    _max_iter: int,
 ) -> list[Any]:
-    """Fit with each penalty by the solver of ``clip/linear_probe``."""
+    """Fit with all penalties at once by the batched solver of ``clip/linear_probe``."""
     from baselines.linear_probe import Probe
 
-    from clipadapt.methods.linear_probe import fit_logistic
+    from clipadapt.methods.linear_probe import fit_batched
 
-    probes = []
-    for C in penalties.tolist():
-        layer = fit_logistic(x, y, C, max_iter, int(y.max()) + 1)
-        accuracy = float((layer(xv).argmax(1) == yv).mean())
-        probes.append(Probe(C, layer.weight, layer.bias, accuracy))
-    return probes
+    layers = fit_batched(x, y, penalties.tolist(), int(y.max()) + 1)
+    return [
+        Probe(C, layer.weight, layer.bias, float((layer(xv).argmax(1) == yv).mean()))
+        for C, layer in zip(penalties.tolist(), layers, strict=True)
+    ]
 
 
 def objective(
@@ -136,7 +135,7 @@ def search(settings: dict[str, Any]) -> dict[str, Any]:
 MEASUREMENTS: Final = {"sweep": sweep, "search": search}
 
 
-def rows_of(work: str, runs: dict[str, _common.Runs]) -> list[list[str]]:
+def rows_of(work: str, runs: dict[str, Runs]) -> list[list[str]]:
     """Return the rows of one piece of work; the first way is what ours is compared with."""
     base = next(iter(runs.values())).of()
     return [
@@ -152,7 +151,7 @@ def rows_of(work: str, runs: dict[str, _common.Runs]) -> list[list[str]]:
     ]
 
 
-def compared_probe(runs: dict[str, _common.Runs]) -> str:
+def compared_probe(runs: dict[str, Runs]) -> str:
     """Say how far ours lies from scikit-learn's optima."""
     theirs, own = (np.array(runs[way].first["objective"]) for way in WAYS)
     agree = np.mean(
@@ -166,7 +165,7 @@ def compared_probe(runs: dict[str, _common.Runs]) -> str:
     )
 
 
-def compared_search(work: str, runs: dict[str, _common.Runs]) -> str:
+def compared_search(work: str, runs: dict[str, Runs]) -> str:
     """Say whether both searches come to the same."""
     loop, own = runs["loop in Python"].first, runs["ours"].first
     differ = np.mean(np.abs(np.array(loop["grid"]) - np.array(own["grid"])) > 1e-3)

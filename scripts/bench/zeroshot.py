@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 WARM_UP: Final = 32
 MADE_UP: Final = "made-up pictures"
-MISSING: Final = "**clip-benchmark is not installed (`pip install 'clipadapt[bench]'`): its row is a plain implementation of the same.**"
+MISSING: Final = (
+    "**clip-benchmark is not installed (`pip install 'clipadapt[bench]'`):",
+    "its row is a plain implementation of the same.**",
+)
 
 
 def opened(settings: dict[str, Any], folder: str, precision: str, *, store: str = "on") -> Any:
@@ -216,11 +219,8 @@ def agreement(bench: Bench, data: str, name: str) -> list[str]:
         for p in ("plain", "fp32", "bf16")
     }
     n = len(found["plain"]["chosen"])
-    lines = [
-        f"Decisions of {model} on {n:,} test pictures of {bench.o.real}, "
-        f"{found['plain']['classes']} classes; plain is CLIP_benchmark's way in float32:",
-        "",
-    ]
+    title = f"Decisions of {model} on {n:,} test pictures of {bench.o.real}, {found['plain']['classes']} classes;"
+    lines = [title, "plain is CLIP_benchmark's way in float32:", ""]
     for precision, got in found.items():
         same = np.mean(np.array(got["chosen"]) == np.array(found["plain"]["chosen"]))
         lines.append(
@@ -276,11 +276,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = ["work", "way", "images/s", "least to most", "times clip-benchmark"]
     head += ["images/s again", "times clip-benchmark", "peak memory, MiB"]
     notes = [
-        f"Pictures are JPEG files of {o.size} pixels, all different. Memory is that of the main process. clip-benchmark "
-        f"runs with its own batch size and {o.workers} loader processes; its `accuracy`, which fails under numpy 2.4, is "
-        "replaced by one that counts the same.",
+        f"Pictures are JPEG files of {o.size} pixels, all different. Memory is that of the main process.",
+        f"clip-benchmark runs with its own batch size and {o.workers} loader processes; its `accuracy`, which fails",
+        "under numpy 2.4, is replaced by one that counts the same.",
+        *([] if installed() else MISSING),
         "",
-        *([] if installed() else [f"{MISSING}\n"]),
         *notes,
     ]
     bench.write(

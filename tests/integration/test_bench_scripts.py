@@ -1,0 +1,281 @@
+"""Every benchmark script runs in its smoke mode and writes a whole table; what it says of the figures is right."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).parents[2] / "scripts" / "bench"
+# Script -> what the first two cells of its rows must hold, and how many rows a quick run has.
+QUICK: dict[str, tuple[set[str], int]] = {
+    "zeroshot": ({"ours, bf16", "ours, fp32", "clip-benchmark --no_amp"}, 4),
+    "coop": ({"plain, fp32", "ours, fp32", "ours, bf16"}, 6),
+    "lora": ({"plain, fp32", "ours, fp32", "ours, bf16"}, 6),
+    "probe": ({"scikit-learn", "loop in Python", "ours"}, 4),
+    "pipeline": ({"pipeline", "tower alone", "decode alone"}, 6),
+    "growth": ({"40 images", "3 classes", "2 shots"}, 14),
+    "sweep": ({"every fast path", "all off"}, 2),
+    "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
+}
+SLOW = {"growth", "startup", "sweep", "zeroshot"}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """Import a script as it is when it runs: its folder is where modules are looked for first."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - before:
+        path = getattr(sys.modules[name], "__file__", None) or ""
+        if path.startswith(str(BENCH)) or name == "baselines":
+            del sys.modules[name]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The Markdown tables of a text, as rows of cells without the line of marks."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not inside:
+                found.append([])
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        inside = line.startswith("|")
+    return [[rows[0], *rows[2:]] for rows in found]
+
+
+def checked(text: str) -> list[list[str]]:
+    """Check the frame of a result and return all rows of its tables."""
+    assert text.startswith("# ")
+    assert "cores (" in text
+    assert "commit" in text
+    assert "/tmp" not in text
+    found = tables(text)
+    assert found
+    for head, *rows in found:
+        assert rows
+        assert all(len(row) == len(head) for row in rows)
+        assert all(row[0] for row in rows)
+    return [row for _, *rows in found for row in rows]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in QUICK]
+)
+def test_a_quick_run_writes_its_table(name, script, tmp_path, capsys):
+    target = tmp_path / "new" / "table.md"
+    script(name).main(["--quick", "--output", str(target)])
+
+    text = target.read_text(encoding="utf-8")
+    assert capsys.readouterr().out == text
+    assert "say nothing" in text  # nobody takes a smoke run for a measurement
+    rows = checked(text)
+    expected, count = QUICK[name]
+    assert expected <= {cell for row in rows for cell in row[:2]}
+    assert not count or len(rows) == count
+    numbers = [c for row in rows for c in row if c.replace(",", "").replace(".", "").isdigit()]
+    assert all(float(n.replace(",", "")) >= 0 for n in numbers)
+    assert len(numbers) >= len(rows)
+
+
+@pytest.mark.slow
+def test_a_measurement_runs_in_a_process_of_its_own(tmp_path):
+    """As a user starts it; a setting of ours reaches the measurement, and a wrong one ends it with its message."""
+    target = tmp_path / "table.md"
+    command = [sys.executable, str(BENCH / "coop.py"), "--quick", "--isolate", "--augment", "none"]
+
+    def run(setting: str) -> subprocess.CompletedProcess[str]:
+        more = ["--set", setting, "--output", str(target)]
+        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+
+    done = run("method.class_chunk=2")
+    assert done.returncode == 0, done.stderr
+    assert "each in a process of its own" in done.stdout
+    assert "changed: method.class_chunk=2." in done.stdout
+    assert len(checked(target.read_text(encoding="utf-8"))) == 3
+
+    wrong = run("method.class_chnk=2")
+    assert wrong.returncode != 0
+    assert "class_chunk" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_help(name, script, capsys):
+    with pytest.raises(SystemExit) as end:
+        script(name).main(["--help"])
+
+    assert end.value.code == 0
+    assert "--quick" in capsys.readouterr().out
+
+
+def test_repeats_are_checked(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        script("probe").main(["--quick", "--repeats", "0"])
+
+    assert end.value.code == 2
+    assert "--repeats must be at least 1 (got 0)" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what the scripts reckon
+
+
+def test_ways_alternate_and_medians_are_taken(script, tmp_path):
+    common = script("_common")
+    seen: list[str] = []
+
+    def measure(settings: dict[str, Any]) -> dict[str, Any]:
+        seen.append(settings["way"])
+        return {"seconds": float(len(seen)), "memory": None}
+
+    bench = common.Bench("probe", "Doc.", {"one": measure})
+    bench.parse(["--no-isolate", "--repeats", "3"])
+    with bench.scratch():
+        runs = bench.alternate({w: ("one", {"way": w}) for w in "ab"})
+
+    assert "".join(seen) == "abbaab"
+    assert runs["a"].of() == 4.0
+    assert runs["b"].of() == 3.0
+    assert runs["a"].span() == "1 to 5"
+    assert runs["a"].memory == "not measured"
+
+
+def test_each_measurement_has_an_empty_store_unless_it_names_one(script, monkeypatch):
+    common = script("_common")
+    monkeypatch.setenv(common.STORE, "mine")
+    found: list[str] = []
+
+    def measure(settings: dict[str, Any]) -> dict[str, Any]:
+        found.append(str(common.os.environ[common.STORE]))
+        return {}
+
+    bench = common.Bench("probe", "Doc.", {"one": measure})
+    bench.parse(["--no-isolate"])
+    with bench.scratch() as folder:
+        bench.measure("one", {})
+        bench.measure("one", {})
+        bench.measure("one", {"store": str(folder / "kept")})
+
+    assert len(set(found)) == 3
+    assert "mine" not in found
+    assert found[2].endswith("kept")
+    assert common.os.environ[common.STORE] == "mine"
+
+
+def test_a_ragged_table_is_refused(script):
+    with pytest.raises(ValueError, match="other than 2 cells"):
+        script("_common").table(["a", "b"], [["1", "2"], ["3"]])
+
+
+def test_the_clock_leaves_out_the_first_steps(script):
+    clock = script("_common").Clock()
+    for name in ("lr", "loss", "loss", "grad", "loss", "loss"):
+        clock(name, 0.0)
+    clock.at = [0.0, 5.0, 7.0, 8.0]
+
+    assert clock.seconds(1) == [2.0, 1.0]
+
+
+def test_pictures_are_different_files(script, tmp_path):
+    common = script("_common")
+    common.pictures(tmp_path, "test", 9, 16, ("a", "b"), distinct=4)
+    common.pictures(tmp_path, "train", 4, 16, ("a", "b"))
+
+    files = sorted(tmp_path.glob("*/*/*.jpg"))
+    assert len(files) == 13
+    assert len({f.read_bytes() for f in files}) == 13
+
+
+def test_class_names_are_as_many_and_differ(script):
+    names = script("_common").class_names(1000)
+
+    assert len(names) == len(set(names)) == 1000
+    assert not [n for n in names if "/" in n]
+
+
+def test_the_objective_is_least_at_scikit_learns_optimum(script):
+    from sklearn.linear_model import LogisticRegression
+
+    probe, common = script("probe"), script("_common")
+    x, y = common.clusters(90, 8, 3)
+    fitted = LogisticRegression(C=2.0, max_iter=1000, tol=1e-8).fit(x, y)
+    best = probe.objective(fitted.coef_, fitted.intercept_, x, y, 2.0)
+
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        moved = fitted.coef_ + rng.normal(0, 0.05, fitted.coef_.shape)
+        assert probe.objective(moved, fitted.intercept_, x, y, 2.0) > best
+    by_hand = np.log(3)  # no weights: every class is as likely
+    assert probe.objective(np.zeros((3, 8)), np.zeros(3), x, y, 2.0) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(5e-5, "(within 0.0001)"), (2e-4, "(NOT within")])
+def test_an_optimum_that_is_none_is_told(gap, verdict, script):
+    probe, common = script("probe"), script("_common")
+    runs = {
+        "scikit-learn": common.Runs([{"objective": [0.5, 0.7], "accuracy": [0.9, 0.9]}]),
+        "ours": common.Runs([{"objective": [0.5, 0.7 + gap], "accuracy": [0.9, 0.8]}]),
+    }
+
+    text = probe.compared_probe(runs)
+
+    assert verdict in text
+    assert "equal val accuracy at 50%" in text
+
+
+def test_a_search_that_differs_is_told(script):
+    probe, common = script("probe"), script("_common")
+    runs = {
+        "loop in Python": common.Runs([{"pair": [1.0, 2.0], "grid": [[50.0, 60.0]]}]),
+        "ours": common.Runs([{"pair": [1.0, 3.0], "grid": [[50.0, 61.0]]}]),
+    }
+
+    text = probe.compared_search("work", runs)
+
+    assert "ANOTHER pair" in text
+    assert "50.00%" in text
+
+
+def test_tables_of_a_sweep_that_differ_are_told(script):
+    compared = script("sweep").compared
+    fast = {"accuracy": {"a": 0.5, "b": 0.25}}
+
+    assert "all 2 accuracies are equal" in compared(fast, {"accuracy": {"a": 0.5, "b": 0.25}})
+    assert "1 of 2 accuracies DIFFER, by 25.00%" in compared(
+        fast, {"accuracy": {"a": 0.5, "b": 0.5}}
+    )
+    assert "DIFFERENT runs" in compared(fast, {"accuracy": {"a": 0.5}})
+
+
+def test_a_profile_of_imports_adds_up_by_package(script):
+    text = (
+        "import time: self [us] | cumulative | imported package\n"
+        "import time:       200 |        200 |   torch.nn\n"
+        "import time:      1000 |       1200 | torch\n"
+        "import time:        50 |         50 | typer\n"
+    )
+
+    assert script("startup").profile(text) == pytest.approx({"torch": 0.0012, "typer": 5e-05})
+
+
+def test_the_package_counts_as_it_did_before_numpy_refused(script):
+    """The function that is put in its place: top-1 and top-5 of known logits."""
+    pytest.importorskip("clip_benchmark", reason="pip install 'clipadapt[bench]'")
+    import torch
+
+    script("_common")
+    package = importlib.import_module("baselines.zero_shot").package()
+    logits = torch.eye(6)[[0, 1, 2, 3]] + torch.arange(6) * 1e-3
+
+    assert package.accuracy(logits, torch.tensor([0, 1, 5, 0]), topk=(1, 5)) == [0.5, 0.75]

@@ -13,7 +13,7 @@ from clipadapt.core.errors import ConfigError, DataError
 from clipadapt.methods import _training
 from clipadapt.methods._export import EXPORT_WEIGHTS, export_weights
 from clipadapt.methods._images import FrozenFeatures, tensor
-from clipadapt.methods._text import cosine_scores, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
 from clipadapt.methods._training import TrainingConfig
 from clipadapt.models import PromptTunable
 
@@ -188,6 +188,9 @@ class Prompts:
             classnames, n_ctx, config.class_token_position
         )  # (C, L), (C, n_ctx)
         self.base = model.embed_tokens(self.tokens)  # (C, L, W)
+        # What all prompts begin with: with context of its own for each class, what stands before it.
+        first = int(self.slots.min()) if config.CSC else self.tokens.shape[1]
+        self.shared = min(leading(self.tokens), first)
 
     def encode(self, context: torch.Tensor) -> torch.Tensor:
         """Return unit-norm text features ``(C, D)`` for shared ``(n_ctx, W)`` or own ``(C, n_ctx, W)`` context."""
@@ -209,7 +212,7 @@ class Prompts:
     def _encode(self, context: torch.Tensor, part: slice) -> torch.Tensor:
         slots = self.slots[part].unsqueeze(-1).expand(-1, -1, context.shape[-1])
         filled = self.base[part].scatter(1, slots, context)  # (c, L, W)
-        return self.model.encode_token_embeddings(filled, self.tokens[part])
+        return self.model.encode_token_embeddings(filled, self.tokens[part], shared=self.shared)
 
     def weights(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the text classifier of a learnt context, shape ``(C, D)``."""

@@ -13,7 +13,7 @@ from clipadapt.core import saved
 from clipadapt.core.errors import ModelError, did_you_mean
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
-from clipadapt.methods._text import cosine_scores, prompts_of, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
 from clipadapt.methods._training import TrainingConfig
 from clipadapt.models import AdapterTunable
 
@@ -176,6 +176,7 @@ class Adapted:
         peft: PEFT's wrapper of the copy's network.
         parameters: The adapters' tensors, by layer and matrix.
         images: The adapted image tower.
+        drops: Whether dropout is active.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class Adapted:
     ) -> None:
         self.base, self.model, self.config, self.peft = base, model, config, peft
         self.images = TunedTower(base.in_float32(), model, first_unit)
+        self.drops = False
         learnt = {n: p for n, p in peft.named_parameters() if ".lora_" in n}
         self.parameters = {_short(name): p for name, p in learnt.items()}
 
@@ -228,6 +230,7 @@ class Adapted:
 
     def dropout(self, *, active: bool) -> None:
         """Turn the adapters' dropout on or off; nothing else of the network is in training mode."""
+        self.drops = active and self.config.lora_dropout > 0
         for name, module in self.peft.named_modules():
             if name.endswith(f".lora_dropout.{ADAPTER}"):
                 module.train(active)
@@ -258,8 +261,12 @@ class Adapted:
             return lambda: frozen
         tokens = self.model.trim(self.model.tokenize(prompts_of(classnames, templates)))  # (C T, L)
 
+        embeddings, alike = self.model.embed_tokens(tokens), leading(tokens)
+
         def features() -> torch.Tensor:
-            each = self.model.encode_text(tokens)  # (C T, D), unit norm
+            # Dropout draws for each text by itself, so nothing is shared where it is active.
+            shared = 0 if self.drops else alike
+            each = self.model.encode_token_embeddings(embeddings, tokens, shared=shared)
             if len(templates) == 1:
                 return each
             mean = each.view(len(classnames), len(templates), -1).mean(dim=1)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 INIT_STD = 0.02
 NEAREST = 5
+POSITIONS_AT_ONCE = 8192
 
 
 class CoOpConfig(TrainingConfig):
@@ -40,7 +41,8 @@ class CoOpConfig(TrainingConfig):
         CSC: Class-specific context: every class learns vectors of its own.
         drop_last: As the official loader does.
         class_chunk: Classes that run through the text tower at once, their activations computed again in
-            the backward pass; None takes all at once. Saves memory with many classes.
+            the backward pass; None takes all at once while that is at most 8,192 positions. Saves memory.
+        precision: Arithmetic of the frozen text tower that gradients run through; the context is float32.
     """
 
     n_ctx: PositiveInt = 16
@@ -49,6 +51,7 @@ class CoOpConfig(TrainingConfig):
     CSC: bool = False
     drop_last: bool = True
     class_chunk: int | None = Field(default=None, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class CoOp:
@@ -75,7 +78,7 @@ class CoOp:
         config = self.config
         train = task.require_train("coop")
         val = _training.labelled(task.val)
-        model = backbone.in_float32()  # what gradients run through
+        model = backbone.in_dtype(config.precision)  # what gradients run through
         prompts = Prompts(model, task.classnames, self._n_ctx(model), config)
         context = _training.parameter(ctx, "ctx", self._start(model, prompts, ctx))
         features = FrozenFeatures(backbone, train.inputs, config, "output")
@@ -198,7 +201,7 @@ class Prompts:
         from torch.utils.checkpoint import checkpoint
 
         C = len(self.tokens)
-        every = self.config.class_chunk or C
+        every = self.config.class_chunk or max(1, POSITIONS_AT_ONCE // self.tokens.shape[1])
         whole = context if context.dim() == 3 else context.expand(C, *context.shape)
         parts = []
         for begin in range(0, C, every):
@@ -281,7 +284,10 @@ class CoOpClassifier:
                 )
             context = np.ascontiguousarray(context[[index[name] for name in classnames]])
         prompts = Prompts(
-            self.model.in_float32(), tuple(classnames), context.shape[-2], self.config
+            self.model.in_dtype(self.config.precision),
+            tuple(classnames),
+            context.shape[-2],
+            self.config,
         )
         return CoOpClassifier(
             self.model,
@@ -301,7 +307,7 @@ class CoOpClassifier:
         """
         import torch
 
-        model = self.model.in_float32()
+        model = self.model.in_dtype("fp32")
 
         def words(context: NDArray[np.float32]) -> list[dict[str, Any]]:
             found = model.nearest_tokens(torch.from_numpy(context).to(model.device), NEAREST)

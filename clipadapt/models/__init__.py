@@ -150,8 +150,8 @@ class ImageTextModel(Backbone, Protocol):
         """
         ...
 
-    def in_float32(self) -> Self:
-        """Return the model with its weights as stored, in float32; frozen, built once."""
+    def in_dtype(self, dtype: str, /) -> Self:
+        """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
         ...
 
     def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -288,7 +288,7 @@ class OpenClipModel:
         self.services = services
         self._digests: dict[str, tuple[int, str]] = {}
         self._transform = _transform(module, source.preprocess_cfg)
-        self._float32: OpenClipModel | None = None
+        self._in_dtype: dict[str, OpenClipModel] = {dtype: self}
 
     @property
     def embed_dim(self) -> int:
@@ -549,14 +549,12 @@ class OpenClipModel:
             _attention.split(module)
         return self._with(module, self.dtype)
 
-    def in_float32(self) -> OpenClipModel:
-        """Return the model with its weights as stored, in float32; frozen, built once."""
-        if self.dtype == "fp32":
-            return self
-        if self._float32 is None:
+    def in_dtype(self, dtype: str, /) -> OpenClipModel:
+        """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
+        if dtype not in self._in_dtype:
             module = build(self.source, self.name)
-            self._float32 = self._with(cast_weights(module, self.device, "fp32"), "fp32")
-        return self._float32
+            self._in_dtype[dtype] = self._with(cast_weights(module, self.device, dtype), dtype)
+        return self._in_dtype[dtype]
 
     def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write the model as a folder that ``local-dir:`` and open_clip load.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clipadapt.models import _lean_imports  # noqa: F401  # isort: skip  before open_clip
+
 import copy
 import hashlib
 import json

@@ -274,7 +274,9 @@ def paired_crossed_bootstrap(
 
 
 def _t_half_width(variance_of_mean: float, df: float, level: float) -> float:
-    from scipy.special import stdtrit  # scipy.stats has it too, and takes ten times as long to import
+    from scipy.special import (
+        stdtrit,
+    )  # scipy.stats has it too, and takes ten times as long to import
 
     return float(stdtrit(df, (1 + level) / 2)) * float(np.sqrt(variance_of_mean))
 

@@ -186,7 +186,7 @@ class Bench:
             f"{', '.join(machine(self.o.threads))}.",
             f"Written by `scripts/bench/{self.name}.py`; repeats: {self.o.repeats}, {how}; medians.",
             f"Settings of ours that were changed: {', '.join(self.o.set) or 'none'}.",
-            *(["**A quick run with a tiny model: the figures say nothing.**"] * self.o.quick),
+            *(["**A quick run: the figures say nothing.**"] * self.o.quick),
             "",
         ]
         text = "\n".join([*head, *table, "", *notes]).rstrip() + "\n"
@@ -281,6 +281,13 @@ def use_threads(settings: Mapping[str, Any]) -> None:
         import torch
 
         torch.set_num_threads(settings["threads"])
+
+
+def precision_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return what sets a trained method's precision: of frozen features, and of what gradients run through."""
+    chosen = settings["precision"]
+    through = [] if chosen == "auto" else [f"method.precision={chosen}"]
+    return [f"model.precision={chosen}", *through]
 
 
 class Clock:

@@ -25,6 +25,7 @@ from _common import (
     figure,
     ours,
     pictures,
+    precision_of,
     table,
     times,
     train_task,
@@ -58,7 +59,7 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
     from clipadapt.core.records import peak_memory, reset_peak_memory
 
     with tempfile.TemporaryDirectory() as folder:
-        it = opened(settings, folder, [f"model.precision={settings['precision']}"])
+        it = opened(settings, folder, precision_of(settings))
         task = train_task(it.open().dataset, settings["n"], settings["classes"])
         clock = Clock()
         reset_peak_memory()
@@ -186,8 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = bench.parser.add_argument
     add("--model", default="random:ViT-B-32")
     add("--classes", type=int, nargs="+", default=[10, 100])
-    add("--large", action="store_true", help="1,000 classes too, ours with method.class_chunk")
-    add("--class-chunk", type=int, default=100, help="classes at once where there are 1,000")
+    add("--large", action="store_true", help="1,000 classes too")
     add("--augment", nargs="+", choices=["none", "crop_flip"], default=["none", "crop_flip"])
     add("--n", type=int, default=160, help="training pictures")
     add("--size", type=int, default=227, help="side of a picture in pixels")
@@ -218,18 +218,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = []
         for augment in o.augment:
             for n in [*o.classes, *([1000] if o.large else [])]:
-                chunked = [f"method.class_chunk={o.class_chunk}"] if n >= 1000 else []
-                bench.o.set += chunked
                 runs = bench.alternate({
                     way: (part, settings | {"augment": augment, "classes": n, "precision": p})
                     for way, (part, p) in WAYS.items()
                 })
-                del bench.o.set[len(bench.o.set) - len(chunked) :]
                 work = f"{n} classes, augmentation {'off' if augment == 'none' else 'on'}"
                 rows += rows_of(work, runs, "plain, fp32")
     notes = [
         f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
-        f"At 1,000 classes ours runs {o.class_chunk} at once (`method.class_chunk`).",
+        "In bf16 ours computes so what gradients run through, too (`method.precision`).",
         "Memory is that of the main process.",
     ]
     title = f"A step of CoOp (`{o.model or 'a tiny model'}`)"

@@ -73,8 +73,8 @@ def fit_probe(settings: dict[str, Any]) -> dict[str, Any]:
 
     use_threads(settings)
     x, y = clusters(settings["n"], settings["width"], N_CLASSES)
-    fit_batched(x[:200], y[:200], PENALTIES, N_CLASSES)
-    _, seconds, memory = measured(lambda: fit_batched(x, y, PENALTIES, N_CLASSES))
+    fit_batched([x[:200]], y[:200], PENALTIES, N_CLASSES)
+    _, seconds, memory = measured(lambda: fit_batched([x], y, PENALTIES, N_CLASSES))
     return {"seconds": seconds, "memory": memory}
 
 

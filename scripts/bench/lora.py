@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import _common
 import numpy as np
-from _common import SEED, TEMPLATE, Bench, Clock, class_names, ours, pictures, table, train_task
+from _common import (
+    SEED,
+    TEMPLATE,
+    Bench,
+    Clock,
+    class_names,
+    ours,
+    pictures,
+    precision_of,
+    table,
+    train_task,
+)
 from coop import DROP, HEAD, HEAD_COST, plain_batches, rows_of
 
 if TYPE_CHECKING:
@@ -46,7 +57,7 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
     from clipadapt.core.records import peak_memory, reset_peak_memory
 
     with tempfile.TemporaryDirectory() as folder:
-        it = opened(settings, folder, [f"model.precision={settings['precision']}"])
+        it = opened(settings, folder, precision_of(settings))
         task = train_task(it.open().dataset, settings["n"], settings["classes"])
         clock = Clock()
         reset_peak_memory()
@@ -150,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes = [
         f"Updates of q, k and v, r 2, dropout 0.25, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
         "Where only the last units are adapted (`method.blocks`; the head is one of them), the plain way adapts all",
-        "of the image tower. Memory is that of the main process.",
+        "of the image tower. In bf16 ours computes so what gradients run through, too (`method.precision`).",
+        "Memory is that of the main process.",
     ]
     title = f"A step of CLIP-LoRA (`{o.model or 'a tiny model'}`)"
     bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)

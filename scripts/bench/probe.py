@@ -61,7 +61,7 @@ def sweep_of_ours(
 
     from clipadapt.methods.linear_probe import fit_batched
 
-    layers = fit_batched(x, y, penalties.tolist(), int(y.max()) + 1)
+    layers = fit_batched([x], y, penalties.tolist(), int(y.max()) + 1)
     return [
         Probe(C, layer.weight, layer.bias, float((layer(xv).argmax(1) == yv).mean()))
         for C, layer in zip(penalties.tolist(), layers, strict=True)

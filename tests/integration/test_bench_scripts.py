@@ -234,6 +234,11 @@ def test_an_optimum_that_is_none_is_told(gap, verdict, script):
     assert "equal val accuracy at 50%" in text
 
 
+@pytest.mark.parametrize(("gap", "verdict"), [(5e-5, "(within"), (2e-4, "(NOT"), (-2e-4, "(NOT")])
+def test_what_is_far_from_the_optimum_itself_is_told(gap, verdict, script):
+    assert verdict in script("probe").compared_optimum([0.5, 0.7 + gap], [0.5, 0.7])
+
+
 def test_a_search_that_differs_is_told(script):
     probe, common = script("probe"), script("_common")
     runs = {

@@ -105,6 +105,7 @@ class CoOp:
                 len(train),
                 None if val_features is None else val_scores,
                 None if val is None else val.labels,
+                _training.key_of(backbone, task),
             ),
             config,
             ctx,

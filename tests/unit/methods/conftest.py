@@ -18,20 +18,23 @@ FAMILIES = ("clip", "custom", "hf", "siglip")
 
 
 def load(name: str, **services: Any) -> Any:
-    """Load a model in float32, without a store."""
+    """Load a model in float32, without a store unless one is given."""
     found = MODELS.resolve(name, "clip")
     given = {"store": FeatureStore(enabled=False), "workers": 1, **services}
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), Services(**given))
 
 
 @pytest.fixture(scope="session")
-def models(tiny_models: dict[str, str]) -> Callable[[str], Any]:
-    """Load the tiny model of a family, once: methods leave it as it is."""
+def models(
+    tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """Load the tiny model of a family, once: methods leave it as it is. They share a store."""
     loaded: dict[str, Any] = {}
+    store = FeatureStore(tmp_path_factory.mktemp("store"))
 
     def get(family: str) -> Any:
         if family not in loaded:
-            loaded[family] = load(tiny_models[family])
+            loaded[family] = load(tiny_models[family], store=store)
         return loaded[family]
 
     return get

@@ -215,8 +215,8 @@ def test_a_loss_that_is_not_finite_stops_the_fit(bad, tmp_path):
         calls.append(1)
         return -p.sum() * (bad if len(calls) == 3 else 1.0)
 
+    fit = Fit("toy", {"p": p}, loss, 4)
     with pytest.raises(DivergedError, match="toy: the loss is not finite at step 3 of 8") as error:
-        fit = Fit("toy", {"p": p}, loss, 4)
         _training.train(fit, TrainingConfig(**PLAIN, epochs=4), context(tmp_path))
 
     assert "method.lr" in error.value.hint

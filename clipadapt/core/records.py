@@ -48,6 +48,7 @@ from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import RecordError
 from clipadapt.core.hardware import cpu_count, cpu_flags
 from clipadapt.core.metrics import MetricValue
+from clipadapt.core.protocols import Classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -102,6 +103,7 @@ class EvaluationFacts(StrictModel):
         templates: Prompt templates, empty where there are none.
         classnames_sha256: Hash of the class names in their order.
         protocol: Name of the rules.
+        classes: ``all`` classes, the ``base`` ones or the ``new`` ones.
     """
 
     dataset: str
@@ -109,6 +111,7 @@ class EvaluationFacts(StrictModel):
     templates: tuple[str, ...]
     classnames_sha256: str
     protocol: str
+    classes: Classes = "all"
 
 
 class ModelFacts(StrictModel):
@@ -512,6 +515,32 @@ class RunStore:
         with _folder_of(record, folder, earlier):
             return record
 
+    def adopt(self, files: Mapping[str, bytes]) -> RunRecord:
+        """Write a run that was made elsewhere, from the files of its folder; see :meth:`save`.
+
+        Args:
+            files: Content by relative path; the record is among them.
+
+        Returns:
+            The record as written, ``attempt`` counted here; or the complete one that is there already.
+
+        Raises:
+            RecordError: If the record is not valid, or the folder cannot be written.
+        """
+        record = _parse_record(files[RECORD], Path(RECORD))
+        there = self.find(record.run_id)
+        if there is not None and there.status == "ok":
+            return there
+        folder = self.run_dir(record)
+        earlier = _earlier_attempts(folder)
+        record = record.model_copy(update={"attempt": len(earlier) + 1})
+        with _folder_of(record, folder, earlier) as new:
+            for name, content in files.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return record
+
     def load_all(self) -> list[RunRecord]:
         """Return every record below the root, by path; unfinished folders are passed over.
 
@@ -622,7 +651,15 @@ def _unreadable(err: OSError) -> None:
 
 def _read_record(path: Path) -> RunRecord:
     try:
-        raw = json.loads(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as err:
+        raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
+    return _parse_record(content, path)
+
+
+def _parse_record(content: bytes, path: Path) -> RunRecord:
+    try:
+        raw = json.loads(content)
         version = raw["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise RecordError(
@@ -630,8 +667,6 @@ def _read_record(path: Path) -> RunRecord:
                 hint="upgrade clipadapt: pip install --upgrade clipadapt",
             )
         return RunRecord.model_validate(raw)
-    except OSError as err:
-        raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
     except ValidationError as err:
         fault = err.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"])

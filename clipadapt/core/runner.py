@@ -430,12 +430,12 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
         run.go(backbones)
     except DivergedError as err:
         run.flags.append("nan")
-        prepared.store.save_failure(run.failure(err.problem))
+        run.record_failure(err.problem)
         raise
     except ClipAdaptError:
         raise
     except Exception as err:
-        prepared.store.save_failure(run.failure(f"{type(err).__name__}: {err}"))
+        run.record_failure(f"{type(err).__name__}: {err}")
         raise
 
 
@@ -448,8 +448,7 @@ def record_mistake(job: Job, err: ClipAdaptError) -> None:
     """
     run = _Run(job.prepared, job.seed)
     run.flags.append(USER_ERROR)
-    for run.target in job.prepared.missing(job.seed):
-        job.prepared.store.save_failure(run.failure(err.problem))
+    run.record_failure(err.problem)
 
 
 def record_defect(job: Job, err: Exception) -> None:
@@ -459,9 +458,7 @@ def record_defect(job: Job, err: Exception) -> None:
         job: The fit.
         err: What is known of it.
     """
-    run = _Run(job.prepared, job.seed)
-    for run.target in job.prepared.missing(job.seed):
-        job.prepared.store.save_failure(run.failure(str(err)))
+    _Run(job.prepared, job.seed).record_failure(str(err))
 
 
 @dataclass(frozen=True, slots=True)
@@ -594,8 +591,10 @@ class _Run:
             return None
         return metrics.fit_temperature(self._scores(classifier, val), val.labels)
 
-    def failure(self, error: str) -> RunRecord:
-        return self._record(status="failed", error=error)
+    def record_failure(self, error: str) -> None:
+        """Write a failed record for every target that has none yet."""
+        for self.target in self.prepared.missing(self.seed):
+            self.prepared.store.save_failure(self._record(status="failed", error=error))
 
     def _record(self, **values: Any) -> RunRecord:
         prepared, experiment, target = self.prepared, self.prepared.experiment, self.target

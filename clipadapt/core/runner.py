@@ -593,7 +593,8 @@ class _Run:
 
     def record_failure(self, error: str) -> None:
         """Write a failed record for every target that has none yet."""
-        for self.target in self.prepared.missing(self.seed):
+        for target in self.prepared.missing(self.seed):
+            self.target = target
             self.prepared.store.save_failure(self._record(status="failed", error=error))
 
     def _record(self, **values: Any) -> RunRecord:

@@ -64,7 +64,10 @@ def test_one_failure_does_not_stop_the_rest(cli, plan, tmp_path, monkeypatch):
     assert done.code == 1
     assert [r["status"] for r in found].count("failed") == 2
     assert [r["status"] for r in found].count("ok") == 12
-    assert "failed: zero_shot on synthetic:3x8, 2 shots, seed 1: RuntimeError: out of memory" in done.err
+    assert (
+        "failed: zero_shot on synthetic:3x8, 2 shots, seed 1: RuntimeError: out of memory"
+        in done.err
+    )
 
 
 def test_a_dataset_that_is_missing_stops_the_sweep_before_any_work(cli, plan, tmp_path):

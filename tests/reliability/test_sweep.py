@@ -20,7 +20,7 @@ from clipadapt.core.records import RunStore
 from clipadapt.core.runner import WORK
 
 # A method without a framework, so that a process starts fast. It tells of every fit it begins.
-METHOD = '''
+METHOD = """
 import json, os, time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,7 +75,7 @@ class Classifier:
         np.save(directory / "means.npy", self.means)
 
 METHOD = Means
-'''
+"""
 MAIN = "from clipadapt.cli import main; main()"
 TIMINGS = {"cost", "started_at", "environment"}
 
@@ -195,7 +195,16 @@ def test_two_processes_do_every_run_once(plan, tmp_path):
 
 def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
     out, (path, environ) = tmp_path / "runs", plan
-    slow = ("--set", "method.pause=1.5", "--set", "datasets=[synthetic:3x6]", "--set", "shots=[1]", "--set", "seeds=[1]")
+    slow = (
+        "--set",
+        "method.pause=1.5",
+        "--set",
+        "datasets=[synthetic:3x6]",
+        "--set",
+        "shots=[1]",
+        "--set",
+        "seeds=[1]",
+    )
     sweep = start(plan, out, *slow)
     while not fits(plan):
         assert sweep.poll() is None, sweep.communicate()
@@ -206,7 +215,11 @@ def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
         "seeds=[1]", "--set", "method.pause=1.5", "--set", "evaluation.also=[{split: val}]", "--out", str(out), "--json",
     ]  # fmt: skip
     run = subprocess.run(
-        [sys.executable, "-c", MAIN, *words], env=environ, capture_output=True, text=True, check=False
+        [sys.executable, "-c", MAIN, *words],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert run.returncode == 0, run.stderr

@@ -7,7 +7,9 @@ the weights and (to share features) the cache folder by every worker. A task who
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import tempfile
 import traceback
 from dataclasses import replace
@@ -51,9 +53,12 @@ class Ray:
         self._limit = 0
         self._tasks: dict[Any, Job] = {}
         self._own = False
+        self._aside = contextlib.ExitStack()
 
     def __enter__(self) -> Ray:
         ray = _ray()
+        # Ray tells of lost workers on stdout, which belongs to the caller's document.
+        self._aside.enter_context(contextlib.redirect_stdout(sys.stderr))
         if not ray.is_initialized():
             # RAY_ADDRESS, where it is set, names a cluster; else one is started here and ended with us.
             here = {} if os.environ.get("RAY_ADDRESS") else _of_this_machine(self.workers)
@@ -73,6 +78,7 @@ class Ray:
         self._tasks.clear()
         if self._own:
             ray.shutdown()
+        self._aside.close()
 
     def has_room(self) -> bool:
         """Tell whether another task may be handed over now."""

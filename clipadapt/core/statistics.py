@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _SMALLEST_P: Final = 1e-12
+_SEEDS_MATTER: Final = 0.5
 _BLOCK: Final = 1 << 21
 """Entries of a bootstrap's weight matrix held at once, 16 MiB."""
 
@@ -150,9 +151,10 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]
         raise ValueError(f"p-values must lie in [0, 1], got {p.tolist()}")
     if not p.size:
         return p
-    from statsmodels.stats.multitest import multipletests
-
-    return np.asarray(multipletests(p, method="holm")[1], dtype=np.float64)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
+    return np.minimum(adjusted, 1.0)
 
 
 def crossed_interval(correct: NDArray[Any], level: float = 0.95) -> Interval:
@@ -200,11 +202,17 @@ def crossed_interval(correct: NDArray[Any], level: float = 0.95) -> Interval:
     return Interval(mean, low, high, level, examples)
 
 
-def crossed_p_value(difference: NDArray[Any]) -> float:
+def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> float:
     """Two-sided p-value of no difference in the model of :func:`crossed_interval`: where its interval meets zero.
+
+    With two to five seeds Satterthwaite's degrees of freedom are often too many where the seeds matter, and a true
+    null is then rejected in up to 8 % of tests at 5 % (15 % with two seeds). The cautious form keeps below 5 % in
+    simulation: its degrees of freedom are at most ``S - 1`` with two seeds, and wherever the mean square of the
+    seeds is above half the residual's.
 
     Args:
         difference: ``S`` seeds by ``N`` examples, the one method minus the other. One observation tells nothing: 1.
+        cautious: Whether a mark in a table depends on it.
 
     Raises:
         ValueError: If the shape is not ``(S, N)`` with at least one entry.
@@ -217,6 +225,10 @@ def crossed_p_value(difference: NDArray[Any]) -> float:
     mean, variance, df = _crossed_moments(table)
     if mean == 0:
         return 1.0
+    if cautious and min(table.shape) > 1:
+        ms_seed, _, ms_residual, dfs = _mean_squares(table)
+        if len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual:
+            df = min(df, dfs[0])
     if variance <= 0:
         return _SMALLEST_P
     from scipy.stats import t

@@ -194,26 +194,18 @@ def test_two_processes_do_every_run_once(plan, tmp_path):
 
 
 def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
-    out, (path, environ) = tmp_path / "runs", plan
-    slow = (
-        "--set",
-        "method.pause=1.5",
-        "--set",
-        "datasets=[synthetic:3x6]",
-        "--set",
-        "shots=[1]",
-        "--set",
-        "seeds=[1]",
-    )
-    sweep = start(plan, out, *slow)
+    out, (_, environ) = tmp_path / "runs", plan
+    small = ("method.pause=1.5", "datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1]")
+    sweep = start(plan, out, *(w for s in small for w in ("--set", s)))
     while not fits(plan):
         assert sweep.poll() is None, sweep.communicate()
         time.sleep(0.01)
 
-    words = [
-        "run", str(tmp_path / "means.yaml"), "--set", "data.name=synthetic:3x6", "--set", "data.shots=1", "--set",
-        "seeds=[1]", "--set", "method.pause=1.5", "--set", "evaluation.also=[{split: val}]", "--out", str(out), "--json",
-    ]  # fmt: skip
+    same = (
+        "method.pause=1.5", "data.name=synthetic:3x6", "data.shots=1", "seeds=[1]", "evaluation.also=[{split: val}]",
+    )  # fmt: skip
+    words = ["run", str(tmp_path / "means.yaml"), "--out", str(out), "--json"]
+    words += [w for s in same for w in ("--set", s)]
     run = subprocess.run(
         [sys.executable, "-c", MAIN, *words],
         env=environ,

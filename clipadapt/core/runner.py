@@ -32,6 +32,7 @@ from clipadapt.core.protocols import (
 )
 from clipadapt.core.records import RunRecord, RunStore
 from clipadapt.core.registry import METHODS, MODELS
+from clipadapt.core.schedule import Local, work_through
 from clipadapt.core.store import FeatureStore
 from clipadapt.core.tasks import classnames_sha256
 
@@ -367,8 +368,6 @@ class Session:
 
     def run(self, experiments: Sequence[Experiment]) -> list[RunRecord]:
         """Run experiments; see :func:`run`."""
-        from clipadapt.core.schedule import Local, work_through
-
         jobs = self.jobs([self.prepare(e) for e in experiments])
         for of_one in jobs:
             self.note_skipped(of_one)
@@ -378,7 +377,7 @@ class Session:
             self.progress.track("runs", len(flat), "runs") as bar,
             Claims(self.out) as claims,
         ):
-            for done in work_through(flat, claims, Local(self.backbones), self.progress):
+            for done in work_through(flat, claims, Local(self.execute), self.progress):
                 if isinstance(done.error, DivergedError):
                     diverged.append(done.error)
                 elif done.error is not None:
@@ -387,6 +386,10 @@ class Session:
         if diverged:
             raise diverged[0]
         return [record for job in flat for record in job.records()]
+
+    def execute(self, job: Job) -> None:
+        """Do one job; see :func:`execute`."""
+        execute(job.prepared, job.seed, self.backbones)
 
     def note_skipped(self, jobs: Sequence[Job]) -> None:
         """Say how many jobs of one experiment are complete already."""

@@ -6,15 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from clipadapt.core import runner
 from clipadapt.core.errors import ClipAdaptError, DivergedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from clipadapt.core.claims import Claims
     from clipadapt.core.protocols import Progress
-    from clipadapt.core.runner import Backbones, Job
+    from clipadapt.core.runner import Job
 
 _SHORTEST: Final = 0.05
 _LONGEST: Final = 1.0
@@ -56,10 +55,14 @@ class Executor(Protocol):
 
 
 class Local:
-    """One job after another, in this process."""
+    """One job after another, in this process.
 
-    def __init__(self, backbones: Backbones) -> None:
-        self.backbones = backbones
+    Args:
+        execute: Does one job.
+    """
+
+    def __init__(self, execute: Callable[[Job], None]) -> None:
+        self.execute = execute
         self._done: list[Done] = []
 
     def has_room(self) -> bool:
@@ -70,7 +73,7 @@ class Local:
         """Do a job; what stops it is kept, but for an interruption."""
         error = None
         try:
-            runner.execute(job.prepared, job.seed, self.backbones)
+            self.execute(job)
         except Exception as err:  # noqa: BLE001  whoever works through the jobs decides
             error = err
         self._done.append(Done(job, error))
@@ -92,7 +95,7 @@ def work_through(
     executor: Executor,
     progress: Progress,
     *,
-    record_mistakes: bool = False,
+    on_mistake: Callable[[Job, ClipAdaptError], None] | None = None,
 ) -> Iterator[Done]:
     """Do every job once, whichever process does it; yield each when it is done.
 
@@ -104,15 +107,15 @@ def work_through(
         claims: Claims on the output folder.
         executor: Does the jobs.
         progress: Where it is said who is waited for.
-        record_mistakes: Record a user's mistake as a failed run, too; defects always are.
+        on_mistake: Called with a job, still claimed, that a user's mistake has stopped.
     """
 
     def collect(timeout: float) -> list[Done]:
         ended = executor.finished(timeout)
         for done in ended:
             is_mistake = not isinstance(done.error, DivergedError)  # which is recorded already
-            if record_mistakes and is_mistake and isinstance(done.error, ClipAdaptError):
-                runner.record_mistake(done.job, done.error)
+            if on_mistake and is_mistake and isinstance(done.error, ClipAdaptError):
+                on_mistake(done.job, done.error)
             claims.release(done.job.key)
         return ended
 

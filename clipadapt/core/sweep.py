@@ -500,9 +500,9 @@ def run_sweep(
         for done in work_through(
             in_good_order(flat),
             claims,
-            executor or Local(session.backbones),
+            executor or Local(session.execute),
             session.progress,
-            record_mistakes=True,
+            on_mistake=runner.record_mistake,
         ):
             bar.advance(1)
             if done.error is None:

@@ -276,7 +276,7 @@ def test_crossed_interval_agrees_with_the_anova_of_statsmodels() -> None:
 
 def test_the_cautious_p_value_has_the_degrees_of_freedom_of_the_seeds_where_they_matter() -> None:
     rng = np.random.default_rng(9)
-    noise = rng.normal(size=(3, 50))
+    noise = rng.normal(size=(3, 50)) + 2 * rng.normal(size=(1, 50))
     noise -= noise.mean(axis=1, keepdims=True)
     apart = noise + np.array([[0.35], [0.5], [0.65]])
     plain, cautious = crossed_p_value(apart), crossed_p_value(apart, cautious=True)

@@ -166,7 +166,8 @@ class Claims:
         if not self.folder.is_dir():
             return
         with contextlib.suppress(OSError), locked(self.folder / _LOCK):
-            remove_leftovers(self.folder)
+            # Claims are written under the lock: whatever is unfinished now is of a process that was killed.
+            remove_leftovers(self.folder, older_than=0)
             if {p.name for p in self.folder.iterdir()} == {_LOCK}:
                 (self.folder / _LOCK).unlink()
                 self.folder.rmdir()
@@ -212,7 +213,7 @@ def _create(path: Path, text: str) -> bool:
     temporary.write_text(text, encoding="ascii")
     try:
         os.link(temporary, path)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # the last: tidied away, where there are no locks
         return False
     except OSError:  # a file system without links; the lock still keeps others away
         if path.exists():

@@ -43,7 +43,7 @@ from pydantic import (
     model_validator,
 )
 
-from clipadapt.core._files import atomic_directory, is_temporary, remove_leftovers
+from clipadapt.core._files import atomic_directory, remove_leftovers
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import RecordError
 from clipadapt.core.hardware import cpu_count, cpu_flags
@@ -443,8 +443,11 @@ class RunStore:
         Raises:
             RecordError: If there is a record that cannot be read.
         """
-        for path in sorted(self.root.glob(f"*/*/{run_id}/{RECORD}")):
-            return _read_record(path)
+        for dataset in _folders_in(self.root):
+            for method in _folders_in(dataset):
+                record = _read_if_there(method / run_id / RECORD)
+                if record is not None:
+                    return record
         return None
 
     def is_complete(self, run_id: str) -> bool:
@@ -558,8 +561,11 @@ class RunStore:
                 found.append(Path(folder, RECORD))
                 folders.clear()  # what lies inside a run belongs to it
             else:
-                folders[:] = [f for f in folders if not is_temporary(Path(f))]
-        return [_read_record(path) for path in sorted(found)]
+                folders[:] = [
+                    f for f in folders if not f.startswith(".")
+                ]  # claims, unfinished work
+        records = (_read_if_there(path) for path in sorted(found))
+        return [record for record in records if record is not None]
 
     @staticmethod
     def load(run_dir: Path) -> RunRecord:
@@ -645,7 +651,32 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__} cannot be written to the history")
 
 
+def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder that may hold runs; other processes come and go in the hidden ones."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as err:
+        _unreadable(err)
+        raise
+
+
+def _read_if_there(path: Path) -> RunRecord | None:
+    """Return a record, or None where there is none or another process is just replacing it."""
+    if not path.is_file():
+        return None
+    try:
+        return _read_record(path)
+    except RecordError:
+        if path.is_file():
+            raise
+        return None
+
+
 def _unreadable(err: OSError) -> None:
+    if isinstance(err, FileNotFoundError):
+        return  # another process removed it while it was looked through
     raise RecordError(f"cannot read the folder {err.filename}: {err.strerror}") from err
 
 

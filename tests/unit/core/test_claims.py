@@ -100,6 +100,13 @@ def test_the_heartbeat_beats_and_a_claim_taken_over_is_left_alone(tmp_path):
         assert path.exists()
 
 
+def test_what_a_killed_process_was_writing_is_tidied_away(tmp_path):
+    with Claims(tmp_path) as claims:
+        claims.acquire("fit")
+        (tmp_path / FOLDER / ".tmp-1-half").write_text("{")
+    assert not (tmp_path / FOLDER).exists()
+
+
 def test_a_damaged_claim_is_waited_for_and_taken_over(tmp_path):
     forge(tmp_path, "fit").write_text("{")
     with Claims(tmp_path, timeout=0.05) as claims:

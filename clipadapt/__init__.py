@@ -1,1 +1,19 @@
 """Adapt CLIP to new image tasks: methods, models, data sets and one run record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipadapt.sklearn import CLIPClassifier
+
+__all__ = ["CLIPClassifier"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import scikit-learn and what needs it only when it is asked for."""
+    if name == "CLIPClassifier":
+        from clipadapt.sklearn import CLIPClassifier
+
+        return CLIPClassifier
+    raise AttributeError(f"module 'clipadapt' has no attribute '{name}'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,12 +12,17 @@ from clipadapt.core.cli import (
     DEFAULT_OUT,
     JsonOption,
     OutOption,
+    RunDirArgument,
     SettingOption,
+    TopOption,
     build_app,
+    check_top,
+    print_facts,
+    print_predictions,
     print_records,
     run_app,
 )
-from clipadapt.core.errors import ConfigError
+from clipadapt.core.errors import ConfigError, DataError
 
 app = build_app("clip", "clipadapt", "Adapt CLIP to new image tasks and compare the ways to do it.")
 
@@ -85,7 +91,7 @@ def zeroshot(
                 },
                 "model": {"name": model},
                 # Nothing but the evaluated split is looked at.
-                "evaluation": {"split": split.value, "calibrate": False},
+                "evaluation": {"split": split.value, "calibrate": False, "leakage": "off"},
                 "method": {"name": "clip/zero_shot"},
                 "seeds": [1],
             }
@@ -100,6 +106,91 @@ def zeroshot(
             typer.echo(f"\n{tables.render_per_class(record)}", nl=False)
 
 
+@app.command(
+    "predict", epilog="Example: clipadapt predict RUN_DIR photos --top 3 --html sheet.html"
+)
+def predict(
+    run_dir: RunDirArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE|FOLDER...", help="Images, and folders with images below."),
+    ],
+    top: TopOption = 1,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a sheet of thumbnails, one HTML file."),
+    ] = None,
+    on_bad_image: Annotated[
+        BadImage, typer.Option(help="Stop at an unreadable image, or leave it out.")
+    ] = BadImage.error,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict class and calibrated probability of images; of a folder all below it, sorted."""
+    from collections import Counter
+
+    from clipadapt.core.inference import load_run
+    from clipadapt.core.progress import on_stderr
+    from clipadapt.core.protocols import Inputs
+    from clipadapt.datasets import _images
+
+    check_top(top)
+    if html is not None:
+        _check_sheet(html)
+    progress = on_stderr()
+    ignored: Counter[str] = Counter()
+    files = _images.find_images(images, ignored)
+    if ignored:
+        progress.note(f"files that are no images are passed over: {sum(ignored.values())}")
+    if on_bad_image is BadImage.skip:
+        keep = _images.readable(files)
+        names = [name for name, good in zip(files.names, keep, strict=True) if good]
+        if not names:
+            raise DataError(f"none of the {len(files)} images can be decoded")
+        if len(names) < len(files):
+            progress.note(f"unreadable images are left out: {len(files) - len(names)}")
+        files = _images.ImageFiles(files.root, names)
+    run = load_run(run_dir, progress, track="clip")
+    found = run.predict(Inputs(files, tuple(map(str, range(len(files))))), top)
+    predictions = [{**p, "input": name} for p, name in zip(found, files.names, strict=True)]
+    if html is not None:
+        from clipadapt.core.sheet import write_sheet
+
+        write_sheet(html, run.record, predictions, _images.thumbnails(files))
+        typer.echo(f"sheet: {html}", err=True)
+    print_predictions(run, predictions, as_json=as_json)
+
+
+@app.command("inspect", epilog="Example: clipadapt inspect RUN_DIR --json")
+def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
+    """Say what a run is: its record's facts, its files and, where the method tells, what it learnt."""
+    from clipadapt.core.inference import inspect_run
+    from clipadapt.core.progress import on_stderr
+
+    facts = inspect_run(run_dir, on_stderr())
+    if not as_json:  # a line each
+        facts["metrics"] = {k: _interval(**m) for k, m in facts["metrics"].items()}
+    print_facts(facts, as_json=as_json)
+
+
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _interval(value: float, low: float | None = None, high: float | None = None) -> str:
+    return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def _check_sheet(path: Path) -> None:
+    """Check that a sheet can be written, before any work.
+
+    Raises:
+        ClipAdaptError: If the name is none of an HTML file, or the folder cannot be written.
+    """
+    from clipadapt.core._files import check_writable
+
+    if path.suffix.lower() not in {".html", ".htm"} or path.is_dir():
+        raise ConfigError(
+            f"--html takes the name of an .html file (got '{path}')", hint="--html sheet.html"
+        )
+    check_writable(path.parent, hint="name another file with --html FILE")

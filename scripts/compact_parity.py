@@ -21,6 +21,18 @@ from safetensors.numpy import load_file, save_file
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "reference" / "data"
 EMBEDDING = "token_embedding.weight"
+FIXTURES = (
+    "clip",
+    "zero_shot",
+    "linear_probe",
+    "metrics",
+    "text_baseline",
+    "coop",
+    "clip_lora",
+    "tip_adapter",
+    "clip_adapter",
+    "wise_ft",
+)
 
 
 def strings(value: Any) -> set[str]:
@@ -85,7 +97,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(str(__doc__))
     parity = Path(sys.argv[1])
-    for name in sys.argv[2:] or ["clip", "zero_shot", "linear_probe", "metrics"]:
+    for name in sys.argv[2:] or FIXTURES:
         target = DATA / name
         if name == "clip":
             compact_clip(parity, target)

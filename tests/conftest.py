@@ -78,11 +78,11 @@ def console() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Names of tiny random models, one per family: the ViT CLIP, a custom text tower, convolutions + BERT."""
+    """Names of tiny random models, one per family: ViT CLIP, a custom text tower, convolutions + BERT, SigLIP-like."""
     from tests.unit.models import tiny
 
     root = tmp_path_factory.mktemp("tiny")
-    return {f: f"local-dir:{tiny.write(root / f, f)}" for f in ("clip", "custom", "hf")}
+    return {f: f"local-dir:{tiny.write(root / f, f)}" for f in ("clip", "custom", "hf", "siglip")}
 
 
 @pytest.fixture(scope="session")

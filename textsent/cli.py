@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipadapt.core.cli import JsonOption, build_app, print_json, run_app
+from clipadapt.core.cli import (
+    JsonOption,
+    RunDirArgument,
+    TopOption,
+    build_app,
+    check_top,
+    print_facts,
+    print_json,
+    print_predictions,
+    run_app,
+)
 from clipadapt.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -117,23 +127,19 @@ def inspect(
     """Say what a model is, and what it makes of texts: pieces, ids, mask, shapes, first values."""
     from textsent.models._inspect import describe
 
-    facts = describe(model, tuple(texts or ()), random=random)
-    if as_json:
-        print_json(facts)
-    else:
-        typer.echo("\n".join(_lines(facts)))
+    print_facts(describe(model, tuple(texts or ()), random=random), as_json=as_json)
 
 
 @app.command("predict", epilog='Example: textsent predict RUN_DIR "a fine film" --json')
 def predict(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+    run_dir: RunDirArgument,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none reads stdin.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="Read one text a line.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Classes to name per text.")] = 1,
+    top: TopOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Predict label and probability of texts, given as words, as lines of a file, or on stdin."""
@@ -143,32 +149,17 @@ def predict(
 
     if texts and file is not None:
         raise ConfigError("texts and --file were both given", hint="give one of them")
-    if top < 1:
-        raise ConfigError(
-            f"--top must be at least 1 (got {top})", hint="leave it out for the best class"
-        )
+    check_top(top)
     given = list(texts) if texts else _lines_of(file)
     if not given or any(not text.strip() for text in given):
         raise DataError(
             "there is an empty text" if given else "there is no text to predict",
             hint="give texts as words, --file FILE, or one a line on stdin",
         )
-    run = load_run(run_dir, on_stderr())
-    if run.record.method.name.partition("/")[0] != "text":
-        raise ConfigError(
-            f"the run in '{run_dir}' is of {run.record.method.name}, which reads images",
-            hint="predict with 'clipadapt predict'",
-        )
+    run = load_run(run_dir, on_stderr(), track="text")
     found = run.predict(Inputs(given, tuple(str(i) for i in range(len(given)))), top)
     predictions = [{**p, "input": text} for p, text in zip(found, given, strict=True)]
-    if as_json:
-        print_json({"predictions": predictions})
-        return
-    for p in predictions:
-        ranked = ", ".join(f"{t['label']} {t['probability']:.3f}" for t in p["top"])
-        typer.echo(f"{ranked}\t{p['input']}")
-    if run.temperature is None:
-        typer.echo("the probabilities are not calibrated: the run had no val", err=True)
+    print_predictions(run, predictions, as_json=as_json)
 
 
 def main() -> None:
@@ -220,24 +211,3 @@ def _tokenizer(name: str, max_length: int | None) -> tuple[Tokenize, int]:
         return dict(columns)
 
     return tokenize, cut
-
-
-def _lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Return nested facts as indented lines."""
-    lines = []
-    for key, value in facts.items():
-        items = value if isinstance(value, list) else [value]
-        if any(isinstance(item, dict) for item in items):
-            for item in items:
-                lines += [f"{indent}{key}:", *_lines(item, f"{indent}  ")]
-        elif isinstance(value, int):
-            lines.append(f"{indent}{key}: {value:,}")
-        else:
-            lines.append(f"{indent}{key}: {' '.join(map(_shown, items)) or 'none'}")
-    return lines
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "none" if value is None else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from clipadapt.core.errors import (
 
 if TYPE_CHECKING:
     from clipadapt.core.config import Experiment
+    from clipadapt.core.inference import LoadedRun
     from clipadapt.core.records import RunRecord
     from clipadapt.core.schedule import Executor
 
@@ -35,6 +36,8 @@ SettingOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Folder of the records.", show_default=True)
 ]
+RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
+TopOption = Annotated[int, typer.Option("--top", help="Classes to name of each input.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DEFAULT_OUT = Path("runs")
 
@@ -114,6 +117,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         experiment = config.load(configs, settings or (), track=track)
         found = runner.run([experiment], out, on_stderr())
         print_records(found, out, as_json=as_json)
+        _draw_runs(found, out)
         if any(r.status == "failed" for r in found):
             typer.echo("some runs failed twice; remove their folders to try them again", err=True)
             raise typer.Exit(EXIT_DEFECT)
@@ -168,7 +172,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         epilog=_example(f"{program} export RUN_DIR --format {example_format} --output PATH"),
     )
     def export(
-        run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+        run_dir: RunDirArgument,
         form: Annotated[str, typer.Option("--format", help="One of those of the method.")],
         output: Annotated[
             Path, typer.Option(metavar="PATH", help="A path that does not exist yet.")
@@ -208,6 +212,24 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
             ),
             nl=False,
         )
+
+    @app.command("report", epilog=_example(f"{program} report runs --output report.html"))
+    def report(
+        directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the records.")],
+        output: Annotated[
+            Path, typer.Option("--output", metavar="FILE", help="HTML file to write.")
+        ] = Path("report.html"),
+        examples: Annotated[
+            bool,
+            typer.Option(help="Show pictures and texts; their data sets are opened by name."),
+        ] = True,
+    ) -> None:
+        """Write one self-contained page: leaderboard, charts, calibration, confusion, examples, recipes."""
+        from clipadapt.core.progress import on_stderr
+        from clipadapt.core.report import write_report
+
+        n = write_report(directory, output, examples=examples, progress=on_stderr())
+        typer.echo(f"{n} runs: {output}")
 
     @app.command(
         "validate", epilog=_example(f"{program} validate {example} --set data.name={example_data}")
@@ -346,6 +368,73 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
+def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print nested facts as one JSON document, or as indented lines."""
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo("\n".join(_fact_lines(facts)))
+
+
+def _fact_lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for key, value in facts.items():
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict) and item for item in items):
+            for item in items:
+                if isinstance(value, list) and _is_flat(item):  # a row of a table
+                    row = ", ".join(f"{k} {_shown(v)}" for k, v in item.items())
+                    lines.append(f"{indent}{key}: {row}")
+                else:
+                    lines += [f"{indent}{key}:", *_fact_lines(item, f"{indent}  ")]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            lines.append(f"{indent}{key}: {value:,}")
+        else:
+            shown = " ".join(_shown(item) for item in items if item != {})
+            lines.append(f"{indent}{key}: {shown or 'none'}")
+    return lines
+
+
+def _is_flat(item: Mapping[str, Any]) -> bool:
+    return not any(isinstance(value, dict | list) for value in item.values())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else str(value)
+
+
+def check_top(top: int) -> None:
+    """Check ``--top``.
+
+    Raises:
+        ConfigError: If it is below 1.
+    """
+    if top < 1:
+        raise ConfigError(
+            f"--top must be at least 1 (got {top})", hint="leave it out for the best class"
+        )
+
+
+def print_predictions(
+    run: LoadedRun, predictions: Sequence[Mapping[str, Any]], *, as_json: bool
+) -> None:
+    """Print predictions as one JSON document, or a line each; say where they are not calibrated."""
+    if as_json:
+        print_json({"predictions": predictions})
+    else:
+        for p in predictions:
+            ranked = ", ".join(f"{t['label']} {t['probability']:.3f}" for t in p["top"])
+            typer.echo(f"{ranked}\t{p['input']}")
+    if run.temperature is None:
+        typer.echo(
+            "the probabilities are not calibrated: the run fitted no temperature on val", err=True
+        )
+
+
 def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> None:
     """Print records as one JSON document, or as a table with the folder they lie in."""
     if as_json:
@@ -399,6 +488,23 @@ def _print_bench(found: Sequence[RunRecord], out: Path) -> None:
         typer.echo(f"no curves: {err}", err=True)
         made = []
     typer.echo(f"records: {out}; summary: {out / 'summary.md'}; curves: {len(made)}", err=True)
+
+
+def _draw_runs(found: Sequence[RunRecord], out: Path) -> None:
+    """Draw the learning curve of every fit into its run's folder; that it cannot be is no failure of the run."""
+    from clipadapt.core import curves
+    from clipadapt.core.history import run_folder
+    from clipadapt.core.records import RunStore
+
+    store = RunStore(out)
+    fits = {r.fit_id: r for r in reversed(found) if r.status == "ok"}  # the first target of each
+    try:
+        made = [p for r in fits.values() if (p := curves.plot_run(run_folder(store, r)))]
+    except (ClipAdaptError, OSError) as err:
+        typer.echo(f"no learning curves: {err}", err=True)
+        return
+    for path in reversed(made):
+        typer.echo(f"learning curve: {path}", err=True)
 
 
 def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:

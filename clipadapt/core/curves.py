@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clipadapt.core.history import Epoch
     from clipadapt.core.records import RunRecord
 
+PICTURE: Final = "curves.png"
 INCHES: Final = (11.0, 4.2)
 DPI: Final = 120
 LEGEND_COLUMNS: Final = 3
@@ -80,11 +81,41 @@ def plot_curves(runs: RunStore | Sequence[Path], out_dir: Path) -> list[Path]:
                 pictures.setdefault(key, []).append(_Curve(label, record.seed, epochs, chosen))
     paths = []
     for (dataset, shots), curves in pictures.items():
-        title = dataset if shots is None else f"{dataset}, {shots} shots"
         path = out_dir / f"curves-{slug(dataset)}{'' if shots is None else f'-{shots}-shots'}.png"
-        write_bytes(path, _png(_draw(title, curves)))
+        write_bytes(path, _png(_draw(_title(dataset, shots), curves)))
         paths.append(path)
     return paths
+
+
+def plot_run(run_dir: Path) -> Path | None:
+    """Draw the learning curve of one run into its folder, once.
+
+    Args:
+        run_dir: Folder of a run that is ok.
+
+    Returns:
+        The picture, or None where the run logged fewer than two epochs.
+
+    Raises:
+        ClipAdaptError: If matplotlib is not installed.
+        RecordError: If the record or the history is damaged.
+    """
+    record, epochs = RunStore.load(run_dir), read_epochs(run_dir)
+    if len(epochs) < 2:
+        return None
+    path = run_dir / PICTURE
+    if not path.is_file():  # a run that is made anew takes the whole folder's place
+        label = method_title(record.method.name, record.method.recipe)
+        if record.model is not None:
+            label += f" on {record.model.name}"
+        chosen = record.selection.epoch if record.selection else None
+        title = _title(record.data.name, record.data.shots)
+        write_bytes(path, _png(_draw(title, [_Curve(label, record.seed, epochs, chosen)])))
+    return path
+
+
+def _title(dataset: str, shots: int | None) -> str:
+    return dataset if shots is None else f"{dataset}, {shots} shots"
 
 
 def _read(runs: RunStore | Sequence[Path]) -> dict[str, tuple[RunRecord, tuple[Epoch, ...]]]:

@@ -1,9 +1,9 @@
-"""What a saved run can do: load its classifier, predict on new inputs, export it."""
+"""What a saved run can do: load its classifier, predict on new inputs, say what it is, export it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -11,16 +11,21 @@ from clipadapt.core import metrics
 from clipadapt.core._files import atomic_directory
 from clipadapt.core.context import Services
 from clipadapt.core.errors import ConfigError, ModelError, RecordError, did_you_mean
-from clipadapt.core.protocols import Exportable, ModelOptions
+from clipadapt.core.protocols import Exportable, Inspectable, ModelOptions
 from clipadapt.core.records import RECORD, RunStore
-from clipadapt.core.registry import METHODS, MODELS, track_of
+from clipadapt.core.registry import METHODS, MODELS, program, track_of
 from clipadapt.core.store import FeatureStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from clipadapt.core.protocols import Classifier, Inputs, Progress
     from clipadapt.core.records import RunRecord
+
+AT_ONCE: Final = 4096
+"""Inputs whose scores are held at a time."""
+READS: Final = {"clip": "images", "text": "texts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +58,50 @@ class LoadedRun:
             One mapping per input: ``input`` (its id), ``label``, ``probability``, ``top``. The probabilities are
             those of the softmax at the stored temperature, or uncalibrated where there is none.
         """
-        scores = self.classifier.predict_scores(inputs)  # (n, C)
-        probabilities = metrics.softmax(scores, self.temperature or 1.0)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
+        return list(self._predictions(inputs, top))
+
+    def _predictions(self, inputs: Inputs[Any], top: int) -> Iterator[dict[str, Any]]:
         names = self.classifier.classnames
-        out = []
-        for i, best in enumerate(order):
-            ranked = [{"label": names[c], "probability": float(probabilities[i, c])} for c in best]
-            out.append({"input": inputs.ids[i], **ranked[0], "top": ranked[: max(top, 1)]})
-        return out
+        for begin in range(0, len(inputs), AT_ONCE):
+            part = inputs.take(np.arange(begin, min(begin + AT_ONCE, len(inputs))))
+            scores = self.classifier.predict_scores(part)  # (n, C)
+            probabilities = metrics.softmax(scores, self.temperature or 1.0)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
+            for i, best in enumerate(order):
+                ranked = [
+                    {"label": names[c], "probability": float(probabilities[i, c])} for c in best
+                ]
+                yield {"input": part.ids[i], **ranked[0], "top": ranked}
 
 
-def load_run(run_dir: Path, progress: Progress | None = None) -> LoadedRun:
+def load_run(
+    run_dir: Path, progress: Progress | None = None, *, track: str | None = None
+) -> LoadedRun:
     """Load the classifier of a run.
 
     Args:
         run_dir: A folder ``<out>/<dataset>/<method>/<run id>``.
         progress: Where bars are shown.
+        track: ``clip`` or ``text`` where only a run of that track will do.
 
     Raises:
         RecordError: If there is no such run, it failed, or holds no classifier.
+        ConfigError: If it is of another track.
         ModelError: If the model's weights are not those of the run.
     """
     record = RunStore.load(run_dir)
+    own = track_of(record.method.name)
+    if track not in {None, own}:
+        raise ConfigError(
+            f"the run in '{run_dir}' is of {record.method.name}, which reads {READS.get(own, own)}",
+            hint=f"take the same command of '{program(own)}'",
+        )
     if record.status != "ok":
         raise RecordError(
             f"the run in '{run_dir}' failed and has no classifier: {record.error}",
             hint="run the experiment again",
         )
     folder = _classifier_dir(run_dir, record)
-    track = track_of(record.method.name)
     method_class = METHODS.get(record.method.name)
     if method_class.version != record.method.version:
         raise RecordError(
@@ -102,7 +121,7 @@ def load_run(run_dir: Path, progress: Progress | None = None) -> LoadedRun:
         if progress is not None:
             services.progress = progress
         model = given["model"]
-        resolved = MODELS.resolve(model["name"], track)
+        resolved = MODELS.resolve(model["name"], own)
         options = ModelOptions(model["precision"], model["device"])
         identity = resolved.provider.identify(resolved.argument, options)
         if identity.weights_sha256 != record.model.weights_sha256:
@@ -113,6 +132,59 @@ def load_run(run_dir: Path, progress: Progress | None = None) -> LoadedRun:
             )
         backbone = resolved.provider.load(resolved.argument, options, services)
     return LoadedRun(record, method.load(folder, backbone), backbone)
+
+
+def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Say what a run is: the facts of its record and, where its classifier is inspectable, what was learnt.
+
+    Args:
+        run_dir: Folder of the run; of a failed one the record is all there is.
+        progress: Where bars are shown.
+
+    Returns:
+        ``run``, ``method`` (with its ``settings``), ``model``, ``data``, ``evaluation``, ``metrics``, ``selection``,
+        ``calibration``, ``flags``, ``parameters``, ``cost``, ``files`` (name -> bytes) and ``learnt``, None where the
+        method does not say.
+
+    Raises:
+        RecordError: If there is no such run, or it holds no classifier.
+        ModelError: If the model's weights are not those of the run.
+    """
+    record = RunStore.load(run_dir)
+    learnt, files = None, {}
+    if record.status == "ok":
+        classifier = load_run(run_dir, progress).classifier
+        learnt = classifier.inspect() if isinstance(classifier, Inspectable) else None
+        folder = _classifier_dir(run_dir, record)
+        files = {
+            p.relative_to(folder).as_posix(): p.stat().st_size
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        }
+    plain = record.model_dump(mode="json")
+    config: dict[str, Any] = plain["config"]
+    settings = {k: v for k, v in config["method"].items() if k != "name"}
+    run = ("run_id", "fit_id", "status", "error", "attempt", "seed", "started_at")
+    return {
+        "run": {key: plain[key] for key in run},
+        "method": {**plain["method"], "settings": settings},
+        "model": plain["model"],
+        "data": plain["data"],
+        "evaluation": plain["evaluation"],
+        "metrics": {name: _interval(m) for name, m in plain["metrics"].items()},
+        "selection": plain["selection"],
+        "calibration": plain["calibration"],
+        "flags": plain["flags"],
+        "parameters": {"trainable": record.n_trainable_params, "total": record.n_total_params},
+        "cost": plain["cost"],
+        "files": files,
+        "learnt": learnt,
+    }
+
+
+def _interval(metric: dict[str, Any]) -> dict[str, Any]:
+    """Return a metric without what its name tells already."""
+    return {k: metric[k] for k in ("value", "low", "high") if metric[k] is not None}
 
 
 def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None = None) -> Path:

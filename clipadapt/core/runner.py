@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core import metrics, records, sampling, tasks
+from clipadapt.core import leakage, metrics, records, sampling, tasks
 from clipadapt.core._files import check_writable
 from clipadapt.core.claims import Claims
 from clipadapt.core.context import RunContext, Services
@@ -29,6 +29,7 @@ from clipadapt.core.protocols import (
     OpenVocabulary,
     Selected,
     SelfCalibrated,
+    ZeroShotStart,
 )
 from clipadapt.core.records import RunRecord, RunStore
 from clipadapt.core.registry import METHODS, MODELS
@@ -160,6 +161,7 @@ class Backbones:
         """Apply an experiment's settings of store, workers and threads."""
         config = prepared.experiment.config
         self.services.store = self._stores[config.store]
+        self.services.fast = config.fast == "on"
         self.services.workers = config.workers
         count = config.threads or self._default
         self.services.threads = config.threads
@@ -427,7 +429,7 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
         DivergedError: If scores are not finite.
     """
     backbones.use(prepared)
-    run = _Run(prepared, seed)
+    run = _Run(prepared, seed, backbones.services.progress)
     records.reset_peak_memory()
     try:
         run.go(backbones)
@@ -478,9 +480,10 @@ class _Fit:
 class _Run:
     """One fit and its evaluations."""
 
-    def __init__(self, prepared: Prepared, seed: int) -> None:
+    def __init__(self, prepared: Prepared, seed: int, progress: Progress | None = None) -> None:
         self.prepared = prepared
         self.seed = seed
+        self.progress = progress or Silent()
         self.started = datetime.now(UTC)
         self.target = prepared.targets[0]
         self.sizes = {"n_train": 0, "n_val": 0, "n_test": 0}
@@ -533,6 +536,21 @@ class _Run:
         scores = scores if columns is None else np.ascontiguousarray(scores[:, columns])
         predict_seconds = max(time.perf_counter() - begun - meter.spent_seconds, 0.0)
         encode_seconds = fitted.encode_seconds + meter.used_seconds
+        peak = records.peak_memory()
+        judged = metrics.compute_metrics(
+            scores, test.labels, score_kind=classifier.score_kind, temperature=fitted.temperature
+        )
+        # Only now, when all that the record states of the classifier is known: its start costs it nothing.
+        start = None
+        if isinstance(classifier, ZeroShotStart):
+            start = _start_accuracy(classifier, test, columns)
+            judged["zero_shot_accuracy"] = start
+        warnings = _warnings(scores, test.labels, judged["accuracy"].value, start)
+        for flag, why in warnings.items():
+            ctx.progress.note(
+                f"warning: {prepared.experiment.method_name} on {target.dataset.name}, "
+                f"seed {self.seed}: {flag}: {why}"
+            )
         with tempfile.TemporaryDirectory(prefix="clipadapt-") as temporary:
             folder = Path(temporary) / "classifier"
             fitted.classifier.save(folder)
@@ -543,12 +561,7 @@ class _Run:
                 calibration=records.Calibration(temperature=fitted.temperature),
                 n_trainable_params=classifier.n_trainable_params,
                 n_total_params=_total_params(classifier, backbone),
-                metrics=metrics.compute_metrics(
-                    scores,
-                    test.labels,
-                    score_kind=classifier.score_kind,
-                    temperature=fitted.temperature,
-                ),
+                metrics=judged,
                 per_class=_per_class(scores, test.labels, target.classnames),
                 cost=records.Cost(
                     fit_seconds=fitted.fit_seconds,
@@ -558,9 +571,10 @@ class _Run:
                     + encode_seconds
                     + fitted.fit_seconds
                     + predict_seconds,
-                    peak_memory_bytes=records.peak_memory(),
+                    peak_memory_bytes=peak,
                     saved_bytes=saved_bytes,
                 ),
+                flags=tuple(warnings),
                 device=backbone.device if backbone is not None else "cpu",
             )
             prepared.store.save(
@@ -574,11 +588,7 @@ class _Run:
     def _scores(self, classifier: Classifier, split: Split[Any]) -> NDArray[np.float32]:
         """Return checked scores of a split's inputs."""
         scores = classifier.predict_scores(split.inputs)
-        shape = (len(split), len(classifier.classnames))
-        if scores.shape != shape or scores.dtype != np.float32:
-            raise TypeError(
-                f"predict_scores gave {scores.dtype} {scores.shape}, expected float32 {shape}"
-            )
+        _check_scores("predict_scores", scores, (len(split), len(classifier.classnames)))
         if not np.isfinite(scores).all():
             raise DivergedError(
                 f"seed {self.seed}: the scores are not finite; the run diverged",
@@ -600,13 +610,37 @@ class _Run:
             self.target = target
             self.prepared.store.save_failure(self._record(status="failed", error=error))
 
+    def _leaks(self, target: Target) -> leakage.LeakageFacts | None:
+        """Compare what was judged with what could be learnt from: after the fit, and its memory measured."""
+        config, home = self.prepared.experiment.config, self.prepared.targets[0]
+        if config.evaluation.leakage == "off":
+            return None
+        facts = leakage.examine(home.dataset, home.split, target.dataset, target.split)
+        if target.classnames != home.classnames:
+            both = leakage.class_overlap(home.classnames, target.classnames)
+            facts = facts.model_copy(update={"shared_classes": len(both)})
+        for overlap in facts.overlaps:
+            if overlap.found and self.seed == config.seeds[0]:  # said once is enough
+                self.progress.note(
+                    f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.judged} have a copy in "
+                    f"{overlap.learnt}, {overlap.near or 0} more a near one: "
+                    + " ~ ".join(overlap.examples[0])
+                )
+        return facts
+
     def _record(self, **values: Any) -> RunRecord:
         prepared, experiment, target = self.prepared, self.prepared.experiment, self.target
         config, home = experiment.config, self.prepared.targets[0]
         device = values.pop("device", None)
-        flags = [*home.flags, *target.flags, *self.flags]
+        flags = [*home.flags, *target.flags, *self.flags, *values.pop("flags", ())]
         if target.dataset is home.dataset and target.split != home.split:
             flags.append("judged_on_" + target.split)
+        leaks = self._leaks(target) if values["status"] == "ok" else None
+        if leaks is not None:
+            flags += leaks.flags(target.split)
+            # The new classes of base-to-new must be new; a domain shift has the same classes on purpose.
+            if leaks.shared_classes and config.evaluation.protocol.startswith("base"):
+                flags.append("class_overlap")
         return RunRecord(
             run_id=prepared.run_id(self.seed, target),
             fit_id=prepared.fit_id(self.seed),
@@ -639,6 +673,7 @@ class _Run:
                 deviations=experiment.deviations,
             ),
             flags=tuple(dict.fromkeys(flags)),
+            leakage=leaks,
             environment=records.environment(device=device, threads=config.threads),
             started_at=self.started,
             **values,
@@ -666,6 +701,39 @@ def _for_classes(
             hint="take a data set with the same class names, or a method with an open vocabulary",
         )
     return classifier, [index[name] for name in target.classnames]
+
+
+def _check_scores(source: str, scores: NDArray[Any], shape: tuple[int, int]) -> None:
+    if scores.shape != shape or scores.dtype != np.float32:
+        raise TypeError(f"{source} gave {scores.dtype} {scores.shape}, expected float32 {shape}")
+
+
+def _start_accuracy(
+    classifier: ZeroShotStart, test: Split[Any], columns: list[int] | None
+) -> metrics.MetricValue:
+    """Judge the zero-shot classifier that the fit began from, on the same examples."""
+    scores = classifier.zero_shot_scores(test.inputs)
+    _check_scores("zero_shot_scores", scores, (len(test), len(classifier.classnames)))
+    return metrics.accuracy(scores if columns is None else scores[:, columns], test.labels)
+
+
+def _warnings(
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    accuracy: float,
+    start: metrics.MetricValue | None,
+) -> dict[str, str]:
+    """Return the flags of a fit that went wrong in silence, each with its reason."""
+    n_classes = scores.shape[1]
+    found = {}
+    taken = np.unique(scores.argmax(axis=1))
+    if len(taken) == 1 and len(np.unique(labels)) > 1:
+        found["collapse"] = "every example is taken for the same class"
+    elif n_classes > 1 and accuracy <= 1 / n_classes:
+        found["collapse"] = f"accuracy {accuracy:.1%}, at or below chance ({1 / n_classes:.1%})"
+    if start is not None and accuracy < start.value:
+        found["below_zero_shot"] = f"accuracy {accuracy:.1%}, its zero-shot start {start.value:.1%}"
+    return found
 
 
 def _total_params(classifier: Classifier, backbone: Backbone | None) -> int | None:

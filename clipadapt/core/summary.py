@@ -137,6 +137,7 @@ class MethodSummary:
         flags: Flags of any run.
         best: Whether it beats the runner-up after Holm.
         letters: Methods of a block that share a letter are not told apart at 5 % after Holm.
+        run_ids: Runs of the row, failed ones too, by seed.
         classes: Figures by class.
         published: Published numbers.
     """
@@ -164,6 +165,7 @@ class MethodSummary:
     accuracy_gap: float | None
     flags: tuple[str, ...]
     best: bool
+    run_ids: tuple[str, ...]
     classes: tuple[ClassFigures, ...]
     published: tuple[PublishedRow, ...]
     letters: str = ""
@@ -243,7 +245,7 @@ class Block:
         """Data, split and what else tells the block apart."""
         parts = [self.dataset, split_title(self.split, self.classes)]
         if self.shots is not None:
-            parts.append(f"{self.shots} shots")
+            parts.append(f"{self.shots} shot" + ("" if self.shots == 1 else "s"))
         if self.protocol != "standard":
             parts.append(self.protocol)
         return ", ".join(parts)
@@ -450,6 +452,7 @@ class _Entry:
             ]),
             flags=tuple(sorted({flag for r in ok for flag in r.flags})),
             best=False,
+            run_ids=tuple(r.run_id for r in group.records),
             classes=_classes(ok),
             published=tuple(_published(group)) if reference else (),
         )

@@ -20,10 +20,11 @@ from clipadapt.core._files import sha256_file
 from clipadapt.core.errors import DataError, did_you_mean
 from clipadapt.core.hardware import cpu_count
 from clipadapt.core.labelled import split_by_hash
+from clipadapt.core.sheet import Thumbnail
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from clipadapt.core.protocols import SplitName
 
@@ -38,6 +39,10 @@ for _plugin in ("Jpeg", "Mpo", "Png", "WebP", "Gif", "Bmp", "Tiff"):
     importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 DECODE_VERSION: Final = 1
 """Raised when the same bytes come to decode to other pixels; part of every digest."""
+
+THUMBNAIL: Final = 224
+"""Longer side of a small picture, in pixels."""
+THUMBNAILS_AT_ONCE: Final = 64
 
 MEND: Final = "mend or remove the file, or leave unreadable images out with --on-bad-image skip"
 # What Pillow raises on broken bytes: the first three and the last seen by cutting and flipping files of every
@@ -78,7 +83,7 @@ def load_rgb(source: Path | str | bytes, *, name: str = "") -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as opened:
             opened.load()
-            return _to_rgb(_upright(opened))
+            return to_rgb(_upright(opened))
     except UnidentifiedImageError:
         raise DataError(
             f"'{name}' is not an image: {_what_it_is(file.getvalue())}; accepted: {', '.join(FORMATS)}",
@@ -95,7 +100,12 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # broken metadata do not make a broken picture
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image as 8-bit RGB, what is transparent on white; see :func:`load_rgb`.
+
+    Raises:
+        ValueError: If its pixels have no range that their mode states.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith("I"):
@@ -161,10 +171,63 @@ class ImageFiles(Sequence[Image.Image]):
 
     def digest(self, index: int) -> bytes:
         """Return the sha256 over the file's bytes and the version of the decoding."""
-        return hashlib.sha256(f"file\0{DECODE_VERSION}\0{self.content(index)}".encode()).digest()
+        return decoded_digest(self.content(index))
 
 
-def readable(files: ImageFiles) -> list[bool]:
+def decoded_digest(content: str) -> bytes:
+    """Return the sha256 over the sha256 of a file's bytes and the version of the decoding."""
+    return hashlib.sha256(f"file\0{DECODE_VERSION}\0{content}".encode()).digest()
+
+
+def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
+    """Return the images a user named: files as they are, of a folder all images below it, sorted.
+
+    The name of each is the user's own, or begins with it.
+
+    Args:
+        names: Files and folders.
+        ignored: Counts the extensions of other files in the folders.
+
+    Raises:
+        DataError: If there is no such file or folder, or a folder holds no images.
+    """
+    found: list[str] = []
+    for name in names:
+        path = Path(name).expanduser()
+        try:
+            is_folder, is_there = path.is_dir(), path.exists()
+        except OSError as err:
+            raise DataError(f"cannot open '{name}': {err.strerror or err}") from err
+        if not name.strip() or not is_there:
+            raise _missing(name, path, "file or folder", _entries)
+        if not is_folder:
+            found.append(_as_text(str(path)))
+            continue
+        below = list_images(path, ignored)
+        if not below:
+            raise DataError(
+                f"the folder '{name}' holds no images; accepted: {', '.join(EXTENSIONS)}",
+                hint="name images, or a folder with images in it or below it",
+            )
+        found += [str(path / image) for image in below]
+    return ImageFiles(Path(), found)
+
+
+def thumbnails(files: ImageFiles) -> Iterator[Thumbnail]:
+    """Yield a small picture of every file, in order; a few are held at a time."""
+
+    def make(index: int) -> Thumbnail:
+        image = files[index]
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=80)
+        return Thumbnail(out.getvalue(), *image.size)
+
+    for begin in range(0, len(files), THUMBNAILS_AT_ONCE):
+        yield from in_threads(make, range(begin, min(begin + THUMBNAILS_AT_ONCE, len(files))))
+
+
+def readable(files: Sequence[Image.Image]) -> list[bool]:
     """Tell of every image whether it decodes; each is decoded once, in threads."""
 
     def decodes(index: int) -> bool:
@@ -237,14 +300,27 @@ def existing_folder(argument: str, scheme: str) -> Path:
         raise DataError(
             f"'{argument}' is a file, not a folder", hint=f"try {scheme}:{path.parent.as_posix()}"
         )
+    raise _missing(argument, path, "folder", subfolders)
+
+
+def _missing(
+    argument: str, path: Path, what: str, names_in: Callable[[Path], list[str]]
+) -> DataError:
+    """Return the error for a path that is not there; it offers the names nearest to it."""
+    if not argument.strip():
+        return DataError(f"an empty name is no {what}")
     whole = path.resolve()
     base = next(p for p in whole.parents if p.is_dir())
     missing = whole.relative_to(base).parts[0]
-    names = subfolders(base)
+    names = names_in(base)
     near = did_you_mean(missing, names)
     if not near:
-        near = f"; it holds: {', '.join(names[:8]) or 'no folders'}{', ...' if names[8:] else ''}"
-    raise DataError(f"there is no folder '{argument}': '{base}' has no '{missing}'{near}")
+        near = f"; it holds: {', '.join(names[:8]) or f'no {what}'}{', ...' if names[8:] else ''}"
+    return DataError(f"there is no {what} '{argument}': '{base}' has no '{missing}'{near}")
+
+
+def _entries(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def _as_text(name: str) -> str:

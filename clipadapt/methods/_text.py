@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipadapt.core.protocols import Inputs
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from clipadapt.models import ImageTextModel
@@ -34,12 +35,52 @@ def zero_shot_weights(
         A. Radford et al., "Learning Transferable Visual Models From Natural Language
         Supervision", ICML 2021, section 3.1.4. arXiv:2103.00020
     """
-    bad = [t for t in templates if t.count("{}") != 1]
-    if bad or not templates:
-        raise ValueError(f"templates need exactly one '{{}}' each, got {bad or 'none'}")
-    prompts = [t.replace("{}", name) for name in classnames for t in templates]
+    prompts = prompts_of(classnames, templates)
     ids = tuple(str(i) for i in range(len(prompts)))
     features = model.encode(Inputs(prompts, ids), "text")  # (C * T, D), unit norm
     mean = features.reshape(len(classnames), len(templates), -1).mean(axis=1)  # (C, D)
     weights = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     return np.ascontiguousarray(weights, dtype=np.float32)
+
+
+def prompts_of(classnames: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
+    """Return ``C * T`` prompts, all templates of a class together.
+
+    Raises:
+        ValueError: If there is no template, or one has no ``{}``.
+    """
+    bad = [t for t in templates if t.count("{}") != 1]
+    if bad or not templates:
+        raise ValueError(f"templates need exactly one '{{}}' each, got {bad or 'none'}")
+    return [t.replace("{}", name) for name in classnames for t in templates]
+
+
+def cosine_scores(
+    model: ImageTextModel,
+    inputs: Inputs[Any],
+    weights: NDArray[np.float32],
+    logit_scale: float | None = None,
+) -> NDArray[np.float32]:
+    """Return logits of frozen image features and unit-norm text features.
+
+    Args:
+        model: Dual encoder of joint width ``D``.
+        inputs: ``n`` images.
+        weights: Text features, shape ``(C, D)``.
+        logit_scale: Factor on the cosine; None takes the model's own, and its bias.
+
+    Returns:
+        Shape ``(n, C)``.
+    """
+    cosine = model.encode(inputs, "image") @ weights.T  # (n, C)
+    if logit_scale is not None:
+        return np.float32(logit_scale) * cosine
+    return np.float32(model.logit_scale) * cosine + np.float32(model.logit_bias)
+
+
+def leading(tokens: torch.Tensor) -> int:
+    """Return how many leading columns of token ids ``(n, L)`` are the same in all rows."""
+    if len(tokens) < 2:
+        return 0
+    same = (tokens == tokens[:1]).all(dim=0)
+    return int(same.int().cumprod(0).sum())

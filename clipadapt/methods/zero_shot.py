@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import PositiveFloat
 
 from clipadapt.core import saved
 from clipadapt.core.protocols import MethodConfig
-from clipadapt.methods._text import zero_shot_weights
+from clipadapt.methods._export import EXPORT_WEIGHTS, export_weights
+from clipadapt.methods._text import cosine_scores, zero_shot_weights
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
@@ -72,6 +73,7 @@ class ZeroShotClassifier:
         logit_scale: Factor on the cosine, or None for the model's own.
         n_trainable_params: Always 0.
         score_kind: The scores are logits.
+        export_formats: ``classifier``, a weight matrix.
     """
 
     model: ImageTextModel
@@ -80,14 +82,11 @@ class ZeroShotClassifier:
     logit_scale: float | None = None
     n_trainable_params: ClassVar[int] = 0
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = EXPORT_WEIGHTS
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""
-        features = self.model.encode(inputs, "image")  # (n, D), unit norm
-        cosine = features @ self.weights.T  # (n, C)
-        if self.logit_scale is not None:
-            return np.float32(self.logit_scale) * cosine
-        return np.float32(self.model.logit_scale) * cosine + np.float32(self.model.logit_bias)
+        return cosine_scores(self.model, inputs, self.weights, self.logit_scale)
 
     def with_classnames(
         self, classnames: tuple[str, ...], templates: tuple[str, ...]
@@ -95,6 +94,10 @@ class ZeroShotClassifier:
         """Return the zero-shot classifier for other classes."""
         weights = zero_shot_weights(self.model, classnames, templates)
         return ZeroShotClassifier(self.model, classnames, weights, self.logit_scale)
+
+    def export(self, form: str, path: Path) -> None:
+        """Write the text embeddings as a weight matrix; see :func:`export_weights`."""
+        export_weights(self.model, self.classnames, self.weights, form, path)
 
     def save(self, directory: Path) -> None:
         """Write the text embeddings and the class names."""

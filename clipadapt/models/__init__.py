@@ -6,12 +6,13 @@ Nothing here imports a framework at run time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, runtime_checkable
 
 from clipadapt.core.protocols import Backbone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     import torch
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 DEFAULT: Final = "openclip"
 
 Tower = Literal["image", "text"]
-Layer = Literal["output", "projected", "pre_projection"]
+Layer = str
+"""``output``, ``projected``, ``pre_projection``, or of the image tower ``unit:K``, what its unit ``K`` reads."""
+PromptPosition = Literal["end", "middle", "front"]
 
 
 @runtime_checkable
@@ -68,6 +71,27 @@ class ImageTextModel(Backbone, Protocol):
         """
         ...
 
+    def trim(self, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Cut tokens ``(n, L)`` behind the last one that decides a feature."""
+        ...
+
+    def pixels(
+        self,
+        inputs: Inputs[Any],
+        rows: NDArray[np.int64],
+        view: int = 0,
+        smallest_crop: float = 0.08,
+    ) -> torch.Tensor:
+        """Load and preprocess some images; shape ``(len(rows), 3, H, W)``, float32.
+
+        Args:
+            inputs: Images.
+            rows: Which of them.
+            view: 0 for the plain preprocessing; each other number is one fixed random crop and flip.
+            smallest_crop: Least share of the area that an augmented view shows.
+        """
+        ...
+
     def encode_image(self, pixels: torch.Tensor, /, layer: Layer = "output") -> torch.Tensor:
         """Encode preprocessed images ``(n, 3, H, W)``.
 
@@ -81,8 +105,24 @@ class ImageTextModel(Backbone, Protocol):
         """Encode token ids ``(n, L)`` to float32 ``(n, D)``, unit norm at ``output``."""
         ...
 
+    def image_units(self) -> tuple[tuple[str, ...], ...]:
+        """Return per unit of the image tower what the names of its parameters begin with, input side first."""
+        ...
+
+    def encode_image_from(
+        self, states: torch.Tensor, unit: int, /, layer: Layer = "output"
+    ) -> torch.Tensor:
+        """Finish what ``encode_image(pixels, f"unit:{unit}")`` began; float32 ``(n, D)``."""
+        ...
+
     def encode(
-        self, inputs: Inputs[Any], /, tower: Tower, layer: Layer = "output", view: int = 0
+        self,
+        inputs: Inputs[Any],
+        /,
+        tower: Tower,
+        layer: Layer = "output",
+        view: int = 0,
+        smallest_crop: float = 0.08,
     ) -> NDArray[np.float32]:
         """Encode any number of examples through the feature store, in constant memory.
 
@@ -91,6 +131,7 @@ class ImageTextModel(Backbone, Protocol):
             tower: Which encoder.
             layer: Which features.
             view: 0 for the plain preprocessing; each other number is one fixed augmentation.
+            smallest_crop: Least share of the area that an augmented view shows.
 
         Returns:
             float32 features, shape ``(n, D)`` or ``(n, width)``.
@@ -101,6 +142,75 @@ class ImageTextModel(Backbone, Protocol):
         """Return ``logit_scale * image_features @ text_features.T + logit_bias``, shape ``(n, C)``."""
         ...
 
-    def clone(self) -> ImageTextModel:
-        """Return a copy whose weights may be trained without a change to this model."""
+    def clone(self, *, split: bool = False) -> Self:
+        """Return a copy whose weights may be trained without a change to this model.
+
+        Args:
+            split: Give attention separate projections, as adapters need them.
+        """
+        ...
+
+    def in_dtype(self, dtype: str, /) -> Self:
+        """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
+        ...
+
+    def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write the model, or one with the weights ``state``, as a folder that open_clip loads."""
+        ...
+
+
+@runtime_checkable
+class PromptTunable(ImageTextModel, Protocol):
+    """A model whose prompts may hold learnt vectors of width ``W`` in the place of token embeddings."""
+
+    def prompt_slots(
+        self, classnames: Sequence[str], n_ctx: int, position: PromptPosition = "end", /
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids ``(C, L)`` of prompts with ``n_ctx`` slots each, and the slots ``(C, n_ctx)``.
+
+        Raises:
+            ModelError: If slots and name are longer than the context.
+        """
+        ...
+
+    def context_tokens(self, text: str, /) -> torch.Tensor:
+        """Return the token ids of a text, without special tokens."""
+        ...
+
+    def embed_tokens(self, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Return float32 token embeddings ``(..., W)``, before positions are added."""
+        ...
+
+    def encode_token_embeddings(
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        /,
+        layer: Layer = "output",
+        shared: int = 0,
+    ) -> torch.Tensor:
+        """Encode texts whose token embeddings ``(n, L, W)`` are given; float32 ``(n, D)``.
+
+        The first ``shared`` positions hold the same embeddings in every text.
+        """
+        ...
+
+    def nearest_tokens(self, vectors: torch.Tensor, k: int, /) -> list[list[tuple[str, float]]]:
+        """Return per vector the ``k`` nearest vocabulary pieces and their Euclidean distances."""
+        ...
+
+
+@runtime_checkable
+class AdapterTunable(PromptTunable, Protocol):
+    """A model whose layers may carry low-rank adapters."""
+
+    def adapter_targets(self, tower: Tower, /) -> dict[str, list[str]]:
+        """Return the names of the layers by role (q, k, v, out, mlp, pointwise), input side first.
+
+        Of a clone with split attention. A role that the tower lacks is left out.
+        """
+        ...
+
+    def fused_state(self, network: torch.nn.Module, /) -> dict[str, torch.Tensor]:
+        """Return the state of a network with split attention under the names of an ordinary one."""
         ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import threading
 import warnings
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,17 +19,19 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-from open_clip.transformer import VisionTransformer, text_global_pool
+from open_clip.transformer import VisionTransformer
 from torchvision.transforms import Compose, Resize
 
 from clipadapt.core import hardware
 from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import digest
 from clipadapt.core.store import Space
-from clipadapt.models import _encode, _sources
+from clipadapt.models import _attention, _augment, _blocks, _encode, _prompts, _sources
+from clipadapt.models._text_tower import OwnText
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.context import Services
     from clipadapt.core.protocols import Inputs
-    from clipadapt.models import Layer, Tower
+    from clipadapt.models import Layer, PromptPosition, Tower
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANDOM_SEED: Final = 20210226
@@ -46,7 +47,7 @@ DECODE_VERSION: Final = 1
 """Raised when pixels change for the same file."""
 IMAGE_BATCH: Final = 32
 TEXT_BATCH: Final = 64
-_AUGMENT = threading.Lock()
+SMALLEST_CROP: Final = 0.08
 
 
 # ---------------------------------------------------------------- build
@@ -286,9 +287,8 @@ class OpenClipModel:
         self.dtype = dtype
         self.services = services
         self._digests: dict[str, tuple[int, str]] = {}
-        self._transforms = {
-            t: _transform(module, source.preprocess_cfg, train=t) for t in (False, True)
-        }
+        self._transform = _transform(module, source.preprocess_cfg)
+        self._in_dtype: dict[str, OpenClipModel] = {dtype: self}
 
     @property
     def embed_dim(self) -> int:
@@ -342,8 +342,23 @@ class OpenClipModel:
         return total.hexdigest()
 
     def preprocess(self, train: bool = False, /) -> Callable[[Image.Image], torch.Tensor]:
-        """Return open_clip's transform from an image to ``(3, H, W)``; ``train`` augments."""
-        return self._transforms[train]
+        """Return the transform from an image to ``(3, H, W)``: open_clip's, or for ``train`` a random crop and flip."""
+        if not train:
+            return cast("Callable[[Image.Image], torch.Tensor]", self._transform)
+        augment = self._crop_flip(SMALLEST_CROP)
+        return lambda image: augment(image, int(torch.randint(2**62, (1,))))
+
+    def pixels(
+        self,
+        inputs: Inputs[Any],
+        rows: NDArray[np.int64],
+        view: int = 0,
+        smallest_crop: float = SMALLEST_CROP,
+    ) -> torch.Tensor:
+        """Load and preprocess some images, in threads; shape ``(len(rows), 3, H, W)``, float32."""
+        load = self._loader(inputs, view, smallest_crop)
+        workers = self.services.workers or hardware.cpu_count()
+        return torch.stack(list(_encode.ahead(load, rows.tolist(), workers, 2 * len(rows))))
 
     def tokenize(self, texts: Sequence[str], /) -> torch.Tensor:
         """Return token ids, shape ``(n, context_length)``, int64.
@@ -364,13 +379,37 @@ class OpenClipModel:
         tokens: torch.Tensor = self.tokenizer(list(texts))
         return tokens
 
+    def trim(self, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Cut tokens ``(n, L)`` behind the last one that decides a feature."""
+        return tokens[:, : int(self._lengths(tokens).max())]
+
     def encode_image(self, pixels: torch.Tensor, /, layer: Layer = "output") -> torch.Tensor:
         """Encode preprocessed images ``(n, 3, H, W)`` to float32 ``(n, D)``."""
         x = pixels.to(device=self.device, dtype=DTYPES[self.dtype])
         if layer == "pre_projection":
             return self._pooled(x).float()
+        if layer.startswith(_blocks.PREFIX):
+            for unit in self._units()[: int(layer.removeprefix(_blocks.PREFIX))]:
+                x = unit.run(x)
+            return x.float()
         out: torch.Tensor = self._net.encode_image(x).float()
         return _at(layer, out)
+
+    def image_units(self) -> tuple[tuple[str, ...], ...]:
+        """Return per unit of the image tower what the names of its parameters begin with, input side first."""
+        return tuple(unit.names for unit in self._units())
+
+    def encode_image_from(
+        self, states: torch.Tensor, unit: int, /, layer: Layer = "output"
+    ) -> torch.Tensor:
+        """Finish what ``encode_image(pixels, f"unit:{unit}")`` began; float32 ``(n, D)``."""
+        x = states.to(device=self.device, dtype=DTYPES[self.dtype])
+        for step in self._units()[unit:]:
+            x = step.run(x)
+        return _at(layer, x.float())
+
+    def _units(self) -> tuple[_blocks.Unit, ...]:
+        return _blocks.units(self._net.visual)
 
     def encode_text(self, tokens: torch.Tensor, /, layer: Layer = "output") -> torch.Tensor:
         """Encode token ids ``(n, L)``, ``L <= context_length``, to float32 ``(n, D)``."""
@@ -379,11 +418,98 @@ class OpenClipModel:
                 "text features before the projection are not offered", hint="take layer 'output'"
             )
         tokens = tokens.to(self.device)
-        short = isinstance(self._net, CLIP) and tokens.shape[1] < self._net.context_length
-        out: torch.Tensor = (
-            _short_clip_text(self._net, tokens) if short else self._net.encode_text(tokens)
-        )
+        tower = OwnText.of(self._net)
+        short = tower is not None and tokens.shape[1] < tower.context_length
+        out: torch.Tensor = tower(tokens) if tower and short else self._net.encode_text(tokens)
         return _at(layer, out.float())
+
+    def prompt_slots(
+        self, classnames: Sequence[str], n_ctx: int, position: PromptPosition = "end", /
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens of prompts with slots for learnt vectors, and where the slots are.
+
+        Tokens are cut behind the last one that decides a feature.
+
+        Args:
+            classnames: ``C`` class names.
+            n_ctx: Slots per prompt.
+            position: Where the class name stands: behind the slots, amid them, or before them.
+
+        Returns:
+            Token ids ``(C, L)`` and slots ``(C, n_ctx)``, both int64.
+
+        Raises:
+            ModelError: If slots and name are longer than the context.
+        """
+        tokens, slots = _prompts.slots(self.tokenize, classnames, n_ctx, position)
+        return self.trim(tokens).to(self.device), slots.to(self.device)
+
+    def context_tokens(self, text: str, /) -> torch.Tensor:
+        """Return the token ids of a text to start context vectors from, without special tokens."""
+        return _prompts.words_of(self.tokenize, text)
+
+    def embed_tokens(self, tokens: torch.Tensor, /) -> torch.Tensor:
+        """Return float32 token embeddings ``(..., W)``, before positions are added."""
+        out: torch.Tensor = self._embedding()(tokens.to(self.device)).detach().float()
+        return out
+
+    def encode_token_embeddings(
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        /,
+        layer: Layer = "output",
+        shared: int = 0,
+    ) -> torch.Tensor:
+        """Encode texts whose token embeddings ``(n, L, W)`` are given; ``tokens`` decide masks and pooling.
+
+        Args:
+            embeddings: Token embeddings, before positions are added.
+            tokens: Token ids, shape ``(n, L)``.
+            layer: Which features.
+            shared: Leading positions whose embeddings are the same in every text. Under a causal mask their
+                states are too: they are computed once.
+        """
+        given = embeddings.to(self.device)
+        tower = OwnText.of(self._net)
+        if tower is not None and shared > 1 and self.services.fast and tower.can_share():
+            return _at(layer, tower.with_shared(given, tokens.to(self.device), shared).float())
+
+        def replace(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+            return given.to(output.dtype)
+
+        handle = self._embedding().register_forward_hook(replace)
+        try:
+            return self.encode_text(tokens, layer)
+        finally:
+            handle.remove()
+
+    def nearest_tokens(self, vectors: torch.Tensor, k: int, /) -> list[list[tuple[str, float]]]:
+        """Return per vector ``(n, W)`` the ``k`` vocabulary pieces of least Euclidean distance, with the distances."""
+        embedding: Any = self._embedding()
+        table = embedding.weight.detach().float()  # (V, W)
+        exact = "donot_use_mm_for_euclid_dist"
+        distances, ids = torch.cdist(vectors.float(), table, compute_mode=exact).topk(
+            k, largest=False
+        )
+        words = [_prompts.piece(self.tokenizer, int(i)) for i in ids.flatten()]
+        rows = iter(zip(words, distances.flatten().tolist(), strict=True))
+        return [[next(rows) for _ in range(k)] for _ in vectors]
+
+    def fused_state(self, network: torch.nn.Module, /) -> dict[str, torch.Tensor]:
+        """Return the state of a network with split attention under the names that this model's own has."""
+        return _attention.fuse(network)
+
+    def adapter_targets(self, tower: Tower, /) -> dict[str, list[str]]:
+        """Return the layers that may carry adapters by role, input side first; of a split clone."""
+        return _attention.targets(self._net)[tower]
+
+    def _embedding(self) -> torch.nn.Module:
+        text = getattr(self._net, "text", self._net)
+        inner = getattr(text, "transformer", None)
+        if inner is not None and hasattr(inner, "get_input_embeddings"):
+            return cast("torch.nn.Module", inner.get_input_embeddings())
+        return cast("torch.nn.Module", text.token_embedding)
 
     def logits(self, image_features: torch.Tensor, text_features: torch.Tensor, /) -> torch.Tensor:
         """Return ``logit_scale * image_features @ text_features.T + logit_bias``, shape ``(n, C)``."""
@@ -393,41 +519,94 @@ class OpenClipModel:
         return out if bias is None else out + bias.reshape(())
 
     def encode(
-        self, inputs: Inputs[Any], /, tower: Tower, layer: Layer = "output", view: int = 0
+        self,
+        inputs: Inputs[Any],
+        /,
+        tower: Tower,
+        layer: Layer = "output",
+        view: int = 0,
+        smallest_crop: float = SMALLEST_CROP,
     ) -> NDArray[np.float32]:
         """Encode any number of examples through the feature store, in constant memory."""
         if tower == "text" and view:
             raise ValueError("texts have no augmented views")
-        compute = self._images if tower == "image" else self._texts
+        compute = (
+            partial(self._images, inputs, layer, view, smallest_crop)
+            if tower == "image"
+            else partial(self._texts, inputs, layer)
+        )
         with torch.no_grad():
             got = self.services.store.get_or_compute(
-                self._space(tower, layer, view),
-                inputs.digests(),
-                partial(compute, inputs, layer, view),
+                self._space(tower, layer, view, smallest_crop), inputs.digests(), compute
             )
         self.services.meter.add(got.encode_seconds, got.seconds_spent, got.computed)
         return cast("NDArray[np.float32]", got.rows)
 
-    def clone(self) -> OpenClipModel:
-        """Return a copy whose weights may be trained without a change to this model."""
+    def clone(self, *, split: bool = False) -> OpenClipModel:
+        """Return a copy whose weights may be trained; ``split`` gives attention separate projections."""
+        module = copy.deepcopy(self.module)
+        if split:
+            _attention.split(module)
+        return self._with(module, self.dtype)
+
+    def in_dtype(self, dtype: str, /) -> OpenClipModel:
+        """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
+        if dtype not in self._in_dtype:
+            module = build(self.source, self.name)
+            self._in_dtype[dtype] = self._with(cast_weights(module, self.device, dtype), dtype)
+        return self._in_dtype[dtype]
+
+    def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write the model as a folder that ``local-dir:`` and open_clip load.
+
+        Args:
+            directory: An existing folder.
+            state: Weights of the same architecture in the place of its own.
+        """
+        _sources.save_folder(directory, self._net, self.tokenizer, self.source, state)
+
+    def _with(self, module: torch.nn.Module, dtype: str) -> OpenClipModel:
         return OpenClipModel(
-            copy.deepcopy(self.module),
+            module,
             self.tokenizer,
             self.source,
             name=self.name,
             device=self.device,
-            dtype=self.dtype,
+            dtype=dtype,
             services=self.services,
         )
 
-    def _space(self, tower: Tower, layer: Layer, view: int) -> Space:
+    def _crop_flip(self, smallest: float) -> _augment.CropFlip:
+        cfg = PreprocessCfg(**self._net.visual.preprocess_cfg)
+        size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else tuple(cfg.size)
+        return _augment.CropFlip(size, smallest, tuple(cfg.mean), tuple(cfg.std))
+
+    def _loader(
+        self, inputs: Inputs[Any], view: int, smallest_crop: float
+    ) -> Callable[[int], torch.Tensor]:
+        augment = self._crop_flip(smallest_crop)
+
+        def load(index: int) -> torch.Tensor:
+            image = inputs.examples[index]
+            if not view:
+                return cast("torch.Tensor", self._transform(image))
+            return augment(image, _augment.view_seed(view, digest(inputs.examples, index)))
+
+        return load
+
+    def _space(
+        self, tower: Tower, layer: Layer, view: int, smallest_crop: float = SMALLEST_CROP
+    ) -> Space:
         # The weights alone do not tell heads, patch, pooling or activation apart: the config goes with them.
         config = json.dumps(_portable(self.source.model_cfg), sort_keys=True)
         weights = hashlib.sha256(f"{self._weights_hash(tower)} {config}".encode()).hexdigest()
         if tower == "text":
             preprocess = _tokenizer_text(self.tokenizer)
         else:
-            preprocess = f"{self._transforms[bool(view)]} decode={DECODE_VERSION}"
+            steps = (
+                f"{self._crop_flip(smallest_crop)} {_augment.VERSION}" if view else self._transform
+            )
+            preprocess = f"{steps} decode={DECODE_VERSION}"
         return Space(
             weights=weights,
             activation="quick_gelu" if self.source.model_cfg.get("quick_gelu") else "gelu",
@@ -441,17 +620,14 @@ class OpenClipModel:
         )
 
     def _images(
-        self, inputs: Inputs[Any], layer: Layer, view: int, indices: NDArray[np.int64]
+        self,
+        inputs: Inputs[Any],
+        layer: Layer,
+        view: int,
+        smallest_crop: float,
+        indices: NDArray[np.int64],
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        transform = self._transforms[bool(view)]
-
-        def load(index: int) -> torch.Tensor:
-            image = inputs.examples[index]
-            if not view:
-                return transform(image)
-            seed = hashlib.sha256(f"{view}:".encode() + digest(inputs.examples, index)).digest()
-            return _augmented(transform, image.convert("RGB"), int.from_bytes(seed[:6], "little"))
-
+        load = self._loader(inputs, view, smallest_crop)
         size = self.services.batch_size or IMAGE_BATCH
         workers = self.services.workers or hardware.cpu_count()
         network = partial(self.encode_image, layer=layer)
@@ -461,7 +637,7 @@ class OpenClipModel:
                 yield part, rows
 
     def _texts(
-        self, inputs: Inputs[Any], layer: Layer, _: int, indices: NDArray[np.int64]
+        self, inputs: Inputs[Any], layer: Layer, indices: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         def tokens_of(part: NDArray[np.int64]) -> torch.Tensor:
             return self.tokenize([inputs.examples[int(i)] for i in part])
@@ -476,10 +652,12 @@ class OpenClipModel:
     def _lengths(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return how many leading positions of each row decide its feature; shape ``(n,)``."""
         whole = torch.full((len(tokens),), tokens.shape[1])
+        if not self.services.fast:
+            return whole
         text = getattr(self._net, "text", None)
-        if isinstance(self._net, CLIP):
-            causal = self._net.attn_mask is not None and self._net.text_pool_type == "argmax"
-            return tokens.argmax(dim=1) + 1 if causal else whole
+        own = OwnText.of(self._net)
+        if own is not None:
+            return tokens.argmax(dim=1) + 1
         config = getattr(text, "config", None)  # of a Hugging Face tower, which masks the padding
         if config is None or getattr(config, "pad_token_id", None) is None:
             return whole
@@ -504,24 +682,14 @@ class OpenClipModel:
         raise ModelError(f"no features before the projection of a {type(visual).__name__}")
 
 
-def _transform(module: Any, preprocess_cfg: dict[str, Any], *, train: bool) -> Any:
+def _transform(module: Any, preprocess_cfg: dict[str, Any]) -> Any:
     """Return open_clip's transform; ``resize_size`` of a config resizes to more than is cropped."""
-    cfg = PreprocessCfg(**module.visual.preprocess_cfg)
-    transform = image_transform_v2(cfg, is_train=train)
+    transform = image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False)
     larger = preprocess_cfg.get("resize_size")
-    if larger is None or train:
+    if larger is None:
         return transform
     first, *rest = transform.transforms
     return Compose([Resize(int(larger), interpolation=first.interpolation), *rest])
-
-
-def _augmented(
-    transform: Callable[[Image.Image], torch.Tensor], image: Image.Image, seed: int
-) -> torch.Tensor:
-    # The transforms draw from the process-wide generator; the lock makes the draw the image's own.
-    with _AUGMENT, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return transform(image)
 
 
 def _at(layer: Layer, projected: torch.Tensor) -> torch.Tensor:
@@ -530,24 +698,6 @@ def _at(layer: Layer, projected: torch.Tensor) -> torch.Tensor:
     if layer == "output":
         return F.normalize(projected, dim=-1)
     raise ModelError(f"unknown layer '{layer}'", hint="take output, projected or pre_projection")
-
-
-def _short_clip_text(module: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Run a causal text tower on fewer positions than its context; what follows the last token has no effect."""
-    length = tokens.shape[1]
-    dtype = module.transformer.get_cast_dtype()
-    x = module.token_embedding(tokens).to(dtype) + module.positional_embedding[:length].to(dtype)
-    mask = module.attn_mask
-    x = module.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
-    x = module.ln_final(x)  # (n, L, W)
-    x = text_global_pool(
-        x, tokens, module.text_pool_type, eos_token_id=module.text_eos_id
-    )  # (n, W)
-    projection = module.text_projection
-    if projection is None:
-        return x
-    out: torch.Tensor = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
-    return out
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -6,6 +6,7 @@ They are looked for on this machine first, then on the network, with a short wai
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 import urllib.error
@@ -18,7 +19,7 @@ from clipadapt.core.errors import ModelError, did_you_mean
 from clipadapt.models import _names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 PROBE_SECONDS: Final = 5.0
 
@@ -90,6 +91,40 @@ def hf_folder(source: Source) -> Path | None:
     if source.folder is not None and (source.folder / "config.json").is_file():
         return source.folder
     return None
+
+
+def save_folder(
+    directory: Path,
+    network: Any,
+    tokenizer: Any,
+    source: Source,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config, weights, tokenizer and text tower config as an open_clip folder.
+
+    Args:
+        directory: An existing folder.
+        network: The network.
+        tokenizer: open_clip's tokenizer of the model.
+        source: Where the model came from.
+        state: Weights in the place of the network's own.
+    """
+    from safetensors.torch import save_file
+
+    weights = network.state_dict() if state is None else state
+    save_file(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()},
+        directory / _names.CHECKPOINT_NAMES[0],
+        metadata={"format": "pt"},
+    )
+    preprocess = {**network.visual.preprocess_cfg, **source.preprocess_cfg}
+    config = {"model_cfg": source.model_cfg, "preprocess_cfg": preprocess}
+    (directory / _names.CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    text_config = getattr(getattr(network, "text", None), "config", None)
+    if text_config is not None:
+        text_config.save_pretrained(directory)
+    if hasattr(tokenizer, "tokenizer"):
+        tokenizer.tokenizer.save_pretrained(directory)
 
 
 def _of_folder(folder: Path) -> Source:

@@ -16,12 +16,27 @@ from clipadapt.core.protocols import DatasetOptions, Inputs, ModelOptions, Split
 from clipadapt.core.registry import DATASETS, METHODS, MODELS
 from clipadapt.core.store import FeatureStore
 
-CLIP_FAMILIES = ("clip", "custom", "hf")
+CLIP_FAMILIES = ("clip", "custom", "hf", "siglip")
 TEXT_FAMILIES = ("distilbert", "bert", "roberta")
 # Where the defaults take minutes, what a test can wait for; else every method runs with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
     name: {"epochs": 2, "batch_size": 8, "warmup_steps": 0.1, "lr": 1e-2}
     for name in ("text/head", "text/full_finetune", "text/lora", "text/bitfit")
+}
+SMALL |= {
+    "clip/coop": {"n_ctx": 4, "epochs": 2, "augment": "none", "batch_size": 8},
+    "clip/lora": {"steps_per_shot": None, "epochs": 2, "augment": "none", "lr": 1e-2},
+    "clip/clip_adapter": {"epochs": 2, "augment": "none", "batch_size": 8},
+    "clip/tip_adapter": {"views": 2, "beta_steps": 5},
+    "clip/tip_adapter_f": {"views": 2, "beta_steps": 5, "epochs": 2},
+    **{
+        name: {"epochs": 2, "augment": "none", "warmup_steps": 1, "lr": 1e-3, "blocks": 2}
+        for name in ("clip/full_finetune", "clip/wise_ft")
+    },
+}
+# What a family needs beside that: a convolutional tower has no attention to adapt.
+FAMILY: dict[tuple[str, str], dict[str, Any]] = {
+    ("clip/lora", "hf"): {"encoder": "image", "roles": ["pointwise"]},
 }
 CASES = [
     (name, family)
@@ -29,6 +44,11 @@ CASES = [
     for family in (CLIP_FAMILIES if name.startswith("clip/") else TEXT_FAMILIES)
     if METHODS.get(name).requires is not None or family == TEXT_FAMILIES[0]
 ]
+
+
+def settings(name: str, family: str) -> dict[str, Any]:
+    """What a method is run with on a family."""
+    return SMALL.get(name, {}) | FAMILY.get((name, family), {})
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,7 @@ def tiny_case(
             if not isinstance(backbone, method_class.requires):
                 pytest.skip(f"{name} does not serve the family {family}")
         task, inputs = pictures() if name.startswith("clip/") else reviews()
-        config = method_class.Config(**SMALL.get(name, {}))
+        config = method_class.Config(**settings(name, family))
         return Case(name, method_class(config), backbone, task, inputs)
 
     return build

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
-from clipadapt.core.context import Services
-from clipadapt.core.protocols import ModelOptions
+from clipadapt.core.context import RunContext, Services
+from clipadapt.core.protocols import Inputs, ModelOptions, Split
 from clipadapt.core.registry import MODELS
 from clipadapt.core.store import FeatureStore
 from clipadapt.models import ImageTextModel
@@ -48,7 +51,8 @@ def write_folder(target: Path) -> Path:
                 "layers": given["transformer_layers"],
             },
         },
-        "preprocess_cfg": {},
+        # The fixtures' images are preprocessed already: this leaves a tensor as it is.
+        "preprocess_cfg": {"mean": [0.0] * 3, "std": [1.0] * 3},
     }
     target.mkdir(parents=True, exist_ok=True)
     (target / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -57,6 +61,49 @@ def write_folder(target: Path) -> Path:
         target / "open_clip_model.safetensors",
     )
     return target
+
+
+class Pixels(Sequence[torch.Tensor]):
+    """Preprocessed images as examples."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = torch.from_numpy(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.images[index]
+
+    def digest(self, index: int) -> bytes:
+        return hashlib.sha256(self.images[index].numpy().tobytes()).digest()
+
+
+def split_of(images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]) -> Split[Any]:
+    """Return labelled preprocessed images; ids are row numbers."""
+    ids = tuple(str(i) for i in range(len(images)))
+    return Split(Inputs(Pixels(images), ids), labels, tuple(classnames))
+
+
+def in_order(stream: str, n: int, size: int, epoch: int) -> list[np.ndarray]:
+    """Replace the order of batches by the order of the rows."""
+    return [np.arange(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+class Seen:
+    """Collects what a method shows at the points a test compares."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Any]] = {}
+
+    def __call__(self, name: str, value: Any) -> None:
+        self.values.setdefault(name, []).append(value)
+
+
+def context(folder: Path, **given: Any) -> RunContext:
+    """Return a context whose batches come in the order of the rows."""
+    given.setdefault("order", in_order)
+    return RunContext(0, folder, Services(FeatureStore(enabled=False)), **given)
 
 
 def load(target: Path) -> ImageTextModel:

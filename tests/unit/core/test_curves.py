@@ -184,3 +184,22 @@ def test_without_matplotlib_the_message_says_what_to_install(store, tmp_path, mo
     save(store)
     with pytest.raises(ClipAdaptError, match=r'pip install "clipadapt\[report\]"'):
         plot_curves(store, tmp_path / "out")
+
+
+def test_one_run_has_its_picture_in_its_folder(store, figures):
+    folder = save(store, data__shots=None)
+
+    made = curves.plot_run(folder)
+    again = curves.plot_run(folder)
+
+    assert made == again == folder / "curves.png"
+    assert made.read_bytes().startswith(b"\x89PNG")
+    (figure,) = figures  # drawn once
+    assert figure.get_suptitle() == "folder:photo"
+    assert figure.axes[1].lines[0].get_ydata() == pytest.approx([70, 80])
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_one_epoch_is_no_curve(store):
+    assert curves.plot_run(save(store, history=STEPS[:3])) is None
+    assert curves.plot_run(save(store, history=None, run_id="b", fit_id="b")) is None

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig
 
 WORDS = (
@@ -36,6 +40,25 @@ CONV = {
     "timm_proj": "linear",
     "image_size": 32,
 }
+SIGLIP = {
+    "timm_model_name": "test_vit",
+    "timm_model_pretrained": False,
+    "timm_pool": "map",
+    "timm_proj": "none",
+    "image_size": 160,
+}
+SIGLIP_TEXT = {
+    "context_length": 16,
+    "hf_tokenizer_name": "nobody/nothing",
+    "tokenizer_kwargs": {"clean": "canonicalize"},
+    "width": 64,
+    "heads": 2,
+    "layers": 2,
+    "no_causal_mask": True,
+    "proj_bias": True,
+    "pool_type": "last",
+    "norm_kwargs": {"eps": 1e-6},
+}
 
 
 def write(folder: Path, family: str) -> Path:
@@ -43,7 +66,8 @@ def write(folder: Path, family: str) -> Path:
 
     Args:
         folder: Where to.
-        family: ``clip`` (ViT and CLIP text), ``custom`` (ViT and CustomTextCLIP) or ``hf`` (timm and BERT).
+        family: ``clip`` (ViT and CLIP text), ``custom`` (ViT and CustomTextCLIP), ``hf`` (timm and BERT) or
+            ``siglip`` (timm's ViT with a pooling map, a text tower without mask and first token, a logit bias).
     """
     folder.mkdir(parents=True, exist_ok=True)
     cfg: dict[str, Any] = {"embed_dim": 24, "vision_cfg": dict(VIT), "text_cfg": dict(CLIP_TEXT)}
@@ -62,6 +86,11 @@ def write(folder: Path, family: str) -> Path:
             "hf_proj_type": None,
             "context_length": 16,
         }
+    if family == "siglip":
+        _write_words(folder)
+        cfg |= {"embed_dim": 64, "vision_cfg": dict(SIGLIP), "init_logit_bias": -10}
+        cfg["text_cfg"] = {**SIGLIP_TEXT, "vocab_size": len(WORDS)}
+        cfg["custom_text"] = True
     torch.manual_seed(1)
     kinds = {k: v for k, v in cfg.items() if k != "custom_text"}
     module = (CLIP if family == "clip" else CustomTextCLIP)(**json.loads(json.dumps(kinds)))
@@ -87,3 +116,21 @@ def _write_bert(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}), encoding="utf-8"
     )
+
+
+def _write_words(folder: Path) -> None:
+    """Write a tokenizer that puts nothing before a text, and pads with the token that ends it."""
+    words = {w: i for i, w in enumerate(("<unk>", "</s>", *WORDS[2:]))}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", words["</s>"])]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -1,0 +1,236 @@
+"""Tip-Adapter's cache model: few-shot features as keys, their labels as values, searched on val."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from clipadapt.core import saved
+from clipadapt.core.protocols import MethodConfig
+from clipadapt.methods._images import tensor
+from clipadapt.methods._training import labelled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, ScoreKind, Split
+    from clipadapt.models import ImageTextModel
+
+FIRST_VIEW: Final = 1
+GRID_START: Final = 0.1
+
+
+class SearchConfig(MethodConfig):
+    """Hyperparameters that both forms of Tip-Adapter share.
+
+    Attributes:
+        alpha: Weight of the cache where nothing is searched.
+        beta: Sharpness of its affinities where nothing is searched.
+        search: Search ``alpha`` and ``beta`` on val; without val there is no search.
+        alpha_max: End of the searched range of ``alpha``, itself left out.
+        beta_max: End of the searched range of ``beta``, itself left out.
+        alpha_steps: Values of ``alpha``.
+        beta_steps: Values of ``beta``.
+        views: Random crops of each picture whose features are averaged into a key; 0 takes the plain picture.
+        logit_scale: Factor on the cosine of the zero-shot part.
+        smallest_crop: Least share of a picture's area that a crop shows.
+    """
+
+    smallest_crop: float = Field(default=0.5, gt=0, le=1)
+    alpha: PositiveFloat = 1.17
+    beta: PositiveFloat = 1.0
+    search: bool = True
+    alpha_max: PositiveFloat = 3.0
+    beta_max: PositiveFloat = 7.0
+    alpha_steps: PositiveInt = 20
+    beta_steps: PositiveInt = 200
+    views: NonNegativeInt = 10
+    logit_scale: PositiveFloat = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheModel:
+    """Keys and values of a cache.
+
+    Attributes:
+        keys: Features of the examples, shape ``(N, D)``.
+        labels: Their labels, shape ``(N,)``.
+        n_classes: ``C``.
+    """
+
+    keys: torch.Tensor
+    labels: NDArray[np.int64]
+    n_classes: int
+
+    def values(self) -> torch.Tensor:
+        """Return one-hot labels, shape ``(N, C)``."""
+        import torch
+        import torch.nn.functional as F
+
+        return F.one_hot(torch.from_numpy(self.labels), self.n_classes).float()
+
+    def votes(self, features: torch.Tensor, beta: float) -> torch.Tensor:
+        """Return ``exp(-beta (1 - f K)) V`` of unit-norm features ``(n, D)``, shape ``(n, C)``."""
+        affinity = features @ self.keys.T  # (n, N)
+        return (beta * (affinity - 1)).exp() @ self.values()
+
+
+def build(
+    model: ImageTextModel, train: Split[Any], config: SearchConfig, n_classes: int
+) -> CacheModel:
+    """Return the cache of a train split: the mean of the un-normalised features of its views, then unit norm.
+
+    References:
+        R. Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
+        section 3.1. arXiv:2207.09519
+    """
+    import torch.nn.functional as F
+
+    views = range(FIRST_VIEW, FIRST_VIEW + config.views) if config.views else (0,)
+    total = sum(
+        tensor(model.encode(train.inputs, "image", "projected", v, config.smallest_crop))
+        for v in views
+    )
+    keys = F.normalize(total / len(views), dim=-1)  # type: ignore[arg-type]
+    return CacheModel(keys, train.labels, n_classes)
+
+
+def logits(
+    cache: CacheModel,
+    features: torch.Tensor,
+    weights: torch.Tensor,
+    alpha: float,
+    beta: float,
+    scale: float,
+) -> torch.Tensor:
+    """Return zero-shot logits plus ``alpha`` times the cache's votes, shape ``(n, C)``."""
+    return scale * features @ weights.T + alpha * cache.votes(features, beta)
+
+
+def search(
+    cache: CacheModel,
+    features: torch.Tensor,
+    labels: NDArray[np.int64],
+    weights: torch.Tensor,
+    config: SearchConfig,
+    ctx: RunContext,
+) -> dict[str, Any]:
+    """Return the first best ``alpha`` and ``beta`` of the official grid by val accuracy.
+
+    Args:
+        cache: The cache.
+        features: Unit-norm val features, shape ``(m, D)``.
+        labels: Their labels.
+        weights: Text features, shape ``(C, D)``.
+        config: The grid.
+        ctx: Where the grid of accuracies is shown.
+    """
+    import torch
+
+    betas = _grid(config.beta_max, config.beta_steps)
+    alphas = _grid(config.alpha_max, config.alpha_steps)
+    zero_shot = config.logit_scale * features @ weights.T  # (m, C)
+    y = torch.from_numpy(labels)
+    affinity = features @ cache.keys.T - 1  # (m, N)
+    values, factors = cache.values(), torch.tensor(alphas, dtype=torch.float32)
+    right = np.zeros((len(betas), len(alphas)))
+    for i, beta in enumerate(betas):
+        votes = (float(beta) * affinity).exp() @ values  # (m, C)
+        scores = zero_shot + factors[:, None, None] * votes  # (alphas, m, C)
+        right[i] = (scores.argmax(-1) == y).float().mean(-1).numpy()
+    i, j = divmod(int(right.argmax()), len(alphas))  # the first: beta outer, alpha inner
+    if ctx.observe:
+        ctx.observe("grid", right)
+    alpha, beta, value = float(alphas[j]), float(betas[i]), float(right[i, j])
+    by = f"val accuracy over alpha and beta (alpha={alpha:.4g}, beta={beta:.4g})"
+    return {"alpha": alpha, "beta": beta, "by": by, "value": value}
+
+
+def chosen(
+    model: ImageTextModel,
+    cache: CacheModel,
+    val: Split[Any] | None,
+    weights: torch.Tensor,
+    config: SearchConfig,
+    ctx: RunContext,
+) -> tuple[float, float, dict[str, Any] | None]:
+    """Return ``alpha``, ``beta`` and what the record says of their choice; without val those of the config."""
+    val = labelled(val)
+    if val is None or not config.search:
+        return config.alpha, config.beta, None
+    features = tensor(model.encode(val.inputs, "image"))
+    best = search(cache, features, val.labels, weights, config, ctx)
+    told = {"epoch": None, "by": best["by"], "value": best["value"]}
+    return best["alpha"], best["beta"], told
+
+
+def _grid(end: float, steps: int) -> NDArray[np.float64]:
+    return GRID_START + np.arange(steps) * (end - GRID_START) / steps
+
+
+@dataclass(frozen=True, slots=True)
+class CacheClassifier:
+    """Zero-shot logits plus the votes of a cache.
+
+    Attributes:
+        model: The backbone.
+        classnames: ``C`` class names.
+        cache: Keys and values.
+        weights: Unit-norm text features, shape ``(C, D)``.
+        alpha: Weight of the votes.
+        beta: Sharpness of the affinities.
+        logit_scale: Factor on the cosine.
+        n_trainable_params: Numbers that were learnt: the keys, or none.
+        selection: What was chosen on val, or None.
+        score_kind: The scores are logits.
+    """
+
+    model: ImageTextModel
+    classnames: tuple[str, ...]
+    cache: CacheModel
+    weights: NDArray[np.float32]
+    alpha: float
+    beta: float
+    logit_scale: float
+    n_trainable_params: int
+    selection: dict[str, Any] | None
+    score_kind: ClassVar[ScoreKind] = "logit"
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        features = tensor(self.model.encode(inputs, "image"))  # (n, D)
+        args = (self.alpha, self.beta, self.logit_scale)
+        return logits(self.cache, features, tensor(self.weights), *args).numpy()
+
+    def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return what the prompts alone would have scored, shape ``(n, C)``."""
+        features = self.model.encode(inputs, "image")
+        return np.float32(self.logit_scale) * (features @ self.weights.T)
+
+    def save(self, directory: Path) -> None:
+        """Write keys, labels, text features and settings."""
+        arrays = {
+            "keys": self.cache.keys.numpy(),
+            "labels": self.cache.labels,
+            "weights": self.weights,
+        }
+        names = ("classnames", "alpha", "beta", "logit_scale", "n_trainable_params", "selection")
+        saved.save(directory, arrays, {name: getattr(self, name) for name in names})
+
+
+def load(directory: Path, backbone: ImageTextModel) -> CacheClassifier:
+    """Return the classifier saved in ``directory``."""
+    names = ("classnames", "alpha", "beta", "logit_scale", "n_trainable_params", "selection")
+    facts = saved.load_facts(directory, names)
+    D = (None, backbone.embed_dim)
+    arrays = saved.load_arrays(directory, {"keys": D, "labels": (None,), "weights": D})
+    classnames = tuple(facts.pop("classnames"))
+    cache = CacheModel(tensor(arrays["keys"]), arrays["labels"], len(classnames))
+    return CacheClassifier(backbone, classnames, cache, arrays["weights"], **facts)

@@ -1,0 +1,245 @@
+"""Fine-tuning of an image tower with a head that starts as the zero-shot classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from clipadapt.core import saved
+from clipadapt.core.errors import ConfigError
+from clipadapt.methods import _export, _training
+from clipadapt.methods._images import TunedImages, TunedTower, tensor
+from clipadapt.methods._text import cosine_scores, zero_shot_weights
+from clipadapt.methods._training import TrainingConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+    from clipadapt.models import ImageTextModel
+
+HEAD: Final = ("head.weight", "head.bias")
+
+
+class FinetuneConfig(TrainingConfig):
+    """Hyperparameters of fine-tuning; the defaults are WiSE-FT's.
+
+    Attributes:
+        blocks: Train only the last so many units of the image tower; None trains all. What lies below them is
+            computed once.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: PositiveFloat = 3e-5
+    weight_decay: float = Field(default=0.1, ge=0)
+    schedule: Literal["dassl", "cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(default=500, ge=0)
+    epochs: int = Field(default=10, ge=0)
+    batch_size: PositiveInt = 512
+    clip_norm: PositiveFloat | None = 1.0
+    smallest_crop: float = Field(default=0.9, gt=0, le=1)
+    blocks: PositiveInt | None = None
+
+
+class Tuned:
+    """An image tower and a head in training.
+
+    Attributes:
+        backbone: The model.
+        tower: The tower: the model's own units, then trained copies.
+        head: Weight ``(C, D)`` and bias ``(C,)``.
+        parameters: What is learnt, by name.
+    """
+
+    def __init__(
+        self,
+        backbone: ImageTextModel,
+        blocks: int | None,
+        head: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Copy the model and free the last ``blocks`` units of the copy's image tower.
+
+        Raises:
+            ConfigError: If the tower has fewer units.
+        """
+        base = backbone.in_dtype("fp32")
+        units = base.image_units()
+        if blocks is not None and blocks > len(units):
+            raise ConfigError(
+                f"method.blocks is {blocks}; the image tower of '{backbone.name}' has {len(units)} units",
+                hint=f"take 1 to {len(units)}, or leave it out to train all",
+            )
+        first = 0 if blocks is None else len(units) - blocks
+        model = base.clone()
+        begins = tuple(name for unit in units[first:] for name in unit)
+        learnt = {n: p for n, p in model.module.named_parameters() if n.startswith(begins)}
+        for p in learnt.values():
+            p.requires_grad_()
+        self.backbone, self.head = backbone, head
+        self.tower = TunedTower(base, model, first)
+        self.parameters = {**learnt, **dict(zip(HEAD, head, strict=True))}
+
+    def start_from(self, ctx: RunContext) -> None:
+        """Put the context's start values in the place of the tower's own."""
+        import torch
+
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                if name not in HEAD:
+                    given = ctx.initial(name, p.detach().cpu().numpy())
+                    p.copy_(torch.from_numpy(np.asarray(given, dtype=np.float32)))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return copies of what is learnt."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def put(self, state: dict[str, torch.Tensor]) -> None:
+        """Set what is learnt."""
+        import torch
+
+        with torch.no_grad():
+            for name, value in state.items():
+                self.parameters[name].copy_(value)
+
+    def scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits as tower and head are now, shape ``(n, C)``."""
+        weight, bias = (p.detach().cpu().numpy() for p in self.head)
+        logits: NDArray[np.float32] = self.tower.features(inputs) @ weight.T + bias
+        return logits
+
+
+def fit(
+    name: str,
+    config: FinetuneConfig,
+    backbone: ImageTextModel,
+    task: Task[Any],
+    ctx: RunContext,
+) -> tuple[Tuned, NDArray[np.float32], dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Fine-tune end to end by cross-entropy.
+
+    Returns:
+        Tower and head as trained, the zero-shot text features ``(C, D)``, what tower and head started from,
+        and what was selected on val.
+
+    References:
+        M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 4. arXiv:2109.01903
+    """
+    train = task.require_train(name)
+    val = _training.labelled(task.val)
+    text = zero_shot_weights(backbone, task.classnames, task.templates)
+    zero_shot = np.float32(backbone.logit_scale) * text
+    bias = np.full(len(text), backbone.logit_bias, dtype=np.float32)
+    head = (
+        _training.parameter(ctx, HEAD[0], zero_shot),
+        _training.parameter(ctx, HEAD[1], bias),
+    )
+    tuned = Tuned(backbone, config.blocks, head)
+    start = tuned.state() | dict(zip(HEAD, map(tensor, (zero_shot, bias)), strict=True))
+    tuned.start_from(ctx)
+    images = TunedImages(tuned.tower, train.inputs, config)
+
+    def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
+        weight, bias = head
+        features = images(rows, view)  # (b, D), unit norm
+        logits = features @ weight.to(features.device).T + bias.to(features.device)
+        return _training.cross_entropy(logits, train.labels, rows)
+
+    selection = _training.train(
+        _training.Fit(
+            name,
+            tuned.parameters,
+            loss,
+            len(train),
+            None if val is None else lambda: tuned.scores(val.inputs),
+            None if val is None else val.labels,
+        ),
+        config,
+        ctx,
+    )
+    return tuned, text, start, selection
+
+
+@dataclass(frozen=True, slots=True)
+class FinetunedClassifier:
+    """A fine-tuned image tower and its head.
+
+    Attributes:
+        model: The backbone.
+        classnames: ``C`` class names.
+        tuned: Tower and head.
+        start: Text features of the zero-shot start, shape ``(C, D)``.
+        blocks: Units of the tower that were trained, or None for all.
+        selection: What was chosen on val, or None.
+        score_kind: The scores are logits.
+        export_formats: An open_clip checkpoint with the head beside it.
+    """
+
+    model: ImageTextModel
+    classnames: tuple[str, ...]
+    tuned: Tuned
+    start: NDArray[np.float32]
+    blocks: int | None
+    selection: dict[str, Any] | None
+    score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = ("openclip",)
+
+    @property
+    def n_trainable_params(self) -> int:
+        """Parameters of the trained units and of the head."""
+        return sum(p.numel() for p in self.tuned.parameters.values())
+
+    @property
+    def n_total_params(self) -> int:
+        """Parameters of the model and of the head."""
+        return self.model.n_params + sum(p.numel() for p in self.tuned.head)
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        return self.tuned.scores(inputs)
+
+    def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return what the start would have scored, shape ``(n, C)``."""
+        return cosine_scores(self.model, inputs, self.start)
+
+    def export(self, form: str, path: Path) -> None:
+        """Write the model with the trained tower as an open_clip folder, and the head beside it."""
+        _export.require(form, self.export_formats)
+        path.mkdir(parents=True, exist_ok=True)
+        trained = self.tuned.tower.model
+        trained.save_folder(path)
+        weight, bias = (p.detach().cpu().numpy() for p in self.tuned.head)
+        arrays = {"weight": weight, "bias": bias}
+        _export.write(path, arrays, self.model, self.classnames, {"features": "output"})
+
+    def save(self, directory: Path) -> None:
+        """Write what was trained, the zero-shot start and the class names."""
+        arrays = {n: p.detach().cpu().numpy() for n, p in self.tuned.parameters.items()}
+        facts = {
+            "classnames": self.classnames,
+            "blocks": self.blocks,
+            "selection": self.selection,
+        }
+        saved.save(directory, {**arrays, "start": self.start}, facts)
+
+
+def load(directory: Path, backbone: ImageTextModel) -> FinetunedClassifier:
+    """Return the classifier saved in ``directory``."""
+    import torch
+
+    facts = saved.load_facts(directory, ("classnames", "blocks", "selection"))
+    names = tuple(facts["classnames"])
+    C, D = len(names), backbone.embed_dim
+    tuned = Tuned(backbone, facts["blocks"], (torch.zeros(C, D), torch.zeros(C)))
+    shapes = {name: tuple(p.shape) for name, p in tuned.parameters.items()}
+    arrays = saved.load_arrays(directory, {**shapes, "start": (C, D)})
+    tuned.put({name: torch.from_numpy(arrays[name]) for name in shapes})
+    return FinetunedClassifier(
+        backbone, names, tuned, arrays["start"], facts["blocks"], facts["selection"]
+    )

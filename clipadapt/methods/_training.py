@@ -1,0 +1,380 @@
+"""The one training loop of the CLIP methods: schedules, selection on val, history, and resuming after a kill.
+
+A fit is a set of named tensors and a loss of a batch of rows. What is drawn (order, dropout) comes from named
+streams or from a generator that the checkpoint holds, so a fit that was killed goes on and ends equal to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from clipadapt.core import metrics
+from clipadapt.core._files import write_bytes
+from clipadapt.core.errors import DivergedError
+from clipadapt.core.protocols import MethodConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Split
+
+CHECKPOINT: Final = "checkpoint.safetensors"
+CHECKPOINT_SECONDS: Final = 10.0
+"""A fit loses at most this much work when it is killed."""
+VAL_TIMES: Final = 20
+"""How often val is looked at where no epoch is chosen by it."""
+
+
+class TrainingConfig(MethodConfig):
+    """Hyperparameters that trained methods share; each method sets the defaults of its paper.
+
+    Attributes:
+        optimizer: ``sgd`` (momentum, no dampening), ``adam`` (L2 in the gradient) or ``adamw``.
+        lr: Peak learning rate.
+        momentum: Momentum of sgd.
+        weight_decay: Weight decay.
+        eps: Term of Adam's denominator.
+        schedule: ``dassl``: constant within an epoch, warm-up epochs at ``warmup_lr``, then a cosine that starts
+            from its top and never reaches zero. ``cosine``: per step, down to ``min_lr``. ``constant``.
+        warmup_epochs: Epochs at ``warmup_lr`` (dassl).
+        warmup_lr: Learning rate of those epochs.
+        warmup_steps: Steps of linear warm-up (cosine, constant).
+        min_lr: Where the cosine ends.
+        epochs: Passes over train; 0 leaves the start values.
+        batch_size: Images per step.
+        drop_last: Leave out a last batch that is smaller.
+        clip_norm: Largest norm of the gradient, or None.
+        keep: ``last`` step, or ``best`` epoch by val accuracy (the first of equals; without val the last).
+        augment: ``none`` reads features from the store where that is all a step needs; ``crop_flip`` is a fresh
+            random resized crop and flip each epoch.
+        smallest_crop: Least share of a picture's area that a crop shows.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: PositiveFloat = 2e-3
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: NonNegativeFloat = 5e-4
+    eps: PositiveFloat = 1e-8
+    schedule: Literal["dassl", "cosine", "constant"] = "dassl"
+    warmup_epochs: NonNegativeInt = 1
+    warmup_lr: PositiveFloat = 1e-5
+    warmup_steps: NonNegativeInt = 0
+    min_lr: NonNegativeFloat = 0.0
+    epochs: NonNegativeInt = 200
+    batch_size: PositiveInt = 32
+    drop_last: bool = False
+    clip_norm: PositiveFloat | None = None
+    keep: Literal["last", "best"] = "last"
+    augment: Literal["none", "crop_flip"] = "crop_flip"
+    smallest_crop: float = Field(default=0.08, gt=0, le=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a method hands to :func:`train`.
+
+    Attributes:
+        name: Name of the method, for streams and messages.
+        parameters: What is learnt, by name; float32 leaves that require a gradient.
+        loss: Maps rows of train and the view of the epoch (0 without augmentation) to the loss.
+        n: Rows of train.
+        val_scores: Scores of val as the parameters are now, shape ``(m, C)``; None without val.
+        val: Labels of val.
+        key: What else decides the result, hashed into the checkpoint.
+    """
+
+    name: str
+    parameters: Mapping[str, torch.Tensor]
+    loss: Callable[[NDArray[np.int64], int], torch.Tensor]
+    n: int
+    val_scores: Callable[[], NDArray[np.float32]] | None = None
+    val: NDArray[np.int64] | None = None
+    key: str = ""
+
+
+@dataclass(slots=True)
+class _State:
+    """Where a fit stands."""
+
+    epoch: int = 0
+    index: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    fit: Fit, config: TrainingConfig, ctx: RunContext, *, steps: int | None = None
+) -> dict[str, Any] | None:
+    """Train ``fit.parameters`` in place.
+
+    Args:
+        fit: What is learnt.
+        config: Hyperparameters.
+        ctx: Order of batches, checkpoints, history, progress.
+        steps: Stop after this many steps, however many epochs that is; None takes ``config.epochs``.
+
+    Returns:
+        What was selected on val, or None.
+
+    Raises:
+        DivergedError: If the loss is not finite.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(ctx.rng(f"{fit.name}.torch").integers(2**62)))
+        return _Loop(fit, config, ctx, steps).run()
+
+
+def learning_rate(config: TrainingConfig, epoch: int, step: int, epochs: int, steps: int) -> float:
+    """Return the learning rate of a step.
+
+    Args:
+        config: The schedule.
+        epoch: Epoch of the step, from 0.
+        step: Number of the step, from 0.
+        epochs: All epochs.
+        steps: All steps.
+    """
+    if config.schedule == "dassl":
+        if epoch < config.warmup_epochs:
+            return config.warmup_lr
+        return 0.5 * config.lr * (1 + math.cos(math.pi * (epoch - config.warmup_epochs) / epochs))
+    warm = config.warmup_steps
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - warm) / max(steps - warm, 1)
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * done))
+
+
+def view_of(config: TrainingConfig, epoch: int) -> int:
+    """Return the augmented view that an epoch sees; 0 is the plain image."""
+    return 0 if config.augment == "none" else 1 + epoch
+
+
+class _Loop:
+    def __init__(
+        self, fit: Fit, config: TrainingConfig, ctx: RunContext, steps: int | None
+    ) -> None:
+        import torch
+
+        self.fit, self.config, self.ctx = fit, config, ctx
+        self.per_epoch = len(self._batches(0)) if config.epochs or steps else 0
+        self.steps = config.epochs * self.per_epoch if steps is None else steps
+        self.epochs = math.ceil(self.steps / self.per_epoch) if self.per_epoch else 0
+        self.parameters = list(fit.parameters.values())
+        self.optimizer = _optimizer(torch, self.parameters, config)
+        self.state = _State()
+        self.best: dict[str, torch.Tensor] = {}
+        self.saved_at = time.monotonic()
+
+    def run(self) -> dict[str, Any] | None:
+        self._resume()
+        state = self.state
+        with self.ctx.progress.track(self.fit.name, self.steps, "steps") as bar:
+            bar.advance(state.step)
+            shown: dict[str, float] = {}
+            while state.step < self.steps:
+                batches = self._batches(state.epoch)
+                for rows in batches[state.index :]:
+                    shown["loss"] = self._step(rows)
+                    bar.advance(1, epoch=state.epoch + 1, **shown)
+                    if state.step == self.steps:
+                        break
+                    self._save_sometimes()
+                accuracy = self._end_epoch()
+                if accuracy is not None:
+                    shown["val_accuracy"] = accuracy
+        for line in state.history:
+            self.ctx.log(**line)
+        return self._selected()
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        config = self.config
+        return self.ctx.batches(
+            self.fit.name, self.fit.n, config.batch_size, epoch, drop_last=config.drop_last
+        )
+
+    def _step(self, rows: NDArray[np.int64]) -> float:
+        """Take one step; return the loss before it."""
+        import torch
+
+        config, state = self.config, self.state
+        lr = learning_rate(config, state.epoch, state.step, self.epochs, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.fit.loss(rows, view_of(config, state.epoch))
+        loss.backward()
+        value = loss.item()
+        if self.ctx.observe:
+            self.ctx.observe("lr", lr)
+            self.ctx.observe("loss", value)
+            self.ctx.observe("grad", {n: p.grad for n, p in self.fit.parameters.items()})
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"{self.fit.name}: the loss is not finite at step {state.step + 1} of {self.steps}",
+                hint="lower the learning rate: --set method.lr=...",
+            )
+        self.optimizer.step()
+        state.losses.append(value)
+        state.step += 1
+        state.index += 1
+        return value
+
+    def _end_epoch(self) -> float | None:
+        """Log the epoch, look at val where due, keep the best."""
+        state, config = self.state, self.config
+        line: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "train_loss": float(np.mean(state.losses)),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        accuracy = None
+        last = state.step == self.steps
+        if self.fit.val_scores is not None and self.fit.val is not None and self._due(last=last):
+            scores = self.fit.val_scores()
+            accuracy = metrics.topk_accuracy(scores, self.fit.val, 1)
+            line |= {"val_accuracy": accuracy, "val_loss": metrics.nll(scores, self.fit.val)}
+            if config.keep == "best" and (state.best is None or accuracy > state.best["value"]):
+                state.best = {"epoch": state.epoch + 1, "by": "val accuracy", "value": accuracy}
+                self.best = {n: p.detach().clone() for n, p in self.fit.parameters.items()}
+        if self.ctx.observe:
+            self.ctx.observe("epoch", state.epoch)
+        state.history.append(line)
+        state.epoch, state.index, state.losses = state.epoch + 1, 0, []
+        return accuracy
+
+    def _due(self, *, last: bool) -> bool:
+        every = max(1, self.epochs // VAL_TIMES)
+        return self.config.keep == "best" or last or (self.state.epoch + 1) % every == 0
+
+    def _selected(self) -> dict[str, Any] | None:
+        import torch
+
+        if self.state.best is None:
+            return None
+        with torch.no_grad():
+            for name, tensor in self.best.items():
+                self.fit.parameters[name].copy_(tensor)
+        return self.state.best
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _key(self) -> str:
+        import torch
+
+        facts = [self.fit.name, self.config.model_dump(mode="json"), self.ctx.seed, self.steps]
+        shapes = [(n, tuple(p.shape)) for n, p in self.fit.parameters.items()]
+        whole = json.dumps([*facts, shapes, self.fit.key, str(torch.__version__)], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    def _path(self) -> Path:
+        return self.ctx.work_dir / CHECKPOINT
+
+    def _save_sometimes(self) -> None:
+        if time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
+            self._save()
+            self.saved_at = time.monotonic()
+
+    def _save(self) -> None:
+        import torch
+        from safetensors.torch import save
+
+        tensors = {f"parameter.{n}": p.detach() for n, p in self.fit.parameters.items()}
+        tensors |= {f"best.{n}": t for n, t in self.best.items()}
+        tensors["rng"] = torch.get_rng_state()
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer.{i}.{name}"] = value
+        facts = {"key": self._key(), "state": json.dumps(dataclasses.asdict(self.state))}
+        self.ctx.work_dir.mkdir(parents=True, exist_ok=True)
+        write_bytes(
+            self._path(),
+            save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, facts),
+        )
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint of an equal fit, where there is a whole one."""
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path(), framework="pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("key") != self._key():
+                    return
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return  # none, or not a whole one: the fit begins anew
+        self.state = _State(**json.loads(facts["state"]))
+        with torch.no_grad():
+            for name, parameter in self.fit.parameters.items():
+                parameter.copy_(tensors[f"parameter.{name}"])
+        self.best = {
+            n.removeprefix("best."): t.to(self.parameters[0].device)
+            for n, t in tensors.items()
+            if n.startswith("best.")
+        }
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, entry = name.split(".", 2)
+                parameter = self.parameters[int(i)]
+                place = value if entry == "step" else value.to(parameter.device)
+                self.optimizer.state[parameter][entry] = place
+        torch.set_rng_state(tensors["rng"])
+        self.ctx.progress.note(f"{self.fit.name}: goes on after step {self.state.step}")
+
+
+def _optimizer(torch: Any, parameters: list[Any], config: TrainingConfig) -> Any:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+
+
+def labelled(val: Split[Any] | None) -> Split[Any] | None:
+    """Return val, or None where it is empty."""
+    return None if val is None or not len(val) else val
+
+
+def parameter(ctx: RunContext, name: str, default: NDArray[Any]) -> torch.Tensor:
+    """Return a float32 leaf that learns, from :meth:`RunContext.initial`."""
+    import torch
+
+    value = np.array(ctx.initial(name, default), dtype=np.float32)
+    return torch.from_numpy(value).requires_grad_()
+
+
+def cross_entropy(
+    logits: torch.Tensor, labels: NDArray[np.int64], rows: NDArray[np.int64]
+) -> torch.Tensor:
+    """Return the mean cross-entropy of logits ``(b, C)`` and the labels of ``rows``."""
+    import torch.nn.functional as F
+    from torch import as_tensor
+
+    return F.cross_entropy(logits, as_tensor(labels[rows], device=logits.device))

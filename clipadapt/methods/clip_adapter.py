@@ -1,0 +1,192 @@
+"""CLIP-Adapter: a small residual network on the image features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from clipadapt.core import saved
+from clipadapt.methods import _training
+from clipadapt.methods._images import FrozenFeatures, tensor
+from clipadapt.methods._text import cosine_scores, zero_shot_weights
+from clipadapt.methods._training import TrainingConfig
+from clipadapt.models import ImageTextModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+
+
+class CLIPAdapterConfig(TrainingConfig):
+    """Hyperparameters of ``clip/clip_adapter``.
+
+    Attributes:
+        ratio: Weight of the adapted features; the rest is the frozen ones'.
+        reduction: Width of the features over that of the bottleneck.
+        drop_last: As the official loader does.
+    """
+
+    ratio: float = Field(default=0.2, ge=0, le=1)
+    reduction: PositiveInt = 4
+    drop_last: bool = True
+
+
+class CLIPAdapter:
+    """Visual adapter ``f' = ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f``, then the cosine to the text features.
+
+    References:
+        P. Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", IJCV 2024,
+        section 3.2. arXiv:2110.04544
+    """
+
+    Config: ClassVar[type[MethodConfig]] = CLIPAdapterConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = ImageTextModel
+
+    def __init__(self, config: CLIPAdapterConfig) -> None:
+        self.config = config
+
+    def fit(
+        self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
+    ) -> CLIPAdapterClassifier:
+        """Learn the adapter on ``task.train``; ``task.val`` chooses the epoch with ``keep: best``."""
+        config, width = self.config, backbone.embed_dim
+        train = task.require_train("clip_adapter")
+        val = _training.labelled(task.val)
+        hidden = max(1, width // config.reduction)
+        rng = ctx.rng("clip_adapter.init")
+
+        def drawn(rows: int, columns: int) -> NDArray[np.float32]:
+            bound = columns**-0.5  # as nn.Linear draws
+            return rng.uniform(-bound, bound, (rows, columns)).astype(np.float32)
+
+        down = _training.parameter(ctx, "fc.0.weight", drawn(hidden, width))
+        up = _training.parameter(ctx, "fc.2.weight", drawn(width, hidden))
+        text = zero_shot_weights(backbone, task.classnames, task.templates)
+        weights = tensor(text)
+        features = FrozenFeatures(backbone, train.inputs, config, "projected")
+
+        def logits(x: torch.Tensor) -> torch.Tensor:
+            return backbone.logits(adapt(x, down, up, config.ratio), weights.to(x.device))
+
+        def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
+            return _training.cross_entropy(logits(features(rows, view).cpu()), train.labels, rows)
+
+        def val_scores() -> NDArray[np.float32]:
+            assert val is not None
+            x = tensor(backbone.encode(val.inputs, "image", "projected"))
+            return logits(x).detach().numpy()
+
+        selection = _training.train(
+            _training.Fit(
+                "clip_adapter",
+                {"fc.0.weight": down, "fc.2.weight": up},
+                loss,
+                len(train),
+                val_scores if val is not None else None,
+                None if val is None else val.labels,
+            ),
+            config,
+            ctx,
+        )
+        return CLIPAdapterClassifier(
+            backbone,
+            task.classnames,
+            down.detach().numpy(),
+            up.detach().numpy(),
+            text,
+            config.ratio,
+            selection,
+        )
+
+    def load(self, directory: Path, backbone: ImageTextModel) -> CLIPAdapterClassifier:
+        """Return the classifier saved in ``directory``."""
+        facts = saved.load_facts(directory, ("classnames", "selection"))
+        D = backbone.embed_dim
+        arrays = saved.load_arrays(
+            directory, {"down": (None, D), "up": (D, None), "weights": (None, D)}
+        )
+        return CLIPAdapterClassifier(
+            backbone,
+            tuple(facts["classnames"]),
+            arrays["down"],
+            arrays["up"],
+            arrays["weights"],
+            self.config.ratio,
+            facts["selection"],
+        )
+
+
+def adapt(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Return adapted unit-norm features of projected features ``x``, shape ``(n, D)``."""
+    import torch.nn.functional as F
+
+    adapted = F.relu(F.relu(x @ down.T) @ up.T)  # (n, D)
+    return F.normalize(ratio * adapted + (1 - ratio) * x, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class CLIPAdapterClassifier:
+    """Cosine of adapted image features and the text features of the prompts.
+
+    Attributes:
+        model: The backbone.
+        classnames: ``C`` class names.
+        down: First layer, shape ``(D / reduction, D)``.
+        up: Second layer, shape ``(D, D / reduction)``.
+        weights: Unit-norm text features, shape ``(C, D)``.
+        ratio: Weight of the adapted features.
+        selection: The epoch chosen on val, or None.
+        score_kind: The scores are logits.
+    """
+
+    model: ImageTextModel
+    classnames: tuple[str, ...]
+    down: NDArray[np.float32]
+    up: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    ratio: float
+    selection: dict[str, Any] | None
+    score_kind: ClassVar[ScoreKind] = "logit"
+
+    @property
+    def n_trainable_params(self) -> int:
+        """Weights of both layers."""
+        return self.down.size + self.up.size
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        x = tensor(self.model.encode(inputs, "image", "projected"))  # (n, D)
+        adapted = adapt(x, tensor(self.down), tensor(self.up), self.ratio).numpy()
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        return np.float32(scale) * (adapted @ self.weights.T) + np.float32(bias)
+
+    def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return what the frozen features would have scored, shape ``(n, C)``."""
+        return cosine_scores(self.model, inputs, self.weights)
+
+    def with_classnames(
+        self, classnames: tuple[str, ...], templates: tuple[str, ...]
+    ) -> CLIPAdapterClassifier:
+        """Return the classifier for other classes: the adapter does not depend on them."""
+        names = tuple(classnames)
+        weights = zero_shot_weights(self.model, names, templates)
+        return CLIPAdapterClassifier(
+            self.model, names, self.down, self.up, weights, self.ratio, self.selection
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write the adapter, the text features and the class names."""
+        arrays = {"down": self.down, "up": self.up, "weights": self.weights}
+        saved.save(directory, arrays, {"classnames": self.classnames, "selection": self.selection})
+
+
+METHOD = CLIPAdapter

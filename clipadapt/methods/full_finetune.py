@@ -1,0 +1,54 @@
+"""Full fine-tuning: the image tower and a head that starts as the zero-shot classifier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from clipadapt.methods import _finetune
+from clipadapt.methods._finetune import FinetuneConfig, FinetunedClassifier
+from clipadapt.models import ImageTextModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import MethodConfig, Task
+
+
+class FullFinetuneConfig(FinetuneConfig):
+    """Hyperparameters of ``clip/full_finetune``: those of :class:`FinetuneConfig`."""
+
+
+class FullFinetune:
+    """End-to-end fine-tuning from zero-shot weights, as WiSE-FT does before it interpolates.
+
+    References:
+        M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 4. arXiv:2109.01903
+    """
+
+    Config: ClassVar[type[MethodConfig]] = FullFinetuneConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = ImageTextModel
+
+    def __init__(self, config: FullFinetuneConfig) -> None:
+        self.config = config
+
+    def fit(
+        self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
+    ) -> FinetunedClassifier:
+        """Train on ``task.train``; ``task.val`` chooses the epoch with ``keep: best``.
+
+        Raises:
+            ConfigError: If the image tower has fewer units than are to be trained.
+        """
+        tuned, text, _, selection = _finetune.fit("full_finetune", self.config, backbone, task, ctx)
+        return FinetunedClassifier(
+            backbone, task.classnames, tuned, text, self.config.blocks, selection
+        )
+
+    def load(self, directory: Path, backbone: ImageTextModel) -> FinetunedClassifier:
+        """Return the classifier saved in ``directory``."""
+        return _finetune.load(directory, backbone)
+
+
+METHOD = FullFinetune

@@ -1,0 +1,455 @@
+"""CLIP-LoRA: low-rank updates of the attention projections of one or both towers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from clipadapt.core import saved
+from clipadapt.core.errors import ModelError, did_you_mean
+from clipadapt.methods import _export, _training
+from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
+from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
+from clipadapt.methods._training import TrainingConfig
+from clipadapt.models import AdapterTunable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.models import Tower
+
+Role = Literal["q", "k", "v", "out", "mlp", "pointwise"]
+ADAPTER: Final = "default"  # PEFT's own name
+
+
+class LoRAConfig(TrainingConfig):
+    """Hyperparameters of ``clip/lora``; names are PEFT's.
+
+    Attributes:
+        encoder: Towers that are adapted.
+        roles: Layers that are adapted: ``q``, ``k``, ``v``, ``out`` of the attention, ``mlp``, and ``pointwise``,
+            the 1x1 convolutions of a convolutional tower.
+        blocks: Adapt only the last so many units of the image tower and blocks of the text tower; None adapts all.
+            What lies below them in the image tower is computed once.
+        r: Rank of the updates.
+        lora_alpha: Updates are scaled by ``lora_alpha / sqrt(r)``, or ``lora_alpha / r`` without ``use_rslora``.
+        lora_dropout: Dropout on what the updates read.
+        use_rslora: Rank-stabilised scaling, as the official code has it.
+        use_dora: Learn magnitude and direction apart (DoRA).
+        logit_scale: Factor on the cosine; None takes the model's own, and its bias.
+        steps_per_shot: Steps per example of the largest class; None trains for ``epochs``.
+        precision: Arithmetic of the frozen weights that gradients run through; the adapters are float32.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: PositiveFloat = 2e-4
+    weight_decay: float = Field(default=1e-2, ge=0)
+    schedule: Literal["dassl", "cosine", "constant"] = "cosine"
+    min_lr: float = Field(default=1e-6, ge=0)
+    encoder: Literal["image", "text", "both"] = "both"
+    roles: tuple[Role, ...] = Field(default=("q", "k", "v"), min_length=1)
+    blocks: PositiveInt | None = None
+    r: PositiveInt = 2
+    lora_alpha: PositiveFloat = 1
+    lora_dropout: float = Field(default=0.25, ge=0, lt=1)
+    use_rslora: bool = True
+    use_dora: bool = False
+    logit_scale: PositiveFloat | None = 100.0
+    steps_per_shot: PositiveInt | None = 500
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class LoRA:
+    """LoRA through PEFT on attention with separate projections; one template, cross-entropy.
+
+    References:
+        M. Zanella and I. Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPRW 2024,
+        section 4. arXiv:2405.18541
+        E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. arXiv:2106.09685
+    """
+
+    Config: ClassVar[type[MethodConfig]] = LoRAConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = AdapterTunable
+
+    def __init__(self, config: LoRAConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: AdapterTunable, task: Task[Any], ctx: RunContext) -> LoRAClassifier:
+        """Train adapters on a copy of the backbone with ``task.train``; ``task.val`` is only looked at by default.
+
+        Raises:
+            ModelError: If a tower has no layer of a role that was asked for.
+        """
+        config = self.config
+        train = task.require_train("lora")
+        val = _training.labelled(task.val)
+        adapted = Adapted.of(backbone, config, ctx)
+        start = zero_shot_weights(backbone, task.classnames, task.templates)
+        images: Callable[[NDArray[np.int64], int], torch.Tensor]
+        if config.encoder == "text":
+            images = FrozenFeatures(backbone, train.inputs, config, "output")
+        else:
+            images = TunedImages(adapted.images, train.inputs, config)
+        text_of = adapted.text_features(task.classnames, task.templates, start)
+
+        def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
+            logits = adapted.logits(images(rows, view), text_of())
+            return _training.cross_entropy(logits, train.labels, rows)
+
+        def val_scores() -> NDArray[np.float32]:
+            import torch
+
+            assert val is not None
+            adapted.dropout(active=False)
+            with torch.no_grad():
+                features = tensor(adapted.image_features(val.inputs), backbone.device)
+                scores: NDArray[np.float32] = adapted.logits(features, text_of()).cpu().numpy()
+            adapted.dropout(active=True)
+            return scores
+
+        adapted.dropout(active=True)
+        selection = _training.train(
+            _training.Fit(
+                "lora",
+                adapted.parameters,
+                loss,
+                len(train),
+                val_scores if val is not None else None,
+                None if val is None else val.labels,
+            ),
+            config,
+            ctx,
+            steps=None
+            if config.steps_per_shot is None
+            else config.steps_per_shot * int(np.bincount(train.labels).max()),
+        )
+        adapted.dropout(active=False)
+        return LoRAClassifier(
+            backbone,
+            task.classnames,
+            task.templates,
+            adapted,
+            adapted.text_weights(task.classnames, task.templates, start),
+            start,
+            selection,
+        )
+
+    def load(self, directory: Path, backbone: AdapterTunable) -> LoRAClassifier:
+        """Return the classifier saved in ``directory``."""
+        import torch
+
+        facts = saved.load_facts(directory, ("classnames", "templates", "selection"))
+        adapted = Adapted.of(backbone, self.config, None)
+        D = (None, backbone.embed_dim)
+        shapes = {name: tuple(p.shape) for name, p in adapted.parameters.items()}
+        arrays = saved.load_arrays(directory, {**shapes, "weights": D, "start": D})
+        with torch.no_grad():
+            for name, parameter in adapted.parameters.items():
+                parameter.copy_(torch.from_numpy(arrays[name]))
+        return LoRAClassifier(
+            backbone,
+            tuple(facts["classnames"]),
+            tuple(facts["templates"]),
+            adapted,
+            arrays["weights"],
+            arrays["start"],
+            facts["selection"],
+        )
+
+
+class Adapted:
+    """A copy of a model whose chosen layers carry adapters.
+
+    Attributes:
+        base: The model itself.
+        model: The copy, frozen but for the adapters.
+        config: The method's settings.
+        peft: PEFT's wrapper of the copy's network.
+        parameters: The adapters' tensors, by layer and matrix.
+        images: The adapted image tower.
+        drops: Whether dropout is active.
+    """
+
+    def __init__(
+        self,
+        base: AdapterTunable,
+        model: AdapterTunable,
+        config: LoRAConfig,
+        peft: Any,
+        first_unit: int,
+    ) -> None:
+        self.base, self.model, self.config, self.peft = base, model, config, peft
+        self.images = TunedTower(base.in_dtype(config.precision), model, first_unit)
+        self.drops = False
+        learnt = {n: p for n, p in peft.named_parameters() if ".lora_" in n}
+        self.parameters = {_short(name): p for name, p in learnt.items()}
+
+    @classmethod
+    def of(cls, base: AdapterTunable, config: LoRAConfig, ctx: RunContext | None) -> Adapted:
+        """Copy a model and put adapters into it, drawn from the context's seed.
+
+        Raises:
+            ModelError: If a tower has no layer of a role that was asked for.
+        """
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        model = base.in_dtype(config.precision).clone(split=True)
+        names, first_unit = _targets(model, config)
+        settings = LoraConfig(
+            r=config.r,
+            lora_alpha=cast("int", config.lora_alpha),  # any number serves
+            lora_dropout=config.lora_dropout,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+            # Names alone match by their ends: those of CLIP's text tower would take in the image tower's.
+            target_modules="|".join(re.escape(name) for name in names),
+            bias="none",
+        )
+        with torch.random.fork_rng(devices=[]):
+            if ctx is not None:
+                torch.manual_seed(int(ctx.rng("lora.init").integers(2**62)))
+            peft: Any = get_peft_model(model.module, settings)
+        model.module.eval()
+        adapted = cls(base, model, config, peft, first_unit)
+        for name, parameter in adapted.parameters.items():
+            if ctx is not None:
+                given = ctx.initial(name, parameter.detach().cpu().numpy())
+                with torch.no_grad():
+                    parameter.copy_(torch.from_numpy(np.asarray(given)))
+        return adapted
+
+    def dropout(self, *, active: bool) -> None:
+        """Turn the adapters' dropout on or off; nothing else of the network is in training mode."""
+        self.drops = active and self.config.lora_dropout > 0
+        for name, module in self.peft.named_modules():
+            if name.endswith(f".lora_dropout.{ADAPTER}"):
+                module.train(active)
+
+    def logits(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Return logits of unit-norm features, shape ``(n, C)``."""
+        if self.config.logit_scale is None:
+            return self.model.logits(images, text)
+        return self.config.logit_scale * images @ text.T
+
+    def text_features(
+        self,
+        classnames: tuple[str, ...],
+        templates: tuple[str, ...],
+        start: NDArray[np.float32],
+    ) -> Callable[[], torch.Tensor]:
+        """Return what gives the text features ``(C, D)`` as the adapters are now.
+
+        Args:
+            classnames: ``C`` class names.
+            templates: Templates; several are averaged.
+            start: The frozen tower's features, for a text tower that is not adapted.
+        """
+        import torch.nn.functional as F
+
+        if self.config.encoder == "image":
+            frozen = tensor(start, self.model.device)
+            return lambda: frozen
+        tokens = self.model.trim(self.model.tokenize(prompts_of(classnames, templates)))  # (C T, L)
+
+        embeddings, alike = self.model.embed_tokens(tokens), leading(tokens)
+
+        def features() -> torch.Tensor:
+            # Dropout draws for each text by itself, so nothing is shared where it is active.
+            shared = 0 if self.drops else alike
+            each = self.model.encode_token_embeddings(embeddings, tokens, shared=shared)
+            if len(templates) == 1:
+                return each
+            mean = each.view(len(classnames), len(templates), -1).mean(dim=1)
+            return F.normalize(mean, dim=-1)
+
+        return features
+
+    def text_weights(
+        self, classnames: tuple[str, ...], templates: tuple[str, ...], start: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return the text classifier as the adapters are now, shape ``(C, D)``."""
+        import torch
+
+        with torch.no_grad():
+            out: NDArray[np.float32] = (
+                self.text_features(classnames, templates, start)().cpu().numpy()
+            )
+        return out
+
+    def image_features(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return unit-norm image features ``(n, D)``: of the adapted tower, or of the model's where it has none."""
+        if self.config.encoder == "text":
+            return self.base.encode(inputs, "image")
+        return self.images.features(inputs)
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the weights of the model with the adapters merged in, under the model's own names."""
+        import copy
+
+        import torch
+
+        if self.config.precision == "fp32":
+            return self.model.fused_state(copy.deepcopy(self.peft).merge_and_unload())
+        # Merged into weights as they are stored: bfloat16 would round most of an update away.
+        whole = Adapted.of(self.base, self.config.model_copy(update={"precision": "fp32"}), None)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                whole.parameters[name].copy_(parameter)
+        return whole.merged()
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAClassifier:
+    """Cosine of the features of adapted towers.
+
+    Attributes:
+        model: The backbone.
+        classnames: ``C`` class names.
+        templates: Templates of the prompts.
+        adapted: The adapted copy.
+        weights: Unit-norm text features of the adapted tower, shape ``(C, D)``.
+        start: Those of the backbone.
+        selection: The epoch chosen on val, or None.
+        score_kind: The scores are logits.
+        export_formats: A merged open_clip checkpoint, or PEFT's adapter.
+    """
+
+    model: AdapterTunable
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    adapted: Adapted
+    weights: NDArray[np.float32]
+    start: NDArray[np.float32]
+    selection: dict[str, Any] | None
+    score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = ("openclip", "peft")
+
+    @property
+    def n_trainable_params(self) -> int:
+        """Numbers in the adapters."""
+        return sum(p.numel() for p in self.adapted.parameters.values())
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        scale, bias = self._scale()
+        features = self.adapted.image_features(inputs)  # (n, D)
+        return np.float32(scale) * (features @ self.weights.T) + np.float32(bias)
+
+    def _scale(self) -> tuple[float, float]:
+        given = self.adapted.config.logit_scale
+        own = (self.model.logit_scale, self.model.logit_bias)
+        return own if given is None else (given, 0.0)
+
+    def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return what the backbone would have scored, shape ``(n, C)``."""
+        return cosine_scores(self.model, inputs, self.start)
+
+    def with_classnames(
+        self, classnames: tuple[str, ...], templates: tuple[str, ...]
+    ) -> LoRAClassifier:
+        """Return the classifier for other classes, their names read by the adapted text tower."""
+        names, templates = tuple(classnames), tuple(templates)
+        start = zero_shot_weights(self.model, names, templates)
+        weights = self.adapted.text_weights(names, templates, start)
+        return LoRAClassifier(
+            self.model, names, templates, self.adapted, weights, start, self.selection
+        )
+
+    def export(self, form: str, path: Path) -> None:
+        """Write a merged open_clip folder with its text classifier, or an adapter that PEFT loads.
+
+        The adapter belongs to a network whose attention has separate projections; its layers' names say which.
+        """
+        _export.require(form, self.export_formats)
+        path.mkdir(parents=True, exist_ok=True)
+        if form == "peft":
+            self.adapted.peft.peft_config[ADAPTER].base_model_name_or_path = self.model.name
+            self.adapted.peft.save_pretrained(path, save_embedding_layers=False)
+        else:
+            self.model.in_dtype("fp32").save_folder(path, self.adapted.merged())
+        scale, bias = self._scale()
+        arrays = {
+            "weight": self.weights,
+            "logit_scale": np.array(scale, dtype=np.float32),
+            "logit_bias": np.array(bias, dtype=np.float32),
+        }
+        _export.write(path, arrays, self.model, self.classnames, {"features": "output"})
+
+    def save(self, directory: Path) -> None:
+        """Write adapters, text features and class names."""
+        arrays = {n: p.detach().cpu().numpy() for n, p in self.adapted.parameters.items()}
+        arrays |= {"weights": self.weights, "start": self.start}
+        facts = {
+            "classnames": self.classnames,
+            "templates": self.templates,
+            "selection": self.selection,
+        }
+        saved.save(directory, arrays, facts)
+
+
+def _short(name: str) -> str:
+    """Return ``LAYER.A``, ``LAYER.B`` or ``LAYER.magnitude`` of a PEFT parameter's name."""
+    layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
+    kinds = {"A": "A", "B": "B", "magnitude_vector": "magnitude"}
+    return f"{layer}.{kinds[rest.partition('.')[0]]}"
+
+
+def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]:
+    """Return the names of the layers that get adapters, and the first unit of the image tower that has one.
+
+    Raises:
+        ModelError: If a tower has no layer of a role.
+    """
+    names: list[str] = []
+    units = model.image_units()
+    first = len(units)
+    towers: tuple[Tower, ...] = ("image", "text") if config.encoder == "both" else (config.encoder,)
+    for tower in towers:
+        offered = model.adapter_targets(tower)
+        for role in config.roles:
+            if role not in offered:
+                known = ", ".join(offered) or "none"
+                raise ModelError(
+                    f"the {tower} tower of '{model.name}' has no layer of the role '{role}'"
+                    f"{did_you_mean(role, list(offered)) or ';'} it has: {known}",
+                    hint=f"set method.roles=[{', '.join(offered) or role}] or method.encoder="
+                    f"{'text' if tower == 'image' else 'image'}",
+                )
+        found = [name for role in config.roles for name in offered[role]]
+        if tower == "image":
+            place = {name: unit_of(units, name) for name in found}
+            lowest = 0 if config.blocks is None else len(units) - config.blocks
+            found = [name for name in found if place[name] >= lowest]
+            first = min((place[name] for name in found), default=first)
+        elif config.blocks is not None:
+            found = _last_blocks(found, config.blocks)
+        names += found
+    if not names:
+        raise ModelError(
+            f"the last {config.blocks} units of '{model.name}' hold no layer of the roles "
+            f"{', '.join(config.roles)}",
+            hint="raise method.blocks, or leave it out",
+        )
+    return names, first
+
+
+def _last_blocks(names: list[str], blocks: int) -> list[str]:
+    """Return the layers of the last blocks of a text tower, by the first number in their names."""
+    number = {n: next(int(part) for part in n.split(".") if part.isdigit()) for n in names}
+    lowest = max(number.values(), default=0) - blocks + 1
+    return [n for n in names if number[n] >= lowest]
+
+
+METHOD = LoRA

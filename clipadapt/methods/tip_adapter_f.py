@@ -1,0 +1,143 @@
+"""Tip-Adapter-F: the cache's keys are trained, from the features they start as."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from clipadapt.methods import _cache_model, _training
+from clipadapt.methods._cache_model import CacheClassifier, CacheModel, SearchConfig
+from clipadapt.methods._images import tensor
+from clipadapt.methods._text import zero_shot_weights
+from clipadapt.methods._training import TrainingConfig
+from clipadapt.models import ImageTextModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from clipadapt.core.context import RunContext
+    from clipadapt.core.protocols import MethodConfig, Task
+
+FIRST_TRAINING_VIEW = 1001  # views below are those of the keys
+
+
+class TipAdapterFConfig(SearchConfig, TrainingConfig):
+    """Hyperparameters of ``clip/tip_adapter_f``: those of the cache, its search and its training.
+
+    Attributes:
+        keep: The best epoch by val accuracy. The official code chooses it by test accuracy.
+        training_views: Random crops that the epochs take in turn (from the feature store); 0 trains on the
+            plain pictures, None gives each epoch crops of its own.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    eps: PositiveFloat = 1e-4
+    weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["dassl", "cosine", "constant"] = "cosine"
+    epochs: int = Field(default=20, ge=0)
+    batch_size: PositiveInt = 256
+    keep: Literal["last", "best"] = "best"
+    smallest_crop: float = Field(default=0.5, gt=0, le=1)
+    training_views: int | None = Field(default=None, ge=0)
+
+
+class TipAdapterF:
+    """Fine-tunes the keys by cross-entropy, then searches ``alpha`` and ``beta``; epoch and both chosen on val.
+
+    References:
+        R. Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
+        section 3.2. arXiv:2207.09519
+    """
+
+    Config: ClassVar[type[MethodConfig]] = TipAdapterFConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = ImageTextModel
+
+    def __init__(self, config: TipAdapterFConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> CacheClassifier:
+        """Train the keys on ``task.train``; epoch, ``alpha`` and ``beta`` are chosen on ``task.val``."""
+        config = self.config
+        train = task.require_train("tip_adapter_f")
+        val = _training.labelled(task.val)
+        text = zero_shot_weights(backbone, task.classnames, task.templates)
+        weights = tensor(text)
+        built = _cache_model.build(backbone, train, config, len(task.classnames))
+        keys = _training.parameter(ctx, "keys", built.keys.numpy())
+        cache = CacheModel(keys, built.labels, built.n_classes)
+        views: dict[int, torch.Tensor] = {}
+
+        def features(view: int) -> torch.Tensor:
+            if view not in views:
+                views.clear()
+                encoded = backbone.encode(
+                    train.inputs, "image", "output", view, config.smallest_crop
+                )
+                views[view] = tensor(encoded)
+            return views[view]
+
+        def scores(x: torch.Tensor) -> torch.Tensor:
+            return _cache_model.logits(
+                cache, x, weights, config.alpha, config.beta, config.logit_scale
+            )
+
+        def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
+            return _training.cross_entropy(
+                scores(features(self._view(view))[rows]), train.labels, rows
+            )
+
+        def val_scores() -> NDArray[np.float32]:
+            assert val is not None
+            return scores(tensor(backbone.encode(val.inputs, "image"))).detach().numpy()
+
+        selection = _training.train(
+            _training.Fit(
+                "tip_adapter_f",
+                {"keys": keys},
+                loss,
+                len(train),
+                val_scores if val is not None else None,
+                None if val is None else val.labels,
+            ),
+            config,
+            ctx,
+        )
+        learnt = CacheModel(keys.detach(), built.labels, built.n_classes)
+        alpha, beta, searched = _cache_model.chosen(backbone, learnt, val, weights, config, ctx)
+        if searched is not None and selection is not None:
+            by = f"val accuracy by epoch, then {searched['by'].removeprefix('val accuracy ')}"
+            selection = {"epoch": selection["epoch"], "by": by, "value": searched["value"]}
+        return CacheClassifier(
+            backbone,
+            task.classnames,
+            learnt,
+            text,
+            alpha,
+            beta,
+            config.logit_scale,
+            keys.numel(),
+            selection or searched,
+        )
+
+    def load(self, directory: Path, backbone: ImageTextModel) -> CacheClassifier:
+        """Return the classifier saved in ``directory``."""
+        return _cache_model.load(directory, backbone)
+
+    def _view(self, view: int) -> int:
+        """Return the stored view that an epoch's view stands for."""
+        config = self.config
+        if not view or config.training_views == 0:
+            return 0
+        if config.training_views is not None:
+            return FIRST_TRAINING_VIEW + (view - 1) % config.training_views
+        return FIRST_TRAINING_VIEW + view - 1
+
+
+METHOD = TipAdapterF

@@ -1,0 +1,137 @@
+"""An image tower as a chain of units: what lies below the first trained one is computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import Transformer, VisionTransformer
+from timm.models.efficientnet import EfficientNet
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+PREFIX: Final = "unit:"
+"""Layer ``unit:K`` is what unit ``K`` reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One step of a tower.
+
+    Attributes:
+        names: What the names of its parameters begin with, as the whole network names them.
+        run: Maps the step's input to its output.
+    """
+
+    names: tuple[str, ...]
+    run: Callable[[torch.Tensor], torch.Tensor]
+
+
+def units(visual: Any) -> tuple[Unit, ...]:
+    """Return the units of an image tower; run one after another they are the tower.
+
+    The last one returns projected features. A tower of a kind not known here is one unit.
+    """
+    if isinstance(visual, VisionTransformer) and _plain(visual):
+        return _vit(visual)
+    if isinstance(visual, TimmModel):
+        if isinstance(visual.trunk, EfficientNet):
+            return _efficientnet(visual)
+        if type(visual.trunk) is TimmViT:
+            return _timm_vit(visual)
+    if isinstance(visual, ModifiedResNet):
+        return _resnet(visual)
+    return (Unit(("visual.",), visual),)
+
+
+def _plain(visual: VisionTransformer) -> bool:
+    return isinstance(visual.transformer, Transformer) and bool(
+        getattr(visual.transformer, "batch_first", True)
+    )
+
+
+def _vit(visual: Any) -> tuple[Unit, ...]:
+    def finish(x: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = visual._pool(x)[0]
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    first = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
+    last = ("ln_post.", "proj", "attn_pool")
+    return (
+        Unit(tuple(f"visual.{n}" for n in first), visual._embeds),
+        *(
+            Unit((f"visual.transformer.resblocks.{i}.",), block)
+            for i, block in enumerate(visual.transformer.resblocks)
+        ),
+        Unit(tuple(f"visual.{n}" for n in last), finish),
+    )
+
+
+def _efficientnet(visual: Any) -> tuple[Unit, ...]:
+    trunk = visual.trunk
+
+    def finish(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = visual.head(trunk.forward_head(trunk.bn2(trunk.conv_head(x))))
+        return out
+
+    inner = [
+        (f"visual.trunk.blocks.{i}.{j}.", block)
+        for i, stage in enumerate(trunk.blocks)
+        for j, block in enumerate(stage)
+    ]
+    return (
+        Unit(
+            ("visual.trunk.conv_stem.", "visual.trunk.bn1."),
+            lambda x: trunk.bn1(trunk.conv_stem(x)),
+        ),
+        *(Unit((name,), block) for name, block in inner),
+        Unit(
+            (
+                "visual.trunk.conv_head.",
+                "visual.trunk.bn2.",
+                "visual.trunk.classifier",
+                "visual.head.",
+            ),
+            finish,
+        ),
+    )
+
+
+def _timm_vit(visual: Any) -> tuple[Unit, ...]:
+    trunk = visual.trunk
+
+    def begin(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x))))
+        return out
+
+    def finish(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = visual.head(trunk.forward_head(trunk.norm(x)))
+        return out
+
+    first = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre.")
+    last = ("norm.", "fc_norm.", "attn_pool.", "head.")
+    return (
+        Unit(tuple(f"visual.trunk.{n}" for n in first), begin),
+        *(Unit((f"visual.trunk.blocks.{i}.",), block) for i, block in enumerate(trunk.blocks)),
+        Unit((*(f"visual.trunk.{n}" for n in last), "visual.head."), finish),
+    )
+
+
+def _resnet(visual: Any) -> tuple[Unit, ...]:
+    stem = ("conv1.", "bn1.", "conv2.", "bn2.", "conv3.", "bn3.")
+    inner = [
+        (f"visual.layer{i}.{j}.", block)
+        for i in range(1, 5)
+        for j, block in enumerate(getattr(visual, f"layer{i}"))
+    ]
+    return (
+        Unit(tuple(f"visual.{n}" for n in stem), visual.stem),
+        *(Unit((name,), block) for name, block in inner),
+        Unit(("visual.attnpool.",), visual.attnpool),
+    )

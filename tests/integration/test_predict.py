@@ -1,0 +1,370 @@
+"""What a saved run does as a user types it: predict pictures, say what it is, export; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipadapt.core import metrics
+from clipadapt.core.inference import load_run
+from tests.integration.conftest import COLOURS, picture
+
+
+def only_run(root: Path) -> Path:
+    (path,) = root.rglob("record.json")
+    return path.parent
+
+
+@pytest.fixture(scope="module")
+def module_pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("learnt") / "pictures"
+    for s, (split, n) in enumerate((("train", 6), ("val", 4), ("test", 4))):
+        for c, (name, colour) in enumerate(COLOURS.items()):
+            for i in range(n):
+                picture(root / split / name / f"{i}.png", colour, 100 * s + 10 * c + i)
+    return root
+
+
+@pytest.fixture(scope="module")
+def fitted(module_pictures, tiny_clip, tmp_path_factory):
+    """The folder of one probe on a small model."""
+    from clipadapt.core import config, runner
+
+    out = tmp_path_factory.mktemp("probe")
+    settings = [
+        f"model.name={tiny_clip}",
+        f"data.name=folder:{module_pictures}",
+        "data.shots=2",
+        "seeds=[1]",
+    ]
+    runner.run([config.load(["linear_probe-quick"], settings)], out)
+    return only_run(out)
+
+
+@pytest.fixture
+def predicted(cli, fitted):
+    def call(*arguments):
+        done = cli("predict", fitted, *arguments, "--json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)["predictions"]
+
+    return call
+
+
+def test_files_and_folders_in_order_with_the_stored_temperature(
+    predicted, fitted, module_pictures, tmp_path
+):
+    one = module_pictures / "test" / "red_thing" / "3.png"
+    folder = module_pictures / "val"
+    (tmp_path / "notes.txt").write_text("no picture")
+
+    found = predicted(one, folder, "--top", "2")
+
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+    assert [p["input"] for p in found] == [str(one), *(str(folder / n) for n in names)]
+    assert len(found) == 13
+    run = load_run(fitted)
+    assert run.temperature is not None
+    from clipadapt.core.protocols import Inputs
+    from clipadapt.datasets._images import ImageFiles
+
+    files = ImageFiles(Path(), [p["input"] for p in found])
+    scores = run.classifier.predict_scores(Inputs(files, tuple(p["input"] for p in found)))
+    want = metrics.softmax(scores, run.temperature)
+    labels = run.classifier.classnames
+    for row, p in zip(want, found, strict=True):
+        assert set(p) == {"input", "label", "probability", "top"}
+        assert p["label"] == labels[row.argmax()]
+        assert p["probability"] == pytest.approx(row.max(), abs=1e-6)
+        assert [t["probability"] for t in p["top"]] == pytest.approx(
+            np.sort(row)[::-1][:2].tolist(), abs=1e-6
+        )
+        assert p["top"][0] == {"label": p["label"], "probability": p["probability"]}
+    hits = [p["label"].replace(" ", "_") in p["input"] for p in found]
+    assert np.mean(hits) > 0.8
+
+
+def test_many_pictures_are_scored_in_parts(predicted, module_pictures, monkeypatch):
+    whole = predicted(module_pictures, "--top", "99")
+    monkeypatch.setattr("clipadapt.core.inference.AT_ONCE", 5)
+
+    parts = predicted(module_pictures, "--top", "99")
+
+    for part, all_at_once in zip(parts, whole, strict=True):
+        assert part["input"] == all_at_once["input"]
+        assert part["label"] == all_at_once["label"]
+        assert part["probability"] == pytest.approx(all_at_once["probability"], abs=1e-6)
+    assert len(whole) == 42
+    assert all(len(p["top"]) == 3 for p in whole)
+    assert [sum(t["probability"] for t in p["top"]) for p in whole] == pytest.approx([1.0] * 42)
+
+
+def test_lines_for_people(cli, fitted, module_pictures):
+    one = module_pictures / "test" / "red_thing" / "3.png"
+
+    done = cli("predict", fitted, one, "--top", "2")
+
+    ranked, name = done.out.rstrip("\n").split("\t")
+    assert name == str(one)
+    assert ranked.startswith("red thing 0.")
+    assert ranked.count(", ") == 1
+    assert "not calibrated" not in done.err
+
+
+def test_a_run_without_a_temperature_says_so(cli, records, tiny_clip, module_pictures, tmp_path):
+    command = ["zeroshot", "--model", tiny_clip, "--dataset", f"folder:{module_pictures}"]
+    records(cli(*command, "--out", tmp_path / "runs", "--json"))
+
+    done = cli("predict", only_run(tmp_path / "runs"), module_pictures / "test", "--json")
+
+    assert len(json.loads(done.out)["predictions"]) == 12
+    assert "the probabilities are not calibrated" in done.err
+
+
+def test_the_sheet_holds_every_picture_and_is_replaced_whole(predicted, module_pictures, tmp_path):
+    odd = tmp_path / "odd" / '<i>&".png'
+    picture(odd, (200, 40, 40), 5)
+    sheet = tmp_path / "new" / "sheet.html"
+
+    predicted(module_pictures / "test", odd.parent, "--html", sheet, "--top", "3")
+    text = sheet.read_text(encoding="utf-8")
+    predicted(odd, "--html", sheet)
+
+    assert text.count("<figure>") == text.count("data:image/jpeg;base64,") == 13
+    assert text.count("<li ") == 39
+    assert "&lt;i&gt;&amp;&quot;.png" in text
+    assert "<i>" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert sheet.read_text(encoding="utf-8").count("<figure>") == 1
+    assert [p.name for p in sheet.parent.iterdir()] == ["sheet.html"]
+
+
+def test_unreadable_pictures_can_be_left_out(cli, predicted, fitted, module_pictures, tmp_path):
+    shutil.copytree(module_pictures / "test" / "red_thing", tmp_path / "mixed")
+    (tmp_path / "mixed" / "1.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / "mixed" / "readme.md").write_text("x")
+
+    refused = cli("predict", fitted, tmp_path / "mixed")
+    found = predicted(tmp_path / "mixed", "--on-bad-image", "skip")
+    none = cli("predict", fitted, tmp_path / "mixed" / "1.png", "--on-bad-image", "skip")
+
+    assert refused.code == 2
+    assert "1.png" in refused.text
+    assert "--on-bad-image skip" in refused.text
+    assert "files that are no images are passed over: 1" in refused.text
+    assert [Path(p["input"]).name for p in found] == ["0.png", "2.png", "3.png"]
+    assert none.code == 2
+    assert "none of the 1 images can be decoded" in none.text
+
+
+def test_inspect_gives_the_facts_of_the_record(cli, fitted):
+    record = json.loads((fitted / "record.json").read_text())
+
+    plain = json.loads(cli("inspect", fitted, "--json").out)
+    lines = cli("inspect", fitted).out.splitlines()
+
+    assert plain["run"]["run_id"] == record["run_id"] == fitted.name
+    assert plain["method"]["name"] == "clip/linear_probe"
+    assert plain["method"]["settings"]["max_iter"] == 200
+    assert "name" not in plain["method"]["settings"]
+    for part in ("model", "data", "evaluation", "selection", "calibration", "cost", "flags"):
+        assert plain[part] == record[part]
+    assert plain["metrics"]["accuracy"]["value"] == record["metrics"]["accuracy"]["value"]
+    assert set(plain["metrics"]["macro_f1"]) == {"value"}
+    assert plain["parameters"] == {
+        "trainable": record["n_trainable_params"],
+        "total": record["n_total_params"],
+    }
+    assert plain["files"] == {p.name: p.stat().st_size for p in (fitted / "classifier").iterdir()}
+    assert plain["learnt"] is None
+    assert f"  trainable: {record['n_trainable_params']:,}" in lines
+    assert "learnt: none" in lines
+    accuracy = record["metrics"]["accuracy"]
+    shown = " ".join(f"{accuracy[k]:.4g}" for k in ("value", "low", "high"))
+    assert (
+        f"  accuracy: {shown.replace(' ', ' [', 1).replace(' ', ', ').replace(', [', ' [')}]"
+        in lines
+    )
+
+
+def test_a_failed_run_can_be_inspected(cli, fitted, tmp_path):
+    shutil.copytree(fitted, tmp_path / "a" / "b" / "c" / "run")
+    folder = tmp_path / "a" / "b" / "c" / "run"
+    shutil.rmtree(folder / "classifier")
+    record = json.loads((folder / "record.json").read_text())
+    record |= {"status": "failed", "error": "RuntimeError: no memory", "metrics": {}}
+    (folder / "record.json").write_text(json.dumps(record))
+
+    lines = cli("inspect", folder).out.splitlines()
+    predicted = cli("predict", folder, fitted)
+
+    assert "  error: RuntimeError: no memory" in lines
+    assert "files: none" in lines
+    assert predicted.code == 2
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.fixture
+def wrong(cli, tmp_path):
+    """Run a command that must fail; return its message after checking its manners."""
+
+    def call(*arguments, program="clipadapt"):
+        before = sorted(tmp_path.rglob("*"))
+        done = cli(*arguments, program=program)
+        assert done.code == 2, done.err
+        assert done.out == ""
+        assert "Traceback" not in done.err
+        assert done.err.count("error:") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return done.text
+
+    return call
+
+
+def test_what_is_no_image(wrong, fitted, module_pictures, tmp_path):
+    (tmp_path / "a.txt").write_text("hello, I am text")
+    (tmp_path / "empty.png").write_text("")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").write_text("x")
+    good = module_pictures / "test"
+
+    assert "a.txt' is not an image: it begins like text" in wrong(
+        "predict", fitted, tmp_path / "a.txt"
+    )
+    assert "the file is empty" in wrong("predict", fitted, good, tmp_path / "empty.png")
+    text = wrong("predict", fitted, tmp_path / "none", "--html", tmp_path / "s.html")
+    assert f"the folder '{tmp_path / 'none'}' holds no images" in text
+    assert ".jpg" in text
+
+
+def test_what_is_not_there(wrong, fitted, module_pictures, tmp_path):
+    text = wrong("predict", fitted, module_pictures / "tset")
+
+    assert f"there is no file or folder '{module_pictures / 'tset'}'" in text
+    assert "did you mean 'test'" in text
+    assert "an empty name is no file or folder" in wrong("predict", fitted, "")
+    assert "is not the folder of a run" in wrong("predict", module_pictures, module_pictures)
+    assert "is not the folder of a run" in wrong("inspect", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("top", ["0", "-2"])
+def test_a_top_that_is_none(wrong, fitted, module_pictures, top):
+    text = wrong("predict", fitted, module_pictures, "--top", top)
+
+    assert f"--top must be at least 1 (got {top})" in text
+
+
+def test_a_sheet_that_cannot_be_written(wrong, fitted, module_pictures, tmp_path):
+    picture(tmp_path / "mine.jpg", (1, 2, 3), 1)
+    before = (tmp_path / "mine.jpg").read_bytes()
+    (tmp_path / "dir.html").mkdir()
+    (tmp_path / "file").write_text("")
+
+    for name in ("mine.jpg", "dir.html"):
+        text = wrong("predict", fitted, module_pictures, "--html", tmp_path / name)
+        assert "--html takes the name of an .html file" in text
+    inside = wrong("predict", fitted, module_pictures, "--html", tmp_path / "file" / "s.html")
+
+    assert "cannot write to the folder" in inside
+    assert "--html FILE" in inside
+    assert (tmp_path / "mine.jpg").read_bytes() == before
+
+
+def test_a_run_of_the_other_track(wrong, cli, records, fitted, module_pictures, tmp_path):
+    path = tmp_path / "reviews.csv"
+    rows = [f"a {w} plot {i},{y}" for i in range(40) for y, w in (("neg", "dull"), ("pos", "fine"))]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    where = ["--set", f"data.name=csv:{path}", "--out", tmp_path / "runs", "--json"]
+    records(cli("run", "tfidf_svm", *where, program="textsent"))
+
+    text = wrong("predict", only_run(tmp_path / "runs"), module_pictures)
+    image = wrong("predict", fitted, "a fine film", program="textsent")
+
+    assert "is of text/tfidf_svm, which reads texts" in text
+    assert "'textsent'" in text
+    assert "is of clip/linear_probe, which reads images" in image
+    assert "'clipadapt'" in image
+
+
+def test_a_run_of_another_model(wrong, cli, records, module_pictures, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from tests.unit.models import tiny
+
+    model = tiny.write(tmp_path / "model", "clip")
+    command = [
+        "zeroshot",
+        "--model",
+        f"local-dir:{model}",
+        "--dataset",
+        f"folder:{module_pictures}",
+    ]
+    records(cli(*command, "--out", tmp_path / "runs", "--json"))
+    run = only_run(tmp_path / "runs")
+    weights = model / "open_clip_model.safetensors"
+    state = load_file(weights)
+    state["visual.proj"] = state["visual.proj"] + torch.ones(())
+    save_file(state, weights)
+
+    for command in (["predict", run, module_pictures], ["inspect", run]):
+        text = wrong(*command)
+        assert "was made with other weights of 'local-dir:model'" in text
+    shutil.rmtree(model)
+    assert str(model) in wrong("predict", run, module_pictures)
+
+
+def test_a_classifier_that_is_damaged(wrong, fitted, module_pictures, tmp_path):
+    run = tmp_path / "a" / "b" / "c"
+    shutil.copytree(fitted, run)
+    (run / "classifier" / "classifier.safetensors").write_bytes(b"x" * 40)
+
+    assert "no readable classifier" in wrong("predict", run, module_pictures)
+
+
+def test_export_of_what_cannot_be_exported(wrong, fitted, tmp_path):
+    (tmp_path / "there").mkdir()
+
+    text = wrong("export", fitted, "--format", "openclip", "--output", tmp_path / "new")
+    taken = wrong("export", fitted, "--format", "openclip", "--output", tmp_path / "there")
+    nothing = wrong("export", tmp_path, "--format", "openclip", "--output", tmp_path / "new")
+
+    assert "a run of clip/linear_probe cannot be exported as 'openclip'" in text
+    assert "it has no export formats" in text
+    assert "exists already and is left alone" in taken
+    assert "is not the folder of a run" in nothing
+
+
+@pytest.mark.slow
+def test_a_real_run_predicts_pictures_into_a_sheet(cli, records, tmp_path):
+    from clipadapt.core.protocols import DatasetOptions
+    from clipadapt.core.registry import DATASETS
+
+    settings = ["model.name=stitched", "data.name=openmoji:line", "data.shots=4", "seeds=[1]"]
+    given = [w for s in settings for w in ("--set", s)]
+    (record,) = records(
+        cli("run", "linear_probe-quick", *given, "--out", tmp_path / "runs", "--json")
+    )
+    found = DATASETS.resolve("openmoji:line", "clip")
+    test = found.provider(found.argument, DatasetOptions()).split("test")
+    for i in range(len(test)):
+        path = tmp_path / "emoji" / test.classnames[test.labels[i]] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        test.inputs.examples[i].save(path)
+
+    done = cli(
+        "predict", only_run(tmp_path / "runs"), tmp_path / "emoji", "--html", tmp_path / "s.html", "--json"
+    )  # fmt: skip
+
+    predictions = json.loads(done.out)["predictions"]
+    hits = [Path(p["input"]).parent.name == p["label"] for p in predictions]
+    assert np.mean(hits) == pytest.approx(record["metrics"]["accuracy"]["value"])
+    text = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert text.count("<figure>") == len(test)
+    assert len(text) < 20_000 * len(test)

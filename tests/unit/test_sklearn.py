@@ -1,0 +1,385 @@
+"""CLIPClassifier is an estimator as scikit-learn's tools expect one."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import clipadapt
+import clipadapt.sklearn as surface
+from clipadapt.core.context import RunContext, Services
+from clipadapt.core.protocols import Inputs, ModelOptions, Split, Task
+from clipadapt.core.registry import METHODS, MODELS
+from clipadapt.core.store import FeatureStore
+
+COLOURS = {"red_thing": (210, 40, 40), "blue_thing": (40, 60, 210), "green_thing": (50, 170, 60)}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """``(24, 40, 40, 3)`` noisy colours, and their labels."""
+    rng = np.random.default_rng(0)
+    labels = list(COLOURS) * 8
+    noise = rng.normal(0, 25, (24, 40, 40, 3))
+    colours = np.array([COLOURS[name] for name in labels])[:, None, None]
+    return (noise + colours).clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture
+def classifier(tiny_clip):
+    return clipadapt.CLIPClassifier(tiny_clip)
+
+
+def test_it_is_found_without_importing_anything_before():
+    code = (
+        "import sys, clipadapt; assert 'CLIPClassifier' in clipadapt.__all__\n"
+        "assert not {'sklearn', 'PIL', 'torch'} & set(sys.modules)\n"
+        "clipadapt.CLIPClassifier()\n"
+        "assert 'sklearn' in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'CLIPClasifier'"):
+        clipadapt.CLIPClasifier  # noqa: B018
+
+
+def test_scores_are_those_of_the_method_itself(classifier, tiny_clip, pictures, tmp_path):
+    array, labels = pictures
+    ours = classifier.set_params(method_params={"C": 2.0}, random_state=3).fit(array, labels)
+
+    found = MODELS.resolve(tiny_clip, "clip")
+    model = found.provider.load(found.argument, ModelOptions(), Services(FeatureStore()))
+    inputs = Inputs([Image.fromarray(a) for a in array], tuple(map(str, range(24))))
+    names = ("blue thing", "green thing", "red thing")
+    y = np.array([sorted(COLOURS).index(name) for name in labels])
+    probe = METHODS.get("clip/linear_probe")
+    task = Task(names, ("a photo of a {}.",), Split(inputs, y, names))
+    theirs = probe(probe.Config(C=2.0)).fit(model, task, RunContext(3, tmp_path, model.services))
+
+    np.testing.assert_array_equal(ours.predict_scores(array), theirs.predict_scores(inputs))
+    assert ours.classifier_.classnames == names
+    assert ours.classes_.tolist() == sorted(COLOURS)
+    probabilities = ours.predict_proba(array)
+    assert probabilities.shape == (24, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-12)
+    best = ours.classes_[probabilities.argmax(axis=1)]
+    assert ours.predict(array).tolist() == best.tolist()
+    hits = np.array(best) == np.array(labels)
+    assert ours.score(array, labels) == hits.mean() > 0.9
+    weights = np.arange(24)
+    assert ours.score(array, labels, sample_weight=weights) == np.average(hits, weights=weights)
+
+
+def test_prompts_hold_the_labels_as_text(classifier, pictures):
+    array, labels = pictures
+    zero_shot = classifier.set_params(method="zero_shot").fit(array, labels)
+    named = clone(classifier).fit(array, [name.replace("_", " ") for name in labels])
+
+    assert zero_shot.classifier_.classnames == ("blue thing", "green thing", "red thing")
+    np.testing.assert_array_equal(zero_shot.predict_scores(array), named.predict_scores(array))
+
+
+def test_pictures_may_be_arrays_images_or_paths(classifier, pictures, tmp_path):
+    array, labels = pictures
+    images = [Image.fromarray(a) for a in array]
+    paths = [tmp_path / f"{i}.png" for i in range(24)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    transparent = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    classifier.fit(array, labels)
+
+    want = classifier.predict_scores(array)
+    objects = np.empty(24, dtype=object)
+    objects[:] = images
+    mixed = [*array[:8], *images[8:16], *paths[16:]]
+    for given in (images, paths, list(map(str, paths)), np.array(list(map(str, paths))), objects,
+                  mixed, tuple(images)):  # fmt: skip
+        np.testing.assert_array_equal(classifier.predict_scores(given), want)
+    white = Image.new("RGB", (40, 40), "white")
+    np.testing.assert_array_equal(
+        classifier.predict_scores([transparent]), classifier.predict_scores([white])
+    )
+    again = clone(classifier).fit(paths, labels)
+    np.testing.assert_array_equal(again.predict_scores(images), want)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3, 1, 2],
+        [True, False, True],
+        ["b", "a", "c"],
+        [("x", 1), ("x", 2), ("y", 0)],
+        [None, "a", 2],
+        [1.0, 2.0, 3.0],
+    ],
+    ids=str,
+)
+def test_labels_may_be_anything_hashable(classifier, pictures, values):
+    array, labels = pictures
+    y = [values[list(COLOURS).index(name)] for name in labels]
+
+    fitted = classifier.fit(array, y)
+
+    assert set(fitted.classes_.tolist()) == set(values)
+    assert fitted.classes_.ndim == 1
+    assert set(fitted.predict(array).tolist()) <= set(values)
+    assert fitted.score(array, y) > 0.8
+
+
+def test_numbers_of_numpy_are_labels_too(classifier, pictures):
+    array, labels = pictures
+    y = np.array([list(COLOURS).index(name) for name in labels], dtype=np.int16)
+
+    fitted = classifier.fit(array, y)
+
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    assert fitted.classes_.dtype.kind == "i"
+    assert fitted.classifier_.classnames == ("0", "1", "2")
+
+
+def test_classes_that_no_prompt_tells_apart_are_warned_of(classifier, pictures):
+    array, labels = pictures
+    y = ["Red thing" if i < 3 else name for i, name in enumerate(labels)]
+
+    with pytest.warns(UserWarning, match="the classes 'Red thing' and 'red thing' apart"):
+        classifier.fit(array, y)
+
+
+def test_scikit_learns_tools_take_it(classifier, tiny_clip, pictures):
+    array, labels = pictures
+    images = [Image.fromarray(a) for a in array]
+    pipeline = Pipeline([("same", FunctionTransformer()), ("clip", classifier)])
+    grid = [
+        {"clip__method": ["linear_probe"], "clip__method_params": [{"C": 1e-6}, {"C": 1.0}]},
+        {"clip__method": ["zero_shot"]},
+    ]
+
+    assert is_classifier(classifier)
+    assert repr(classifier) == f"CLIPClassifier(model='{tiny_clip}')"
+    scores = cross_val_score(pipeline, images, labels, cv=3)
+    np.testing.assert_array_equal(scores, cross_val_score(classifier, array, labels, cv=3))
+    assert scores.min() > 0.8
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(images, labels)
+    assert len(search.cv_results_["params"]) == 3
+    assert search.best_params_["clip__method"] == "linear_probe"
+    assert search.predict(images[:2]).tolist() == labels[:2]
+    for scorer in ("neg_log_loss", "roc_auc_ovr", "balanced_accuracy"):
+        assert np.isfinite(get_scorer(scorer)(search, images, labels))
+
+
+def test_a_grid_of_wrong_parameters_fails_there_alone(classifier, pictures):
+    grid = {"method_params": [{"C": 1.0}, {"max_itr": 9}]}
+    with pytest.warns(Warning, match=r"did you mean 'max_iter'"):
+        search = GridSearchCV(classifier, grid, cv=2).fit(*pictures)
+    assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [False, True]
+
+
+def test_the_model_is_loaded_once_and_shared(tiny_models, pictures, monkeypatch):
+    array, labels = pictures
+    monkeypatch.setattr(surface, "_models", {})
+    loaded = []
+    provider = MODELS.get("clip/openclip")
+    load = type(provider).load
+    monkeypatch.setattr(
+        type(provider), "load", lambda self, *a: loaded.append(a[0]) or load(self, *a)
+    )
+    first = clipadapt.CLIPClassifier(tiny_models["custom"])
+
+    fitted = [clone(first).fit(array, labels) for _ in range(3)]
+    cross_val_score(first, array, labels, cv=2)
+
+    assert len(loaded) == 1
+    assert len({id(f.classifier_.model) for f in fitted}) == 1
+
+
+def test_a_pickle_holds_no_model(classifier, pictures, tiny_clip):
+    array, labels = pictures
+    fitted = clone(classifier).fit(array, labels)
+    saved = io.BytesIO()
+    joblib.dump(classifier, saved)
+
+    raw = pickle.dumps(fitted)
+    restored, copied = pickle.loads(raw), copy.deepcopy(fitted)
+
+    assert len(saved.getvalue()) < 500
+    assert len(raw) < 5000
+    assert b"torch" not in raw
+    for other in (restored, copied):
+        np.testing.assert_array_equal(other.predict_scores(array), fitted.predict_scores(array))
+        assert other.classifier_.model is fitted.classifier_.model
+    saved.seek(0)
+    assert joblib.load(saved).get_params() == classifier.get_params()
+    fitted.set_params(method="zero_shot")  # what was fitted stays what it is
+    other = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(other.predict_scores(array), restored.predict_scores(array))
+
+
+def test_other_weights_are_told_when_it_is_loaded(pictures, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from tests.unit.models import tiny
+
+    folder = tiny.write(tmp_path / "model", "clip")
+    fitted = clipadapt.CLIPClassifier(f"local-dir:{folder}").fit(*pictures)
+    raw = pickle.dumps(fitted)
+    weights = folder / "open_clip_model.safetensors"
+    state = load_file(weights)
+    state["visual.proj"] = state["visual.proj"] + torch.ones(())
+    save_file(state, weights)
+    os.utime(weights, ns=(1, 1))
+
+    with pytest.raises(Exception, match="was fitted with other weights of 'local-dir:"):
+        pickle.loads(raw)
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_give_the_same(classifier, pictures):
+    array, labels = pictures
+    done = cross_validate(classifier, array, labels, cv=2, n_jobs=2, return_estimator=True)
+
+    np.testing.assert_array_equal(
+        done["test_score"], cross_val_score(classifier, array, labels, cv=2)
+    )
+    assert done["estimator"][0].predict(array[:1]).tolist() == labels[:1]
+
+
+def test_random_state_decides_the_seed(classifier, pictures, monkeypatch):
+    seeds = []
+    method = METHODS.get("clip/zero_shot")
+    fit = method.fit
+    monkeypatch.setattr(
+        method, "fit", lambda self, b, t, ctx: seeds.append(ctx.seed) or fit(self, b, t, ctx)
+    )
+    classifier.set_params(method="zero_shot")
+    generators = [np.random.RandomState(5), np.random.RandomState(5)]
+    for state in (7, np.int64(7), *generators):
+        classifier.set_params(random_state=state).fit(*pictures)
+
+    assert seeds[:2] == [7, 7]
+    assert seeds[2] == seeds[3]
+    classifier.set_params(random_state="x")
+    with pytest.raises(ValueError, match="cannot be used to seed"):
+        classifier.fit(*pictures)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "linear_prob"}, r"unknown method 'clip/linear_prob'; did you mean"),
+        ({"method": "text/svm"}, "text/svm reads no images"),
+        ({"method": None}, "method must be a name, got None"),
+        ({"model": "stiched"}, "did you mean 'stitched'"),
+        (
+            {"method_params": {"max_itr": 1}},
+            r"method_params.max_itr: Extra inputs .* did you mean 'max_iter'",
+        ),
+        ({"method_params": {"C": -1}}, r"method_params.C: .* greater than 0 \(got -1\)"),
+        ({"method_params": [1]}, r"method_params must be a mapping or None, got \[1\]"),
+    ],
+    ids=str,
+)
+def test_wrong_parameters(classifier, pictures, change, message):
+    with pytest.raises(ValueError, match=message):
+        classifier.set_params(**change).fit(*pictures)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda a: a.astype(float), r"got an array of float64 and shape \(24, 40, 40, 3\)"),
+        (lambda a: a[..., 0], r"got an array of uint8 and shape \(24, 40, 40\)"),
+        (lambda a: a[0], "got an array of uint8"),
+        (lambda a: a[:0], "found no pictures"),
+        (lambda a: [], "found no pictures"),
+        (lambda a: "a.png", "expected several pictures, got one str"),
+        (lambda a: Image.fromarray(a[0]), "expected several pictures, got one Image"),
+        (lambda a: 5, "got int"),
+        (lambda a: [*a[:3], 5], "picture 3: expected PIL images"),
+        (lambda a: [a[0][..., 0]], r"picture 0: expected a uint8 array .* got uint8 \(40, 40\)"),
+        (lambda a: ["/nowhere/at.png"] * 2, "cannot read the file '/nowhere/at.png'"),
+        (lambda a: [__file__] * 2, r"is not an image: .*TIFF$"),
+    ],
+)
+def test_wrong_pictures(classifier, pictures, make, message):
+    array, labels = pictures
+    given = make(array)
+    with pytest.raises(ValueError, match=message):
+        classifier.fit(given, labels[: len(given)] if isinstance(given, list) else labels)
+    fitted = clone(classifier).fit(array, labels)
+    with pytest.raises(ValueError, match=message):
+        fitted.predict(given)
+
+
+def test_a_data_frame_is_no_list_of_pictures(classifier):
+    import pandas as pd
+
+    frame = pd.DataFrame({"path": ["a.png", "b.png"], "label": ["a", "b"]})
+    with pytest.raises(ValueError, match=r"got a DataFrame of shape \(2, 2\)"):
+        classifier.fit(frame, frame["label"])
+
+
+def test_series_are_taken(classifier, pictures, tmp_path):
+    import pandas as pd
+
+    array, labels = pictures
+    paths = pd.Series([str(tmp_path / f"{i}.png") for i in range(24)], index=range(100, 124))
+    for a, path in zip(array, paths, strict=True):
+        Image.fromarray(a).save(path)
+    fitted = classifier.fit(paths, pd.Series(labels, index=range(7, 31)))
+
+    assert fitted.score(paths, pd.Series(labels)) == fitted.score(array, labels)
+    assert cross_val_score(classifier, paths, pd.Series(labels), cv=2).min() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (["a", "b"], r"inconsistent numbers of samples: \[24, 2\]"),
+        (["a"] * 24, "at least two classes are needed, got only 'a'"),
+        (np.zeros((24, 2)), r"y should be a 1d array, got an array of shape \(24, 2\)"),
+        (np.linspace(0, 1, 24), "Unknown label type"),
+        ([float("nan")] * 24, "Unknown label type"),
+        ([["a"]] * 24, "labels must be hashable"),
+        (None, "expected one label per picture"),
+        ("ab" * 12, "expected one label per picture"),
+    ],
+    ids=str,
+)
+def test_wrong_labels(classifier, pictures, y, message):
+    with pytest.raises(ValueError, match=message):
+        classifier.fit(pictures[0], y)
+
+
+@pytest.mark.parametrize("call", ["predict", "predict_proba", "predict_scores"])
+def test_before_fit(classifier, pictures, call):
+    with pytest.raises(NotFittedError, match="is not fitted yet"):
+        getattr(classifier, call)(pictures[0])
+    assert not hasattr(classifier, "classifier_")
+
+
+def test_a_model_that_is_none_for_the_method(classifier, pictures, monkeypatch):
+    class Other:
+        pass
+
+    monkeypatch.setattr(METHODS.get("clip/zero_shot"), "requires", Other)
+    with pytest.raises(ValueError, match="clip/zero_shot needs a model that is a Other"):
+        classifier.set_params(method="zero_shot").fit(*pictures)

@@ -9,13 +9,13 @@ Features are read in blocks of rows and never copied as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -23,20 +23,20 @@ BLOCK_BYTES: Final = 64 << 20
 """Logits of one block of rows, in bytes."""
 MEMORY: Final = 10
 MAX_ITERATIONS: Final = 500
-TOLERANCE: Final = 5e-6
-"""On the mean objective: a problem is solved when a step and its gradient promise less than this."""
-PATIENCE: Final = 3
+TOLERANCE: Final = 1e-6
+"""On the mean objective: a problem is solved when so many steps in a row gain and promise less than this."""
+PATIENCE: Final = 8
 ARMIJO: Final = 1e-4
 BACKTRACKS: Final = 12
 
 
 def solve(
-    x: NDArray[np.float32], y: NDArray[np.int64], penalties: Sequence[float], n_classes: int
+    x: Sequence[NDArray[Any]], y: NDArray[np.int64], penalties: Sequence[float], n_classes: int
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Minimise ``C sum_i CE(x_i W + b, y_i) + 1/2 |W|²``, scikit-learn's objective, for every ``C``.
 
     Args:
-        x: Features, shape ``(n, D)``; may be mapped from a file.
+        x: Features in one or more parts of shape ``(n_i, D)``, float32 or float16; may be mapped from files.
         y: Labels in ``[0, n_classes)``, each class present, shape ``(n,)``.
         penalties: Values of ``C``, inverse strength of the penalty.
         n_classes: Number of classes, two or more.
@@ -47,7 +47,7 @@ def solve(
     problem = _Problem.of(x, y, n_classes)
     C = torch.tensor(list(penalties), dtype=torch.float64)
     # Two classes: scikit-learn learns one weight vector, whose halves are ours.
-    strength = (2 if n_classes == 2 else 1) / (C * len(x))  # on the mean objective
+    strength = (2 if n_classes == 2 else 1) / (C * len(y))  # on the mean objective
     u = _lbfgs(problem, strength)
     out = []
     for row, lam in zip(u, strength, strict=True):
@@ -63,7 +63,7 @@ class _Problem:
     A state of ``K`` problems is ``u`` of shape ``(K, c, r + 1)``: scaled weights along ``r`` directions, and a bias.
     """
 
-    x: NDArray[np.float32]
+    x: Sequence[NDArray[Any]]
     y: torch.Tensor
     n_classes: int
     mean: torch.Tensor  # (D,)
@@ -71,12 +71,12 @@ class _Problem:
     variance: torch.Tensor  # (r,)
 
     @classmethod
-    def of(cls, x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int) -> _Problem:
-        n, D = x.shape
+    def of(cls, x: Sequence[NDArray[Any]], y: NDArray[np.int64], n_classes: int) -> _Problem:
+        n, D = len(y), x[0].shape[1]
         mean = torch.zeros(D, dtype=torch.float64)
         gram = torch.zeros(D, D, dtype=torch.float64)
-        for rows in _blocks(n, 4 * D):
-            part = _part(x, rows).double()
+        for _, block in _blocks(x, 8 * D):
+            part = block.double()
             mean += part.sum(0)
             gram += part.T @ part
         mean /= n
@@ -101,14 +101,13 @@ class _Problem:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return objectives ``(K,)`` and gradients by ``u``; one pass over the features."""
         K, c, _width = u.shape
-        n, D = self.x.shape
+        n, D = len(self.y), self.x[0].shape[1]
         weight, bias = (t.float() for t in self.natural(u, strength))
         flat = weight.reshape(K * c, D)
         loss = torch.zeros(K, dtype=torch.float64)
         by_weight = torch.zeros(K * c, D, dtype=torch.float64)
         by_bias = torch.zeros(K, c, dtype=torch.float64)
-        for rows in _blocks(n, 4 * K * c):
-            part = _part(self.x, rows)
+        for rows, part in _blocks(self.x, 4 * K * c):
             logits = torch.addmm(bias.reshape(-1), part, flat.T).view(-1, K, c)  # (m, K, c)
             top = logits.amax(-1, keepdim=True)
             logits -= top
@@ -221,13 +220,14 @@ def _search(
     return step, new_value, new_gradient
 
 
-def _blocks(n: int, row_bytes: int) -> list[slice]:
-    size = max(256, BLOCK_BYTES // max(row_bytes, 1))
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def _part(x: NDArray[np.float32], rows: slice) -> torch.Tensor:
-    part = x[rows]
-    if part.dtype != np.float32 or not part.flags.writeable:
-        part = part.astype(np.float32)
-    return torch.from_numpy(part)
+def _blocks(parts: Sequence[NDArray[Any]], row_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield the rows of all parts in blocks, float32, with their places."""
+    size = max(256, BLOCK_BYTES // row_bytes)
+    offset = 0
+    for part in parts:
+        for i in range(0, len(part), size):
+            block = part[i : i + size]
+            if block.dtype != np.float32 or not block.flags.writeable:
+                block = block.astype(np.float32)
+            yield slice(offset + i, offset + i + len(block)), torch.from_numpy(block)
+        offset += len(part)

@@ -132,12 +132,13 @@ class LinearProbe:
         xv = None if val is None else backbone.encode(val.inputs, "image", config.layer)
 
         def solve(
-            x: NDArray[np.float32], y: NDArray[np.int64], penalties: Sequence[float]
+            parts: Sequence[NDArray[np.float32]], y: NDArray[np.int64], penalties: Sequence[float]
         ) -> list[Linear]:
+            if config.solver == "batched" and ctx.services.fast:
+                return fit_batched(parts, y, penalties, n_classes)
+            x = np.concatenate(parts) if len(parts) > 1 else parts[0]
             if config.solver == "adamw":
                 return [self._fit_adamw(x, y, p, n_classes, ctx) for p in penalties]
-            if config.solver == "batched" and ctx.services.fast:
-                return fit_batched(x, y, penalties, n_classes)
             args = (config.max_iter, n_classes)
             return [fit_logistic(x, y, p, *args, span=config.span) for p in penalties]
 
@@ -145,7 +146,7 @@ class LinearProbe:
             assert xv is not None
             assert val is not None
             trials = []
-            for penalty, layer in zip(penalties, solve(x, y, penalties), strict=True):
+            for penalty, layer in zip(penalties, solve([x], y, penalties), strict=True):
                 logits = layer(xv)
                 accuracy = metrics.topk_accuracy(logits, val.labels, 1)
                 loss = metrics.nll(logits, val.labels)
@@ -155,7 +156,7 @@ class LinearProbe:
 
         if xv is None or val is None or config.search == "none":
             fixed = config.weight_decay if config.solver == "adamw" else config.C
-            (layer,) = solve(x, y, [fixed])
+            (layer,) = solve([x], y, [fixed])
             known = None
             if xv is not None and val is not None:
                 known = metrics.fit_temperature(layer(xv), val.labels)
@@ -169,8 +170,7 @@ class LinearProbe:
         temperature = metrics.fit_temperature(best.layer(xv), val.labels)
         layer = best.layer
         if config.refit:
-            both = np.concatenate([x, xv]), np.concatenate([y, val.labels])
-            (layer,) = solve(*both, [best.value])
+            (layer,) = solve([x, xv], np.concatenate([y, val.labels]), [best.value])
         chosen = {
             "epoch": None,
             "by": f"val accuracy over {self._penalty} ({self._penalty}={best.value:.4g})",
@@ -334,12 +334,15 @@ def fit_logistic(
 
 
 def fit_batched(
-    x: NDArray[np.float32], y: NDArray[np.int64], penalties: Sequence[float], n_classes: int
+    x: Sequence[NDArray[np.float32]],
+    y: NDArray[np.int64],
+    penalties: Sequence[float],
+    n_classes: int,
 ) -> list[Linear]:
     """Fit the logistic regressions of several penalties at once; their optima are :func:`fit_logistic`'s.
 
     Args:
-        x: Features, shape ``(n, D)``.
+        x: Features in one or more parts, ``n`` rows of width ``D`` together.
         y: Labels, shape ``(n,)``.
         penalties: Inverse strengths of the L2 penalty.
         n_classes: ``C`` of the task; classes without an example are never predicted.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clipadapt.models import _lean_imports  # isort: skip  before open_clip
+
 import copy
 import hashlib
 import json
@@ -74,7 +76,8 @@ def build(source: _sources.Source, shown: str) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.manual_seed(RANDOM_SEED)
-        module: Any = _with_text_tower(make, text_cfg, source, shown)
+        with _lean_imports.without_compiler():  # a text tower's class may be imported only now
+            module: Any = _with_text_tower(make, text_cfg, source, shown)
     module.float().eval().requires_grad_(False)
     if source.checkpoint is not None:
         _load_weights(module, source, shown)

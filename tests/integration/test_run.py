@@ -318,7 +318,8 @@ def test_killed_in_the_middle_the_next_run_completes(console, tiny_clip, tmp_pat
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.wait()
-        assert not list(out.rglob("record.json")) or process.returncode == 0
+        if out.is_dir():
+            RunStore(out).load_all()  # nothing there, or a record that is whole
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
 
     (record,) = json.loads(done.stdout)["records"]

@@ -91,7 +91,7 @@ def zeroshot(
                 },
                 "model": {"name": model},
                 # Nothing but the evaluated split is looked at.
-                "evaluation": {"split": split.value, "calibrate": False},
+                "evaluation": {"split": split.value, "calibrate": False, "leakage": "off"},
                 "method": {"name": "clip/zero_shot"},
                 "seeds": [1],
             }

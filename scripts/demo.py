@@ -12,12 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+from _readme import insert
+
 from clipadapt.core import config, runner, tables
-from clipadapt.core._files import write_text
 from clipadapt.core.errors import EXIT_USER_ERROR, ClipAdaptError
 from clipadapt.core.progress import on_stderr
 
-BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
 PICTURES = ("openmoji:color", "openmoji:line")
 REVIEWS = "rotten_tomatoes:offline"
 
@@ -31,16 +31,6 @@ def experiments() -> list[config.Experiment]:
         found.extend(config.load([recipe], setting, track="clip") for setting in settings)
     found.append(config.load(["tfidf_svm"], [f"data.name={REVIEWS}"], track="text"))
     return found
-
-
-def insert(path: Path, table: str) -> None:
-    """Replace what stands between the markers of a Markdown file."""
-    text = path.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        sys.exit(f"{path} has no markers '{BEGIN}' and '{END}'")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    write_text(path, f"{head}{BEGIN}\n\n{table.strip()}\n\n{END}{tail}")
 
 
 def main() -> None:
@@ -59,7 +49,7 @@ def main() -> None:
     print(table)
     print(f"records: {arguments.out} ({len(records)} runs, {time.perf_counter() - begun:.0f} s)")
     if arguments.readme is not None:
-        insert(arguments.readme, table)
+        insert(arguments.readme, "demo table", table)
 
 
 if __name__ == "__main__":

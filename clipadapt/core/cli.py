@@ -195,6 +195,24 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
             nl=False,
         )
 
+    @app.command("report", epilog=_example(f"{program} report runs --output report.html"))
+    def report(
+        directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the records.")],
+        output: Annotated[
+            Path, typer.Option("--output", metavar="FILE", help="HTML file to write.")
+        ] = Path("report.html"),
+        examples: Annotated[
+            bool,
+            typer.Option(help="Show pictures and texts; their data sets are opened by name."),
+        ] = True,
+    ) -> None:
+        """Write one self-contained page: leaderboard, charts, calibration, confusion, examples, recipes."""
+        from clipadapt.core.progress import on_stderr
+        from clipadapt.core.report import write_report
+
+        n = write_report(directory, output, examples=examples, progress=on_stderr())
+        typer.echo(f"{n} runs: {output}")
+
     @app.command(
         "validate", epilog=_example(f"{program} validate {example} --set data.name={example_data}")
     )

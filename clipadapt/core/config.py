@@ -83,6 +83,7 @@ class EvaluationConfig(StrictModel):
         split: Split of the evaluated data set.
         protocol: Name of the rules, shown in the table.
         also: More places where the same fit is judged: another data set with the same classes, or val.
+        leakage: Look for duplicates between what is learnt from and what is judged.
         calibrate: Fit a softmax temperature on val, where the method brings none.
     """
 
@@ -90,6 +91,7 @@ class EvaluationConfig(StrictModel):
     protocol: str = "standard"
     calibrate: bool = True
     also: tuple[TargetConfig, ...] = ()
+    leakage: Literal["on", "off"] = "on"
 
 
 class RecipeConfig(StrictModel):
@@ -105,13 +107,27 @@ class RecipeConfig(StrictModel):
 
 
 class ExperimentConfig(StrictModel):
-    """Everything but the method's own hyperparameters."""
+    """Everything but the method's own hyperparameters.
+
+    Attributes:
+        data: What is learnt from.
+        model: The backbone.
+        evaluation: Where the classifier is judged.
+        seeds: Seeds, one run each.
+        store: Whether features are kept and read again.
+        fast: ``off`` computes the plain way what the methods else compute in a cheaper exact form: whole
+            contexts of text, whole image towers at every step, one solve per penalty.
+        threads: Threads of the framework; recorded.
+        workers: Threads that decode images.
+        recipe: Where the settings come from.
+    """
 
     data: DataConfig
     model: ModelConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
     store: Literal["on", "off"] = "on"
+    fast: Literal["on", "off"] = "on"
     threads: PositiveInt | None = None
     workers: PositiveInt | None = None
     recipe: RecipeConfig = RecipeConfig()
@@ -269,8 +285,9 @@ def read_fragment(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds {type(data).__name__}, expected a mapping with data, model, method"
         )
-    if isinstance(data.get("store"), bool):  # YAML 1.1 reads a bare on/off as a boolean
-        data["store"] = "on" if data["store"] else "off"
+    for key in ("store", "fast"):
+        if isinstance(data.get(key), bool):  # YAML 1.1 reads a bare on/off as a boolean
+            data[key] = "on" if data[key] else "off"
     return data
 
 

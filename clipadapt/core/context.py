@@ -58,6 +58,7 @@ class Services:
         workers: Threads that decode ahead; None takes the affinity mask.
         batch_size: Examples per forward pass; None lets the model choose.
         threads: Threads of the framework; None leaves them alone.
+        fast: Whether exact short cuts are taken; tests compare them with the plain way.
     """
 
     store: FeatureStore
@@ -66,6 +67,7 @@ class Services:
     workers: int | None = None
     batch_size: int | None = None
     threads: int | None = None
+    fast: bool = True
 
 
 @dataclass(slots=True)

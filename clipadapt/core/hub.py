@@ -17,6 +17,12 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 8.0
 """A look-up of a host name has no time limit of its own, so the question is given one."""
 
+TABLES: Final = (
+    *("*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.csv.gz", "*.jsonl.gz", "*.arrow"),
+    *("README.md", ".huggingface.yaml", "dataset_infos.json"),
+)
+"""Patterns of a data set's tables, and of the cards that say how to read them."""
+
 Kind = Literal["dataset", "model"]
 _WORDS: Final = {"dataset": "data set", "model": "model"}
 _WRITE: Final = {"dataset": "write hf:ORG/NAME", "model": "write NAME or ORG/NAME"}

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from clipadapt.core.protocols import SplitName
 
 X = TypeVar("X")
+SPLIT_ALIASES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+"""What published splits are called, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -102,3 +112,42 @@ def split_by_hash(content: bytes, shares: Mapping[SplitName, float]) -> SplitNam
         if position < upper:
             return name
     return name
+
+
+def match_splits(
+    origin: str, labelled: Mapping[str, bool]
+) -> tuple[dict[SplitName, str], list[str]]:
+    """Tell which split each published one is.
+
+    Args:
+        origin: Name of the set, for messages.
+        labelled: Name of every published split -> whether it has labels.
+
+    Returns:
+        Split -> published name, where the only one of an unknown name is ``train``; and a note on each
+        that is left out.
+
+    Raises:
+        DataError: If two mean the same split, or none is left.
+    """
+    found: dict[SplitName, str] = {}
+    notes = []
+    names = ", ".join(labelled)
+    for name, has_labels in labelled.items():
+        split = SPLIT_ALIASES.get(name.casefold())
+        if split is None and len(labelled) > 1:
+            notes.append(f"the split '{name}' is neither train, val nor test and is left out")
+        elif not has_labels:
+            notes.append(f"the split '{name}' has no labels and is left out")
+        elif (split or "train") in found:
+            raise DataError(
+                f"{origin} has two splits that mean '{split or 'train'}', the second is '{name}'; "
+                f"it has: {names}"
+            )
+        else:
+            found[split or "train"] = name
+    if not found:
+        raise DataError(
+            f"{origin} has no labelled split named train, validation or test; it has: {names}"
+        )
+    return found, notes

@@ -66,10 +66,11 @@ def compute_metrics(
 
     ``accuracy``, ``top5_accuracy`` (left out below five classes), ``mean_per_class_recall`` (over the classes
     that occur in ``labels``), ``macro_f1`` (over all classes, an absent one counts 0), ``weighted_f1``,
-    ``weighted_precision``, ``weighted_recall`` (weighted by support). ``nll``, ``brier`` and ``ece`` are those of
-    ``softmax(scores)``, uncalibrated; margins are no logits, so they have none. With a temperature,
-    ``nll_calibrated``, ``brier_calibrated`` and ``ece_calibrated`` are those of ``softmax(scores / temperature)``,
-    for logits and margins alike. Accuracies carry Wilson intervals, mean losses t intervals.
+    ``weighted_precision``, ``weighted_recall`` (weighted by support). ``nll``, ``brier``, ``ece`` (bins of equal
+    width), ``ece_mass`` (bins of equal mass) and ``aurc`` (area under the risk-coverage curve) are those of
+    ``softmax(scores)``, uncalibrated; margins are no logits, so they have none. With a temperature, the same names
+    with ``_calibrated`` are those of ``softmax(scores / temperature)``, for logits and margins alike. Accuracies carry
+    Wilson intervals, mean losses t intervals.
 
     Args:
         scores: Shape ``(n, C)``.
@@ -108,10 +109,14 @@ def compute_metrics(
         temperatures["_calibrated"] = temperature
     for suffix, value in temperatures.items():
         losses, squares, confidence = _proper_scores(scores, labels, value)
-        ece = _calibration_error(confidence, predicted == labels, ECE_BINS, "l1", "width")
+        right = predicted == labels
         metrics[f"nll{suffix}"] = _measured(t_interval(losses), "nats", higher=False)
         metrics[f"brier{suffix}"] = _measured(t_interval(squares), "squared error", higher=False)
-        metrics[f"ece{suffix}"] = fraction(ece, higher=False)
+        width = _calibration_error(confidence, right, ECE_BINS, "l1", "width")
+        mass = _calibration_error(confidence, right, ECE_BINS, "l1", "mass")
+        metrics[f"ece{suffix}"] = fraction(width, higher=False)
+        metrics[f"ece_mass{suffix}"] = fraction(mass, higher=False)
+        metrics[f"aurc{suffix}"] = fraction(aurc(confidence, right), higher=False)
     return metrics
 
 
@@ -252,6 +257,31 @@ def expected_calibration_error(
     _check_probabilities(probabilities, labels)
     correct = probabilities.argmax(axis=1) == labels
     return _calibration_error(probabilities.max(axis=1), correct, bins, norm, binning)
+
+
+def aurc(confidence: NDArray[Any], right: NDArray[np.bool_]) -> float:
+    """Return the area under the risk-coverage curve: the mean error over all coverages ``1/n ... 1``; less is better.
+
+    References:
+        Y. Geifman et al., "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019.
+        arXiv:1805.08206
+    """
+    hits, _ = hits_by_confidence(confidence, right)
+    return float((1 - hits / np.arange(1, len(hits) + 1)).mean())
+
+
+def hits_by_confidence(
+    confidence: NDArray[Any], right: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Return hits among the ``k`` most confident, for every ``k``, and the confidences, descending.
+
+    Equal confidences share their hits evenly, so that the order of the examples has no say.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ordered = confidence[order]
+    _, group, size = np.unique(-ordered, return_inverse=True, return_counts=True)
+    share = np.bincount(group, right[order]) / size
+    return np.cumsum(share[group]), ordered
 
 
 def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
@@ -401,19 +431,44 @@ def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return f1
 
 
+def bin_index(
+    confidence: NDArray[Any], bins: int, binning: Binning
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return the edges of bins of confidence, shape ``(bins + 1,)``, and each example's bin."""
+    edges = np.linspace(0, 1, bins + 1)
+    if binning == "mass":
+        edges = np.quantile(confidence, edges)
+    # Inner edges only: a confidence of 1 (or a rounding above it) belongs to the last bin. They take the
+    # confidence's own precision, else float32 0.7 would fall below the edge 0.7.
+    inner = edges[1:-1].astype(confidence.dtype)
+    return edges, np.searchsorted(inner, confidence, side="right")
+
+
+def bin_sums(
+    index: NDArray[np.intp], correct: NDArray[np.bool_], confidence: NDArray[Any], bins: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return of every bin the examples, the right ones and the sum of their confidences."""
+    return (
+        np.bincount(index, minlength=bins),
+        np.bincount(index, correct, bins),
+        np.bincount(index, confidence, bins),
+    )
+
+
+def top_probabilities(scores: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Return the largest probability of ``softmax(scores / temperature)`` of each example, shape ``(n,)``."""
+    found = np.empty(len(scores))
+    for rows in _blocks(scores):
+        found[rows] = 1 / np.exp(_shifted(scores[rows], temperature)).sum(axis=1)
+    return found
+
+
 def _calibration_error(
     confidence: NDArray[Any], correct: NDArray[np.bool_], bins: int, norm: Norm, binning: Binning
 ) -> float:
-    # Inner edges only: a confidence of 1 (or a rounding above it) belongs to the last bin. They take the
-    # confidence's own precision, else float32 0.7 would fall below the edge 0.7.
-    inner = np.linspace(0, 1, bins + 1)[1:-1]
-    if binning == "mass":
-        inner = np.quantile(confidence, inner)
-    index = np.searchsorted(inner.astype(confidence.dtype), confidence, side="right")
-    count = np.bincount(index, minlength=bins)
-    gap = np.abs(
-        np.bincount(index, correct, bins) - np.bincount(index, confidence, bins)
-    )  # summed per bin
+    _, index = bin_index(confidence, bins, binning)
+    count, hits, total = bin_sums(index, correct, confidence, bins)
+    gap = np.abs(hits - total)
     gap /= np.maximum(count, 1)
     weight = count / len(confidence)
     match norm:

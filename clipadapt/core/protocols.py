@@ -12,6 +12,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Final,
     Generic,
     Literal,
     Protocol,
@@ -39,6 +40,7 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OnBadImage = Literal["error", "skip"]
+THUMBNAIL: Final = 16
 
 
 # ---------------------------------------------------------------- data
@@ -69,6 +71,10 @@ class Subset(Sequence[X_co], Generic[X_co]):
         """Return the digest of one example, see :func:`digest`."""
         return digest(self.base, int(self.indices[index]))
 
+    def thumbnail(self, index: int) -> NDArray[np.uint8]:
+        """Return the thumbnail of one example, see :func:`thumbnail`."""
+        return thumbnail(self.base, int(self.indices[index]))
+
 
 def digest(examples: Sequence[Any], index: int) -> bytes:
     """Return the 32-byte sha256 that stands for one example's content.
@@ -89,6 +95,25 @@ def digest(examples: Sequence[Any], index: int) -> bytes:
         head = f"image\0{example.mode}\0{example.size}\0".encode()
         return hashlib.sha256(head + example.tobytes()).digest()
     raise TypeError(f"no content hash for an example of type {type(example).__name__}")
+
+
+def thumbnail(examples: Sequence[Any], index: int) -> NDArray[np.uint8]:
+    """Return what one image looks like from afar, shape ``(16, 16, 3)``.
+
+    A sequence that knows a cheaper way than to load the example offers it as a method ``thumbnail(index)``.
+
+    Raises:
+        TypeError: If the example is no PIL image.
+    """
+    own: Callable[[int], NDArray[np.uint8]] | None = getattr(examples, "thumbnail", None)
+    if own is not None:
+        return own(index)
+    example = examples[index]
+    if not (hasattr(example, "convert") and hasattr(example, "resize")):
+        raise TypeError(f"no thumbnail of an example of type {type(example).__name__}")
+    # 3 is bicubic; the gap lets Pillow shrink a large image by whole pixels first.
+    small = example.convert("RGB").resize((THUMBNAIL, THUMBNAIL), 3, reducing_gap=3.0)
+    return np.asarray(small, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

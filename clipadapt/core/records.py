@@ -47,6 +47,7 @@ from clipadapt.core._files import atomic_directory, is_temporary, remove_leftove
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import RecordError
 from clipadapt.core.hardware import cpu_count, cpu_flags
+from clipadapt.core.leakage import LeakageFacts
 from clipadapt.core.metrics import MetricValue
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ class RunRecord(StrictModel):
         metrics: Figures by name; empty in a failed run.
         cost: Seconds and bytes.
         flags: Facts every table shows, such as ``collapse`` or ``below_zero_shot``.
+        leakage: Duplicates between what was learnt from and what was judged, None where they were not looked for.
         per_class: Figures by class, or None.
         predictions_sha256: Hash of the content of the predictions, None in a failed run.
         environment: Where the run took place.
@@ -241,6 +243,7 @@ class RunRecord(StrictModel):
     metrics: dict[str, MetricValue] = Field(default_factory=dict)
     cost: Cost = Cost()
     flags: tuple[str, ...] = ()
+    leakage: LeakageFacts | None = None
     per_class: dict[str, JsonValue] | None = None
     predictions_sha256: str | None = None
     environment: Environment

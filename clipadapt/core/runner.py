@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core import metrics, records, sampling, tasks
+from clipadapt.core import leakage, metrics, records, sampling, tasks
 from clipadapt.core._files import check_writable
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
@@ -145,6 +145,7 @@ class Backbones:
         """Apply an experiment's settings of store, workers and threads."""
         config = prepared.experiment.config
         self.services.store = self._stores[config.store]
+        self.services.fast = config.fast == "on"
         self.services.workers = config.workers
         self.services.threads = config.threads
         if config.threads != self._threads:
@@ -325,7 +326,7 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
         DivergedError: If scores are not finite.
     """
     backbones.use(prepared)
-    run = _Run(prepared, seed)
+    run = _Run(prepared, seed, backbones.services.progress)
     records.reset_peak_memory()
     try:
         run.go(backbones)
@@ -354,9 +355,10 @@ class _Fit:
 class _Run:
     """One fit and its evaluations."""
 
-    def __init__(self, prepared: Prepared, seed: int) -> None:
+    def __init__(self, prepared: Prepared, seed: int, progress: Progress | None = None) -> None:
         self.prepared = prepared
         self.seed = seed
+        self.progress = progress or Silent()
         self.started = datetime.now(UTC)
         self.target = prepared.targets[0]
         self.sizes = {"n_train": 0, "n_val": 0, "n_test": 0}
@@ -477,6 +479,24 @@ class _Run:
             return None
         return metrics.fit_temperature(self._scores(classifier, val), val.labels)
 
+    def _leaks(self, target: Target) -> leakage.LeakageFacts | None:
+        """Compare what was judged with what could be learnt from: after the fit, and its memory measured."""
+        config, home = self.prepared.experiment.config, self.prepared.targets[0]
+        if config.evaluation.leakage == "off":
+            return None
+        facts = leakage.examine(home.dataset, home.split, target.dataset, target.split)
+        if target.classnames != home.classnames:
+            both = leakage.class_overlap(home.classnames, target.classnames)
+            facts = facts.model_copy(update={"shared_classes": len(both)})
+        for overlap in facts.overlaps:
+            if overlap.found and self.seed == config.seeds[0]:  # said once is enough
+                self.progress.note(
+                    f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.judged} have a copy in "
+                    f"{overlap.learnt}, {overlap.near or 0} more a near one: "
+                    + " ~ ".join(overlap.examples[0])
+                )
+        return facts
+
     def failure(self, error: str) -> RunRecord:
         return self._record(status="failed", error=error)
 
@@ -487,6 +507,12 @@ class _Run:
         flags = [*home.flags, *target.flags, *self.flags, *values.pop("flags", ())]
         if target.dataset is home.dataset and target.split != home.split:
             flags.append("judged_on_" + target.split)
+        leaks = self._leaks(target) if values["status"] == "ok" else None
+        if leaks is not None:
+            flags += leaks.flags(target.split)
+            # The new classes of base-to-new must be new; a domain shift has the same classes on purpose.
+            if leaks.shared_classes and config.evaluation.protocol.startswith("base"):
+                flags.append("class_overlap")
         return RunRecord(
             run_id=prepared.run_id(self.seed, target),
             fit_id=prepared.fit_id(self.seed),
@@ -518,6 +544,7 @@ class _Run:
                 deviations=experiment.deviations,
             ),
             flags=tuple(dict.fromkeys(flags)),
+            leakage=leaks,
             environment=records.environment(device=device, threads=config.threads),
             started_at=self.started,
             **values,

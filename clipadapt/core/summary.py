@@ -125,6 +125,7 @@ class MethodSummary:
         accuracy_gap: Train minus val accuracy at the epoch chosen.
         flags: Flags of any run.
         best: Whether it beats the runner-up after Holm.
+        run_ids: Runs of the row, failed ones too, by seed.
         classes: Figures by class.
         published: Published numbers.
     """
@@ -152,6 +153,7 @@ class MethodSummary:
     accuracy_gap: float | None
     flags: tuple[str, ...]
     best: bool
+    run_ids: tuple[str, ...]
     classes: tuple[ClassFigures, ...]
     published: tuple[PublishedRow, ...]
 
@@ -204,7 +206,7 @@ class Block:
         """Data, split and what else tells the block apart."""
         parts = [self.dataset, self.split]
         if self.shots is not None:
-            parts.append(f"{self.shots} shots")
+            parts.append(f"{self.shots} shot" + ("" if self.shots == 1 else "s"))
         if self.protocol != "standard":
             parts.append(self.protocol)
         return ", ".join(parts)
@@ -408,6 +410,7 @@ class _Entry:
             ]),
             flags=tuple(sorted({flag for r in ok for flag in r.flags})),
             best=False,
+            run_ids=tuple(r.run_id for r in group.records),
             classes=_classes(ok),
             published=tuple(_published(group)) if reference else (),
         )

@@ -37,9 +37,10 @@ NONE_FITS: Final = "No published number fits a row in data, model, method, shots
 
 # Settings that change no result, or that stand in the record by what they led to (hashes, effective dtype).
 _SETTINGS_ASIDE: Final = {
-    "seeds", "workers", "store", "out", "progress", "data.name", "data.manifest", "data.classnames",
+    "seeds", "workers", "store", "fast", "out", "progress", "data.name", "data.manifest", "data.classnames",
     "data.templates", "data.shots", "model", "model.name", "model.precision", "recipe.source",
     "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol", "evaluation.also",
+    "evaluation.leakage",
 }  # fmt: skip
 
 

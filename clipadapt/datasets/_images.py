@@ -171,7 +171,12 @@ class ImageFiles(Sequence[Image.Image]):
 
     def digest(self, index: int) -> bytes:
         """Return the sha256 over the file's bytes and the version of the decoding."""
-        return hashlib.sha256(f"file\0{DECODE_VERSION}\0{self.content(index)}".encode()).digest()
+        return decoded_digest(self.content(index))
+
+
+def decoded_digest(content: str) -> bytes:
+    """Return the sha256 over the sha256 of a file's bytes and the version of the decoding."""
+    return hashlib.sha256(f"file\0{DECODE_VERSION}\0{content}".encode()).digest()
 
 
 def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
@@ -222,7 +227,7 @@ def thumbnails(files: ImageFiles) -> Iterator[Thumbnail]:
         yield from in_threads(make, range(begin, min(begin + THUMBNAILS_AT_ONCE, len(files))))
 
 
-def readable(files: ImageFiles) -> list[bool]:
+def readable(files: Sequence[Image.Image]) -> list[bool]:
     """Tell of every image whether it decodes; each is decoded once, in threads."""
 
     def decodes(index: int) -> bool:

@@ -8,7 +8,7 @@ others, and equal files fall into one split. The class names are the folders' na
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,12 +26,12 @@ from clipadapt.datasets._images import (
     readable,
     subfolders,
 )
+from clipadapt.datasets._report import Report, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from clipadapt.core.protocols import DatasetOptions, SplitName
@@ -69,16 +69,6 @@ class _Found:
     beside: list[str]
 
 
-@dataclass(slots=True)
-class _Report:
-    flags: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, flag: str, note: str) -> None:
-        self.flags.append(flag)
-        self.notes.append(note)
-
-
 def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     """Open a folder of images; every file is hashed once.
 
@@ -111,19 +101,15 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
     if not parts:
         raise DataError(f"none of the {len(files)} images in '{argument}' can be decoded")
 
-    report = _Report()
-    _report_classes(
-        found,
-        {s: np.bincount(p.labels, minlength=len(classnames)) for s, p in parts.items()},
-        report,
-    )
+    report = Report()
+    report.classes(found.folders, parts)
     kept = [i for i in range(len(files)) if keep[i]]
-    _report_duplicates(found, [(contents[i], where[i], i) for i in kept], report)
+    report.duplicates((contents[i], where[i], found.ids[i], found.labels[i]) for i in kept)
     skipped = len(files) - len(kept)
     if skipped:
         report.notes.append(f"{skipped} unreadable images are left out")
     if found.beside:
-        report.notes.append(f"folders that are no split are not read: {_names(found.beside)}")
+        report.notes.append(f"folders that are no split are not read: {shown(found.beside)}")
     if found.ignored:
         report.notes.append(f"files that are no images are ignored: {_listed(found.ignored)}")
     return LabelledSet(
@@ -203,51 +189,6 @@ def _require_classes(
             f"'{root}' holds one class only, '{folders[0]}'; at least two are needed",
             hint=f"lay the images out as {LAYOUTS}",
         )
-
-
-def _report_classes(
-    found: _Found, counts: dict[SplitName, NDArray[np.int64]], report: _Report
-) -> None:
-    total = np.sum(list(counts.values()), axis=0)
-    empty = [f for f, n in zip(found.folders, total, strict=True) if n == 0]
-    if empty:
-        report.add("empty_class", f"classes without a readable image: {_names(empty)}")
-    pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "test"), ("test", "train"))
-    for lacking, having in pairs:
-        if lacking in counts and having in counts:
-            gone = (counts[lacking] == 0) & (counts[having] > 0)
-            if gone.any():
-                names = [f for f, g in zip(found.folders, gone, strict=True) if g]
-                report.add(
-                    f"class_missing_in_{lacking}",
-                    f"classes with images in {having} but none in {lacking}: {_names(names)}",
-                )
-
-
-def _report_duplicates(
-    found: _Found, rows: Iterable[tuple[str, SplitName, int]], report: _Report
-) -> None:
-    groups: dict[str, list[tuple[SplitName, int]]] = defaultdict(list)
-    for content, split, index in rows:
-        groups[content].append((split, index))
-    across = [g for g in groups.values() if len({split for split, _ in g}) > 1]
-    if across:
-        example = " = ".join(found.ids[i] for _, i in across[0][:2])
-        report.add(
-            "duplicates_across_splits",
-            f"the same bytes lie in two splits (cases: {len(across)}): {example}",
-        )
-    conflicts = [g for g in groups.values() if len({found.labels[i] for _, i in g}) > 1]
-    if conflicts:
-        example = " = ".join(found.ids[i] for _, i in conflicts[0][:2])
-        report.add(
-            "duplicates_across_classes",
-            f"the same bytes lie in two classes (cases: {len(conflicts)}): {example}",
-        )
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def _listed(ignored: Counter[str]) -> str:

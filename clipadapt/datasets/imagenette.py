@@ -22,6 +22,7 @@ from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._images import existing_folder
+from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._wnid import imagenet_names, read_wnids, wnid_folders
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.protocols import DatasetOptions, Split
 
 WNIDS: Final = (
     "n01440764",  # tench
@@ -53,7 +54,6 @@ SIZES: Final = {
 }
 FOLDERS: Final = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
 HOST: Final = "https://s3.amazonaws.com/fast-ai-imageclas"  # where torchvision fetches it
-VAL_SHARE: Final = 0.1
 OFFLINE: Final = "give a folder with imagenette:DIR, or take a set that needs no network: openmoji:color, openmoji:line"
 
 
@@ -91,21 +91,12 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
         return make_split(files, ids, labels, classnames) if ids else None
 
     train, val = read("train", published.train), read("val", published.val)
-    parts: dict[SplitName, Split[Image]] = {}
-    if train is not None:
-        held_out = np.asarray([_held_out(key) for key in train.inputs.ids])
-        parts["train"] = train.take(np.flatnonzero(~held_out))
-        if held_out.any():
-            parts["val"] = train.take(np.flatnonzero(held_out))
-    if val is not None:
-        parts["test"] = val
-        if train is None:
-            parts["val"] = val
+    keys = train.inputs.ids if train is not None else ()  # train/WNID/file: the same in every size
+    served = val_as_test(train, val, (hashlib.sha256(key.encode()).hexdigest() for key in keys))
+    parts = served.parts
     if not parts:
         raise DataError(f"'{argument}' holds no readable image of the ten classes of ImageNette")
-    flags, notes = [], []
-    if "test" in parts:
-        flags.append("test_is_published_val")
+    flags, notes = list(served.flags), []
     seen = set(np.concatenate([part.labels for part in parts.values()]).tolist())
     if empty := [n for label, n in enumerate(classnames) if label not in seen]:
         flags.append("empty_class")
@@ -121,16 +112,11 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
         "Database, CVPR 2009",
         source="https://github.com/fastai/imagenette",
         parts=parts,
-        aliases={"val": "test"} if train is None else {},
+        aliases=served.aliases,
         skipped=skipped,
         flags=tuple(flags),
         notes=tuple(notes),
     )
-
-
-def _held_out(key: str) -> bool:
-    # train/WNID/file: the same in every size and folder
-    return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64 < VAL_SHARE
 
 
 def _locate(root: Path) -> _Published:

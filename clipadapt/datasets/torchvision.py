@@ -23,6 +23,7 @@ from clipadapt.core.protocols import SPLITS
 from clipadapt.core.registry import DATASETS
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._images import ImageFiles, existing_folder, hash_split, readable
+from clipadapt.datasets._published import held_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +38,6 @@ OFFLINE: Final = (
     "or take a set that needs no network: openmoji:color, openmoji:line"
 )
 PHOTO: Final = "a photo of a {}."
-VAL_SHARE: Final = 0.1
 
 
 _Splits: TypeAlias = "Mapping[SplitName, Mapping[str, Any]]"
@@ -281,7 +281,7 @@ def _by_name(
 
 
 def _train_or_val(sha256: str) -> SplitName:
-    return "val" if int(sha256[:16], 16) / 2**64 < VAL_SHARE else "train"
+    return "val" if held_out(sha256) else "train"
 
 
 def _plain(name: str) -> str:

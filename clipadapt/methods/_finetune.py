@@ -69,7 +69,7 @@ class Tuned:
         Raises:
             ConfigError: If the tower has fewer units.
         """
-        base = backbone.in_float32()
+        base = backbone.in_dtype("fp32")
         units = base.image_units()
         if blocks is not None and blocks > len(units):
             raise ConfigError(

@@ -35,7 +35,7 @@ class FrozenFeatures:
         self.model, self.inputs, self.layer = model, inputs, layer
         self.smallest_crop = config.smallest_crop
         self.plain = None
-        if config.augment == "none" and config.epochs:
+        if config.augment == "none" and config.epochs and model.services.fast:
             self.plain = tensor(model.encode(inputs, "image", layer), model.device)
 
     def __call__(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
@@ -78,7 +78,7 @@ class TunedTower:
         """
         import numpy as np
 
-        if self.first == 0 or not len(inputs):
+        if self.first == 0 or not len(inputs) or not self.base.services.fast:
             return None
         row = self.below(inputs, np.zeros(1, dtype=np.int64), 0)
         if row.numel() * row.element_size() * len(inputs) > LARGEST_STATES:

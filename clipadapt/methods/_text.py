@@ -9,6 +9,7 @@ import numpy as np
 from clipadapt.core.protocols import Inputs
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from clipadapt.models import ImageTextModel
@@ -75,3 +76,11 @@ def cosine_scores(
     if logit_scale is not None:
         return np.float32(logit_scale) * cosine
     return np.float32(model.logit_scale) * cosine + np.float32(model.logit_bias)
+
+
+def leading(tokens: torch.Tensor) -> int:
+    """Return how many leading columns of token ids ``(n, L)`` are the same in all rows."""
+    if len(tokens) < 2:
+        return 0
+    same = (tokens == tokens[:1]).all(dim=0)
+    return int(same.int().cumprod(0).sum())

@@ -13,7 +13,7 @@ from clipadapt.core.errors import ConfigError, DataError
 from clipadapt.methods import _training
 from clipadapt.methods._export import EXPORT_WEIGHTS, export_weights
 from clipadapt.methods._images import FrozenFeatures, tensor
-from clipadapt.methods._text import cosine_scores, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
 from clipadapt.methods._training import TrainingConfig
 from clipadapt.models import PromptTunable
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 INIT_STD = 0.02
 NEAREST = 5
+POSITIONS_AT_ONCE = 8192
 
 
 class CoOpConfig(TrainingConfig):
@@ -40,7 +41,8 @@ class CoOpConfig(TrainingConfig):
         CSC: Class-specific context: every class learns vectors of its own.
         drop_last: As the official loader does.
         class_chunk: Classes that run through the text tower at once, their activations computed again in
-            the backward pass; None takes all at once. Saves memory with many classes.
+            the backward pass; None takes all at once while that is at most 8,192 positions. Saves memory.
+        precision: Arithmetic of the frozen text tower that gradients run through; the context is float32.
     """
 
     n_ctx: PositiveInt = 16
@@ -49,6 +51,7 @@ class CoOpConfig(TrainingConfig):
     CSC: bool = False
     drop_last: bool = True
     class_chunk: int | None = Field(default=None, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class CoOp:
@@ -75,7 +78,7 @@ class CoOp:
         config = self.config
         train = task.require_train("coop")
         val = _training.labelled(task.val)
-        model = backbone.in_float32()  # what gradients run through
+        model = backbone.in_dtype(config.precision)  # what gradients run through
         prompts = Prompts(model, task.classnames, self._n_ctx(model), config)
         context = _training.parameter(ctx, "ctx", self._start(model, prompts, ctx))
         features = FrozenFeatures(backbone, train.inputs, config, "output")
@@ -195,6 +198,9 @@ class Prompts:
             classnames, n_ctx, config.class_token_position
         )  # (C, L), (C, n_ctx)
         self.base = model.embed_tokens(self.tokens)  # (C, L, W)
+        # What all prompts begin with: with context of its own for each class, what stands before it.
+        first = int(self.slots.min()) if config.CSC else self.tokens.shape[1]
+        self.shared = min(leading(self.tokens), first)
 
     def encode(self, context: torch.Tensor) -> torch.Tensor:
         """Return unit-norm text features ``(C, D)`` for shared ``(n_ctx, W)`` or own ``(C, n_ctx, W)`` context."""
@@ -202,7 +208,7 @@ class Prompts:
         from torch.utils.checkpoint import checkpoint
 
         C = len(self.tokens)
-        every = self.config.class_chunk or C
+        every = self.config.class_chunk or max(1, POSITIONS_AT_ONCE // self.tokens.shape[1])
         whole = context if context.dim() == 3 else context.expand(C, *context.shape)
         parts = []
         for begin in range(0, C, every):
@@ -216,7 +222,7 @@ class Prompts:
     def _encode(self, context: torch.Tensor, part: slice) -> torch.Tensor:
         slots = self.slots[part].unsqueeze(-1).expand(-1, -1, context.shape[-1])
         filled = self.base[part].scatter(1, slots, context)  # (c, L, W)
-        return self.model.encode_token_embeddings(filled, self.tokens[part])
+        return self.model.encode_token_embeddings(filled, self.tokens[part], shared=self.shared)
 
     def weights(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the text classifier of a learnt context, shape ``(C, D)``."""
@@ -285,7 +291,10 @@ class CoOpClassifier:
                 )
             context = np.ascontiguousarray(context[[index[name] for name in classnames]])
         prompts = Prompts(
-            self.model.in_float32(), tuple(classnames), context.shape[-2], self.config
+            self.model.in_dtype(self.config.precision),
+            tuple(classnames),
+            context.shape[-2],
+            self.config,
         )
         return CoOpClassifier(
             self.model,
@@ -305,7 +314,7 @@ class CoOpClassifier:
         """
         import torch
 
-        model = self.model.in_float32()
+        model = self.model.in_dtype("fp32")
 
         def words(context: NDArray[np.float32]) -> list[dict[str, Any]]:
             found = model.nearest_tokens(torch.from_numpy(context).to(model.device), NEAREST)

@@ -25,13 +25,15 @@ from clipadapt.core.protocols import MethodConfig
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
     from clipadapt.core.protocols import Inputs, ScoreKind, Task
+
+    Attempt = Callable[[Sequence[float]], list["Trial"]]
 
 # 8 values per decade, ends included; index steps 16, 8, 4, 2, 1 halve the interval round the peak.
 C_GRID = np.logspace(-6, 6, 97)
@@ -49,9 +51,10 @@ class LinearProbeConfig(MethodConfig):
 
     Attributes:
         layer: Image features: before the projection, after it, or after it with unit norm.
-        solver: ``lbfgs`` (scikit-learn's logistic regression) or ``adamw`` (a linear layer).
-        search: How the penalty is chosen on val: ``peak``, ``bisect`` or ``none``. Without val
-            nothing is searched.
+        solver: ``lbfgs`` (scikit-learn's logistic regression), ``batched`` (the same optimum, all penalties of
+            a round at once) or ``adamw`` (a linear layer).
+        search: How the penalty is chosen on val: ``peak``, ``bisect``, ``grid`` (all 97 values) or ``none``.
+            Without val nothing is searched.
         C: Inverse strength of the L2 penalty where nothing is searched (lbfgs).
         weight_decay: Weight decay where nothing is searched (adamw).
         refit: Fit once more on train and val with the chosen penalty.
@@ -64,8 +67,8 @@ class LinearProbeConfig(MethodConfig):
     """
 
     layer: Literal["pre_projection", "projected", "output"] = "pre_projection"
-    solver: Literal["lbfgs", "adamw"] = "lbfgs"
-    search: Literal["peak", "bisect", "none"] = "peak"
+    solver: Literal["lbfgs", "batched", "adamw"] = "lbfgs"
+    search: Literal["peak", "bisect", "grid", "none"] = "peak"
     C: PositiveFloat = 0.316
     weight_decay: NonNegativeFloat = 0.0
     refit: bool = True
@@ -128,24 +131,32 @@ class LinearProbe:
         val = None if task.val is None or not len(task.val) else task.val
         xv = None if val is None else backbone.encode(val.inputs, "image", config.layer)
 
-        def solve(x: NDArray[np.float32], y: NDArray[np.int64], penalty: float) -> Linear:
-            if config.solver == "lbfgs":
-                return fit_logistic(x, y, penalty, config.max_iter, n_classes, span=config.span)
-            return self._fit_adamw(x, y, penalty, n_classes, ctx)
+        def solve(
+            parts: Sequence[NDArray[np.float32]], y: NDArray[np.int64], penalties: Sequence[float]
+        ) -> list[Linear]:
+            if config.solver == "batched" and ctx.services.fast:
+                return fit_batched(parts, y, penalties, n_classes)
+            x = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            if config.solver == "adamw":
+                return [self._fit_adamw(x, y, p, n_classes, ctx) for p in penalties]
+            args = (config.max_iter, n_classes)
+            return [fit_logistic(x, y, p, *args, span=config.span) for p in penalties]
 
-        def attempt(penalty: float) -> Trial:
+        def attempt(penalties: Sequence[float]) -> list[Trial]:
             assert xv is not None
             assert val is not None
-            layer = solve(x, y, penalty)
-            logits = layer(xv)
-            accuracy = metrics.topk_accuracy(logits, val.labels, 1)
-            loss = metrics.nll(logits, val.labels)
-            ctx.log(**{self._penalty: penalty, "val_accuracy": accuracy, "val_loss": loss})
-            return Trial(penalty, layer, accuracy, loss)
+            trials = []
+            for penalty, layer in zip(penalties, solve([x], y, penalties), strict=True):
+                logits = layer(xv)
+                accuracy = metrics.topk_accuracy(logits, val.labels, 1)
+                loss = metrics.nll(logits, val.labels)
+                ctx.log(**{self._penalty: penalty, "val_accuracy": accuracy, "val_loss": loss})
+                trials.append(Trial(penalty, layer, accuracy, loss))
+            return trials
 
         if xv is None or val is None or config.search == "none":
-            fixed = config.C if config.solver == "lbfgs" else config.weight_decay
-            layer = solve(x, y, fixed)
+            fixed = config.weight_decay if config.solver == "adamw" else config.C
+            (layer,) = solve([x], y, [fixed])
             known = None
             if xv is not None and val is not None:
                 known = metrics.fit_temperature(layer(xv), val.labels)
@@ -159,7 +170,7 @@ class LinearProbe:
         temperature = metrics.fit_temperature(best.layer(xv), val.labels)
         layer = best.layer
         if config.refit:
-            layer = solve(np.concatenate([x, xv]), np.concatenate([y, val.labels]), best.value)
+            (layer,) = solve([x, xv], np.concatenate([y, val.labels]), [best.value])
         chosen = {
             "epoch": None,
             "by": f"val accuracy over {self._penalty} ({self._penalty}={best.value:.4g})",
@@ -184,14 +195,18 @@ class LinearProbe:
 
     @property
     def _penalty(self) -> str:
-        return "C" if self.config.solver == "lbfgs" else "weight_decay"
+        return "weight_decay" if self.config.solver == "adamw" else "C"
 
-    def _search(self, attempt: Callable[[float], Trial], ctx: RunContext) -> Trial:
+    def _search(self, attempt: Attempt, ctx: RunContext) -> Trial:
         if self.config.search == "bisect":
             return search_bisect(attempt, ctx)
-        grid = C_GRID if self.config.solver == "lbfgs" else WEIGHT_DECAY_GRID
-        # CLIP_benchmark keeps the first of equal values; the CLIP paper does not say.
-        return search_peak(attempt, grid, ties_by_loss=self.config.solver == "lbfgs")
+        grid, ties_by_loss = C_GRID, True
+        if self.config.solver == "adamw":
+            # CLIP_benchmark keeps the first of equal values; the CLIP paper does not say.
+            grid, ties_by_loss = WEIGHT_DECAY_GRID, False
+        if self.config.search == "grid":
+            return _best(attempt(grid.tolist()), ties_by_loss=ties_by_loss)
+        return search_peak(attempt, grid, ties_by_loss=ties_by_loss)
 
     def _fit_adamw(
         self,
@@ -297,12 +312,7 @@ def fit_logistic(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    seen = np.unique(y)
-    if len(seen) < 2:
-        raise DataError(
-            f"linear_probe needs examples of at least two classes, got {len(seen)}",
-            hint="add training examples of the other classes",
-        )
+    seen, _ = _seen(y)
     # The solution lies in the span of the examples, and L-BFGS does not mind a rotation: with fewer
     # examples than features the same iterates are found in n dimensions.
     basis = np.linalg.qr(x.T.astype(np.float64))[0] if span and len(x) < x.shape[1] else None
@@ -320,38 +330,83 @@ def fit_logistic(
             np.concatenate([-coef, coef]) / 2,
             np.concatenate([-intercept, intercept]) / 2,
         )
-    weight = np.zeros((n_classes, x.shape[1]), dtype=np.float32)
+    return _widened(coef, intercept, seen, n_classes)
+
+
+def fit_batched(
+    x: Sequence[NDArray[np.float32]],
+    y: NDArray[np.int64],
+    penalties: Sequence[float],
+    n_classes: int,
+) -> list[Linear]:
+    """Fit the logistic regressions of several penalties at once; their optima are :func:`fit_logistic`'s.
+
+    Args:
+        x: Features in one or more parts, ``n`` rows of width ``D`` together.
+        y: Labels, shape ``(n,)``.
+        penalties: Inverse strengths of the L2 penalty.
+        n_classes: ``C`` of the task; classes without an example are never predicted.
+
+    Raises:
+        DataError: If there are examples of one class only.
+    """
+    from clipadapt.methods import _logistic
+
+    seen, labels = _seen(y)
+    found = _logistic.solve(x, labels, penalties, len(seen))
+    return [_widened(weight, bias, seen, n_classes) for weight, bias in found]
+
+
+def _seen(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the classes that have examples, and the labels as places among them."""
+    seen, labels = np.unique(y, return_inverse=True)
+    if len(seen) < 2:
+        raise DataError(
+            f"linear_probe needs examples of at least two classes, got {len(seen)}",
+            hint="add training examples of the other classes",
+        )
+    return seen, labels
+
+
+def _widened(
+    coef: NDArray[Any], intercept: NDArray[Any], seen: NDArray[np.int64], n_classes: int
+) -> Linear:
+    """Return the layer of all classes; those without an example lie far below."""
+    weight = np.zeros((n_classes, coef.shape[1]), dtype=np.float32)
     bias = np.full(n_classes, intercept.min() - UNSEEN_MARGIN, dtype=np.float32)
     weight[seen], bias[seen] = coef, intercept
     return Linear(weight, bias)
 
 
-def search_peak(
-    attempt: Callable[[float], Trial], grid: NDArray[np.float64], *, ties_by_loss: bool
-) -> Trial:
+def search_peak(attempt: Attempt, grid: NDArray[np.float64], *, ties_by_loss: bool) -> Trial:
     """Try every 16th value, then halve the interval round the best down to neighbours.
 
     Args:
-        attempt: Fits on train with one penalty and judges on val.
+        attempt: Fits on train with each of some penalties and judges on val.
         grid: 97 values, 8 per decade for C.
         ties_by_loss: Between equal accuracies the lower val loss wins; else the first tried.
     """
     tried: dict[int, Trial] = {}
 
     def peak(indices: tuple[int, ...]) -> int:
-        best: int | None = None
-        for i in indices:
-            if i not in tried:
-                tried[i] = attempt(float(grid[i]))
-            if best is None or _better(tried[i], tried[best], ties_by_loss=ties_by_loss):
-                best = i
-        assert best is not None
-        return best
+        new = [i for i in dict.fromkeys(indices) if i not in tried]
+        tried.update(zip(new, attempt([float(grid[i]) for i in new]), strict=True))
+        best = _best([tried[i] for i in indices], ties_by_loss=ties_by_loss)
+        return next(i for i in indices if tried[i] is best)
 
     best = peak(PEAK_START)
     for span in PEAK_SPANS:
         best = peak((max(best - span, 0), best, min(best + span, len(grid) - 1)))
     return tried[best]
+
+
+def _best(trials: Sequence[Trial], *, ties_by_loss: bool) -> Trial:
+    """Return the best trial, the first of equals."""
+    best = trials[0]
+    for trial in trials[1:]:
+        if _better(trial, best, ties_by_loss=ties_by_loss):
+            best = trial
+    return best
 
 
 def _better(a: Trial, b: Trial, *, ties_by_loss: bool) -> bool:
@@ -360,14 +415,14 @@ def _better(a: Trial, b: Trial, *, ties_by_loss: bool) -> bool:
     return ties_by_loss and a.loss < b.loss
 
 
-def search_bisect(attempt: Callable[[float], Trial], ctx: RunContext) -> Trial:
+def search_bisect(attempt: Attempt, ctx: RunContext) -> Trial:
     """CoOp's search: the best of seven powers of ten, then eight bisections in log10; ties go left."""
-    start = [attempt(c) for c in BISECT_START]
+    start = attempt(BISECT_START)
     peak = max(start, key=lambda t: t.accuracy).value  # the first of equals
     left, right = 0.1 * peak, 10.0 * peak
     final = start[0]
     for _ in range(BISECT_STEPS):
-        low, high = attempt(left), attempt(right)
+        low, high = attempt((left, right))
         middle = 0.5 * (np.log10(left) + np.log10(right))
         if low.accuracy < high.accuracy:
             final, left = high, float(10**middle)

@@ -13,7 +13,7 @@ from clipadapt.core import saved
 from clipadapt.core.errors import ModelError, did_you_mean
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
-from clipadapt.methods._text import cosine_scores, prompts_of, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
 from clipadapt.methods._training import TrainingConfig
 from clipadapt.models import AdapterTunable
 
@@ -48,6 +48,7 @@ class LoRAConfig(TrainingConfig):
         use_dora: Learn magnitude and direction apart (DoRA).
         logit_scale: Factor on the cosine; None takes the model's own, and its bias.
         steps_per_shot: Steps per example of the largest class; None trains for ``epochs``.
+        precision: Arithmetic of the frozen weights that gradients run through; the adapters are float32.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
@@ -65,6 +66,7 @@ class LoRAConfig(TrainingConfig):
     use_dora: bool = False
     logit_scale: PositiveFloat | None = 100.0
     steps_per_shot: PositiveInt | None = 500
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class LoRA:
@@ -177,6 +179,7 @@ class Adapted:
         peft: PEFT's wrapper of the copy's network.
         parameters: The adapters' tensors, by layer and matrix.
         images: The adapted image tower.
+        drops: Whether dropout is active.
     """
 
     def __init__(
@@ -188,7 +191,8 @@ class Adapted:
         first_unit: int,
     ) -> None:
         self.base, self.model, self.config, self.peft = base, model, config, peft
-        self.images = TunedTower(base.in_float32(), model, first_unit)
+        self.images = TunedTower(base.in_dtype(config.precision), model, first_unit)
+        self.drops = False
         learnt = {n: p for n, p in peft.named_parameters() if ".lora_" in n}
         self.parameters = {_short(name): p for name, p in learnt.items()}
 
@@ -202,7 +206,7 @@ class Adapted:
         import torch
         from peft import LoraConfig, get_peft_model
 
-        model = base.in_float32().clone(split=True)
+        model = base.in_dtype(config.precision).clone(split=True)
         names, first_unit = _targets(model, config)
         settings = LoraConfig(
             r=config.r,
@@ -229,6 +233,7 @@ class Adapted:
 
     def dropout(self, *, active: bool) -> None:
         """Turn the adapters' dropout on or off; nothing else of the network is in training mode."""
+        self.drops = active and self.config.lora_dropout > 0
         for name, module in self.peft.named_modules():
             if name.endswith(f".lora_dropout.{ADAPTER}"):
                 module.train(active)
@@ -259,8 +264,12 @@ class Adapted:
             return lambda: frozen
         tokens = self.model.trim(self.model.tokenize(prompts_of(classnames, templates)))  # (C T, L)
 
+        embeddings, alike = self.model.embed_tokens(tokens), leading(tokens)
+
         def features() -> torch.Tensor:
-            each = self.model.encode_text(tokens)  # (C T, D), unit norm
+            # Dropout draws for each text by itself, so nothing is shared where it is active.
+            shared = 0 if self.drops else alike
+            each = self.model.encode_token_embeddings(embeddings, tokens, shared=shared)
             if len(templates) == 1:
                 return each
             mean = each.view(len(classnames), len(templates), -1).mean(dim=1)
@@ -290,8 +299,16 @@ class Adapted:
         """Return the weights of the model with the adapters merged in, under the model's own names."""
         import copy
 
-        network = copy.deepcopy(self.peft).merge_and_unload()
-        return self.model.fused_state(network)
+        import torch
+
+        if self.config.precision == "fp32":
+            return self.model.fused_state(copy.deepcopy(self.peft).merge_and_unload())
+        # Merged into weights as they are stored: bfloat16 would round most of an update away.
+        whole = Adapted.of(self.base, self.config.model_copy(update={"precision": "fp32"}), None)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                whole.parameters[name].copy_(parameter)
+        return whole.merged()
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +379,7 @@ class LoRAClassifier:
             self.adapted.peft.peft_config[ADAPTER].base_model_name_or_path = self.model.name
             self.adapted.peft.save_pretrained(path, save_embedding_layers=False)
         else:
-            self.model.in_float32().save_folder(path, self.adapted.merged())
+            self.model.in_dtype("fp32").save_folder(path, self.adapted.merged())
         scale, bias = self._scale()
         arrays = {
             "weight": self.weights,

@@ -150,8 +150,8 @@ class ImageTextModel(Backbone, Protocol):
         """
         ...
 
-    def in_float32(self) -> Self:
-        """Return the model with its weights as stored, in float32; frozen, built once."""
+    def in_dtype(self, dtype: str, /) -> Self:
+        """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
         ...
 
     def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -182,9 +182,17 @@ class PromptTunable(ImageTextModel, Protocol):
         ...
 
     def encode_token_embeddings(
-        self, embeddings: torch.Tensor, tokens: torch.Tensor, /, layer: Layer = "output"
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        /,
+        layer: Layer = "output",
+        shared: int = 0,
     ) -> torch.Tensor:
-        """Encode texts whose token embeddings ``(n, L, W)`` are given; float32 ``(n, D)``."""
+        """Encode texts whose token embeddings ``(n, L, W)`` are given; float32 ``(n, D)``.
+
+        The first ``shared`` positions hold the same embeddings in every text.
+        """
         ...
 
     def nearest_tokens(self, vectors: torch.Tensor, k: int, /) -> list[list[tuple[str, float]]]:
@@ -193,7 +201,7 @@ class PromptTunable(ImageTextModel, Protocol):
 
 
 @runtime_checkable
-class AdapterTunable(ImageTextModel, Protocol):
+class AdapterTunable(PromptTunable, Protocol):
     """A model whose layers may carry low-rank adapters."""
 
     def adapter_targets(self, tower: Tower, /) -> dict[str, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clipadapt.models import _lean_imports  # isort: skip  before open_clip
+
 import copy
 import hashlib
 import json
@@ -19,7 +21,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from open_clip.transformer import VisionTransformer
 from torchvision.transforms import Compose, Resize
 
 from clipadapt.core import hardware
@@ -27,6 +29,7 @@ from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import digest
 from clipadapt.core.store import Space
 from clipadapt.models import _attention, _augment, _blocks, _encode, _prompts, _sources
+from clipadapt.models._text_tower import OwnText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +76,8 @@ def build(source: _sources.Source, shown: str) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.manual_seed(RANDOM_SEED)
-        module: Any = _with_text_tower(make, text_cfg, source, shown)
+        with _lean_imports.without_compiler():  # a text tower's class may be imported only now
+            module: Any = _with_text_tower(make, text_cfg, source, shown)
     module.float().eval().requires_grad_(False)
     if source.checkpoint is not None:
         _load_weights(module, source, shown)
@@ -287,7 +291,7 @@ class OpenClipModel:
         self.services = services
         self._digests: dict[str, tuple[int, str]] = {}
         self._transform = _transform(module, source.preprocess_cfg)
-        self._float32: OpenClipModel | None = None
+        self._in_dtype: dict[str, OpenClipModel] = {dtype: self}
 
     @property
     def embed_dim(self) -> int:
@@ -417,7 +421,7 @@ class OpenClipModel:
                 "text features before the projection are not offered", hint="take layer 'output'"
             )
         tokens = tokens.to(self.device)
-        tower = _OwnText.of(self._net)
+        tower = OwnText.of(self._net)
         short = tower is not None and tokens.shape[1] < tower.context_length
         out: torch.Tensor = tower(tokens) if tower and short else self._net.encode_text(tokens)
         return _at(layer, out.float())
@@ -472,10 +476,26 @@ class OpenClipModel:
         return out
 
     def encode_token_embeddings(
-        self, embeddings: torch.Tensor, tokens: torch.Tensor, /, layer: Layer = "output"
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        /,
+        layer: Layer = "output",
+        shared: int = 0,
     ) -> torch.Tensor:
-        """Encode texts whose token embeddings ``(n, L, W)`` are given; ``tokens`` decide masks and pooling."""
+        """Encode texts whose token embeddings ``(n, L, W)`` are given; ``tokens`` decide masks and pooling.
+
+        Args:
+            embeddings: Token embeddings, before positions are added.
+            tokens: Token ids, shape ``(n, L)``.
+            layer: Which features.
+            shared: Leading positions whose embeddings are the same in every text. Under a causal mask their
+                states are too: they are computed once.
+        """
         given = embeddings.to(self.device)
+        tower = OwnText.of(self._net)
+        if tower is not None and shared > 1 and self.services.fast and tower.can_share():
+            return _at(layer, tower.with_shared(given, tokens.to(self.device), shared).float())
 
         def replace(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
             return given.to(output.dtype)
@@ -551,14 +571,12 @@ class OpenClipModel:
             _attention.split(module)
         return self._with(module, self.dtype)
 
-    def in_float32(self) -> OpenClipModel:
-        """Return the model with its weights as stored, in float32; frozen, built once."""
-        if self.dtype == "fp32":
-            return self
-        if self._float32 is None:
+    def in_dtype(self, dtype: str, /) -> OpenClipModel:
+        """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
+        if dtype not in self._in_dtype:
             module = build(self.source, self.name)
-            self._float32 = self._with(cast_weights(module, self.device, "fp32"), "fp32")
-        return self._float32
+            self._in_dtype[dtype] = self._with(cast_weights(module, self.device, dtype), dtype)
+        return self._in_dtype[dtype]
 
     def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write the model as a folder that ``local-dir:`` and open_clip load.
@@ -656,8 +674,10 @@ class OpenClipModel:
     def _lengths(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return how many leading positions of each row decide its feature; shape ``(n,)``."""
         whole = torch.full((len(tokens),), tokens.shape[1])
+        if not self.services.fast:
+            return whole
         text = getattr(self._net, "text", None)
-        own = _OwnText.of(self._net)
+        own = OwnText.of(self._net)
         if own is not None:
             return tokens.argmax(dim=1) + 1
         config = getattr(text, "config", None)  # of a Hugging Face tower, which masks the padding
@@ -700,46 +720,6 @@ def _at(layer: Layer, projected: torch.Tensor) -> torch.Tensor:
     if layer == "output":
         return F.normalize(projected, dim=-1)
     raise ModelError(f"unknown layer '{layer}'", hint="take output, projected or pre_projection")
-
-
-class _OwnText:
-    """A causal text tower of open_clip's that reads its feature at the end-of-text token.
-
-    It may run on fewer positions than its context: what follows that token has no effect.
-    """
-
-    def __init__(self, tower: Any, pool_type: str, eos_id: Any) -> None:
-        self.tower, self.pool_type, self.eos_id = tower, pool_type, eos_id
-        self.context_length = int(tower.context_length)
-
-    @classmethod
-    def of(cls, net: Any) -> _OwnText | None:
-        """Return the text tower of a network, or None where it is of another kind."""
-        if isinstance(net, CLIP):
-            tower, pool_type, eos_id = net, net.text_pool_type, net.text_eos_id
-        elif isinstance(text := getattr(net, "text", None), TextTransformer):
-            if text.cls_emb is not None:
-                return None
-            tower, pool_type, eos_id = text, text.pool_type, getattr(text, "eos_id", None)
-        else:
-            return None
-        causal = tower.attn_mask is not None and pool_type == "argmax"
-        return cls(tower, pool_type, eos_id) if causal else None
-
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Encode ``(n, L)`` token ids, projected, without the norm."""
-        tower, length = self.tower, tokens.shape[1]
-        dtype = tower.transformer.get_cast_dtype()
-        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = tower.ln_final(x)  # (n, L, W)
-        x = text_global_pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)  # (n, W)
-        projection = tower.text_projection
-        if projection is None:
-            return x
-        linear = isinstance(projection, torch.nn.Module)
-        out: torch.Tensor = projection(x) if linear else x @ projection
-        return out
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipadapt.core import config, runner
 from clipadapt.core.errors import DivergedError
@@ -58,7 +60,8 @@ def test_a_record_holds_what_the_design_lists(cli, records, probe, tmp_path, pic
     assert first["n_trainable_params"] == 3 * (32 + 1)
     assert set(first["metrics"]) == {
         "accuracy", "mean_per_class_recall", "macro_f1", "weighted_f1", "weighted_precision", "weighted_recall",
-        "nll", "brier", "ece", "nll_calibrated", "brier_calibrated", "ece_calibrated",
+        "nll", "brier", "ece", "ece_mass", "aurc", "nll_calibrated", "brier_calibrated", "ece_calibrated",
+        "ece_mass_calibrated", "aurc_calibrated",
     }  # fmt: skip
     accuracy = first["metrics"]["accuracy"]
     assert accuracy["low"] < accuracy["value"] <= accuracy["high"]
@@ -554,3 +557,61 @@ def test_threads_are_applied_and_recorded(cli, records, probe):
         assert {r["environment"]["threads"] for r in found} == {1}
     finally:
         torch.set_num_threads(before)
+
+
+def test_duplicates_between_train_and_test_are_counted_and_flagged(cli, records, probe, pictures):
+    (clean, _) = records(cli(*probe, "--json"))
+    shutil.copy(pictures / "train/red_thing/1.png", pictures / "test/red_thing/copy.png")
+    coarse = np.random.default_rng(0).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    scene = Image.fromarray(coarse).resize((90, 90), Image.Resampling.BICUBIC)
+    scene.save(pictures / "train/blue_thing/scene.png")
+    scene.resize((60, 60)).save(pictures / "val/blue_thing/near.jpg", quality=60)
+
+    done = cli(*probe, "--json")
+    (found, other) = records(done)
+    off, _ = records(
+        cli(*probe, "--set", "evaluation.leakage=off", "--set", "data.shots=1", "--json")
+    )
+
+    assert clean["flags"] == []
+    assert [o["exact"] for o in clean["leakage"]["overlaps"]] == [0, 0, 0]
+    assert found["flags"] == ["duplicates_across_splits", "leakage", "duplicates_train_val"]
+    assert found["leakage"] == other["leakage"] == {
+        "overlaps": [
+            {
+                "learnt": "train", "judged": "test", "exact": 1, "near": 0,
+                "examples": [["train/red_thing/1.png", "test/red_thing/copy.png"]],
+            },
+            {"learnt": "val", "judged": "test", "exact": 0, "near": 0, "examples": []},
+            {
+                "learnt": "train", "judged": "val", "exact": 0, "near": 1,
+                "examples": [["train/blue_thing/scene.png", "val/blue_thing/near.jpg"]],
+            },
+        ],
+        "near_by": "thumbnails",
+        "shared_classes": None,
+    }  # fmt: skip
+    assert done.err.count("1 examples of test have a copy in train") == 1
+    assert off["leakage"] is None
+    assert off["flags"] == ["duplicates_across_splits"]
+
+
+@pytest.mark.parametrize(("protocol", "flagged"), [("base_to_new", True), ("standard", False)])
+def test_classes_called_new_must_not_have_been_learnt(
+    cli, records, pictures, tiny_clip, tmp_path, protocol, flagged
+):
+    for i, name in enumerate(("Red thing", "violet_thing")):
+        picture(tmp_path / "away" / "test" / name / "0.png", (9 * i, 80, 200), 100 + i)
+
+    home, away = records(
+        cli(
+            "run", "zero_shot", "--set", f"model.name={tiny_clip}", "--set",
+            f"data.name=folder:{pictures}", "--set", f"evaluation.protocol={protocol}", "--set",
+            f"evaluation.also=[{{dataset: 'folder:{tmp_path / 'away'}'}}]",
+            "--out", tmp_path / "runs", "--json",
+        )
+    )  # fmt: skip
+
+    assert home["leakage"]["shared_classes"] is None
+    assert away["leakage"]["shared_classes"] == 1
+    assert ("class_overlap" in away["flags"]) is flagged

@@ -102,10 +102,15 @@ def test_an_unknown_model(wrong, pictures, model, message):
         ("foldr:x", "folder"),
         ("imagenete", "did you mean 'imagenette'"),
         ("openmoji:colour", "openmoji:color"),
+        ("imagenet-sketch:/nowhere", "there is no folder '/nowhere'"),
+        ("imagenette-sketch:{pictures}", "holds no WordNet-id folders"),
+        ("tiny-imagenet:{pictures}", "holds no wnids.txt"),
+        ("hf:org/none", "the hub cache holds no copy"),
+        ("hf:org/none?labl=x", "did you mean 'label'"),
     ],
 )
-def test_an_unknown_dataset(wrong, tiny_clip, dataset, message):
-    assert message in wrong(*zeroshot(tiny_clip, dataset))
+def test_an_unknown_dataset(wrong, tiny_clip, pictures, dataset, message):
+    assert message in wrong(*zeroshot(tiny_clip, dataset.format(pictures=pictures)))
 
 
 def test_misspelt_keys_are_all_named_at_once(wrong, tiny_clip):

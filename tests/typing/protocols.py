@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipadapt.core.progress import Silent, on_stderr
-from clipadapt.datasets import folder, imagenette, openmoji, synthetic
+from clipadapt.datasets import (
+    folder,
+    imagenet_sketch,
+    imagenette,
+    imagenette_sketch,
+    openmoji,
+    synthetic,
+    tiny_imagenet,
+)
+from clipadapt.datasets import hf as image_hf
 from clipadapt.methods import linear_probe, zero_shot
 from clipadapt.models import openclip, stitched
 from textsent.datasets import csv, hf, rotten_tomatoes
@@ -27,7 +36,11 @@ if TYPE_CHECKING:
     models: list[ModelProvider] = [openclip.MODEL, stitched.MODEL]
     datasets: list[DatasetProvider] = [
         folder.DATASET,
+        image_hf.DATASET,
+        imagenet_sketch.DATASET,
         imagenette.DATASET,
+        imagenette_sketch.DATASET,
+        tiny_imagenet.DATASET,
         openmoji.DATASET,
         synthetic.DATASET,
         csv.DATASET,

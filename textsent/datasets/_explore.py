@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapt.core._files import write_bytes
+from clipadapt.core.duplicates import NEAR, near_duplicates
 from clipadapt.core.errors import ClipAdaptError, DataError
 from clipadapt.core.protocols import SplitName
-from textsent.datasets._duplicates import NEAR, near_duplicates
 
 if TYPE_CHECKING:
     from pathlib import Path

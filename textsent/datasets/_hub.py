@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-PATTERNS = ("*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.csv.gz", "*.jsonl.gz", "*.arrow")
-CARDS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
-
 
 def snapshot(
     repo: str, revision: str | None, *, way_out: str, or_any_revision: bool = False
@@ -30,7 +27,7 @@ def snapshot(
         "dataset",
         repo,
         revision,
-        wanted=lambda _: (*PATTERNS, *CARDS),
+        wanted=lambda _: hub.TABLES,
         error=DataError,
         way_out=way_out,
         or_any_revision=or_any_revision,

@@ -1,4 +1,4 @@
-"""How a split is named, and which one a text falls into where none is named."""
+"""Which split a text falls into where none is named."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ if TYPE_CHECKING:
     from clipadapt.core.protocols import SplitName
 
 SHARES: dict[SplitName, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
-SPLIT_ALIASES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
 
 
 def hash_split(text: str) -> SplitName:

@@ -8,9 +8,9 @@ import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote
 
-from clipadapt.core.errors import DataError, did_you_mean
+from clipadapt.core.columns import find_column
+from clipadapt.core.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,43 +66,14 @@ class Table:
         Raises:
             DataError: If there is no such column; the message names those there are.
         """
-        present = ", ".join(self.columns) or "none"
-        if named is not None:
-            if named not in self.columns:
-                near = did_you_mean(named, tuple(self.columns)) or ";"
-                raise DataError(
-                    f"{self.origin} has no column '{named}'{near} its columns: {present}"
-                )
-            return named
-        folded = {name.strip().casefold(): name for name in reversed(tuple(self.columns))}
-        for name in usual:
-            if name in folded:
-                return folded[name]
-        raise DataError(
-            f"{self.origin} has no column with a usual name for the {what}; its columns: {present}; "
-            f"usual names: {', '.join(usual)}",
-            hint=f"name it by adding ?{what}=COLUMN to the data set's name (?text=COLUMN&label=COLUMN for both)",
+        return find_column(
+            self.origin,
+            tuple(self.columns),
+            what,
+            named,
+            usual,
+            both="?text=COLUMN&label=COLUMN",
         )
-
-
-def split_query(argument: str, accepted: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Split ``NAME?key=value&key=value``; values may be percent-encoded.
-
-    Raises:
-        DataError: If a key is not among ``accepted``, or has no value.
-    """
-    name, _, query = argument.partition("?")
-    values = {}
-    for pair in filter(None, query.split("&")):
-        key, _, value = pair.partition("=")
-        if key not in accepted or not value:
-            near = did_you_mean(key, accepted) or ";"
-            raise DataError(
-                f"'{pair}' in '{argument}' is not an option{near} accepted: "
-                + ", ".join(f"{a}=VALUE" for a in accepted)
-            )
-        values[key] = unquote(value)
-    return name.strip(), values
 
 
 def read_table(path: Path, encoding: str = "utf-8") -> Table:

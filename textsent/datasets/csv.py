@@ -13,17 +13,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet
+from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet
 from clipadapt.core.protocols import SPLITS
 from textsent.datasets._rows import assemble, rows_of
-from textsent.datasets._splits import SPLIT_ALIASES, hash_split
+from textsent.datasets._splits import hash_split
 from textsent.datasets._tables import (
     ENDINGS,
     LABEL_COLUMNS,
     TEXT_COLUMNS,
     read_table,
-    split_query,
 )
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet
+from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, match_splits
 from textsent.datasets import _hub
 from textsent.datasets._rows import assemble, rows_of
-from textsent.datasets._splits import SPLIT_ALIASES, hash_split
-from textsent.datasets._tables import split_query
+from textsent.datasets._splits import hash_split
 
 if TYPE_CHECKING:
     from clipadapt.core.protocols import DatasetOptions, SplitName
@@ -47,31 +47,28 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         label=query.get("label"),
         config=query.get("config"),
     )
+    published, left_out = match_splits(
+        title,
+        {
+            name: not table.columns[label] or any(v is not None for v in table.columns[label])
+            for name, table in tables.items()
+        },
+    )
     rows: dict[SplitName, list[Row]] = {}
     notes = [files.note] if files.note else []
+    notes += left_out
     flags: tuple[str, ...] = ()
     skipped = 0
-    for found, table in tables.items():
-        split = SPLIT_ALIASES.get(found.casefold())
-        if split is None and len(tables) > 1:
-            notes.append(f"the split '{found}' is neither train, val nor test and is left out")
-        elif table.columns[label] and all(v is None for v in table.columns[label]):
-            notes.append(f"the split '{found}' has no labels and is left out")
-        else:
-            if (split or "train") in rows:
-                raise DataError(
-                    f"{title} has two splits that mean '{split or 'train'}', the second is '{found}'; "
-                    f"it has: {', '.join(tables)}"
-                )
-            checked, without = rows_of(
-                table, text, label, prefix=split or found, skip=options.on_bad_image == "skip"
-            )
-            rows[split or "train"] = [row for row in checked if row is not None]
-            skipped += without
-    if not rows:
-        raise DataError(
-            f"{title} has no labelled split named train, validation or test; it has: {', '.join(tables)}"
+    for split, found in published.items():
+        checked, without = rows_of(
+            tables[found],
+            text,
+            label,
+            prefix=SPLIT_ALIASES.get(found.casefold(), found),
+            skip=options.on_bad_image == "skip",
         )
+        rows[split] = [row for row in checked if row is not None]
+        skipped += without
     if len(tables) == 1:
         (whole,) = rows.values()
         rows = {"train": [], "val": [], "test": []}

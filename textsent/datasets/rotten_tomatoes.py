@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clipadapt.core.duplicates import duplicate_groups, normalise
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS
 from textsent.datasets import _hub
-from textsent.datasets._duplicates import duplicate_groups, normalise
 from textsent.datasets._rows import rows_of
-from textsent.datasets._splits import SPLIT_ALIASES
 from textsent.datasets._tables import read_table
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ def test_values_agree_with_scikit_learn(case: Case) -> None:
         expected["top5_accuracy"] = 1.0
     if len(classes) > 5:
         expected["top5_accuracy"] = sk.top_k_accuracy_score(labels, scores, k=5, labels=classes)
-    assert got.keys() == expected.keys() | {"ece"}
+    assert got.keys() == expected.keys() | {"ece", "ece_mass", "aurc"}
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, abs=1e-12), name
 
@@ -136,7 +136,7 @@ def test_intervals_directions_and_units() -> None:
     assert all(record[name].low is None for name in ("macro_f1", "ece", "mean_per_class_recall"))
     assert {m.n for m in record.values()} == {80}
     lower_is_better = {name for name, m in record.items() if not m.higher_is_better}
-    assert lower_is_better == {"nll", "brier", "ece"}
+    assert lower_is_better == {"nll", "brier", "ece", "ece_mass", "aurc"}
     units = {record["nll"].unit, record["brier"].unit, record["ece"].unit, accuracy.unit}
     assert units == {"nats", "squared error", "fraction"}
 
@@ -152,7 +152,7 @@ def test_one_example_has_no_interval_of_the_mean_but_no_nan_either() -> None:
 
 def test_temperature_adds_calibrated_values_and_margins_have_no_others(case: Case) -> None:
     scores, labels = case
-    names = {"nll", "brier", "ece"}
+    names = {"nll", "brier", "ece", "ece_mass", "aurc"}
     calibrated = {f"{name}_calibrated" for name in names}
 
     logit = metrics.compute_metrics(scores, labels, temperature=2.5)

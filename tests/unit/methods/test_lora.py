@@ -32,7 +32,7 @@ ROLES = {
 
 
 def layers(model, **settings) -> list[str]:
-    return _targets(model.in_float32().clone(split=True), LoRAConfig(**settings))[0]
+    return _targets(model.in_dtype("fp32").clone(split=True), LoRAConfig(**settings))[0]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_peft_loads_the_adapter_onto_a_split_copy(fitted, small, tmp_path):
     inputs = small[1]
     fitted.export("peft", tmp_path / "out")
 
-    copy = fitted.model.in_float32().clone(split=True)
+    copy = fitted.model.in_dtype("fp32").clone(split=True)
     PeftModel.from_pretrained(copy.module, str(tmp_path / "out")).eval()
 
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

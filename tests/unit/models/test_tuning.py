@@ -387,9 +387,9 @@ def test_a_folder_with_other_weights(get, tmp_path):
 def test_a_low_precision_model_in_float32_is_the_stored_one(family, tiny_models, get):
     low = load(tiny_models[family], "bf16")
 
-    full = low.in_float32()
+    full = low.in_dtype("fp32")
 
     assert low.dtype == "bf16"
     assert full.weights_sha256 == get(family).weights_sha256
-    assert low.in_float32() is full
-    assert get(family).in_float32() is get(family)
+    assert low.in_dtype("fp32") is full
+    assert get(family).in_dtype("fp32") is get(family)

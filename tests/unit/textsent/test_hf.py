@@ -11,7 +11,7 @@ import pytest
 
 from clipadapt.core import hub
 from clipadapt.core.errors import DataError
-from tests.unit.textsent.conftest import cached_repo
+from tests.unit.conftest import cached_repo
 
 CARD = """---
 dataset_info:

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipadapt.core import hub
+from clipadapt.core.duplicates import duplicate_groups, normalise
 from clipadapt.core.errors import DataError
-from tests.unit.textsent.conftest import cached_repo
+from tests.unit.conftest import cached_repo
 from textsent.datasets import rotten_tomatoes
-from textsent.datasets._duplicates import duplicate_groups, normalise
 
 OFFLINE_FINGERPRINT = "b73ddceee99bf0e9bbb3cb768c88d96a361155ff573d514aa883769f8269275e"
 
@@ -201,7 +201,7 @@ def test_duplicate_groups_follow_chains():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.55, 0.7, 1.0])
 def test_no_near_duplicate_is_missed(threshold):
-    from textsent.datasets._duplicates import near_duplicates
+    from clipadapt.core.duplicates import near_duplicates
 
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcdefgh"), size=rng.integers(1, 7))) for _ in range(120)]

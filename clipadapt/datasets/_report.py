@@ -1,0 +1,79 @@
+"""What is worth telling of a set of images before it is used: empty classes and equal images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from clipadapt.core.protocols import Split, SplitName
+
+
+@dataclass(slots=True)
+class Report:
+    """Flags for every table, and a sentence on each for the user."""
+
+    flags: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, flag: str, note: str) -> None:
+        """Add a flag with its sentence."""
+        self.flags.append(flag)
+        self.notes.append(note)
+
+    def classes(self, names: Sequence[str], parts: Mapping[SplitName, Split[Any]]) -> None:
+        """Report classes without an image, or without one in train or test alone.
+
+        Args:
+            names: What to call each class.
+            parts: The splits there are.
+        """
+        counts = {s: np.bincount(p.labels, minlength=len(names)) for s, p in parts.items()}
+        total = np.sum(list(counts.values()), axis=0)
+        empty = [f for f, n in zip(names, total, strict=True) if n == 0]
+        if empty:
+            self.add("empty_class", f"classes without a readable image: {shown(empty)}")
+        pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "test"), ("test", "train"))
+        for lacking, having in pairs:
+            if lacking in counts and having in counts:
+                gone = (counts[lacking] == 0) & (counts[having] > 0)
+                if gone.any():
+                    found = [f for f, g in zip(names, gone, strict=True) if g]
+                    self.add(
+                        f"class_missing_in_{lacking}",
+                        f"classes with images in {having} but none in {lacking}: {shown(found)}",
+                    )
+
+    def duplicates(self, rows: Iterable[tuple[str, SplitName, str, int]]) -> None:
+        """Report equal bytes in two splits or two classes.
+
+        Args:
+            rows: Hash of the bytes, split, id and label of every image.
+        """
+        groups: dict[str, list[tuple[SplitName, str, int]]] = defaultdict(list)
+        for content, split, key, label in rows:
+            groups[content].append((split, key, label))
+        across = [g for g in groups.values() if len({split for split, _, _ in g}) > 1]
+        if across:
+            example = " = ".join(key for _, key, _ in across[0][:2])
+            self.add(
+                "duplicates_across_splits",
+                f"the same bytes lie in two splits (cases: {len(across)}): {example}",
+            )
+        conflicts = [g for g in groups.values() if len({label for _, _, label in g}) > 1]
+        if conflicts:
+            example = " = ".join(key for _, key, _ in conflicts[0][:2])
+            self.add(
+                "duplicates_across_classes",
+                f"the same bytes lie in two classes (cases: {len(conflicts)}): {example}",
+            )
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

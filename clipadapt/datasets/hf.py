@@ -1,0 +1,199 @@
+"""``hf:REPO[@REVISION]``: any image classification set of the Hugging Face hub.
+
+The columns of image and label are found by their type and their usual names, or named:
+``hf:ORG/NAME?image=COL&label=COL``; ``config=NAME`` chooses among several configurations. With ``HF_HUB_OFFLINE=1``
+the hub cache serves. Class names are those the label column declares, with ``_`` as a space (WordNet ids become
+ImageNet's names), else its values.
+
+=========================  ============================================================================
+published                  served
+=========================  ============================================================================
+train, val and test        as they are
+train and test             val is a fixed tenth of train
+train and val              test is the published val, val a fixed tenth of train
+one split, not val, test   60/20/20, as ``folder:`` does
+test, or val and test      as they are; val alone is test too
+=========================  ============================================================================
+
+Where a split is made, a hash of each image's bytes decides: equal images fall on one side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from clipadapt.core._imagenet import wnid_index
+from clipadapt.core.columns import split_query
+from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, make_split, match_splits
+from clipadapt.core.protocols import SPLITS
+from clipadapt.datasets import _hub
+from clipadapt.datasets._images import hash_split, in_threads, readable
+from clipadapt.datasets._published import Arranged, val_as_test, with_val
+from clipadapt.datasets._report import Report
+from clipadapt.datasets._wnid import imagenet_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from PIL.Image import Image
+
+    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+
+OPTIONS: Final = ("image", "label", "config")
+WAY_OUT: Final = "without a network give your own images with folder:PATH, or take openmoji:color or openmoji:line"
+
+
+def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
+    """Open a data set of the hub; every image is hashed once.
+
+    Args:
+        argument: ``ORG/NAME``, ``ORG/NAME@REVISION``, with ``?image=COL&label=COL&config=NAME`` where needed.
+        options: With ``on_bad_image="skip"`` images that do not decode and rows without a label are left out.
+
+    Raises:
+        DataError: If the data set cannot be had or read, or has no usable images and labels.
+    """
+    name, query = split_query(argument, OPTIONS)
+    repo, _, revision = name.partition("@")
+    if not repo:
+        raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
+    files = _hub.snapshot(repo, revision or None, way_out=WAY_OUT)
+    tables = _hub.read(files.folder, title, **query)
+    report = Report(notes=[files.note] if files.note else [])
+    published, left_out = match_splits(
+        title,
+        {
+            found: not split.labels or any(v is not None for v in split.labels)
+            for found, split in tables.splits.items()
+        },
+    )
+    report.notes += left_out
+    classes = tables.declared or _values(title, tables, published.values())
+    classnames = _named(classes)
+    if all(name.lstrip("-").isdigit() for name in classnames):
+        report.notes.append(
+            f"the classes have numbers for names, {classnames[0]} to {classnames[-1]}, which mean nothing in a "
+            "prompt: name them with --classnames FILE"
+        )
+
+    parts: dict[SplitName, Split[Image]] = {}
+    contents: dict[str, str] = {}
+    skipped = 0
+    for split, found in published.items():
+        part, hashes = _rows(tables.splits[found], found, title, classes, classnames, options)
+        skipped += len(tables.splits[found].labels) - len(part)
+        contents |= hashes
+        if len(part):
+            parts[split] = part
+    if not parts:
+        raise DataError(f"{title} holds no image that can be used")
+    served = _arranged(parts, contents)
+    report.classes(classnames, served.parts)
+    report.duplicates(
+        (contents[key], split, key, int(label))
+        for split, part in served.parts.items()
+        if split not in served.aliases
+        for key, label in zip(part.inputs.ids, part.labels, strict=True)
+    )
+    if skipped:
+        report.notes.append(f"{skipped} unreadable images or rows without a label are left out")
+    return LabelledSet(
+        name=title,
+        classnames=classnames,
+        templates=("a photo of a {}.",),
+        licence=f"see https://huggingface.co/datasets/{repo}",
+        citation=f"see https://huggingface.co/datasets/{repo}",
+        source=_hub.commit_page(repo, files),
+        parts={s: served.parts[s] for s in SPLITS if s in served.parts},
+        aliases=served.aliases,
+        skipped=skipped,
+        flags=(*served.flags, *report.flags),
+        notes=tuple(f"{title}: {note}" for note in report.notes),
+    )
+
+
+def _values(title: str, tables: _hub.HubTables, used: Iterable[str]) -> tuple[str, ...]:
+    """Return the different labels of a column that declares none: numbers by value, others by alphabet."""
+    values = [v for found in used for v in tables.splits[found].labels if v is not None]
+    different = set(map(_text, values))
+    if len(different) > 10 and len(different) > len(values) / 2:
+        raise DataError(
+            f"{title}: column '{tables.label}' holds {len(different)} different values in {len(values)} rows; "
+            "these are not classes",
+            hint="name the right column by adding ?label=COLUMN to the data set's name",
+        )
+    if len(different) < 2:
+        raise DataError(
+            f"{title}: all {len(values)} rows have one label in column '{tables.label}', '{min(different)}'; "
+            "at least two classes are needed"
+        )
+    if all(isinstance(v, int) for v in values):
+        return tuple(sorted(different, key=int))
+    return tuple(sorted(different))
+
+
+def _text(value: Any) -> str:
+    return str(int(value) if isinstance(value, bool) else value).strip()
+
+
+def _named(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if wnid_index().keys() >= set(classes):
+        return imagenet_names(classes)
+    return tuple(name.replace("_", " ") for name in classes)
+
+
+def _rows(
+    table: _hub.HubSplit,
+    found: str,
+    title: str,
+    classes: tuple[str, ...],
+    classnames: tuple[str, ...],
+    options: DatasetOptions,
+) -> tuple[Split[Image], dict[str, str]]:
+    """Return the usable rows of a published split, and the hash of each image's bytes by id."""
+    prefix = SPLIT_ALIASES.get(found.casefold(), found)
+    index = {name: i for i, name in enumerate(classes)}
+    missing = [i for i, value in enumerate(table.labels) if value is None]
+    keep = np.ones(len(table.labels), dtype=bool)
+    if options.on_bad_image == "skip":
+        keep[:] = readable(table.images)
+        keep[missing] = False
+    elif missing:
+        raise DataError(
+            f"{title}, split {found}, row {missing[0] + 1}: there is no label "
+            f"(cases: {len(missing)} of {len(table.labels)})",
+            hint="leave such rows out with --on-bad-image skip",
+        )
+    rows = np.flatnonzero(keep)
+    labels = [0 if v is None else index[v if v in index else _text(v)] for v in table.labels]
+    ids = [f"{prefix}/{i:06d}" for i in range(len(labels))]
+    part = make_split(table.images, ids, labels, classnames).take(rows)
+    hashes = in_threads(table.images.content, rows.tolist())
+    return part, dict(zip(part.inputs.ids, hashes, strict=True))
+
+
+def _arranged(
+    parts: Mapping[SplitName, Split[Image]], contents: Mapping[str, str]
+) -> Arranged[Image]:
+    """Serve what is published as train, val and test; see the head of this file."""
+    train, val = parts.get("train"), parts.get("val")
+    hashes = [] if train is None else [contents[key] for key in train.inputs.ids]
+    if "test" in parts:
+        if train is None or val is not None:
+            return Arranged(parts, {}, ())
+        return Arranged({**with_val(train, hashes), "test": parts["test"]}, {}, ())
+    if val is not None:
+        return val_as_test(train, val, hashes)
+    assert train is not None
+    where = np.asarray([hash_split(content) for content in hashes])
+    rows = {s: np.flatnonzero(where == s) for s in SPLITS}
+    return Arranged(
+        {s: train.take(chosen) for s, chosen in rows.items() if len(chosen)}, {}, ("split_by_hash",)
+    )
+
+
+DATASET = open_hf

@@ -1,0 +1,251 @@
+"""``tiny-imagenet[:DIR]``: 200 ImageNet classes at 64 pixels, 500 images of each to train on.
+
+Without a folder, the set comes from the hub at a pinned commit; from the hub cache without a network. ``DIR`` is the
+original archive unpacked (``tiny-imagenet-200``): ``wnids.txt``, ``train/WNID/images/*.JPEG`` and ``val/images`` with
+``val/val_annotations.txt``. Its ``words.txt`` is not read: class names are ImageNet's curated ones, by WordNet id.
+
+Published are train, val and a test split without labels; results are reported on val. So ``test`` is the published
+val, and ``val``, from which methods select, is a fixed tenth of the published train. Classes are in the order of
+their WordNet ids. The hub's label column names eighteen classes by another sense of the same word (the state of
+Chihuahua for the dog, a unit of mass for the slug): :data:`MISNAMED` says which are meant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from clipadapt.core._imagenet import WNIDS, wnid_index
+from clipadapt.core.errors import DataError, did_you_mean
+from clipadapt.core.labelled import LabelledSet, make_split, match_splits
+from clipadapt.core.protocols import SPLITS
+from clipadapt.datasets import _hub
+from clipadapt.datasets._images import ImageFiles, existing_folder, readable
+from clipadapt.datasets._published import val_as_test
+from clipadapt.datasets._report import Report
+from clipadapt.datasets._wnid import imagenet_names, read_wnids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+
+REPO: Final = "zh-plus/tiny-imagenet"
+REVISION: Final = "5a77092c28e51558c5586e9c5eb71a7e17a5e43f"
+MISNAMED: Final = {
+    "n02666347": "n02666196",  # abacus
+    "n03373237": "n02190166",  # fly
+    "n04465666": "n04465501",  # tractor
+    "n04598010": "n04597913",  # wooden spoon
+    "n07056680": "n04067472",  # reel
+    "n07646821": "n01855672",  # goose
+    "n07647870": "n03250847",  # drumstick
+    "n07657664": "n07579787",  # plate
+    "n07975909": "n02206856",  # bee
+    "n08496334": "n02730930",  # apron
+    "n08620881": "n03976657",  # pole
+    "n08742578": "n02085620",  # Chihuahua
+    "n12520864": "n02906734",  # broom
+    "n13001041": "n07734744",  # mushroom
+    "n13652335": "n03804744",  # nail
+    "n13652994": "n02999410",  # chain
+    "n13719102": "n01945685",  # slug
+    "n14991210": "n07747607",  # orange
+}
+FOLDER: Final = "tiny-imagenet-200"
+LAYOUT: Final = (
+    "tiny-imagenet:DIR takes the unpacked tiny-imagenet-200.zip: wnids.txt, train/WNID/images/*.JPEG, val/images, "
+    "val/val_annotations.txt"
+)
+WAY_OUT: Final = (
+    "give the unpacked tiny-imagenet-200.zip with tiny-imagenet:DIR, or take a set that needs no network: "
+    "openmoji:color, openmoji:line"
+)
+
+
+def open_tiny_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
+    """Open Tiny ImageNet.
+
+    Args:
+        argument: The folder, or nothing for the hub.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+
+    Raises:
+        DataError: If the folder is missing or not laid out as the archive, or the hub's copy cannot be had.
+    """
+    if argument.strip():
+        return _from_folder(existing_folder(argument, "tiny-imagenet"), options)
+    return _from_hub(options)
+
+
+def _set(
+    wnids: Sequence[str],
+    train: Split[Image] | None,
+    val: Split[Image] | None,
+    skipped: int,
+    notes: Sequence[str],
+    source: str,
+) -> LabelledSet[Image]:
+    if train is None and val is None:
+        raise DataError(
+            f"tiny-imagenet holds no readable image of its {len(wnids)} classes", hint=LAYOUT
+        )
+    keys = () if train is None else train.inputs.ids
+    served = val_as_test(train, val, (hashlib.sha256(key.encode()).hexdigest() for key in keys))
+    report = Report(notes=list(notes))
+    report.classes(imagenet_names(wnids), served.parts)
+    if skipped:
+        report.notes.append(f"{skipped} unreadable images are left out")
+    return LabelledSet(
+        name="tiny-imagenet",
+        classnames=imagenet_names(wnids),
+        templates=("a photo of a {}.",),
+        licence="ImageNet's terms: research, not commercial",
+        citation="Y. Le and X. Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS 231N, 2015; "
+        "J. Deng et al., ImageNet: A Large-Scale Hierarchical Image Database, CVPR 2009",
+        source=source,
+        parts={s: served.parts[s] for s in SPLITS if s in served.parts},
+        aliases=served.aliases,
+        skipped=skipped,
+        flags=(*served.flags, *report.flags),
+        notes=tuple(f"tiny-imagenet: {note}" for note in report.notes),
+    )
+
+
+# ---------------------------------------------------------------- hub
+
+
+def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
+    files = _hub.snapshot(REPO, REVISION, way_out=WAY_OUT, or_any_revision=True)
+    tables = _hub.read(files.folder, REPO, image="image", label="label")
+    wnids = sorted(MISNAMED.get(name, name) for name in tables.declared or ())
+    strange = [wnid for wnid in wnids if wnid not in wnid_index()]
+    if strange or not wnids:
+        what = f"the class '{strange[0]}'" if strange else "no declared classes"
+        raise DataError(f"the hub's copy of tiny-imagenet is not as expected: {what}", hint=WAY_OUT)
+    index = {wnid: label for label, wnid in enumerate(wnids)}
+    published, left_out = match_splits(
+        REPO, {name: None not in table.labels for name, table in tables.splits.items()}
+    )
+    skipped = 0
+
+    def read(split: SplitName) -> Split[Image] | None:
+        nonlocal skipped
+        if split not in published:
+            return None
+        found = published[split]
+        table = tables.splits[found]
+        labels = [index[MISNAMED.get(name, name)] for name in table.labels]
+        ids = [f"{found}/{i:06d}" for i in range(len(labels))]
+        part = make_split(table.images, ids, labels, imagenet_names(wnids))
+        if options.on_bad_image == "skip":
+            good = np.flatnonzero(readable(table.images))
+            skipped += len(part) - len(good)
+            part = part.take(good)
+        return part if len(part) else None
+
+    train, val = read("train"), read("val")
+    notes = [*filter(None, [files.note]), *left_out]
+    return _set(wnids, train, val, skipped, notes, _hub.commit_page(REPO, files))
+
+
+# ---------------------------------------------------------------- the original archive
+
+
+def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
+    if not (root / "wnids.txt").is_file() and (root / FOLDER / "wnids.txt").is_file():
+        root /= FOLDER
+    wnids = _read_wnids_txt(root / "wnids.txt")
+    classnames = imagenet_names(wnids)
+    train = val = None
+    skipped = 0
+    if (root / "train").is_dir():
+        files, labels, bad = read_wnids(root, "train", wnids, options.on_bad_image)
+        ids = [name.replace("/images/", "/") for name in files.names]
+        train = make_split(files, ids, labels, classnames) if ids else None
+        skipped += bad
+    if (root / "val").is_dir():
+        val = _read_val(root, wnids)
+        if options.on_bad_image == "skip":
+            good = np.flatnonzero(readable(val.inputs.examples))
+            skipped += len(val) - len(good)
+            val = val.take(good) if len(good) else None
+    if train is None and val is None and not skipped:
+        raise DataError(
+            f"'{root}' holds no images in train/ or val/ of the classes in wnids.txt", hint=LAYOUT
+        )
+    return _set(wnids, train, val, skipped, (), "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
+
+
+def _read_wnids_txt(path: Path) -> list[str]:
+    """Return the classes that ``wnids.txt`` names, sorted.
+
+    Raises:
+        DataError: If there is no such file, or a line is not a WordNet id of ImageNet's thousand.
+    """
+    found = []
+    for number, line in enumerate(_lines(path), start=1):
+        wnid = line.strip()
+        if wnid and wnid not in wnid_index():
+            near = did_you_mean(wnid, WNIDS, most=1)
+            raise DataError(
+                f"{path.name}, line {number}: '{wnid}' is not a WordNet id of ImageNet's thousand classes{near}",
+                hint="one id per line, such as n01443537",
+            )
+        found.append(wnid)
+    wnids = sorted(set(filter(None, found)))
+    if len(wnids) < 2:
+        raise DataError(
+            f"'{path}' names {len(wnids)} classes; at least two are needed", hint=LAYOUT
+        )
+    return wnids
+
+
+def _read_val(root: Path, wnids: Sequence[str]) -> Split[Image]:
+    """Return the published val, whose labels stand in a table beside the images.
+
+    Raises:
+        DataError: If there is no table, a line of it is wrong, or an image it names is not there.
+    """
+    path = root / "val" / "val_annotations.txt"
+    index = {wnid: label for label, wnid in enumerate(wnids)}
+    labels: dict[str, int] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        name, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0].strip()
+        if wnid not in index:
+            raise DataError(
+                f"{path.name}, line {number}: '{wnid}' is not a class of wnids.txt (the line is {line!r:.80})",
+                hint="a line is FILE, WNID and four numbers, separated by tabs",
+            )
+        labels[name] = index[wnid]
+    gone = [name for name in labels if not (root / "val" / "images" / name).is_file()]
+    if gone or not labels:
+        what = (
+            f"names '{gone[0]}', which is not in val/images (cases: {len(gone)} of {len(labels)})"
+            if gone
+            else "is empty"
+        )
+        raise DataError(f"{path} {what}", hint="unpack the archive again; " + LAYOUT)
+    files = ImageFiles(root, [f"val/images/{name}" for name in labels])
+    ids = [f"val/{name}" for name in labels]
+    return make_split(files, ids, list(labels.values()), imagenet_names(wnids))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"'{path.parent}' holds no {path.name}", hint=LAYOUT) from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise DataError(f"cannot read '{path}': {err}", hint=LAYOUT) from err
+
+
+DATASET = open_tiny_imagenet

@@ -1,0 +1,67 @@
+"""Imports open_clip without torch's compiler, which it never calls but whose import takes a third of its time.
+
+Three libraries name the compiler while they are imported: torchvision's region operators ask whether it is there,
+timm marks a function as not to be compiled, transformers takes a context that it enters where masks are compiled.
+Stand-ins answer them and are taken away again; whoever compiles something later gets the real module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+COMPILER: Final = "torch._dynamo"
+UTILS: Final = f"{COMPILER}.utils"
+TRACED: Final = f"{COMPILER}._trace_wrapped_higher_order_op"
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Stand in for the compiler's modules while others are imported, unless they are there already."""
+    import torch
+
+    if COMPILER in sys.modules:
+        yield
+        return
+    stand_ins: dict[str, Any] = {name: ModuleType(name) for name in (COMPILER, UTILS, TRACED)}
+    stand_ins[COMPILER].__path__ = []
+    stand_ins[COMPILER].__getattr__ = _decorator
+    stand_ins[UTILS].is_compile_supported = lambda *_: False
+    stand_ins[TRACED].TransformGetItemToIndex = _real_context
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+        if vars(torch).get("_dynamo") is stand_ins[COMPILER]:  # getattr would import the real one
+            del vars(torch)["_dynamo"]
+
+
+def _same(fn: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
+    """Return what is decorated, with or without arguments to the decorator."""
+    return fn if fn is not None else _same
+
+
+def _decorator(name: str) -> Any:
+    """Stand in for any of the compiler's decorators: functions are left as they are."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _same
+
+
+def _real_context(*args: Any, **kwargs: Any) -> Any:
+    """Return the real context when one is entered after all."""
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    return TransformGetItemToIndex(*args, **kwargs)
+
+
+with without_compiler():
+    import open_clip  # noqa: F401

@@ -1,0 +1,133 @@
+"""open_clip's causal text towers in fewer operations: fewer positions, and a shared beginning computed once.
+
+Under a causal mask a position sees only what stands before it. So what follows the end-of-text token has no effect,
+and texts that begin alike (a learnt context, a template) have equal states there. Both are exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, text_global_pool
+from torch import nn
+
+from clipadapt.models._attention import SplitAttention
+
+
+class OwnText:
+    """A causal text tower of open_clip's that reads its feature at the end-of-text token.
+
+    Attributes:
+        tower: The module that holds embedding, blocks, last norm and projection.
+        context_length: Positions of a full run.
+    """
+
+    def __init__(self, tower: Any, pool_type: str, eos_id: Any) -> None:
+        self.tower, self.pool_type, self.eos_id = tower, pool_type, eos_id
+        self.context_length = int(tower.context_length)
+
+    @classmethod
+    def of(cls, net: Any) -> OwnText | None:
+        """Return the text tower of a network, or None where it is of another kind."""
+        if isinstance(net, CLIP):
+            tower, pool_type, eos_id = net, net.text_pool_type, net.text_eos_id
+        elif isinstance(text := getattr(net, "text", None), TextTransformer):
+            if text.cls_emb is not None:
+                return None
+            tower, pool_type, eos_id = text, text.pool_type, getattr(text, "eos_id", None)
+        else:
+            return None
+        causal = tower.attn_mask is not None and pool_type == "argmax"
+        return cls(tower, pool_type, eos_id) if causal else None
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Encode ``(n, L)`` token ids, ``L`` at most the context; projected, without the norm."""
+        tower, length = self.tower, tokens.shape[1]
+        x = self._placed(tower.token_embedding(tokens))
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        x = tower.ln_final(x)  # (n, L, W)
+        return self._projected(
+            text_global_pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)
+        )
+
+    def can_share(self) -> bool:
+        """Tell whether every block is one that :meth:`with_shared` knows."""
+        return all(
+            type(block) is ResidualAttentionBlock
+            and isinstance(block.attn, nn.MultiheadAttention | SplitAttention)
+            and block.attn.batch_first
+            for block in self.tower.transformer.resblocks
+        )
+
+    def with_shared(
+        self, embeddings: torch.Tensor, tokens: torch.Tensor, shared: int
+    ) -> torch.Tensor:
+        """Encode token embeddings ``(n, L, W)`` whose first ``shared`` positions are equal in all texts."""
+        ends = tokens.argmax(dim=1)
+        shared = min(shared, int(ends.min()))
+        x = self._placed(embeddings)
+        head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
+        length = rest.shape[1]
+        sees = torch.ones(length, shared + length, dtype=torch.bool, device=x.device)
+        sees = sees.tril(shared)
+        for block in self.tower.transformer.resblocks:
+            head, rest = _block(block, head, rest, sees)
+        rows = torch.arange(len(rest), device=x.device)
+        return self._projected(self.tower.ln_final(rest[rows, ends - shared]))
+
+    def _placed(self, embeddings: torch.Tensor) -> torch.Tensor:
+        tower = self.tower
+        dtype = tower.transformer.get_cast_dtype()
+        positions = tower.positional_embedding[: embeddings.shape[1]]
+        placed: torch.Tensor = embeddings.to(dtype) + positions.to(dtype)
+        return placed
+
+    def _projected(self, pooled: torch.Tensor) -> torch.Tensor:
+        projection = self.tower.text_projection
+        if projection is None:
+            return pooled
+        linear = isinstance(projection, nn.Module)
+        out: torch.Tensor = projection(pooled) if linear else pooled @ projection
+        return out
+
+
+def _block(
+    block: Any, head: torch.Tensor, rest: torch.Tensor, sees: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run one block on the shared positions and on each text's own, which see both."""
+    attention = block.attn
+    q0, k0, v0 = _heads(attention, block.ln_1(head))  # (1, heads, P, d)
+    q, k, v = _heads(attention, block.ln_1(rest))  # (n, heads, L - P, d)
+    n = len(rest)
+    k = torch.cat([k0.expand(n, -1, -1, -1), k], dim=2)
+    v = torch.cat([v0.expand(n, -1, -1, -1), v], dim=2)
+    mixed = F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)
+    head = head + block.ls_1(_out(attention, mixed))
+    rest = rest + block.ls_1(_out(attention, F.scaled_dot_product_attention(q, k, v, sees)))
+    return (
+        head + block.ls_2(block.mlp(block.ln_2(head))),
+        rest + block.ls_2(block.mlp(block.ln_2(rest))),
+    )
+
+
+def _heads(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return query, key and value, each ``(n, heads, L, d)``."""
+    if isinstance(attention, SplitAttention):
+        parts: Any = (attention.q(x), attention.k(x), attention.v(x))
+        heads = attention.heads
+    else:
+        parts = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+        heads = attention.num_heads
+    n, length, width = x.shape
+    return tuple(p.view(n, length, heads, width // heads).transpose(1, 2) for p in parts)
+
+
+def _out(attention: Any, mixed: torch.Tensor) -> torch.Tensor:
+    n, heads, length, width = mixed.shape
+    joined = mixed.transpose(1, 2).reshape(n, length, heads * width)
+    layer = attention.out if isinstance(attention, SplitAttention) else attention.out_proj
+    out: torch.Tensor = layer(joined)
+    return out

@@ -1,0 +1,187 @@
+"""The report as a reader has it: in real Chromium, by pointer and keyboard, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from clipadapt.core.report import write_report
+from tests.integration.browser import Page, find_chromium
+from tests.unit.core.report_runs import DATA, HOSTILE, save_all
+
+CHROMIUM = find_chromium()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+ROWS = "Array.from(document.querySelectorAll('#leaderboard tbody tr'))"
+SHOWN = f"{ROWS}.filter(r => r.offsetParent !== null)"
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    root = tmp_path_factory.mktemp("page")
+    save_all(root / "runs")
+    write_report(root / "runs", root / "report.html")
+    return root / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    assert CHROMIUM is not None
+    with Page(CHROMIUM) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser, output) -> Page:
+    browser.messages.clear()
+    browser.requests.clear()
+    browser.look(1280, 900)
+    browser.open(output)
+    return browser
+
+
+def column(page: Page, name: str) -> list[str]:
+    """The values a column is sorted by, in the order of the rows."""
+    return page.evaluate(
+        "(() => { const heads = Array.from(document.querySelectorAll('#leaderboard thead th'));"
+        f"const at = heads.findIndex(h => h.textContent.trim() === '{name}');"
+        f"return {ROWS}.map(r => r.cells[at].dataset.sort ?? null); }})()"
+    )
+
+
+def head(name: str) -> str:
+    return (
+        "Array.from(document.querySelectorAll('#leaderboard thead th'))"
+        f".find(h => h.textContent.trim() === '{name}')"
+    )
+
+
+def test_no_request_leaves_the_page_and_the_console_is_silent(page, output):
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.evaluate("document.querySelectorAll('section').forEach(s => s.scrollIntoView())")
+
+    assert page.requests == [output.resolve().as_uri()]
+    assert page.messages == []
+    assert page.evaluate("document.scripts.length") == 1
+    assert page.evaluate(f"document.body.textContent.includes({HOSTILE!r})") is True
+
+
+def test_an_injected_script_would_not_run(page):
+    page.evaluate(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.broken = 1';"
+        "document.body.append(s); })()"
+    )
+
+    assert page.evaluate("window.broken ?? null") is None
+    assert any("Content Security Policy" in m for m in page.messages)
+
+
+def test_a_heading_sorts_by_pointer_and_what_is_unknown_comes_last(page):
+    before = column(page, "accuracy, %")
+
+    page.evaluate(f"{head('accuracy, %')}.querySelector('button').click()")
+    down = column(page, "accuracy, %")
+    said = page.evaluate(f"{head('accuracy, %')}.getAttribute('aria-sort')")
+    page.evaluate(f"{head('accuracy, %')}.querySelector('button').click()")
+    up = column(page, "accuracy, %")
+
+    known = sorted((float(v) for v in before if v is not None), reverse=True)
+    assert [float(v) for v in down[:-1]] == known
+    assert [float(v) for v in up[:-1]] == known[::-1]
+    assert down[-1] is up[-1] is None  # the failed run
+    assert said == "descending"
+    assert page.evaluate(f"{head('accuracy, %')}.getAttribute('aria-sort')") == "ascending"
+    page.evaluate(f"{head('method')}.querySelector('button').click()")
+    assert column(page, "method") == sorted(column(page, "method"))
+    assert page.evaluate(f"{head('accuracy, %')}.getAttribute('aria-sort')") == "none"
+
+
+def test_a_heading_sorts_by_keyboard(page):
+    page.evaluate(f"{head('method')}.querySelector('button').focus()")
+    page.press("Tab", 9)
+    assert page.evaluate("document.activeElement.textContent") == "accuracy, %"
+    page.press("Enter", 13)
+
+    assert page.evaluate(f"{head('accuracy, %')}.getAttribute('aria-sort')") == "descending"
+
+
+def test_filters_leave_the_rows_charts_and_cards_that_fit(page):
+    def choose(name: str, value: str) -> None:
+        page.evaluate(
+            f"(() => {{ const s = document.querySelector('select[data-filter={name}]');"
+            f"s.value = '{value}';"
+            "s.dispatchEvent(new Event('change', {bubbles: true})); })()"
+        )
+
+    total = page.evaluate(f"{ROWS}.length")
+    choose("shots", "2")
+    # Two methods; zero-shot stays as their baseline.
+    assert sorted(page.evaluate(f"{SHOWN}.map(r => r.cells[0].dataset.sort)")) == [
+        "clip/coop (own)", "clip/linear_probe (own)", "clip/zero_shot (own)",
+    ]  # fmt: skip
+    assert page.evaluate("document.getElementById('shown').textContent") == f"3 of {total} rows"
+
+    choose("method", "clip/coop (own)")
+    assert page.evaluate(f"{SHOWN}.length") == 1
+    lines = page.evaluate(
+        "Array.from(document.querySelectorAll('#shots svg.chart .item'))"
+        ".filter(g => getComputedStyle(g).display !== 'none').map(g => g.dataset.method)"
+    )
+    assert lines == ["clip/coop (own)"]
+    cards = page.evaluate(
+        "Array.from(document.querySelectorAll('#calibration details'))"
+        ".filter(d => d.offsetParent !== null).length"
+    )
+    assert cards == 1
+    # An exchange has two methods and shows for either.
+    pairs = page.evaluate(
+        "Array.from(document.querySelectorAll('#examples details'))"
+        ".filter(d => d.offsetParent !== null).map(d => [d.dataset.method, d.dataset.method2])"
+    )
+    assert pairs
+    assert all("clip/coop (own)" in pair for pair in pairs)
+
+    page.evaluate("document.querySelector('#filters button[type=reset]').click()")
+    page.wait(f"{SHOWN}.length === {total}")
+
+
+def test_the_charts_of_cost_take_turns(page):
+    kinds = (
+        "Array.from(document.querySelectorAll('#cost .panel'))"
+        ".filter(p => p.offsetParent !== null).map(p => p.dataset.kind)"
+    )
+    assert page.evaluate(kinds) == ["parameters"]
+
+    page.evaluate("document.querySelector('input[value=seconds]').click()")
+
+    assert page.evaluate(kinds) == ["seconds"]
+    assert (
+        page.evaluate("document.querySelector('#cost figcaption').textContent") == f"{DATA}, test"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "phone"), [(1280, False), (390, True)])
+def test_every_width_and_colour_scheme_is_readable(page, scheme, width, phone):
+    page.look(width, 844, scheme=scheme, phone=phone)
+
+    # Wide tables scroll in themselves, the page does not.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    colours = page.evaluate(
+        "(() => { const c = getComputedStyle(document.body); return [c.color, c.backgroundColor]; })()"
+    )
+    ink, paper = (sum(int(v) for v in c[4:-1].split(",")) for c in colours)
+    assert (ink > paper) is (scheme == "dark")
+    assert abs(ink - paper) > 400
+
+
+def test_a_mark_says_what_it_stands_for(page):
+    said = page.evaluate(
+        "(() => { const mark = document.querySelector('#shots svg .pt .m');"
+        "mark.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));"
+        "const tip = document.getElementById('tip'); return tip.hidden ? null : tip.textContent; })()"
+    )
+
+    assert said is not None
+    assert "1 shot on stitched" in said

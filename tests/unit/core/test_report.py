@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import builtins
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from clipadapt.core import report
+from clipadapt.core.errors import ClipAdaptError, RecordError
+from clipadapt.core.records import RunStore
+from clipadapt.core.summary import build_summary, interval_cell
+from tests.unit.core.report_runs import DATA, HOSTILE, NAMES, PATH, save_all, save_run
+
+
+class Reader(HTMLParser):
+    """Collects tags with their attributes, and the text of every element of a section."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._section = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "section":
+            self._section = dict(attrs)["id"]
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.setdefault(self._section, []).append(" ".join(data.split()))
+
+    def text(self, section: str) -> str:
+        return " ".join(self.texts[section])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> RunStore:
+    return save_all(tmp_path_factory.mktemp("report") / "runs")
+
+
+@pytest.fixture(scope="module")
+def html(store) -> str:
+    return report.build_report(store.root)[0]
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Reader:
+    return Reader(html)
+
+
+def test_every_row_shows_the_figures_of_the_summary(store, page):
+    shown = page.text("leaderboard")
+    for block in build_summary(store).blocks:
+        for method in block.methods:
+            assert interval_cell(method.accuracy).split(" ")[0] in shown
+    rows = [a for tag, a in page.tags if tag == "tr" and "data-method" in a]
+    # zero-shot and the margins once, two methods at three numbers of shots, the failure
+    assert len(rows) == 1 + 1 + 6 + 1
+    assert {r.get("data-shots") for r in rows} == {None, "1", "2", "4"}
+    assert "(1 failed)" in shown
+
+
+def test_class_names_paths_and_errors_are_escaped(html, page):
+    assert HOSTILE not in html
+    assert PATH not in html
+    assert [a for tag, a in page.tags if tag == "script"] == [{}]  # the page's own
+    assert not [a for tag, a in page.tags if tag == "img" or any(k.startswith("on") for k in a)]
+    assert "alert(1)" in page.text("classes")
+    for name in NAMES:
+        assert " ".join(name.split()) in page.text("classes")
+    assert PATH in page.text("recipes")
+    assert f"RuntimeError: {HOSTILE}" in page.text("data")
+
+
+def test_nothing_is_asked_of_a_network_and_only_the_own_script_may_run(html, page):
+    (policy,) = [
+        a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert "default-src 'none'" in policy
+    assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]{44}'", policy)
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+    links = [v for _, a in page.tags for k, v in a.items() if k in {"src", "href", "action"}]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert {url[:5] for url in re.findall(r"url\(([^)]*)\)", html)} == {"data:"}
+    for target in (link[1:] for link in links):
+        assert f'id="{target}"' in html
+
+
+def test_pictures_that_two_methods_answer_differently_are_shown_once_each(html, page):
+    thumbs = [a["class"].split()[-1] for tag, a in page.tags if "thumb" in (a.get("class") or "")]
+    assert thumbs
+    styles = re.findall(r"^(?:<style>)?\.(t\d+)\{background-image", html, flags=re.MULTILINE)
+    assert sorted(set(thumbs)) == sorted(set(styles))
+    assert len(styles) == len(set(styles))
+    assert "1: plain" in page.text("examples") or "2: plain" in page.text("examples")
+
+
+def test_fixed_and_broken_are_counted_by_the_votes_of_the_seeds(store, page):
+    from clipadapt.core.history import run_folder
+
+    def share(method: str, shots: int | None):
+        found = [
+            RunStore.load_predictions(run_folder(store, r))
+            for r in store.load_all()
+            if r.method.name == method and r.data.shots == shots
+        ]
+        return sum((p.predicted == p.labels).astype(float) for p in found) / len(found)
+
+    coop, probe = share("clip/coop", 4), share("clip/linear_probe", 4)
+    one, two = ((coop > 0.5) & (probe < 0.5)).sum(), ((coop < 0.5) & (probe > 0.5)).sum()
+    text = page.text("examples")
+    n = len(coop)
+    assert (
+        f"{DATA}, test, 4 shots: {one} fixed, {two} broken of {n}" in text
+        or f"{DATA}, test, 4 shots: {two} fixed, {one} broken of {n}" in text
+    )
+
+
+def test_margins_have_no_figure_and_the_page_says_so(page):
+    text = page.text("calibration")
+    assert "The scores are margins, not logits" in text
+    assert "there is no figure" in text
+    assert "AURC, %" in text
+
+
+def test_recipes_leakage_and_environment_are_there(page):
+    assert f"A paper of {HOSTILE}" in page.text("recipes")
+    assert "train and test 1 2 thumbnails" in page.text("data")
+    assert "examples judged, or near copies of them" in page.text("data")
+    assert "Linux" in page.text("environment")
+    assert "val loss" in page.text("curves")
+
+
+def test_without_the_data_examples_are_named_by_id(tmp_path):
+    store = RunStore(tmp_path)
+    for method, strength in (("clip/coop", 2.0), ("clip/lora", 0.2)):
+        save_run(store, method, strength, data__sha256="changed")
+
+    page = Reader(report.build_report(tmp_path)[0])
+
+    assert "it has changed since the run" in page.text("examples")
+    assert not [a for _, a in page.tags if "thumb" in (a.get("class") or "")]
+    assert re.search(r"test/red circle/\d+", page.text("examples"))
+
+
+def test_examples_may_be_left_out(store):
+    page = Reader(report.build_report(store.root, examples=False)[0])
+
+    assert not [a for _, a in page.tags if "thumb" in (a.get("class") or "")]
+
+
+def test_unlike_records_are_not_averaged(tmp_path):
+    store = RunStore(tmp_path)
+    save_run(store, "clip/coop", 1.0, seed=1)
+    save_run(store, "clip/coop", 1.0, seed=2, model__weights_sha256="other")
+
+    with pytest.raises(RecordError, match=r"not alike(.|\n)*model.weights_sha256"):
+        report.build_report(tmp_path)
+
+
+def test_pareto_keeps_what_no_other_beats():
+    points = [(10.0, 0.5), (1.0, 0.4), (5.0, 0.4), (10.0, 0.6), (20.0, 0.6), (1.0, 0.3)]
+
+    assert report.pareto(points) == [1, 3]
+    assert report.pareto([]) == []
+
+
+@pytest.mark.parametrize("program", ["clipadapt", "textsent"])
+def test_the_command_writes_the_page(cli, store, tmp_path, program):
+    output = tmp_path / "new folder" / "report.html"
+
+    done = cli("report", store.root, "--output", output, program=program)
+
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("21 runs:")
+    assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def damaged(root, change):
+    """Save one run and change its record's text."""
+    save_run(RunStore(root), "clip/coop", 1.0)
+    (path,) = root.rglob("record.json")
+    path.write_text(change(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [
+        (lambda root: None, "no folder"),
+        (lambda root: root.mkdir(), "there are no records in"),
+        (lambda root: damaged(root, lambda t: t[: len(t) // 2]), "truncated or not a record"),
+        (
+            lambda root: damaged(
+                root, lambda t: t.replace('"schema_version": 1', '"schema_version": 99')
+            ),
+            "schema version 99",
+        ),
+        (
+            lambda root: damaged(root, lambda t: json.dumps({"schema_version": 1})),
+            "not a valid record",
+        ),
+    ],
+    ids=["missing", "empty", "truncated", "newer", "other"],
+)
+def test_what_cannot_be_shown_is_one_message(cli, tmp_path, prepare, says):
+    root, output = tmp_path / "runs", tmp_path / "report.html"
+    prepare(root)
+
+    done = cli("report", root, "--output", output)
+
+    assert done.code == 2
+    assert says in done.text
+    assert "Traceback" not in done.err
+    assert not output.exists()
+
+
+def test_a_folder_or_a_place_that_cannot_be_written_is_one_message(cli, store, tmp_path):
+    (tmp_path / "file").write_text("x")
+
+    folder = cli("report", store.root, "--output", tmp_path)
+    below_a_file = cli("report", store.root, "--output", tmp_path / "file" / "report.html")
+
+    assert (folder.code, below_a_file.code) == (2, 2)
+    assert "is a folder, not a file" in folder.text
+    assert "cannot write to the folder" in below_a_file.text
+    assert "--output" in below_a_file.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_without_jinja2_the_extra_is_named(store, monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *rest, **more):
+        if name == "jinja2":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ClipAdaptError, match=r"clipadapt\[report\]"):
+        report.build_report(store.root)

@@ -25,7 +25,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 table: $(VENV)/.demo
-	$(BIN)/python scripts/demo.py --readme README.md
+	$(BIN)/python scripts/reproduce.py
 
 # A stamp per set of extras: a second call costs nothing until pyproject.toml changes.
 $(VENV)/.demo: pyproject.toml | $(BIN)/python

@@ -1,8 +1,8 @@
-"""The main job on real input, without a hub: zero-shot and a probe on pictures, an SVM on reviews, one table.
+"""The main job on real input, without a hub: a small sweep over pictures and reviews, one table, one page.
 
     python scripts/demo.py [--out runs/demo] [--readme README.md]
 
-``--readme`` writes the table between the markers of that file.
+The sweep is configs/sweeps/demo-small.yaml. ``--readme`` writes the table between the markers of that file.
 """
 
 from __future__ import annotations
@@ -14,40 +14,36 @@ from pathlib import Path
 
 from _readme import insert
 
-from clipadapt.core import config, runner, tables
+from clipadapt.core import report, sweep, tables
 from clipadapt.core.errors import EXIT_USER_ERROR, ClipAdaptError
 from clipadapt.core.progress import on_stderr
 
-PICTURES = ("openmoji:color", "openmoji:line")
-REVIEWS = "rotten_tomatoes:offline"
-
-
-def experiments() -> list[config.Experiment]:
-    """Return the demo's experiments: two methods on two sets of pictures, one on reviews."""
-    found = []
-    for recipe in ("zero_shot", "linear_probe-quick"):
-        # The whole train split: nothing is drawn at random, so one seed says it all.
-        settings = [["model.name=stitched", f"data.name={name}", "seeds=[1]"] for name in PICTURES]
-        found.extend(config.load([recipe], setting, track="clip") for setting in settings)
-    found.append(config.load(["tfidf_svm"], [f"data.name={REVIEWS}"], track="text"))
-    return found
+SWEEP = "demo-small"
 
 
 def main() -> None:
-    """Run the demo and print its table."""
+    """Run the demo, print its table and the path of its page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--readme", type=Path, default=None)
     arguments = parser.parse_args()
     begun = time.perf_counter()
+    page = arguments.out / "report.html"
     try:
-        records = runner.run(experiments(), arguments.out, on_stderr())
-        table = tables.render(tables.build_table(records), "markdown")
+        outcome = sweep.run_sweep(sweep.load_sweep(SWEEP), arguments.out, on_stderr())
+        table = tables.render(tables.build_table(outcome.records), "markdown")
+        report.write_report(arguments.out, page)
     except ClipAdaptError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     print(table)
-    print(f"records: {arguments.out} ({len(records)} runs, {time.perf_counter() - begun:.0f} s)")
+    for title, message in outcome.failures:
+        print(f"failed: {title}: {message}", file=sys.stderr)
+    seconds = time.perf_counter() - begun
+    print(f"records: {arguments.out} ({len(outcome.records)} runs, {seconds:.0f} s)")
+    print(f"report: {page}")
+    if outcome.failures:
+        sys.exit(1)
     if arguments.readme is not None:
         insert(arguments.readme, "demo table", table)
 

@@ -147,6 +147,62 @@ def check_writable(
             folder.rmdir()
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a name while the block runs; give whether it had to be waited for.
+
+    The system lets go of a lock when its process ends, however it ends. The file stays, empty; whoever holds the
+    lock may remove it. Where there are no such locks (some network file systems, Windows) nothing is held.
+
+    Args:
+        path: The file of the lock; its folder is made where it is missing.
+    """
+    descriptor, waited = _lock(path)
+    try:
+        yield waited
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(path: Path) -> tuple[int | None, bool]:
+    try:
+        import fcntl
+    except ImportError:
+        return None, False
+    waited = False
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue  # its folder was removed in between
+        except OSError:
+            return None, waited
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waited = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_same(path, descriptor):
+                return descriptor, waited
+        except OSError:
+            os.close(descriptor)
+            return None, waited
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # who held it removed the file: the lock now goes with a new one
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def cache_dir() -> Path:
     """Return the cache folder: ``CLIPADAPT_CACHE``, or the user's cache folder of the platform."""
     given = os.environ.get("CLIPADAPT_CACHE")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from clipadapt.core.config import Experiment
     from clipadapt.core.inference import LoadedRun
     from clipadapt.core.records import RunRecord
+    from clipadapt.core.schedule import Executor
 
 SettingOption = Annotated[
     list[str] | None,
@@ -47,6 +49,13 @@ class Kind(StrEnum):
     datasets = "datasets"
     models = "models"
     configs = "configs"
+
+
+class ExecutorName(StrEnum):
+    """Where a sweep's runs are done."""
+
+    local = "local"
+    ray = "ray"
 
 
 class TableFormat(StrEnum):
@@ -121,32 +130,41 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Print the runs and what is done; run nothing.")
         ] = False,
+        executor: Annotated[
+            ExecutorName, typer.Option(help="Run here, or as tasks of a Ray cluster.")
+        ] = ExecutorName.local,
+        workers: Annotated[
+            int | None, typer.Option(min=1, help="Runs at a time, with --executor ray.")
+        ] = None,
         as_json: JsonOption = False,
     ) -> None:
         """Run a whole sweep and print its tables; what is complete is skipped, so it resumes by itself."""
         from clipadapt.core import sweep as sweeps
         from clipadapt.core.progress import on_stderr
 
+        if workers not in {None, 1} and executor is ExecutorName.local:
+            raise ConfigError(
+                f"--workers {workers} needs --executor ray; the local executor does one run at a time",
+                hint="or start the same command a second time: processes share one --out",
+            )
         experiments = sweeps.load_sweep(sweep, settings or (), track=track)
         if dry_run:
-            plan = [_planned(e, out) for e in experiments]
-            if as_json:
-                print_json({"experiments": plan})
-            else:
-                for p in plan:
-                    done = f"{p['complete']} of {p['runs']} runs complete"
-                    typer.echo(
-                        f"{p['recipe']} on {p['dataset']}, shots {p['shots'] or 'all'}: {done}"
-                    )
+            _print_plan(experiments, out, as_json=as_json)
             return
-        outcome = sweeps.run_sweep(experiments, out, on_stderr())
+        with _executor(executor, workers) as chosen:
+            outcome = sweeps.run_sweep(experiments, out, on_stderr(), chosen)
         if as_json:
             print_json({"records": [r.model_dump(mode="json") for r in outcome.records]})
-        else:
+        elif outcome.records:
             _print_bench(outcome.records, out)
         for title, message in outcome.failures:
             typer.echo(f"failed: {title}: {message}", err=True)
-        if outcome.failures:
+        earlier = sum(r.status == "failed" for r in outcome.records) > 0
+        if outcome.failures or earlier:
+            if not outcome.failures:
+                typer.echo(
+                    "some runs failed twice; remove their folders to try them again", err=True
+                )
             raise typer.Exit(EXIT_DEFECT)
 
     @app.command(
@@ -428,20 +446,31 @@ def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> No
     typer.echo(f"\nrecords: {out}", err=True)
 
 
-def _planned(experiment: Experiment, out: Path) -> dict[str, Any]:
-    """Say what one experiment of a sweep comes to and how much of it is done."""
-    from clipadapt.core import runner
+def _print_plan(experiments: Sequence[Experiment], out: Path, *, as_json: bool) -> None:
+    """Print the runs of a sweep, what is done, and what the rest will cost."""
+    from clipadapt.core import forecast
+    from clipadapt.core.progress import on_stderr
+    from clipadapt.core.records import RunStore
+    from clipadapt.core.sweep import plan_sweep
 
-    prepared = runner.prepare(experiment, out)
-    seeds = experiment.config.seeds
-    return {
-        "recipe": experiment.recipe or experiment.method_name,
-        "dataset": experiment.config.data.name,
-        "model": experiment.config.model.name if experiment.config.model else None,
-        "shots": experiment.config.data.shots,
-        "runs": len(seeds),
-        "complete": sum(not prepared.missing(seed) for seed in seeds),
-    }
+    _, jobs = plan_sweep(experiments, out, on_stderr())
+    plan = forecast.plan(jobs, RunStore(out).load_all() if out.is_dir() else [])
+    if as_json:
+        print_json(plan)
+    else:
+        typer.echo(forecast.render(plan), nl=False)
+
+
+@contextlib.contextmanager
+def _executor(name: ExecutorName, workers: int | None) -> Iterator[Executor | None]:
+    """Give what runs a sweep: None does so here, one run after another."""
+    if name is ExecutorName.local:
+        yield None
+        return
+    from clipadapt.core.distributed import Ray
+
+    with Ray(workers) as executor:
+        yield executor
 
 
 def _print_bench(found: Sequence[RunRecord], out: Path) -> None:

@@ -9,11 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import ConfigError, did_you_mean
-from clipadapt.core.protocols import MethodConfig, OnBadImage, Precision, SplitName
+from clipadapt.core.protocols import Classes, MethodConfig, OnBadImage, Precision, SplitName
 from clipadapt.core.registry import METHODS, track_of
 
 if TYPE_CHECKING:
@@ -34,6 +42,8 @@ class DataConfig(StrictModel):
         classnames: File of class names, one a line in class order, in place of the set's own.
         templates: ``single`` (the set's own), ``7``, ``80`` (ImageNet ensembles) or a file, one a line.
         limit: Evaluate on at most this many examples, a fixed draw by id.
+        classes: Learn and judge ``all`` classes, the ``base`` ones (the first half, rounded up) or the ``new`` ones
+            (the rest), labels counted from 0.
     """
 
     model_config = ConfigDict(
@@ -48,6 +58,7 @@ class DataConfig(StrictModel):
     classnames: str | None = None
     templates: str = "single"
     limit: PositiveInt | None = None
+    classes: Classes = "all"
 
 
 class ModelConfig(StrictModel):
@@ -70,10 +81,12 @@ class TargetConfig(StrictModel):
     Attributes:
         dataset: Data set, as ``--dataset`` takes it; None is the one learnt from.
         split: Split of that data set.
+        classes: ``all``, ``base`` or ``new`` classes; None is those learnt, or all of another data set.
     """
 
     dataset: str | None = None
     split: SplitName = "test"
+    classes: Classes | None = None
 
 
 class EvaluationConfig(StrictModel):
@@ -106,6 +119,22 @@ class RecipeConfig(StrictModel):
     deviations: tuple[str, ...] = ()
 
 
+class ResourcesConfig(StrictModel):
+    """What one run takes of a cluster; no part of its result.
+
+    Attributes:
+        cpus: Processors; None is ``threads``.
+        gpus: Graphics cards, or a share of one; None is 1 where ``model.device`` is ``cuda``, else 0.
+        memory_bytes: Memory to set aside, None for none.
+        custom: Resources that the cluster's operator named.
+    """
+
+    cpus: PositiveFloat | None = None
+    gpus: NonNegativeFloat | None = None
+    memory_bytes: PositiveInt | None = None
+    custom: dict[str, PositiveFloat] = Field(default_factory=dict)
+
+
 class ExperimentConfig(StrictModel):
     """Everything but the method's own hyperparameters.
 
@@ -117,8 +146,10 @@ class ExperimentConfig(StrictModel):
         store: Whether features are kept and read again.
         fast: ``off`` computes the plain way what the methods else compute in a cheaper exact form: whole
             contexts of text, whole image towers at every step, one solve per penalty.
-        threads: Threads of the framework; recorded.
-        workers: Threads that decode images.
+        threads: Threads of one run, recorded; None takes ``OMP_NUM_THREADS`` or the processors there are, and one
+            under ``--executor ray``.
+        workers: Threads that decode ahead; no part of the result.
+        resources: What one run takes of a cluster.
         recipe: Where the settings come from.
     """
 
@@ -130,6 +161,7 @@ class ExperimentConfig(StrictModel):
     fast: Literal["on", "off"] = "on"
     threads: PositiveInt | None = None
     workers: PositiveInt | None = None
+    resources: ResourcesConfig = ResourcesConfig()
     recipe: RecipeConfig = RecipeConfig()
 
     @field_validator("seeds")
@@ -201,17 +233,31 @@ def config_names(track: str | None = None) -> dict[str, Path]:
 
 def sweep_names() -> dict[str, Path]:
     """Return the shipped sweeps by name."""
-    folders = [f for f in config_folders() if f.name == "sweeps"]
+    return _shipped("sweeps")
+
+
+def protocol_names() -> dict[str, Path]:
+    """Return the shipped protocols by name."""
+    return _shipped("protocols")
+
+
+def _shipped(kind: str) -> dict[str, Path]:
+    folders = [f for f in config_folders() if f.name == kind]
     return {p.stem: p for folder in folders for p in sorted(folder.glob("*.yaml"))}
 
 
-def find_config(name: str, track: str | None = None, *, sweep: bool = False) -> Path:
+def find_config(
+    name: str,
+    track: str | None = None,
+    *,
+    kind: Literal["recipe", "sweep", "protocol"] = "recipe",
+) -> Path:
     """Return the file of a config given by path or bare name.
 
     Args:
-        name: Path or bare name.
+        name: Path or bare name; a recipe's may have its track before it, as in ``text/svm``.
         track: Track whose recipes are looked up; None looks in all.
-        sweep: Whether a sweep is meant, and not a recipe.
+        kind: What is meant.
 
     Raises:
         ConfigError: If there is none; the message offers the nearest names.
@@ -222,14 +268,19 @@ def find_config(name: str, track: str | None = None, *, sweep: bool = False) -> 
     if path.is_dir():
         raise ConfigError(f"'{name}' is a folder, not a config file", hint="name a .yaml file")
     bare = name.removesuffix(".yaml")
-    known = sweep_names() if sweep else config_names(track)
+    if kind == "recipe":
+        own, slash, rest = bare.partition("/")
+        if slash and own in {"clip", "text"}:
+            track, bare = own, rest
+        known = config_names(track)
+    else:
+        known = _shipped(f"{kind}s")
     if bare in known:
         return known[bare]
-    what = "sweep" if sweep else "recipe"
     raise ConfigError(
-        f"no config '{name}': neither a file nor a shipped {what}{did_you_mean(bare, sorted(known)) or ';'} "
+        f"no config '{name}': neither a file nor a shipped {kind}{did_you_mean(bare, sorted(known)) or ';'} "
         f"Known: {', '.join(sorted(known))}",
-        hint="name a .yaml file" if sweep else "list them with 'clipadapt ls configs'",
+        hint="list them with 'clipadapt ls configs'" if kind == "recipe" else "name a .yaml file",
     )
 
 
@@ -385,16 +436,22 @@ def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """Return the nearest accepted key beside a misspelt one, or the whole list."""
     current: Any = model
     for part in loc[:-1]:
-        if isinstance(part, int):  # the place in a list, whose items' class is known already
+        if part not in current.model_fields:  # a place in a list or one kind of several
             continue
-        annotation = current.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((o for o in options if hasattr(o, "model_fields")), None)
+        current = _model_within(current.model_fields[part].annotation)
         if current is None:
             return ""
     keys = list(current.model_fields)
     near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; accepted: {', '.join(keys)}"
+
+
+def _model_within(annotation: Any) -> Any:
+    """Return the first model class inside an annotation such as ``tuple[str | Model, ...] | None``."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    inside = (_model_within(a) for a in getattr(annotation, "__args__", ()))
+    return next((model for model in inside if model is not None), None)
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[str]:

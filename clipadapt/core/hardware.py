@@ -57,6 +57,26 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+@cache
+def default_threads() -> int:
+    """Return the threads of a run that names none: ``OMP_NUM_THREADS`` as it was at first, or the processors."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else cpu_count()
+
+
+def set_threads(count: int) -> None:
+    """Let the numeric libraries use so many threads: those that are loaded, and those that will be.
+
+    Call :func:`default_threads` before, if it is to be known later what the user had set.
+    """
+    from threadpoolctl import threadpool_limits
+
+    os.environ["OMP_NUM_THREADS"] = str(count)  # read by a library that is loaded later
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+    threadpool_limits(count)  # the pools of BLAS and OpenMP that are loaded
+
+
 def accelerator_possible() -> bool:
     """Tell whether asking the framework for a GPU can be of use; False is certain, True is not."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:

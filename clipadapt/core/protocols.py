@@ -40,6 +40,7 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OnBadImage = Literal["error", "skip"]
+Classes = Literal["all", "base", "new"]
 THUMBNAIL: Final = 16
 
 

@@ -43,12 +43,13 @@ from pydantic import (
     model_validator,
 )
 
-from clipadapt.core._files import atomic_directory, is_temporary, remove_leftovers
+from clipadapt.core._files import atomic_directory, remove_leftovers
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import RecordError
 from clipadapt.core.hardware import cpu_count, cpu_flags
 from clipadapt.core.leakage import LeakageFacts
 from clipadapt.core.metrics import MetricValue
+from clipadapt.core.protocols import Classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -103,6 +104,7 @@ class EvaluationFacts(StrictModel):
         templates: Prompt templates, empty where there are none.
         classnames_sha256: Hash of the class names in their order.
         protocol: Name of the rules.
+        classes: ``all`` classes, the ``base`` ones or the ``new`` ones.
     """
 
     dataset: str
@@ -110,6 +112,7 @@ class EvaluationFacts(StrictModel):
     templates: tuple[str, ...]
     classnames_sha256: str
     protocol: str
+    classes: Classes = "all"
 
 
 class ModelFacts(StrictModel):
@@ -443,8 +446,11 @@ class RunStore:
         Raises:
             RecordError: If there is a record that cannot be read.
         """
-        for path in sorted(self.root.glob(f"*/*/{run_id}/{RECORD}")):
-            return _read_record(path)
+        for dataset in _folders_in(self.root):
+            for method in _folders_in(dataset):
+                record = _read_if_there(method / run_id / RECORD)
+                if record is not None:
+                    return record
         return None
 
     def is_complete(self, run_id: str) -> bool:
@@ -515,6 +521,32 @@ class RunStore:
         with _folder_of(record, folder, earlier):
             return record
 
+    def adopt(self, files: Mapping[str, bytes]) -> RunRecord:
+        """Write a run that was made elsewhere, from the files of its folder; see :meth:`save`.
+
+        Args:
+            files: Content by relative path; the record is among them.
+
+        Returns:
+            The record as written, ``attempt`` counted here; or the complete one that is there already.
+
+        Raises:
+            RecordError: If the record is not valid, or the folder cannot be written.
+        """
+        record = _parse_record(files[RECORD], Path(RECORD))
+        there = self.find(record.run_id)
+        if there is not None and there.status == "ok":
+            return there
+        folder = self.run_dir(record)
+        earlier = _earlier_attempts(folder)
+        record = record.model_copy(update={"attempt": len(earlier) + 1})
+        with _folder_of(record, folder, earlier) as new:
+            for name, content in files.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return record
+
     def load_all(self) -> list[RunRecord]:
         """Return every record below the root, by path; unfinished folders are passed over.
 
@@ -532,8 +564,11 @@ class RunStore:
                 found.append(Path(folder, RECORD))
                 folders.clear()  # what lies inside a run belongs to it
             else:
-                folders[:] = [f for f in folders if not is_temporary(Path(f))]
-        return [_read_record(path) for path in sorted(found)]
+                folders[:] = [
+                    f for f in folders if not f.startswith(".")
+                ]  # claims, unfinished work
+        records = (_read_if_there(path) for path in sorted(found))
+        return [record for record in records if record is not None]
 
     @staticmethod
     def load(run_dir: Path) -> RunRecord:
@@ -619,13 +654,46 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__} cannot be written to the history")
 
 
+def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder that may hold runs; other processes come and go in the hidden ones."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as err:
+        _unreadable(err)
+        raise
+
+
+def _read_if_there(path: Path) -> RunRecord | None:
+    """Return a record, or None where there is none or another process is just replacing it."""
+    if not path.is_file():
+        return None
+    try:
+        return _read_record(path)
+    except RecordError:
+        if path.is_file():
+            raise
+        return None
+
+
 def _unreadable(err: OSError) -> None:
+    if isinstance(err, FileNotFoundError):
+        return  # another process removed it while it was looked through
     raise RecordError(f"cannot read the folder {err.filename}: {err.strerror}") from err
 
 
 def _read_record(path: Path) -> RunRecord:
     try:
-        raw = json.loads(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as err:
+        raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
+    return _parse_record(content, path)
+
+
+def _parse_record(content: bytes, path: Path) -> RunRecord:
+    try:
+        raw = json.loads(content)
         version = raw["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise RecordError(
@@ -633,8 +701,6 @@ def _read_record(path: Path) -> RunRecord:
                 hint="upgrade clipadapt: pip install --upgrade clipadapt",
             )
         return RunRecord.model_validate(raw)
-    except OSError as err:
-        raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
     except ValidationError as err:
         fault = err.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"])

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,9 +19,10 @@ import numpy as np
 
 from clipadapt.core import leakage, metrics, records, sampling, tasks
 from clipadapt.core._files import check_writable
+from clipadapt.core.claims import Claims
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
-from clipadapt.core.hardware import cpu_count
+from clipadapt.core.hardware import default_threads, set_threads
 from clipadapt.core.progress import Silent
 from clipadapt.core.protocols import (
     ModelOptions,
@@ -34,6 +33,7 @@ from clipadapt.core.protocols import (
 )
 from clipadapt.core.records import RunRecord, RunStore
 from clipadapt.core.registry import METHODS, MODELS
+from clipadapt.core.schedule import Local, work_through
 from clipadapt.core.store import FeatureStore
 from clipadapt.core.tasks import classnames_sha256
 
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 
 WORK = ".work"  # checkpoints of fits that are not complete
 MAX_ATTEMPTS = 2  # a failed run is tried once more
+USER_ERROR = (
+    "user_error"  # flag of a failed run whose cause the user can mend: it is tried every time
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class Prepared:
             "limit": config.data.limit,
             "calibrate": config.evaluation.calibrate,
         }
+        if target.classes != "all":
+            judged["classes"] = target.classes
         return records.make_run_id(fit=self._fit_key(seed), evaluation=judged)
 
     def fit_id(self, seed: int) -> str:
@@ -116,6 +121,7 @@ class Prepared:
                 "manifest": manifest.sha256 if manifest else None,
                 "classnames": classnames_sha256(home.classnames),
                 "templates": list(home.templates),
+                **({} if home.classes == "all" else {"classes": home.classes}),
             },
             "model": None if self.identity is None else dataclasses.asdict(self.identity),
             "seed": seed,
@@ -126,15 +132,25 @@ class Prepared:
         """Return the targets of a seed still to be judged: not complete, and not failed twice."""
         found = [(t, self.store.find(self.run_id(seed, t))) for t in self.targets]
         return [
-            t for t, r in found if r is None or (r.status == "failed" and r.attempt < MAX_ATTEMPTS)
+            t
+            for t, r in found
+            if r is None
+            or (r.status == "failed" and (r.attempt < MAX_ATTEMPTS or USER_ERROR in r.flags))
         ]
 
 
 class Backbones:
     """Loads a model once for consecutive experiments that share it."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, threads: int | None = None) -> None:
+        """Begin without a model.
+
+        Args:
+            services: What models need to encode.
+            threads: Threads of runs whose config names none; None takes :func:`default_threads`.
+        """
         self.services = services
+        self._default = threads or default_threads()
         self._stores = {"on": FeatureStore(), "off": FeatureStore(enabled=False)}
         self._key: tuple[Any, ...] | None = None
         self._loaded: Backbone | None = None
@@ -147,13 +163,11 @@ class Backbones:
         self.services.store = self._stores[config.store]
         self.services.fast = config.fast == "on"
         self.services.workers = config.workers
+        count = config.threads or self._default
         self.services.threads = config.threads
-        if config.threads != self._threads:
-            self._threads = config.threads
-            count = config.threads or cpu_count()
-            os.environ["OMP_NUM_THREADS"] = str(count)  # read by a framework that is imported later
-            if "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(count)
+        if count != self._threads:
+            self._threads = count
+            set_threads(count)
 
     def get(self, prepared: Prepared) -> Backbone | None:
         """Return the backbone of an experiment, or None where its method needs none.
@@ -183,8 +197,19 @@ class Backbones:
         return self._loaded
 
 
-def prepare(experiment: Experiment, out: Path, progress: Progress | None = None) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    out: Path,
+    progress: Progress | None = None,
+    opened: tasks.OpenSets | None = None,
+) -> Prepared:
     """Open the data, identify the model and check everything that can be checked before work.
+
+    Args:
+        experiment: The experiment.
+        out: Folder of the records.
+        progress: Where warnings are shown.
+        opened: Data sets that are open already; more are added.
 
     Raises:
         ClipAdaptError: For any mistake of the user's.
@@ -204,20 +229,20 @@ def prepare(experiment: Experiment, out: Path, progress: Progress | None = None)
         provider = resolved.provider
         options = ModelOptions(config.model.precision, config.model.device)
         identity = provider.identify(resolved.argument, options)
+    opened = opened or tasks.OpenSets()
     home = tasks.open_target(
-        config.data.name, config.evaluation.split, config.data, track, progress
+        config.data.name, config.evaluation.split, config.data, track, progress, opened
     )
     targets = [home]
     for also in config.evaluation.also:
         if also.dataset is None or also.dataset == config.data.name:
-            if also.split not in home.dataset.splits:
-                raise DataError(
-                    f"{home.dataset.name} has no split '{also.split}'; it has {', '.join(home.dataset.splits)}"
-                )
-            targets.append(dataclasses.replace(home, split=also.split))
+            changed: dict[str, Any] = {"classes": also.classes or config.data.classes}
+            name = config.data.name
         else:
-            data = config.data.model_copy(update={"name": also.dataset, "classnames": None})
-            targets.append(tasks.open_target(also.dataset, also.split, data, track, progress))
+            changed = {"name": also.dataset, "classnames": None, "classes": also.classes or "all"}
+            name = also.dataset
+        data = config.data.model_copy(update=changed)
+        targets.append(tasks.open_target(name, also.split, data, track, progress, opened))
     manifest = None
     if config.data.manifest is not None:
         manifest = sampling.Manifest.read(Path(config.data.manifest))
@@ -262,51 +287,129 @@ def run(
     return Session(out, progress).run(experiments)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One fit to be done: an experiment and a seed.
+
+    Attributes:
+        prepared: The experiment.
+        seed: The seed.
+        failures: Failed attempts of each run there were when the job was planned.
+    """
+
+    prepared: Prepared
+    seed: int
+    failures: dict[str, int]
+
+    @classmethod
+    def plan(cls, prepared: Prepared, seed: int) -> Job:
+        """Note what there is of a fit, to tell apart what fails from now on."""
+        ids = [prepared.run_id(seed, t) for t in prepared.targets]
+        found = {i: record for i in ids if (record := prepared.store.find(i)) is not None}
+        failures = {i: r.attempt for i, r in found.items() if r.status == "failed"}
+        return cls(prepared, seed, failures)
+
+    @property
+    def key(self) -> str:
+        """Name of the fit, by which it is claimed."""
+        return self.prepared.fit_id(self.seed)
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        experiment = self.prepared.experiment
+        shots = experiment.config.data.shots
+        few = "" if shots is None else f", {shots} shots"
+        name = experiment.recipe or experiment.method_name
+        return f"{name} on {experiment.config.data.name}{few}, seed {self.seed}"
+
+    def is_open(self) -> bool:
+        """Tell whether something is still to be done; a run that another process saw fail meanwhile is not."""
+        for target in self.prepared.missing(self.seed):
+            run_id = self.prepared.run_id(self.seed, target)
+            record = self.prepared.store.find(run_id)
+            if record is None or record.attempt <= self.failures.get(run_id, 0):
+                return True
+        return False
+
+    def records(self) -> list[RunRecord]:
+        """Return the records there are, one per target."""
+        prepared = self.prepared
+        ids = dict.fromkeys(prepared.run_id(self.seed, t) for t in prepared.targets)
+        return [r for i in ids if (r := prepared.store.find(i)) is not None]
+
+
 class Session:
     """Runs experiments that share an output folder and, one after another, loaded models."""
 
-    def __init__(self, out: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, out: Path, progress: Progress | None = None, opened: tasks.OpenSets | None = None
+    ) -> None:
         self.out = out
         self.progress: Progress = progress or Silent()
+        self.opened = opened or tasks.OpenSets()
         self.backbones = Backbones(Services(FeatureStore(enabled=False), self.progress))
+
+    def prepare(self, experiment: Experiment) -> Prepared:
+        """Prepare an experiment; see :func:`prepare`."""
+        return prepare(experiment, self.out, self.progress, self.opened)
+
+    def jobs(self, prepared: Sequence[Prepared]) -> list[list[Job]]:
+        """Return the jobs of each experiment, and find every draw that cannot be made before the first fit.
+
+        Raises:
+            ClipAdaptError: If a draw cannot be made, or two data sets have one name.
+        """
+        jobs = [[Job.plan(p, seed) for seed in p.experiment.config.seeds] for p in prepared]
+        for job in (job for of_one in jobs for job in of_one if job.is_open()):
+            tasks.draw_task(
+                job.prepared.targets[0], job.prepared.experiment, job.prepared.manifest, job.seed
+            )
+        refuse_namesakes(prepared)
+        return jobs
 
     def run(self, experiments: Sequence[Experiment]) -> list[RunRecord]:
         """Run experiments; see :func:`run`."""
-        prepared = [prepare(e, self.out, self.progress) for e in experiments]
-        for item in prepared:
-            for seed in item.experiment.config.seeds:
-                if item.missing(seed):  # a draw that cannot be made is found before the first fit
-                    tasks.draw_task(item.targets[0], item.experiment, item.manifest, seed)
-        _refuse_namesakes(prepared)
-        done: list[RunRecord] = []
+        jobs = self.jobs([self.prepare(e) for e in experiments])
+        for of_one in jobs:
+            self.note_skipped(of_one)
+        flat = [job for of_one in jobs for job in of_one]
         diverged: list[DivergedError] = []
-        total = sum(len(p.experiment.config.seeds) for p in prepared)
-        with self.progress.track("runs", total, "runs") as bar:
-            for item in prepared:
-                seeds = item.experiment.config.seeds
-                open_seeds = [s for s in seeds if item.missing(s)]
-                for seed in seeds:
-                    if seed in open_seeds:
-                        try:
-                            execute(item, seed, self.backbones)
-                        except DivergedError as err:
-                            diverged.append(err)
-                    found = (item.store.find(item.run_id(seed, t)) for t in item.targets)
-                    done += [record for record in found if record is not None]
-                    bar.advance(1)
-                skipped = len(seeds) - len(open_seeds)
-                if skipped:
-                    self.progress.note(
-                        f"{item.experiment.method_name} on {item.targets[0].dataset.name}: "
-                        f"{skipped} of {len(seeds)} runs were complete already, skipped"
-                    )
+        with (
+            self.progress.track("runs", len(flat), "runs") as bar,
+            Claims(self.out) as claims,
+        ):
+            for done in work_through(flat, claims, Local(self.execute), self.progress):
+                if isinstance(done.error, DivergedError):
+                    diverged.append(done.error)
+                elif done.error is not None:
+                    raise done.error
+                bar.advance(1)
         if diverged:
             raise diverged[0]
-        return done
+        return [record for job in flat for record in job.records()]
+
+    def execute(self, job: Job) -> None:
+        """Do one job; see :func:`execute`."""
+        execute(job.prepared, job.seed, self.backbones)
+
+    def note_skipped(self, jobs: Sequence[Job]) -> None:
+        """Say how many jobs of one experiment are complete already."""
+        skipped = sum(not job.is_open() for job in jobs)
+        if skipped:
+            item = jobs[0].prepared
+            self.progress.note(
+                f"{item.experiment.method_name} on {item.targets[0].dataset.name}: "
+                f"{skipped} of {len(jobs)} runs were complete already, skipped"
+            )
 
 
-def _refuse_namesakes(prepared: Sequence[Prepared]) -> None:
-    """Raise where two data sets would stand under one name in the table."""
+def refuse_namesakes(prepared: Sequence[Prepared]) -> None:
+    """Raise where two data sets would stand under one name in the table.
+
+    Raises:
+        ConfigError: Naming both.
+    """
     seen: dict[str, str] = {}
     for target in (t for p in prepared for t in p.targets):
         name, sha = target.dataset.name, target.dataset.fingerprint
@@ -332,13 +435,35 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
         run.go(backbones)
     except DivergedError as err:
         run.flags.append("nan")
-        prepared.store.save_failure(run.failure(err.problem))
+        run.record_failure(err.problem)
         raise
     except ClipAdaptError:
         raise
     except Exception as err:
-        prepared.store.save_failure(run.failure(f"{type(err).__name__}: {err}"))
+        run.record_failure(f"{type(err).__name__}: {err}")
         raise
+
+
+def record_mistake(job: Job, err: ClipAdaptError) -> None:
+    """Record a user's mistake that came to light in a fit; such a run is tried whenever it is asked for.
+
+    Args:
+        job: The fit.
+        err: The mistake.
+    """
+    run = _Run(job.prepared, job.seed)
+    run.flags.append(USER_ERROR)
+    run.record_failure(err.problem)
+
+
+def record_defect(job: Job, err: Exception) -> None:
+    """Record a fit that went down without a word, with the worker that did it.
+
+    Args:
+        job: The fit.
+        err: What is known of it.
+    """
+    _Run(job.prepared, job.seed).record_failure(str(err))
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,6 +604,12 @@ class _Run:
             return None
         return metrics.fit_temperature(self._scores(classifier, val), val.labels)
 
+    def record_failure(self, error: str) -> None:
+        """Write a failed record for every target that has none yet."""
+        for target in self.prepared.missing(self.seed):
+            self.target = target
+            self.prepared.store.save_failure(self._record(status="failed", error=error))
+
     def _leaks(self, target: Target) -> leakage.LeakageFacts | None:
         """Compare what was judged with what could be learnt from: after the fit, and its memory measured."""
         config, home = self.prepared.experiment.config, self.prepared.targets[0]
@@ -496,9 +627,6 @@ class _Run:
                     + " ~ ".join(overlap.examples[0])
                 )
         return facts
-
-    def failure(self, error: str) -> RunRecord:
-        return self._record(status="failed", error=error)
 
     def _record(self, **values: Any) -> RunRecord:
         prepared, experiment, target = self.prepared, self.prepared.experiment, self.target
@@ -533,6 +661,7 @@ class _Run:
                 templates=target.templates,
                 classnames_sha256=classnames_sha256(target.classnames),
                 protocol=config.evaluation.protocol,
+                classes=target.classes,
             ),
             model=None
             if prepared.identity is None

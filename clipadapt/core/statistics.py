@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
+_SMALLEST_P: Final = 1e-12
+_SEEDS_MATTER: Final = 0.5
 _BLOCK: Final = 1 << 21
 """Entries of a bootstrap's weight matrix held at once, 16 MiB."""
 
@@ -152,9 +154,10 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]
         raise ValueError(f"p-values must lie in [0, 1], got {p.tolist()}")
     if not p.size:
         return p
-    from statsmodels.stats.multitest import multipletests
-
-    return np.asarray(multipletests(p, method="holm")[1], dtype=np.float64)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
+    return np.minimum(adjusted, 1.0)
 
 
 def crossed_interval(correct: NDArray[Any], level: float = 0.95) -> Interval:
@@ -192,30 +195,169 @@ def crossed_interval(correct: NDArray[Any], level: float = 0.95) -> Interval:
     if min(table.shape) == 1:
         return t_interval(table.ravel(), level)
 
-    y = table.astype(np.float64)
-    mean = float(y.mean())
-    of_seed, of_example = y.mean(axis=1), y.mean(axis=0)  # (S,), (N,)
-    df = np.array([seeds - 1, examples - 1, (seeds - 1) * (examples - 1)], dtype=np.float64)
-    ms_seed = examples * float(of_seed.var(ddof=1))
-    ms_example = seeds * float(of_example.var(ddof=1))
-    y -= of_seed[:, None]
-    y -= of_example - mean
-    ms_residual = float(np.einsum("se,se->", y, y)) / float(df[2])
-
-    use_seed, use_example = ms_seed > ms_residual, ms_example > ms_residual
-    terms = np.array([
-        use_seed * ms_seed,
-        use_example * ms_example,
-        (1 - use_seed - use_example) * ms_residual,
-    ])
-    total = float(terms.sum())
-    if total <= 0:
+    mean, variance, df = _crossed_moments(table)
+    if variance <= 0:
         return Interval(mean, mean, mean, level, examples)
-    half = _t_half_width(total / y.size, total**2 / float((terms**2 / df).sum()), level)
+    half = _t_half_width(variance, df, level)
     low, high = mean - half, mean + half
     if proportion:
         low, high = max(low, 0.0), min(high, 1.0)
     return Interval(mean, low, high, level, examples)
+
+
+def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> float:
+    """Two-sided p-value of no difference in the model of :func:`crossed_interval`: where its interval meets zero.
+
+    With two to five seeds Satterthwaite's degrees of freedom are often too many where the seeds matter, and a true
+    null is then rejected in up to 8 % of tests at 5 % (15 % with two seeds). The cautious form keeps below 5 % in
+    simulation: its degrees of freedom are at most ``S - 1`` with two seeds, and wherever the mean square of the
+    seeds is above half the residual's.
+
+    Args:
+        difference: ``S`` seeds by ``N`` examples, the one method minus the other. One observation tells nothing: 1.
+        cautious: Whether a mark in a table depends on it.
+
+    Raises:
+        ValueError: If the shape is not ``(S, N)`` with at least one entry.
+    """
+    table = np.asarray(difference, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"expected (seeds, examples), at least one each; got {table.shape}")
+    if table.size == 1:
+        return 1.0
+    mean, variance, df = _crossed_moments(table)
+    if mean == 0:
+        return 1.0
+    if cautious and min(table.shape) > 1:
+        ms_seed, _, ms_residual, dfs = _mean_squares(table)
+        if len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual:
+            df = min(df, dfs[0])
+    if variance <= 0:
+        return _SMALLEST_P
+    from scipy.stats import t
+
+    return max(_SMALLEST_P, 2 * float(t.sf(abs(mean) / np.sqrt(variance), df)))
+
+
+def harmonic_interval(base: NDArray[Any], new: NDArray[Any], level: float = 0.95) -> Interval:
+    """Interval of the harmonic mean of two accuracies of the same fits on different examples.
+
+    ``H = 2 b n / (b + n)`` of the means over seeds and examples, as it is published. To first order its error is
+    ``g_b (b - E b) + g_n (n - E n)`` with ``g_b = 2 n^2 / (b + n)^2`` and ``g_n = 2 b^2 / (b + n)^2``. The seeds'
+    part of its variance is that of the seeds' own ``g_b b_s + g_n n_s``, so it holds their covariance; the examples'
+    parts add up, for the two sets of examples are drawn apart. Degrees of freedom as in :func:`crossed_interval`.
+
+    Args:
+        base: ``S`` seeds by ``N_b`` examples, bool.
+        new: The same seeds by ``N_n`` examples, bool.
+        level: Nominal coverage; bounds are clipped to ``[0, 1]``.
+
+    Raises:
+        ValueError: If the shapes are not ``(S, N)`` with the same ``S`` and two examples at least.
+    """
+    tables = [np.asarray(t, dtype=np.float64) for t in (base, new)]
+    if any(t.ndim != 2 or t.shape[1] < 2 for t in tables) or len(tables[0]) != len(tables[1]):
+        raise ValueError(f"expected (seeds, examples) twice; got {np.shape(base)}, {np.shape(new)}")
+    b, n = (float(t.mean()) for t in tables)
+    examples = tables[0].shape[1] + tables[1].shape[1]
+    if b + n == 0:
+        return Interval(0.0, 0.0, 0.0, level, examples)
+    weights = (2 * n**2 / (b + n) ** 2, 2 * b**2 / (b + n) ** 2)
+    seeds = len(tables[0])
+    terms, dfs = [], []
+    for g, table in zip(weights, tables, strict=True):
+        size = table.size
+        if seeds == 1:
+            terms.append(g**2 * float(table.var(ddof=1)) / size)
+            dfs.append(size - 1.0)
+            continue
+        _, ms_example, ms_residual, df = _mean_squares(table)
+        if ms_example > ms_residual:
+            terms += [g**2 * ms_example / size, -(g**2) * ms_residual / size]
+            dfs += [df[1], df[2]]
+    if seeds > 1:
+        of_seed = sum(g * t.mean(axis=1) for g, t in zip(weights, tables, strict=True))
+        terms.append(float(np.var(of_seed, ddof=1)) / seeds)
+        dfs.append(seeds - 1.0)
+    value, variance = 2 * b * n / (b + n), sum(terms)
+    if variance <= 0:
+        return Interval(value, value, value, level, examples)
+    df_total = variance**2 / sum(x**2 / d for x, d in zip(terms, dfs, strict=True))
+    half = _t_half_width(variance, df_total, level)
+    return Interval(value, max(value - half, 0.0), min(value + half, 1.0), level, examples)
+
+
+def examples_needed(
+    difference: NDArray[Any], level: float = 0.95, power: float = 0.8
+) -> int | None:
+    """Return how many examples would tell two methods apart whose true difference is the one seen.
+
+    From the paired discordance: with one seed, ``psi`` the share of examples on which exactly one method is right and
+    ``d`` the difference, ``n = ((z_a sqrt(psi) + z_b sqrt(psi - d^2)) / d)^2``. With several seeds, the variance of a
+    mean over ``n`` examples is ``v_seed / S + v_example / n``; where the seeds' part alone is too large, no number of
+    examples is enough.
+
+    Args:
+        difference: ``S`` seeds by ``N`` examples, the one method's bool minus the other's.
+        level: One minus the two-sided level of the test.
+        power: Probability of finding the difference.
+
+    Returns:
+        Examples, at the same number of seeds; None where there is no difference or seeds are what is lacking.
+
+    References:
+        R. Connor, "Sample Size for Testing Differences in Proportions for the Paired-Sample Design", Biometrics 1987.
+    """
+    from scipy.stats import norm
+
+    table = np.asarray(difference, dtype=np.float64)
+    d = abs(float(table.mean()))
+    z_a, z_b = float(norm.ppf((1 + level) / 2)), float(norm.ppf(power))
+    if d == 0:
+        return None
+    if len(table) == 1:
+        psi = float((table**2).mean())
+        n = ((z_a * np.sqrt(psi) + z_b * np.sqrt(max(psi - d**2, 0.0))) / d) ** 2
+        return int(np.ceil(n))
+    seeds, examples = table.shape
+    if examples < 2:
+        return None
+    ms_seed, ms_example, ms_residual, _ = _mean_squares(table)
+    of_seed = max(ms_seed - ms_residual, 0.0) / examples / seeds
+    of_example = max(ms_example, ms_residual) / seeds
+    left = (d / (z_a + z_b)) ** 2 - of_seed
+    return None if left <= 0 else max(2, int(np.ceil(of_example / left)))
+
+
+def letters_of_ties(names: Sequence[str], told_apart: Collection[tuple[str, str]]) -> list[str]:
+    """Return letters for each name: two names share one where, and only where, they are not told apart.
+
+    Args:
+        names: Best first; the letter ``a`` goes to the best.
+        told_apart: Pairs of names that differ, in either order.
+
+    References:
+        H.-P. Piepho, "An Algorithm for a Letter-Based Representation of All-Pairwise Comparisons", JCGS 2004.
+    """
+    place = {name: i for i, name in enumerate(names)}
+    sets: list[frozenset[int]] = [frozenset(place.values())] if names else []
+    for first, second in told_apart:
+        i, j = place[first], place[second]
+        split = [s - {k} for s in sets if {i, j} <= s for k in (i, j)]
+        kept = [s for s in sets if not {i, j} <= s]
+        sets = _without_subsets([*kept, *split])
+    sets.sort(key=sorted)
+    return ["".join(_letter(k) for k, s in enumerate(sets) if i in s) for i in range(len(names))]
+
+
+def _without_subsets(sets: Sequence[frozenset[int]]) -> list[frozenset[int]]:
+    distinct = list(dict.fromkeys(sets))
+    return [s for s in distinct if not any(s < other for other in distinct)]
+
+
+def _letter(k: int) -> str:
+    """Return a, b, ... z, a1, b1, ..."""
+    return chr(ord("a") + k % 26) + (str(k // 26) if k >= 26 else "")
 
 
 def paired_crossed_bootstrap(
@@ -271,6 +413,41 @@ def paired_crossed_bootstrap(
     return PairedDifference(
         Interval(float(difference.mean()), float(low), float(high), level, examples), p_value
     )
+
+
+def _mean_squares(
+    table: NDArray[np.float64],
+) -> tuple[float, float, float, tuple[float, float, float]]:
+    """Return the mean squares of seeds, examples and residual of a two-way table, and their degrees of freedom."""
+    seeds, examples = table.shape
+    y = table.copy()
+    of_seed, of_example = y.mean(axis=1), y.mean(axis=0)  # (S,), (N,)
+    df = (seeds - 1.0, examples - 1.0, (seeds - 1.0) * (examples - 1.0))
+    ms_seed = examples * float(of_seed.var(ddof=1))
+    ms_example = seeds * float(of_example.var(ddof=1))
+    mean = float(y.mean())
+    y -= of_seed[:, None]
+    y -= of_example - mean
+    return ms_seed, ms_example, float(np.einsum("se,se->", y, y)) / df[2], df
+
+
+def _crossed_moments(table: NDArray[Any]) -> tuple[float, float, float]:
+    """Return mean, variance of the mean, and its degrees of freedom; two entries at least."""
+    y = table.astype(np.float64)
+    mean = float(y.mean())
+    if min(y.shape) == 1:
+        return mean, float(y.var(ddof=1)) / y.size, y.size - 1.0
+    ms_seed, ms_example, ms_residual, df = _mean_squares(y)
+    use_seed, use_example = ms_seed > ms_residual, ms_example > ms_residual
+    terms = (
+        use_seed * ms_seed,
+        use_example * ms_example,
+        (1 - use_seed - use_example) * ms_residual,
+    )
+    total = sum(terms)
+    if total <= 0:
+        return mean, 0.0, 1.0
+    return mean, total / y.size, total**2 / sum(x**2 / d for x, d in zip(terms, df, strict=True))
 
 
 def _t_half_width(variance_of_mean: float, df: float, level: float) -> float:

@@ -12,6 +12,8 @@ holds a CRC-32 of the keys and of each block of about 1 MiB of rows. So any numb
 write at once without a lock, a half-written file cannot exist, and a flipped bit or a truncated file is
 found: every block is checked whenever it is read. Damaged segments are removed and their rows computed
 anew. The least recently used segments (by mtime) go when the store outgrows its bound.
+
+Two processes that want the same missing rows do not both compute them: the second waits for the first, and reads.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipadapt.core._files import atomic_file, cache_dir, remove_leftovers, write_json
+from clipadapt.core._files import atomic_file, cache_dir, locked, remove_leftovers, write_json
 from clipadapt.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ class StoredFeatures:
         rows: One row per digest, shape ``(n, ...)``.
         encode_seconds: What all rows used cost, whoever paid; each distinct example counts once.
         computed: Distinct examples computed now.
-        seconds_spent: Seconds of encoding spent now.
+        seconds_spent: Seconds of encoding spent now, or of waiting for another process that did it.
     """
 
     rows: NDArray[Any]
@@ -717,6 +719,36 @@ class FeatureStore:
         handle = self.open(space)
         target = _Target(len(digests), self.scratch, out)
         found, used = handle.fill(digests, target)
+        if not self.enabled or found.all():
+            return self._computed(handle, digests, compute, target, (found, used, 0.0))
+        begun = time.perf_counter()
+        path = self._lock_of(space, digests)
+        with locked(path) as waited:
+            waiting = 0.0
+            if waited:  # another process computed these rows
+                waiting = time.perf_counter() - begun
+                found, used = handle.fill(digests, target)
+            try:
+                return self._computed(handle, digests, compute, target, (found, used, waiting))
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    def _lock_of(self, space: Space, digests: NDArray[np.uint8]) -> Path:
+        """Return the lock of one request: equal requests wait for each other, others do not."""
+        name = hashlib.sha256(space.key.encode() + digests.tobytes()).hexdigest()[:32]
+        return self.directory.parent / "locks" / name
+
+    @staticmethod
+    def _computed(
+        handle: SpaceHandle,
+        digests: NDArray[np.uint8],
+        compute: Compute,
+        target: _Target,
+        read: tuple[NDArray[np.bool_], float, float],
+    ) -> StoredFeatures:
+        """Compute what was not found; ``read`` is what was, its cost, and the seconds waited for it."""
+        found, used, waiting = read
         missing = np.flatnonzero(~found)
         _, first, inverse = np.unique(
             _as_strings(digests[missing]), return_index=True, return_inverse=True
@@ -731,7 +763,7 @@ class FeatureStore:
             rows[missing[copies]] = rows[twin[copies]]
         elif not len(digests) and (known := handle.row_type()) is not None:
             target.array(*known)
-        return StoredFeatures(target.result(), used + spent, len(first), spent)
+        return StoredFeatures(target.result(), used + spent, len(first), spent + waiting)
 
     def evict(self, max_bytes: int | None = None) -> PruneReport:
         """Remove the least recently used segments until the store is within its bound.

@@ -3,9 +3,10 @@
 Runs that compete (same data, split, protocol and shots) make one block; a zero-shot run joins every block of its
 data. Accuracies carry 95 % intervals over test examples and seeds together. A pair of methods is tested on the
 examples both were judged on, joined by id: McNemar's exact test for one seed each, else the crossed model of
-:func:`~clipadapt.core.statistics.crossed_interval` on the differences, interval and p-value from the same
-distribution. (The bootstrap shows too little of the spread of two or three seeds, which is what most runs have.)
-Holm's method adjusts the p-values of a block. The best accuracy is bold only where it beats the runner-up.
+:func:`~clipadapt.core.statistics.crossed_interval` on the differences; its p-value is the cautious one, as the
+interval alone would mark too many differences that are chance. (The bootstrap shows too little of the spread of two
+or three seeds, which is what most runs have.) Holm's method adjusts the p-values of a block. The best accuracy is
+bold only where it beats the runner-up.
 """
 
 from __future__ import annotations
@@ -23,10 +24,19 @@ import numpy as np
 from clipadapt.core.errors import RecordError, unknown
 from clipadapt.core.history import accuracy_gap, loss_rise, read_epochs, run_folder
 from clipadapt.core.records import RunStore
-from clipadapt.core.statistics import crossed_interval, holm, mcnemar_exact
+from clipadapt.core.statistics import (
+    crossed_interval,
+    crossed_p_value,
+    examples_needed,
+    harmonic_interval,
+    holm,
+    letters_of_ties,
+    mcnemar_exact,
+)
 from clipadapt.core.tables import (
     NOTHING,
     Column,
+    conditions,
     escape_markdown,
     failure_note,
     figure,
@@ -34,7 +44,9 @@ from clipadapt.core.tables import (
     html_grid,
     markdown_grid,
     method_title,
+    pairs_of_classes,
     refuse_unlike,
+    split_title,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +66,6 @@ LEVEL: Final = 0.95
 MOST_CLASSES: Final = 30
 """With more classes than that only the hardest are printed; JSON holds all."""
 HARDEST: Final = 20
-_SMALLEST_P: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +136,7 @@ class MethodSummary:
         accuracy_gap: Train minus val accuracy at the epoch chosen.
         flags: Flags of any run.
         best: Whether it beats the runner-up after Holm.
+        letters: Methods of a block that share a letter are not told apart at 5 % after Holm.
         run_ids: Runs of the row, failed ones too, by seed.
         classes: Figures by class.
         published: Published numbers.
@@ -156,6 +168,7 @@ class MethodSummary:
     run_ids: tuple[str, ...]
     classes: tuple[ClassFigures, ...]
     published: tuple[PublishedRow, ...]
+    letters: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +183,8 @@ class Comparison:
         p_adjusted: The same after Holm over the block.
         test: ``McNemar`` or ``crossed``, and over which seeds.
         n_examples: Examples that both were judged on.
+        n_needed: Examples with which a difference of this size would be found at 5 % four times out of five; None
+            where there is no difference, or where seeds, not examples, are what is lacking.
     """
 
     first: str
@@ -179,6 +194,28 @@ class Comparison:
     p_adjusted: float
     test: str
     n_examples: int
+    n_needed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseToNew:
+    """One method on base and on new classes.
+
+    Attributes:
+        dataset: Data set.
+        shots: Training examples per class, None for all.
+        label: Label of the method.
+        base: Accuracy on the base classes.
+        new: Accuracy on the new classes.
+        harmonic: Harmonic mean of both.
+    """
+
+    dataset: str
+    shots: int | None
+    label: str
+    base: Interval
+    new: Interval
+    harmonic: Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +226,7 @@ class Block:
         dataset: Data set judged on.
         split: Split judged on.
         protocol: Rules.
+        classes: ``all`` classes, the ``base`` or the ``new`` ones.
         shots: Training examples per class, None for all.
         methods: Best first.
         comparisons: Every pair that can be tested.
@@ -197,6 +235,7 @@ class Block:
     dataset: str
     split: str
     protocol: str
+    classes: str
     shots: int | None
     methods: tuple[MethodSummary, ...]
     comparisons: tuple[Comparison, ...]
@@ -204,7 +243,7 @@ class Block:
     @property
     def title(self) -> str:
         """Data, split and what else tells the block apart."""
-        parts = [self.dataset, self.split]
+        parts = [self.dataset, split_title(self.split, self.classes)]
         if self.shots is not None:
             parts.append(f"{self.shots} shot" + ("" if self.shots == 1 else "s"))
         if self.protocol != "standard":
@@ -220,11 +259,13 @@ class Summary:
         blocks: In order of their names.
         notes: Lines below them.
         reference: Whether published numbers were asked for.
+        base_to_new: One row per method and data set judged on base and on new classes.
     """
 
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
     reference: bool
+    base_to_new: tuple[BaseToNew, ...] = ()
 
 
 def build_summary(
@@ -254,7 +295,8 @@ def build_summary(
     entries = [_Entry.of(store, group, on_val, reference=reference) for group in groups]
     blocks = tuple(_block(key, members) for key, members in _competitors(entries))
     failed = [r for r in records if r.status == "failed"]
-    return Summary(blocks, tuple(_notes(blocks, failed, reference=reference)), reference)
+    notes = [*_notes(blocks, failed, reference=reference), conditions(records)]
+    return Summary(blocks, tuple(notes), reference, tuple(_base_to_new(entries)))
 
 
 def render_summary(summary: Summary, format: str = "markdown") -> str:  # noqa: A002  named as the option is
@@ -361,14 +403,14 @@ class _Entry:
         cls,
         store: RunStore,
         group: Group,
-        on_val: dict[tuple[str, str], RunRecord],
+        on_val: dict[_Fitted, RunRecord],
         *,
         reference: bool,
     ) -> _Entry:
         first, ok = group.first, group.ok
         refuse_unlike(ok, "accuracy")
         answers = _Answers.of(store, ok)
-        val = [on_val[key] for r in ok if (key := (r.fit_id, r.evaluation.dataset)) in on_val]
+        val = [on_val[key] for r in ok if (key := _fitted(r)) in on_val]
         val_answers = _Answers.of(store, val)
         epochs = [r.selection.epoch if r.selection else None for r in ok]
         logged = [read_epochs(run_folder(store, r)) for r in ok]
@@ -417,15 +459,20 @@ class _Entry:
         return cls(group, answers, summary)
 
 
-def _companions(records: Sequence[RunRecord]) -> dict[tuple[str, str], RunRecord]:
-    """Return, by fit and data set, the records judged on val beside one of the same fit judged elsewhere."""
-    elsewhere = {(r.fit_id, r.evaluation.dataset) for r in records if r.evaluation.split != "val"}
+_Fitted = tuple[str, str, str]
+
+
+def _fitted(record: RunRecord) -> _Fitted:
+    return record.fit_id, record.evaluation.dataset, record.evaluation.classes
+
+
+def _companions(records: Sequence[RunRecord]) -> dict[_Fitted, RunRecord]:
+    """Return, by fit, data set and classes, the records judged on val beside one of the same fit judged elsewhere."""
+    elsewhere = {_fitted(r) for r in records if r.evaluation.split != "val"}
     return {
         key: r
         for r in records
-        if r.status == "ok"
-        and r.evaluation.split == "val"
-        and (key := (r.fit_id, r.evaluation.dataset)) in elsewhere
+        if r.status == "ok" and r.evaluation.split == "val" and (key := _fitted(r)) in elsewhere
     }
 
 
@@ -476,6 +523,28 @@ def _published(group: Group) -> Iterable[PublishedRow]:
         )
 
 
+def _base_to_new(entries: Sequence[_Entry]) -> Iterable[BaseToNew]:
+    for i, j in pairs_of_classes([e.group for e in entries]):
+        base, new = entries[i].answers, entries[j].answers
+        if base is None or new is None:
+            continue
+        seeds = [s for s in base.seeds if s in new.seeds]
+        right = [
+            _without_copies(a.correct[[a.seeds.index(s) for s in seeds]])[0] for a in (base, new)
+        ]
+        if len({len(r) for r in right}) > 1:  # one of them differs between seeds: so both count
+            right = [a.correct[[a.seeds.index(s) for s in seeds]] for a in (base, new)]
+        first = entries[i].group.first
+        yield BaseToNew(
+            first.evaluation.dataset,
+            first.data.shots,
+            entries[i].summary.label,
+            crossed_interval(right[0], LEVEL),
+            crossed_interval(right[1], LEVEL),
+            harmonic_interval(right[0], right[1], LEVEL),
+        )
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
@@ -486,7 +555,7 @@ def _rounded(values: Sequence[int]) -> int | None:
 
 # ---------------------------------------------------------------- comparisons
 
-_Key = tuple[str, str, str, int | None]
+_Key = tuple[str, str, str, str, int | None]
 
 
 def _competitors(entries: Sequence[_Entry]) -> list[tuple[_Key, list[_Entry]]]:
@@ -503,18 +572,18 @@ def _competitors(entries: Sequence[_Entry]) -> list[tuple[_Key, list[_Entry]]]:
     for entry in unlearnt:
         own = _key(entry.group.first)
         same = entry.summary.label, entry.summary.model
-        shared = [key for key in taught if key[:3] == own[:3]]
+        shared = [key for key in taught if key[:4] == own[:4]]
         for key in shared or [own]:
             members = blocks.setdefault(key, [])
             # The same zero-shot run, recorded under other shots, stands there once.
             if all((e.summary.label, e.summary.model) != same for e in members):
                 members.append(entry)
-    return sorted(blocks.items(), key=lambda b: (*b[0][:3], b[0][3] or float("inf")))
+    return sorted(blocks.items(), key=lambda b: (*b[0][:4], b[0][4] or float("inf")))
 
 
 def _key(record: RunRecord) -> _Key:
     judged = record.evaluation
-    return judged.dataset, judged.split, judged.protocol, record.data.shots
+    return judged.dataset, judged.split, judged.protocol, judged.classes, record.data.shots
 
 
 def _block(key: _Key, entries: Sequence[_Entry]) -> Block:
@@ -525,7 +594,13 @@ def _block(key: _Key, entries: Sequence[_Entry]) -> Block:
     ]
     comparisons = _compare([(s.label, e.answers) for e, s in named if e.answers is not None])
     best = _best([s for _, s in named if s.accuracy is not None], comparisons)
-    methods = tuple(dataclasses.replace(s, best=s.label == best) for _, s in named)
+    labels = [s.label for _, s in named if s.accuracy is not None]
+    told = {(c.first, c.second) for c in comparisons if c.p_adjusted < 1 - LEVEL}
+    letters = dict(zip(labels, letters_of_ties(labels, told), strict=True))
+    methods = tuple(
+        dataclasses.replace(s, best=s.label == best, letters=letters.get(s.label, ""))
+        for _, s in named
+    )
     return Block(*key, methods, comparisons)
 
 
@@ -552,11 +627,13 @@ def _compare(methods: Sequence[tuple[str, _Answers]]) -> tuple[Comparison, ...]:
         if len(difference) == 1:
             test, p_value = "McNemar", mcnemar_exact(right_a[0], right_b[0]).p_value
         else:
-            test, p_value = f"crossed, {len(rows)} seeds", crossed_p_value(difference)
+            test = f"crossed, {len(rows)} seeds"
+            p_value = crossed_p_value(difference, cautious=True)
             if min(len(a.seeds), len(b.seeds)) == 1:
                 test += ", the other's one"
         interval = crossed_interval(difference, LEVEL)
-        found.append(Comparison(first, second, interval, p_value, p_value, test, of_a.size))
+        needed = examples_needed(difference, LEVEL)
+        found.append(Comparison(first, second, interval, p_value, p_value, test, of_a.size, needed))
     adjusted = holm([c.p_value for c in found])
     return tuple(
         dataclasses.replace(c, p_adjusted=float(p)) for c, p in zip(found, adjusted, strict=True)
@@ -572,30 +649,6 @@ def _seed_pairs(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:
     if len(a) == len(b) == 1:
         return [(0, 0)]
     return [(i, b.index(seed)) for i, seed in enumerate(a) if seed in b]
-
-
-def crossed_p_value(difference: NDArray[np.float64]) -> float:
-    """Two-sided p-value of no difference in the model of ``crossed_interval``: where its interval just meets zero.
-
-    Args:
-        difference: ``S`` seeds by ``N`` examples, the one method minus the other.
-    """
-    from scipy.optimize import brentq
-
-    mean = abs(float(difference.mean()))
-    if mean == 0:
-        return 1.0
-
-    def beyond(level: float) -> float:
-        interval = crossed_interval(difference, level)
-        return mean - (interval.value - (interval.low or 0.0))
-
-    narrow, wide = 1e-9, 1 - _SMALLEST_P
-    if crossed_interval(difference, LEVEL).low is None or beyond(narrow) <= 0:
-        return 1.0
-    if beyond(wide) >= 0:
-        return _SMALLEST_P
-    return float(1 - brentq(beyond, narrow, wide))
 
 
 def _best(methods: Sequence[MethodSummary], comparisons: Sequence[Comparison]) -> str | None:
@@ -625,8 +678,14 @@ def _notes(
     )
     yield (
         "Bold: better than the runner-up at 5 % after Holm over the pairs of its block. McNemar: exact, one seed "
-        "each (or seeds that never differ). Crossed: seeds and examples both count as random; a method with one "
-        "seed meets every seed of the other, and its own seeds' spread is then not counted."
+        "each (or seeds that never differ). Crossed: seeds and examples both count as random, and p is more cautious "
+        "than the interval, which few seeds leave uncertain; a method with one seed meets every seed of the other, "
+        "and its own seeds' spread is then not counted."
+    )
+    yield (
+        "Methods that share a letter are not told apart at 5 % after Holm. Examples needed: with so many, a true "
+        "difference as large as the one seen is found at 5 % (one test, no Holm) four times out of five; without a "
+        "number more seeds are needed, or there is no difference to find."
     )
     yield (
         "Examples/s: scoring alone. Seconds of encoding frozen features, over all splits used, stand in their own "
@@ -663,7 +722,30 @@ def _paged(
             parts += [heading(3, "Pairs of methods"), _comparisons_grid(block, grid)]
         if any(m.published for m in block.methods):
             parts += [heading(3, "Published numbers"), _published_grid(block, grid)]
+    if summary.base_to_new:
+        parts += [heading(2, "Base to new"), _base_to_new_grid(summary.base_to_new, grid)]
     return "\n".join([*parts, *(paragraph(note) for note in summary.notes)])
+
+
+def _base_to_new_grid(rows: Sequence[BaseToNew], grid: _Grid) -> str:
+    columns = [
+        Column("dataset", text=True),
+        Column("shots"),
+        Column("method", text=True),
+        Column("base accuracy, %"),
+        Column("new accuracy, %"),
+        Column("H, %"),
+    ]
+    cells = [
+        [
+            r.dataset,
+            str(r.shots or "all"),
+            r.label,
+            *map(interval_cell, (r.base, r.new, r.harmonic)),
+        ]
+        for r in rows
+    ]
+    return grid(columns, cells, ())
 
 
 def _methods_grid(block: Block, grid: _Grid) -> str:
@@ -671,6 +753,7 @@ def _methods_grid(block: Block, grid: _Grid) -> str:
         (Column("method", text=True), lambda m: m.label),
         (Column("seeds"), _seeds),
         (Column(f"{block.split} accuracy, %"), lambda m: interval_cell(m.accuracy)),
+        (Column("not told apart", text=True), lambda m: m.letters),
         (Column("val accuracy, %"), lambda m: interval_cell(m.val_accuracy)),
         (Column("macro F1, %"), lambda m: figure(m.macro_f1, "fraction")),
         (Column("weighted precision, %"), lambda m: figure(m.weighted_precision, "fraction")),
@@ -732,6 +815,7 @@ def _comparisons_grid(block: Block, grid: _Grid) -> str:
         Column("p, Holm"),
         Column("test", text=True),
         Column("examples"),
+        Column("examples needed"),
     ]
     rows = [
         [
@@ -742,6 +826,7 @@ def _comparisons_grid(block: Block, grid: _Grid) -> str:
             _p(c.p_adjusted),
             c.test,
             f"{c.n_examples:,}",
+            _count(c.n_needed),
         ]
         for c in block.comparisons
     ]

@@ -40,7 +40,7 @@ _SETTINGS_ASIDE: Final = {
     "seeds", "workers", "store", "fast", "out", "progress", "data.name", "data.manifest", "data.classnames",
     "data.templates", "data.shots", "model", "model.name", "model.precision", "recipe.source",
     "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol", "evaluation.also",
-    "evaluation.leakage",
+    "data.classes", "evaluation.leakage",
 }  # fmt: skip
 
 
@@ -86,6 +86,9 @@ class Row:
         peak_memory_bytes: The largest of the seeds, None where none was measured.
         flags: Flag -> runs that carry it.
         published: Published figures that fit the row, where they were asked for.
+        classes: ``all`` classes, the ``base`` or the ``new`` ones; ``H`` is the harmonic mean of the last two.
+        templates: Prompt templates.
+        classnames_sha256: Hash of the class names in their order.
     """
 
     dataset: str
@@ -108,6 +111,9 @@ class Row:
     peak_memory_bytes: int | None
     flags: Mapping[str, int]
     published: tuple[Published, ...] = ()
+    classes: str = "all"
+    templates: tuple[str, ...] = ()
+    classnames_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +168,14 @@ def build_table(
     values = [r.metrics[metric] for r in ok if metric in r.metrics]
     rows = []
     sources: dict[str, int] = {}
-    for group in group_records(distinct):
+    groups = group_records(distinct)
+    for group in groups:
         row = _row(group, metric)
         rows.append(
             replace(row, published=_published(group, metric, sources)) if reference else row
         )
+    if values and values[0].unit == "fraction" and values[0].higher_is_better:
+        rows = _with_harmonic_means(groups, rows, metric)
     return Table(
         metric=metric,
         unit=values[0].unit if values else "",
@@ -174,6 +183,7 @@ def build_table(
         rows=tuple(rows),
         notes=(
             *_notes(failed, len(records) - len(distinct), ok),
+            *([conditions(ok)] if ok else ()),
             *(f"Published ({number}): {cited}." for cited, number in sources.items()),
             *([NONE_FITS] if reference and not sources else ()),
         ),
@@ -267,7 +277,7 @@ def group_records(records: Iterable[RunRecord]) -> list[Group]:
 def _group(record: RunRecord) -> tuple[Any, ...]:
     judged, model, method = record.evaluation, record.model, record.method
     return (
-        judged.dataset, judged.split, judged.protocol, model.name if model else None,
+        judged.dataset, judged.split, judged.protocol, model.name if model else None, judged.classes,
         record.data.shots, method.name, method.recipe, canonical_json(_settings(record)),
     )  # fmt: skip
 
@@ -279,11 +289,16 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     manifest = given.get("manifest") if isinstance(given, Mapping) else None
     return {
         "learnt from": record.data.name if record.data.name != judged.dataset else None,
+        "learnt classes": given.get("classes", "all") if isinstance(given, Mapping) else "all",
         "dtype": record.model.dtype if record.model else None,
         "templates": list(judged.templates),
         "classnames": judged.classnames_sha256[:8],
         "manifest": (record.data.manifest_sha256 or "")[:8] if manifest else None,
-        **{k: v for k, v in _flatten(record.config) if k not in _SETTINGS_ASIDE},
+        **{
+            k: v
+            for k, v in _flatten(record.config)
+            if k not in _SETTINGS_ASIDE and not k.startswith("resources.")
+        },
     }
 
 
@@ -335,7 +350,85 @@ def _row(group: Group, metric: str) -> Row:
         predict_seconds=fmean(r.cost.predict_seconds for r in ok) if ok else None,
         peak_memory_bytes=max(peaks, default=None),
         flags=dict(sorted(Counter(f for r in ok for f in set(r.flags)).items())),
+        classes=first.evaluation.classes,
+        templates=first.evaluation.templates,
+        classnames_sha256=first.evaluation.classnames_sha256,
     )
+
+
+def harmonic(a: float, b: float) -> float:
+    """Return the harmonic mean of two proportions, 0 where both are."""
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def pairs_of_classes(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """Return the places of groups that judge the same fits on base and on new classes."""
+
+    def key(group: Group) -> tuple[Any, ...]:
+        judged = group.first.evaluation
+        return judged.dataset, judged.split, judged.protocol, {r.fit_id for r in group.ok}
+
+    return [
+        (i, j)
+        for i, base in enumerate(groups)
+        for j, new in enumerate(groups)
+        if (base.first.evaluation.classes, new.first.evaluation.classes) == ("base", "new")
+        and key(base)[:3] == key(new)[:3]
+        and key(base)[3] & key(new)[3]
+    ]
+
+
+def _with_harmonic_means(groups: Sequence[Group], rows: Sequence[Row], metric: str) -> list[Row]:
+    """Return the rows with H, the harmonic mean of base and new, behind each pair.
+
+    As published: of the two means over seeds. The interval is that of the seeds' own harmonic means.
+    """
+    after: dict[int, Row] = {}
+    for i, j in pairs_of_classes(groups):
+        of_new = {r.fit_id: r for r in groups[j].ok}
+        both = [
+            (r.metrics[metric].value, of_new[r.fit_id].metrics[metric].value)
+            for r in groups[i].ok
+            if r.fit_id in of_new and metric in r.metrics
+        ]
+        value = harmonic(fmean(b for b, _ in both), fmean(n for _, n in both))
+        spread = t_interval([harmonic(b, n) for b, n in both])
+        half = None if spread.high is None else spread.high - spread.value
+        after[max(i, j)] = replace(
+            rows[i],
+            classes="H",
+            seeds=len(both),
+            value=value,
+            low=None if half is None else value - half,
+            high=None if half is None else value + half,
+            published=(),
+        )
+    return [r for i, row in enumerate(rows) for r in (row, after.get(i)) if r is not None]
+
+
+def split_title(split: str, classes: str) -> str:
+    """Return a split with its classes, as tables show it."""
+    if classes == "H":
+        return f"{split}, H of base and new"
+    return split if classes == "all" else f"{split}, {classes} classes"
+
+
+def conditions(records: Sequence[RunRecord]) -> str:
+    """Return one line that says by which rules, templates and class names each data set was judged."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        judged = record.evaluation
+        where = f"{judged.dataset} ({split_title(judged.split, judged.classes)})"
+        parts = [f"protocol {judged.protocol}"]
+        if judged.templates:
+            some = f'"{judged.templates[0]}"'
+            n = len(judged.templates)
+            parts.append(f"template {some}" if n == 1 else f"{n} templates, the first {some}")
+        parts.append(f"class names {judged.classnames_sha256[:8]}")
+        text = ", ".join(parts)
+        if text not in found.setdefault(where, []):
+            found[where].append(text)
+    return "Judged: " + "; ".join(f"{k}: {' or '.join(v)}" for k, v in found.items()) + "."
 
 
 def _published(group: Group, metric: str, sources: dict[str, int]) -> tuple[Published, ...]:
@@ -507,7 +600,7 @@ def _columns(table: Table) -> list[tuple[str, bool, Callable[[Row], str]]]:
     """Return title, whether it is text (to be escaped, flush left), and cell of each column for people."""
     columns: list[tuple[str, bool, Callable[[Row], str]]] = [
         ("dataset", True, lambda r: r.dataset),
-        ("split", True, lambda r: r.split),
+        ("split", True, lambda r: split_title(r.split, r.classes)),
         ("protocol", True, lambda r: r.protocol),
         ("model", True, lambda r: r.model or NOTHING),
         ("method", True, lambda r: method_title(r.method, r.recipe)),
@@ -662,7 +755,7 @@ def _csv(table: Table) -> str:
         [
             "dataset", "split", "protocol", "model", "method", "recipe", "shots", "seeds", "failed", "metric",
             "unit", "value", "low", "high", "n_trainable_params", "fit_seconds", "encode_seconds",
-            "predict_seconds", "peak_memory_bytes", "flags", "settings",
+            "predict_seconds", "peak_memory_bytes", "flags", "settings", "classes", "templates", "classnames_sha256",
             *(("published", "published_source") if table.reference else ()),
         ]
     )  # fmt: skip
@@ -672,6 +765,7 @@ def _csv(table: Table) -> str:
                 r.dataset, r.split, r.protocol, r.model, r.method, r.recipe, r.shots, r.seeds, r.failed,
                 table.metric, table.unit, r.value, r.low, r.high, r.n_trainable_params, r.fit_seconds,
                 r.encode_seconds, r.predict_seconds, r.peak_memory_bytes, ";".join(r.flags), ";".join(r.settings),
+                r.classes, ";".join(r.templates), r.classnames_sha256,
                 *_csv_published(table, r),
             ]
         )  # fmt: skip

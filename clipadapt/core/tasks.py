@@ -17,8 +17,10 @@ from clipadapt.core.registry import DATASETS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from clipadapt.core.config import DataConfig, Experiment
-    from clipadapt.core.protocols import Dataset, Progress, SplitName
+    from clipadapt.core.protocols import Classes, Dataset, Progress, SplitName
 
 TEMPLATE_SETS: Mapping[str, tuple[str, ...]] = {
     "7": _imagenet.TEMPLATES_7,
@@ -36,6 +38,7 @@ class Target:
         classnames: Class names that go into prompts, in the order of its labels.
         templates: Templates that go into prompts.
         flags: Facts that every record of this target carries.
+        classes: Which classes are judged; of a target that is learnt from, learnt too.
     """
 
     dataset: Dataset[Any]
@@ -43,6 +46,22 @@ class Target:
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
     flags: tuple[str, ...]
+    classes: Classes = "all"
+
+    @property
+    def title(self) -> str:
+        """Data set, split and classes, for people."""
+        which = "" if self.classes == "all" else f", {self.classes} classes"
+        return f"{self.dataset.name} ({self.split}{which})"
+
+    def split_of(self, name: SplitName) -> Split[Any]:
+        """Return a split of the data set with the target's classes alone, labels counted from 0."""
+        whole = self.dataset.split(name)
+        if self.classes == "all":
+            return whole
+        chosen = class_indices(self.classes, len(self.dataset.classnames))
+        split = whole.take(np.flatnonzero(np.isin(whole.labels, chosen)))
+        return Split(split.inputs, split.labels - chosen[0], self.classnames)
 
     def examples(self, limit: int | None) -> Split[Any]:
         """Return what is judged, at most ``limit`` examples: a fixed draw by id.
@@ -50,7 +69,7 @@ class Target:
         Raises:
             DataError: If there is nothing to judge.
         """
-        split = self.dataset.split(self.split)
+        split = self.split_of(self.split)
         if limit is not None and limit < len(split):
             order = sorted(range(len(split)), key=lambda i: _digest(split.inputs.ids[i]))
             split = split.take(np.array(sorted(order[:limit]), dtype=np.int64))
@@ -68,19 +87,52 @@ class Draw:
     flags: tuple[str, ...]
 
 
+class OpenSets:
+    """Data sets by name, each opened once and its warnings shown once."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str, str], Dataset[Any]] = {}
+
+    def get(self, name: str, data: DataConfig, track: str, progress: Progress) -> Dataset[Any]:
+        """Open a data set, or return the one that is open.
+
+        Raises:
+            DataError: If it cannot be opened.
+            UnknownNameError: If there is no such data set.
+        """
+        key = (track, name, data.on_bad_image)
+        if key not in self._open:
+            resolved = DATASETS.resolve(name, track)
+            dataset = resolved.provider(resolved.argument, DatasetOptions(data.on_bad_image))
+            for note in getattr(dataset, "notes", ()):
+                progress.note(f"warning: {note}")
+            self._open[key] = dataset
+        return self._open[key]
+
+
 def open_target(
-    name: str, split: SplitName, data: DataConfig, track: str, progress: Progress
+    name: str,
+    split: SplitName,
+    data: DataConfig,
+    track: str,
+    progress: Progress,
+    opened: OpenSets | None = None,
 ) -> Target:
     """Open a data set and check that it can be judged on.
+
+    Args:
+        name: Data set, as ``--dataset`` takes it.
+        split: Split that is judged.
+        data: Settings of the data.
+        track: ``clip`` or ``text``.
+        progress: Where warnings are shown.
+        opened: Data sets that are open already.
 
     Raises:
         DataError: If it cannot be opened, lacks the split, or its files of names or templates are wrong.
         UnknownNameError: If there is no such data set.
     """
-    resolved = DATASETS.resolve(name, track)
-    dataset = resolved.provider(resolved.argument, DatasetOptions(data.on_bad_image))
-    for note in getattr(dataset, "notes", ()):
-        progress.note(f"warning: {note}")
+    dataset = (opened or OpenSets()).get(name, data, track, progress)
     if split not in dataset.splits:
         other = dataset.splits[-1]
         raise DataError(
@@ -98,7 +150,21 @@ def open_target(
         )
         flags.append("duplicate_classnames")
     templates = read_templates(data.templates, dataset)
-    return Target(dataset, split, classnames, templates, tuple(flags))
+    chosen = class_indices(data.classes, len(classnames))
+    names = tuple(classnames[c] for c in chosen)
+    return Target(dataset, split, names, templates, tuple(flags), data.classes)
+
+
+def class_indices(classes: Classes, n_classes: int) -> NDArray[np.int64]:
+    """Return the labels of ``all`` classes, of the ``base`` ones, or of the ``new`` ones, ascending.
+
+    Raises:
+        DataError: If there are too few classes to be split in two.
+    """
+    if classes == "all":
+        return np.arange(n_classes, dtype=np.int64)
+    base, new = sampling.base_new_classes(n_classes)
+    return base if classes == "base" else new
 
 
 def draw_task(
@@ -117,7 +183,7 @@ def draw_task(
     def part(name: SplitName) -> Split[Any] | None:
         if name not in dataset.splits or aliases.get(name, name) == judged:
             return None
-        return dataset.split(name)
+        return target.split_of(name)
 
     train, val = part("train"), part("val")
     if manifest is not None:

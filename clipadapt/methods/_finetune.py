@@ -159,6 +159,7 @@ def fit(
             len(train),
             None if val is None else lambda: tuned.scores(val.inputs),
             None if val is None else val.labels,
+            _training.key_of(backbone, task),
         ),
         config,
         ctx,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Split
+    from clipadapt.core.protocols import Backbone, Split, Task
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 CHECKPOINT_SECONDS: Final = 10.0
@@ -94,7 +94,7 @@ class Fit:
         n: Rows of train.
         val_scores: Scores of val as the parameters are now, shape ``(m, C)``; None without val.
         val: Labels of val.
-        key: What else decides the result, hashed into the checkpoint.
+        key: What else decides the result, see :func:`key_of`; a checkpoint of another key is not taken up.
     """
 
     name: str
@@ -133,7 +133,7 @@ def train(
         What was selected on val, or None.
 
     Raises:
-        DivergedError: If the loss is not finite.
+        DivergedError: If the loss, or a score of val, is not finite.
     """
     import torch
 
@@ -184,6 +184,7 @@ class _Loop:
         self.optimizer = _optimizer(torch, self.parameters, config)
         self.state = _State()
         self.best: dict[str, torch.Tensor] = {}
+        self.key = self._key()  # now, for it holds the start values
         self.saved_at = time.monotonic()
 
     def run(self) -> dict[str, Any] | None:
@@ -232,15 +233,18 @@ class _Loop:
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
         if not math.isfinite(value):
-            raise DivergedError(
-                f"{self.fit.name}: the loss is not finite at step {state.step + 1} of {self.steps}",
-                hint="lower the learning rate: --set method.lr=...",
-            )
+            raise self._diverged("loss is", state.step + 1)
         self.optimizer.step()
         state.losses.append(value)
         state.step += 1
         state.index += 1
         return value
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        return DivergedError(
+            f"{self.fit.name}: the {what} not finite at step {step} of {self.steps}",
+            hint="lower the learning rate: --set method.lr=...",
+        )
 
     def _end_epoch(self) -> float | None:
         """Log the epoch, look at val where due, keep the best."""
@@ -249,12 +253,17 @@ class _Loop:
             "epoch": state.epoch + 1,
             "step": state.step,
             "train_loss": float(np.mean(state.losses)),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            # Not the optimizer's: after a resume it has not taken a step yet.
+            "learning_rate": learning_rate(
+                config, state.epoch, state.step - 1, self.epochs, self.steps
+            ),
         }
         accuracy = None
         last = state.step == self.steps
         if self.fit.val_scores is not None and self.fit.val is not None and self._due(last=last):
             scores = self.fit.val_scores()
+            if not np.isfinite(scores).all():
+                raise self._diverged("scores of val are", state.step)
             accuracy = metrics.topk_accuracy(scores, self.fit.val, 1)
             line |= {"val_accuracy": accuracy, "val_loss": metrics.nll(scores, self.fit.val)}
             if config.keep == "best" and (state.best is None or accuracy > state.best["value"]):
@@ -285,10 +294,12 @@ class _Loop:
     def _key(self) -> str:
         import torch
 
-        facts = [self.fit.name, self.config.model_dump(mode="json"), self.ctx.seed, self.steps]
-        shapes = [(n, tuple(p.shape)) for n, p in self.fit.parameters.items()]
-        whole = json.dumps([*facts, shapes, self.fit.key, str(torch.__version__)], sort_keys=True)
-        return hashlib.sha256(whole.encode()).hexdigest()
+        fit = self.fit
+        facts = [fit.name, self.config.model_dump(mode="json"), self.ctx.seed, self.steps, fit.n]
+        shapes = [(n, tuple(p.shape)) for n, p in fit.parameters.items()]
+        starts = _fingerprint({n: p.detach().cpu() for n, p in fit.parameters.items()})
+        whole = [*facts, shapes, starts, fit.key, str(torch.__version__)]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def _path(self) -> Path:
         return self.ctx.work_dir / CHECKPOINT
@@ -309,12 +320,11 @@ class _Loop:
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimizer.{i}.{name}"] = value
-        facts = {"key": self._key(), "state": json.dumps(dataclasses.asdict(self.state))}
+        plain = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+        state = json.dumps(dataclasses.asdict(self.state))
+        facts = {"key": self.key, "state": state, "check": _fingerprint(plain, state)}
         self.ctx.work_dir.mkdir(parents=True, exist_ok=True)
-        write_bytes(
-            self._path(),
-            save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, facts),
-        )
+        write_bytes(self._path(), save(plain, facts))
 
     def _resume(self) -> None:
         """Go on from the checkpoint of an equal fit, where there is a whole one."""
@@ -324,11 +334,13 @@ class _Loop:
         try:
             with safe_open(self._path(), framework="pt") as file:
                 facts = file.metadata() or {}
-                if facts.get("key") != self._key():
+                if facts.get("key") != self.key:
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return  # none, or not a whole one: the fit begins anew
+        if facts.get("check") != _fingerprint(tensors, facts.get("state", "")):
+            return
         self.state = _State(**json.loads(facts["state"]))
         with torch.no_grad():
             for name, parameter in self.fit.parameters.items():
@@ -346,6 +358,28 @@ class _Loop:
                 self.optimizer.state[parameter][entry] = place
         torch.set_rng_state(tensors["rng"])
         self.ctx.progress.note(f"{self.fit.name}: goes on after step {self.state.step}")
+
+
+def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
+    """Return a fast hash of names and bytes of tensors on the CPU; it finds damage, not intent."""
+    import torch
+    import xxhash
+
+    total = xxhash.xxh3_128(text.encode())
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def key_of(model: Backbone, task: Task[Any]) -> str:
+    """Return a hash of what a fit learns from: the model's weights, class names, templates, examples, labels."""
+    total = hashlib.sha256(json.dumps([task.classnames, task.templates]).encode())
+    total.update(f"{model.weights_sha256} {model.dtype}".encode())
+    for split in (task.train, task.val):
+        if split is not None:
+            total.update(split.inputs.digests().tobytes() + split.labels.tobytes() + b"\0")
+    return total.hexdigest()
 
 
 def _optimizer(torch: Any, parameters: list[Any], config: TrainingConfig) -> Any:

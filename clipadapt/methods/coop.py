@@ -72,7 +72,7 @@ class CoOp:
         """Learn the context on ``task.train``; ``task.val`` is looked at, and chooses the epoch with ``keep: best``.
 
         Raises:
-            ConfigError: If ``ctx_init`` is given for class-specific context.
+            ConfigError: If ``ctx_init`` holds no words, or is given for class-specific context.
             ModelError: If a prompt is longer than the model's context.
         """
         config = self.config
@@ -108,6 +108,7 @@ class CoOp:
                 len(train),
                 None if val_features is None else val_scores,
                 None if val is None else val.labels,
+                _training.key_of(backbone, task),
             ),
             config,
             ctx,
@@ -147,7 +148,13 @@ class CoOp:
                 f"ctx_init '{config.ctx_init}' starts one shared context, but CSC is on",
                 hint="leave out ctx_init or set method.CSC=false",
             )
-        return len(model.context_tokens(config.ctx_init.replace("_", " ")))
+        n_ctx = len(model.context_tokens(config.ctx_init.replace("_", " ")))
+        if n_ctx == 0:
+            raise ConfigError(
+                f"method.ctx_init '{config.ctx_init}' holds no words",
+                hint="give words to start from, or leave it out to draw the context at random",
+            )
+        return n_ctx
 
     def _start(
         self, model: PromptTunable, prompts: Prompts, ctx: RunContext

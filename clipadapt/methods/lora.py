@@ -127,6 +127,7 @@ class LoRA:
                 len(train),
                 val_scores if val is not None else None,
                 None if val is None else val.labels,
+                _training.key_of(backbone, task),
             ),
             config,
             ctx,

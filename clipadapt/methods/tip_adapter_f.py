@@ -105,6 +105,7 @@ class TipAdapterF:
                 len(train),
                 val_scores if val is not None else None,
                 None if val is None else val.labels,
+                _training.key_of(backbone, task),
             ),
             config,
             ctx,

@@ -444,11 +444,30 @@ class OpenClipModel:
         Raises:
             ModelError: If slots and name are longer than the context.
         """
+        for name, text in zip(classnames, _prompts.texts(classnames, n_ctx), strict=True):
+            n = _token_ids(self.tokenizer, text)
+            if n > self.context_length:
+                raise ModelError(
+                    f"{n_ctx} context vectors and the class name '{_shortened(name)}' are {n} tokens, longer than "
+                    f"the {self.context_length} that '{self.name}' reads",
+                    hint="lower method.n_ctx, take fewer words in method.ctx_init, or shorten the class name",
+                )
         tokens, slots = _prompts.slots(self.tokenize, classnames, n_ctx, position)
         return self.trim(tokens).to(self.device), slots.to(self.device)
 
     def context_tokens(self, text: str, /) -> torch.Tensor:
-        """Return the token ids of a text to start context vectors from, without special tokens."""
+        """Return the token ids of a text to start context vectors from, without special tokens.
+
+        Raises:
+            ModelError: If they leave no place for a class name.
+        """
+        n = _token_ids(self.tokenizer, text)
+        if n >= self.context_length:
+            raise ModelError(
+                f"the words '{_shortened(text)}' are {n} tokens and leave no place for a class name: "
+                f"'{self.name}' reads {self.context_length}",
+                hint="take fewer words in method.ctx_init",
+            )
         return _prompts.words_of(self.tokenize, text)
 
     def embed_tokens(self, tokens: torch.Tensor, /) -> torch.Tensor:

@@ -28,11 +28,10 @@ def slots(
     For ``middle`` and ``front`` the tokens of the name move: before the second half of the slots, or before all.
 
     Raises:
-        ModelError: If a prompt is longer than the context, or the tokenizer does not keep the slots apart.
+        ModelError: If the tokenizer does not keep the slots apart.
     """
     names = [name.replace("_", " ") for name in classnames]
-    marks = " ".join([PLACEHOLDER] * n_ctx)
-    tokens = tokenize([f"{marks} {name}." for name in names])  # (C, L)
+    tokens = tokenize(texts(classnames, n_ctx))  # (C, L)
     mark, before = _mark(tokenize)
     first = before + torch.arange(n_ctx)
     if not (tokens[:, first] == mark).all():
@@ -53,6 +52,12 @@ def slots(
         tokens[row, before + ahead : before + ahead + length] = moved
         places[row, ahead:] += length
     return tokens, places
+
+
+def texts(classnames: Sequence[str], n_ctx: int) -> list[str]:
+    """Return the prompts as text, a placeholder for each vector."""
+    marks = " ".join([PLACEHOLDER] * n_ctx)
+    return [f"{marks} {name.replace('_', ' ')}." for name in classnames]
 
 
 def words_of(tokenize: Callable[[Sequence[str]], torch.Tensor], text: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.integration.conftest import picture
 
 
 @pytest.fixture
@@ -56,6 +57,33 @@ def test_the_example_runs_from_a_config_and_saves(cli, plugins, tmp_path, tiny_c
     assert record["config"]["method"]["scale"] == 20
     assert record["n_trainable_params"] > 0
     assert list((tmp_path / "runs").rglob("means.safetensors"))
+
+
+def test_a_run_of_the_example_predicts_as_long_as_the_plugin_is_there(
+    cli, plugins, tmp_path, tiny_clip, monkeypatch
+):
+    settings = [f"model.name={tiny_clip}", "data.name=synthetic", "data.shots=4", "seeds=[1]"]
+    words = [w for s in settings for w in ("--set", s)]
+    config = tmp_path / "config.yaml"
+    config.write_text("method: {name: nearest_mean}\n")
+    done = cli("run", config, *words, "--out", tmp_path / "runs")
+    assert done.code == 0, done.err
+    (run,) = [p.parent for p in (tmp_path / "runs").rglob("record.json")]
+    pictures = tmp_path / "pictures"
+    for i in range(2):
+        picture(pictures / f"{i}.png", (200, 30, 30), i)
+
+    predicted = cli("predict", run, pictures, "--json")
+    misspelt = cli("run", config, *words, "--set", "method.scal=2", "--out", tmp_path / "other")
+    monkeypatch.delenv("CLIPADAPT_PLUGINS")
+    without = cli("predict", run, pictures)
+
+    assert len(json.loads(predicted.out)["predictions"]) == 2
+    assert misspelt.code == without.code == 2
+    assert "method.scal: Extra inputs are not permitted" in misspelt.text
+    assert "did you mean 'scale'?" in misspelt.text
+    assert "unknown method 'clip/nearest_mean'" in without.text
+    assert "Traceback" not in misspelt.err + without.err
 
 
 def test_a_plugin_may_belong_to_the_text_track(cli, plugins):

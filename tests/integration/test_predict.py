@@ -169,7 +169,7 @@ def test_inspect_gives_the_facts_of_the_record(cli, fitted):
 
     assert plain["run"]["run_id"] == record["run_id"] == fitted.name
     assert plain["method"]["name"] == "clip/linear_probe"
-    assert plain["method"]["settings"]["max_iter"] == 200
+    assert plain["method"]["settings"]["solver"] == "batched"
     assert "name" not in plain["method"]["settings"]
     for part in ("model", "data", "evaluation", "selection", "calibration", "cost", "flags"):
         assert plain[part] == record[part]

@@ -53,7 +53,8 @@ def test_a_record_holds_what_the_design_lists(cli, records, probe, tmp_path, pic
     assert first["evaluation"]["templates"] == ["a photo of a {}."]
     assert first["method"]["name"] == "clip/linear_probe"
     assert first["method"]["recipe"] == "linear_probe-quick"
-    assert first["method"]["deviations"] == ["max_iter 200 instead of 1000"]
+    (deviation,) = first["method"]["deviations"]
+    assert "our own solver" in deviation
     assert first["model"]["name"] == "local-dir:clip"
     assert first["selection"]["by"].startswith("val accuracy over C")
     assert first["calibration"]["temperature"] > 0
@@ -135,7 +136,7 @@ def test_what_changes_a_result_makes_a_new_run(
     assert fresh() == set()
     assert fresh("--set", "store=off") == set()
     assert fresh("--set", "workers=1") == set()
-    assert len(fresh("--set", "method.max_iter=100")) == 2
+    assert len(fresh("--set", "method.layer=output")) == 2
     assert len(fresh("--set", f"model.name={tiny_models['custom']}")) == 2
     assert len(fresh("--set", "model.precision=fp32")) in {0, 2}  # 0 where auto is fp32
     picture(pictures / "train" / "red_thing" / "0.png", (200, 30, 30), 999)
@@ -318,7 +319,8 @@ def test_killed_in_the_middle_the_next_run_completes(console, tiny_clip, tmp_pat
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.wait()
-        assert not list(out.rglob("record.json")) or process.returncode == 0
+        if out.is_dir():
+            RunStore(out).load_all()  # nothing there, or a record that is whole
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
 
     (record,) = json.loads(done.stdout)["records"]

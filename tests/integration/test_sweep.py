@@ -7,6 +7,7 @@ import json
 import pytest
 
 from clipadapt.core import config, sweep
+from clipadapt.core.registry import METHODS
 
 
 @pytest.fixture
@@ -46,20 +47,48 @@ def test_a_sweep_is_the_product_of_its_axes_and_resumes(cli, plan, tmp_path):
     assert "skipped" in again.err
 
 
-def test_one_failure_does_not_stop_the_rest(cli, plan, tmp_path):
+def test_one_failure_does_not_stop_the_rest(cli, plan, tmp_path, monkeypatch):
+    method = METHODS.get("clip/zero_shot")
+    fit = method.fit
+
+    def broken(self, backbone, task, ctx):
+        if ctx.seed == 1:
+            raise RuntimeError("out of memory, as it were")
+        return fit(self, backbone, task, ctx)
+
+    monkeypatch.setattr(method, "fit", broken)
+
+    done = cli("bench", plan, "--out", tmp_path / "r", "--json")
+
+    found = json.loads(done.out)["records"]
+    assert done.code == 1
+    assert [r["status"] for r in found].count(
+        "failed"
+    ) == 4  # of two fits, judged on test and on val
+    assert [r["status"] for r in found].count("ok") == 12
+    assert (
+        "failed: zero_shot on synthetic:3x8, 2 shots, seed 1: RuntimeError: out of memory"
+        in done.err
+    )
+
+
+def test_a_dataset_that_is_missing_stops_the_sweep_before_any_work(cli, plan, tmp_path):
+    cli("bench", plan, "--set", "datasets=[synthetic:3x8]", "--out", tmp_path / "r")
+    before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+
     done = cli(
         "bench",
         plan,
         "--set",
-        "datasets=[synthetic:3x8, 'folder:/nowhere']",
+        "datasets=[synthetic:3x4, 'folder:/nowhere']",
         "--out",
         tmp_path / "r",
-        "--json",
     )
 
-    assert done.code == 1
-    assert len(json.loads(done.out)["records"]) == 8
-    assert "failed: zero_shot on folder:/nowhere" in done.err
+    assert done.code == 2
+    assert "there is no folder '/nowhere'" in done.text
+    assert done.err.count("error:") == 1
+    assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,11 @@ from scipy import stats
 from clipadapt.core.statistics import (
     Interval,
     crossed_interval,
+    crossed_p_value,
+    examples_needed,
+    harmonic_interval,
     holm,
+    letters_of_ties,
     mcnemar_exact,
     paired_crossed_bootstrap,
     t_interval,
@@ -82,6 +86,14 @@ def test_mcnemar_without_a_difference() -> None:
     assert mcnemar_exact([True, False], [False, True]).p_value == 1.0
     with pytest.raises(ValueError, match="equal shapes"):
         mcnemar_exact([True], [True, False])
+
+
+def test_holm_agrees_with_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.random.default_rng(13).random(20) ** 3
+
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_holm() -> None:
@@ -235,3 +247,218 @@ def test_bootstrap_extremes_and_repeatability(monkeypatch: pytest.MonkeyPatch) -
         paired_crossed_bootstrap(ones, zeros[:2], 10, np.random.default_rng(0))
     with pytest.raises(ValueError, match="n_resamples"):
         paired_crossed_bootstrap(ones, zeros, 0, np.random.default_rng(0))
+
+
+# ---------------------------------------------------------------- against independent computations
+
+
+def test_crossed_interval_agrees_with_the_anova_of_statsmodels() -> None:
+    import pandas as pd
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    rng = np.random.default_rng(8)
+    y = rng.normal(size=(3, 1)) * 0.4 + rng.normal(size=(1, 20)) + rng.normal(size=(3, 20)) * 0.5
+    seed, example = np.indices(y.shape)
+    frame = pd.DataFrame({"y": y.ravel(), "seed": seed.ravel(), "example": example.ravel()})
+    table = anova_lm(ols("y ~ C(seed) + C(example)", frame).fit())
+    ms, df = table["mean_sq"].to_numpy(), table["df"].to_numpy()
+    variance = (ms[0] + ms[1] - ms[2]) / y.size
+    dof = (ms[0] + ms[1] - ms[2]) ** 2 / (ms**2 / df).sum()
+
+    low, high = stats.t.interval(0.95, dof, y.mean(), np.sqrt(variance))
+
+    assert bounds(crossed_interval(y)) == pytest.approx((low, high))
+    assert crossed_p_value(y) == pytest.approx(
+        2 * stats.t.sf(abs(y.mean()) / np.sqrt(variance), dof)
+    )
+
+
+def test_the_cautious_p_value_has_the_degrees_of_freedom_of_the_seeds_where_they_matter() -> None:
+    rng = np.random.default_rng(9)
+    noise = rng.normal(size=(3, 50)) + 2 * rng.normal(size=(1, 50))
+    noise -= noise.mean(axis=1, keepdims=True)
+    apart = noise + np.array([[0.35], [0.5], [0.65]])
+    plain, cautious = crossed_p_value(apart), crossed_p_value(apart, cautious=True)
+
+    assert cautious > plain
+    # The same statistic, with S - 1 = 2 degrees of freedom.
+    a, b, e = table_of_variances(apart)
+    statistic = apart.mean() / np.sqrt((max(a, e) + max(b, e) - e) / apart.size)
+    assert cautious == pytest.approx(2 * stats.t.sf(statistic, 2))
+    seeds_alike = noise + 0.2
+    assert crossed_p_value(seeds_alike, cautious=True) == crossed_p_value(seeds_alike)
+    assert crossed_p_value(seeds_alike[:2], cautious=True) > crossed_p_value(seeds_alike[:2])
+
+
+def test_harmonic_interval_agrees_with_a_bootstrap() -> None:
+    rng = np.random.default_rng(10)
+    base = rng.random((1, 300)) < 0.8
+    new = rng.random((1, 200)) < 0.6
+
+    got = harmonic_interval(base, new)
+
+    draws = np.array([
+        [
+            base[0, rng.integers(300, size=300)].mean(),
+            new[0, rng.integers(200, size=200)].mean(),
+        ]
+        for _ in range(4000)
+    ])
+    of_draws = 2 * draws.prod(axis=1) / draws.sum(axis=1)
+    b, n = base.mean(), new.mean()
+    assert got.value == pytest.approx(2 * b * n / (b + n))
+    assert got.value == pytest.approx(stats.hmean([b, n]))
+    assert bounds(got) == pytest.approx(np.quantile(of_draws, [0.025, 0.975]), abs=0.01)
+    assert harmonic_interval(np.zeros((2, 5), bool), np.zeros((2, 5), bool)).value == 0
+    with pytest.raises(ValueError, match="seeds, examples"):
+        harmonic_interval(base, np.ones((2, 5), bool))
+
+
+def test_examples_needed_give_mcnemar_its_power() -> None:
+    """Exact power by enumeration: with the number returned the test finds the difference four times out of five."""
+    only_a, only_b = 0.10, 0.05
+    pattern = np.repeat([1.0, -1.0, 0.0], [100, 50, 850])[None]
+
+    n = examples_needed(pattern)
+
+    assert n is not None
+    power = 0.0
+    for discordant in range(1, n + 1):
+        weight = stats.binom.pmf(discordant, n, only_a + only_b)
+        if weight < 1e-9:
+            continue
+        k = np.arange(discordant + 1)
+        p = 2 * np.minimum(
+            stats.binom.cdf(k, discordant, 0.5), stats.binom.sf(k - 1, discordant, 0.5)
+        )
+        power += weight * stats.binom.pmf(k, discordant, only_a / (only_a + only_b))[p < 0.05].sum()
+    assert power == pytest.approx(0.8, abs=0.04)
+
+
+def test_examples_needed_where_no_number_is_enough() -> None:
+    seeds = np.array([[0.5], [-0.5], [0.6]]) * np.ones((1, 100))
+    rng = np.random.default_rng(11)
+
+    assert examples_needed(np.zeros((1, 10))) is None
+    assert examples_needed(seeds + rng.normal(size=(3, 100)) * 0.1) is None
+    alike = rng.normal(size=(3, 400)) + 0.05
+    few, many = examples_needed(alike + 0.3), examples_needed(alike)
+    assert few is not None
+    assert many is None or many > few
+
+
+def test_letters_of_ties() -> None:
+    names = ["a", "b", "c", "d"]
+
+    assert letters_of_ties(names, []) == ["a", "a", "a", "a"]
+    assert letters_of_ties(names, [("a", "d")]) == ["a", "ab", "ab", "b"]
+    assert letters_of_ties(names, [("d", "a"), ("a", "c"), ("b", "d")]) == ["a", "ab", "bc", "c"]
+    everyone = [(x, y) for i, x in enumerate(names) for y in names[i + 1 :]]
+    assert letters_of_ties(names, everyone) == ["a", "b", "c", "d"]
+    assert letters_of_ties([], []) == []
+
+
+def test_letters_are_shared_exactly_by_those_not_told_apart() -> None:
+    rng = np.random.default_rng(12)
+    for _ in range(50):
+        names = [str(i) for i in range(7)]
+        apart = {(x, y) for i, x in enumerate(names) for y in names[i + 1 :] if rng.random() < 0.4}
+        letters = letters_of_ties(names, apart)
+        for i, x in enumerate(names):
+            for j, y in enumerate(names):
+                if i < j:
+                    assert bool(set(letters[i]) & set(letters[j])) == ((x, y) not in apart)
+
+
+# ---------------------------------------------------------------- simulated: what the words promise
+
+# Seeds, examples, spread of the examples' difficulty and of the seeds' skill, in units of a run's own noise; with
+# skill 0.2 the seeds of one method lie about two points of accuracy round their mean.
+REGIMES = {
+    "examples alone": (3, 200, 1.5, 0.0),
+    "a small test split": (3, 100, 1.0, 0.1),
+    "seeds and examples": (3, 500, 2.0, 0.1),
+    "a large test split": (3, 2000, 1.5, 0.1),
+    "seeds rule": (3, 1000, 1.0, 0.2),
+    "five seeds": (5, 300, 2.0, 0.15),
+}
+ACCURACY = 0.8
+
+
+def simulate(
+    rng: np.random.Generator, regime: str, times: int, methods: int, accuracy: float = ACCURACY
+) -> NDArray[np.bool_]:
+    """Return what ``methods`` equal methods get right, shape ``(times, methods, S, N)``."""
+    seeds, examples, difficulty, skill = REGIMES[regime]
+    mean = stats.norm.ppf(accuracy) * np.sqrt(1 + difficulty**2 + skill**2)
+    level = mean + rng.normal(size=(times, 1, 1, examples)) * difficulty
+    level = level + rng.normal(size=(times, methods, seeds, 1)) * skill
+    right: NDArray[np.bool_] = level + rng.normal(size=(times, methods, seeds, examples)) > 0
+    return right
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_95_percent_intervals_cover_91_to_98(regime: str) -> None:
+    rng, times = np.random.default_rng(20), 600
+    right = simulate(rng, regime, times, 2)
+    other = simulate(rng, regime, times, 1, accuracy=0.7)
+    harmonic = 2 * ACCURACY * 0.7 / (ACCURACY + 0.7)
+    covered = np.zeros(3)
+    for both, new in zip(right, other, strict=True):
+        for i, (interval, truth) in enumerate((
+            (crossed_interval(both[0]), ACCURACY),
+            (crossed_interval(both[0].astype(float) - both[1]), 0.0),
+            (harmonic_interval(both[0], new[0]), harmonic),
+        )):
+            low, high = bounds(interval)
+            covered[i] += low <= truth <= high
+
+    assert ((covered / times >= 0.91) & (covered / times <= 0.98)).all(), covered / times
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+@pytest.mark.parametrize("p", [0.5, 0.84, 0.97])
+def test_one_accuracy_is_covered_too(n: int, p: float) -> None:
+    counts = np.arange(n + 1)
+    inside = [bounds(wilson(int(k), n))[0] <= p <= bounds(wilson(int(k), n))[1] for k in counts]
+
+    assert 0.91 <= stats.binom.pmf(counts, n, p)[inside].sum() <= 0.98  # exact, not simulated
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_equal_methods_are_marked_better_in_5_percent_at_most(regime: str) -> None:
+    """The best of three equal methods against the runner-up, after Holm over the pairs, as a summary marks it."""
+    rng, times, methods = np.random.default_rng(21), 400, 3
+    marked = 0
+    for right in simulate(rng, regime, times, methods):
+        first, second, *_ = np.argsort(-right.mean(axis=(1, 2)))
+        pairs = [(i, j) for i in range(methods) for j in range(i + 1, methods)]
+        p = holm([
+            crossed_p_value(right[i].astype(float) - right[j], cautious=True) for i, j in pairs
+        ])
+        marked += p[pairs.index((min(first, second), max(first, second)))] < 0.05
+
+    assert marked / times <= 0.05
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_cautious_test_of_two_equal_methods_keeps_its_level(seeds: int) -> None:
+    rng, times = np.random.default_rng(22), 1000
+    level = 1.5 + rng.normal(size=(times, 1, 1, 300)) + rng.normal(size=(times, 2, seeds, 1)) * 0.15
+    right = level + rng.normal(size=(times, 2, seeds, 300)) > 0
+
+    small = [crossed_p_value(a.astype(float) - b, cautious=True) < 0.05 for a, b in right]
+
+    assert np.mean(small) <= 0.05
+
+
+def test_mcnemar_of_equal_methods_keeps_its_level() -> None:
+    """Exactly: over every count of discordant examples there may be."""
+    for n in range(1, 200):
+        k = np.arange(n + 1)
+        p = np.minimum(1, 2 * np.minimum(stats.binom.cdf(k, n, 0.5), stats.binom.sf(k - 1, n, 0.5)))
+        assert stats.binom.pmf(k, n, 0.5)[p < 0.05].sum() <= 0.05
+        middle = int(k[len(k) // 3])
+        a = np.repeat([True, False], [middle, n - middle])
+        assert mcnemar_exact(a, ~a).p_value == pytest.approx(p[middle])

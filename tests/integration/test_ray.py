@@ -1,0 +1,186 @@
+"""Runs as Ray tasks on this machine: the same records as here, written by the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from clipadapt.core import sweep
+from clipadapt.core.records import RunStore
+from tests.reliability.test_sweep import METHOD, TIMINGS
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
+
+# A method whose worker dies the first time, or always.
+DYING = """
+import os, pathlib
+from typing import ClassVar
+import numpy as np
+from clipadapt.core.protocols import MethodConfig
+
+class Config(MethodConfig):
+    marks: str = ""
+    times: int = 1
+
+class Dying:
+    Config: ClassVar[type[MethodConfig]] = Config
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = None
+
+    def __init__(self, config): self.config = config
+
+    def fit(self, backbone, task, ctx):
+        marks = pathlib.Path(self.config.marks)
+        n = len(list(marks.glob(f"{ctx.seed}-*")))
+        if n < self.config.times:
+            (marks / f"{ctx.seed}-{n}").touch()
+            os._exit(9)
+        return Constant(task.classnames)
+
+class Constant:
+    score_kind: ClassVar[str] = "logit"
+    n_trainable_params: ClassVar[int] = 0
+    def __init__(self, classnames): self.classnames = classnames
+    def predict_scores(self, inputs):
+        return np.tile(np.arange(len(self.classnames), dtype=np.float32), (len(inputs), 1))
+    def save(self, directory): directory.mkdir(parents=True, exist_ok=True)
+
+METHOD = Dying
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Ray on two processors of this machine, with the plug-ins of these tests."""
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "means.py").write_text(METHOD)
+    (folder / "dying.py").write_text(DYING)
+    before = os.environ.get("CLIPADAPT_PLUGINS")
+    os.environ["CLIPADAPT_PLUGINS"] = str(folder)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield folder
+    ray.shutdown()
+    if before is None:
+        del os.environ["CLIPADAPT_PLUGINS"]
+    else:
+        os.environ["CLIPADAPT_PLUGINS"] = before
+
+
+def write(path, content) -> str:
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return str(path)
+
+
+def facts(out) -> dict[str, dict]:
+    store, found = RunStore(out), {}
+    for record in store.load_all():
+        folder = store.run_dir(record)
+        RunStore.load_predictions(folder)
+        files = {
+            str(p.relative_to(folder)): p.read_bytes()
+            for p in folder.rglob("*")
+            if p.is_file() and p.name != "record.json"
+        }
+        found[record.run_id] = {
+            **record.model_dump(mode="json", exclude=TIMINGS),
+            "threads": record.environment.threads,
+            "files": files,
+        }
+    return found
+
+
+def test_ray_and_local_give_the_same(cli, cluster, tmp_path, tiny_clip):
+    plan = write(
+        tmp_path / "sweep.yaml",
+        {
+            "datasets": ["synthetic:3x6"],
+            "models": [tiny_clip],
+            "methods": [
+                "zero_shot",
+                {"recipe": "linear_probe-quick", "set": {"method.max_iter": 20}},
+            ],
+            "shots": [2],
+            "seeds": [1, 2],
+            "settings": {"threads": 1, "evaluation.also": [{"split": "val"}]},
+        },
+    )
+    local, far = tmp_path / "local", tmp_path / "far"
+
+    assert cli("bench", plan, "--out", local).code == 0
+    done = cli("bench", plan, "--out", far, "--executor", "ray", "--workers", 2, "--json")
+
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["records"]) == 8
+    assert facts(far) == facts(local)
+    assert {f["threads"] for f in facts(far).values()} == {1}
+    assert not (far / ".claims").exists()
+    again = cli("bench", plan, "--out", far)  # and it goes on here
+    assert again.code == 0
+    assert "2 of 2 runs were complete already" in again.err
+
+
+def test_threads_are_a_setting_that_both_apply_and_record(cli, cluster, tmp_path):
+    recipe = write(tmp_path / "means.yaml", {"method": {"name": "clip/means"}})
+    plan = write(
+        tmp_path / "s.yaml",
+        {"datasets": ["synthetic:2x4"], "methods": [recipe], "shots": [1], "seeds": [1]},
+    )
+
+    for name, words, threads in (
+        ("a", ("--set", "threads=2"), 2),
+        ("b", ("--set", "threads=2", "--executor", "ray"), 2),
+        ("c", ("--executor", "ray"), 1),
+    ):
+        assert cli("bench", plan, "--out", tmp_path / name, *words).code == 0
+        (record,) = RunStore(tmp_path / name).load_all()
+        assert record.environment.threads == threads
+
+
+def test_a_lost_worker_is_replaced(cluster, tmp_path):
+    (tmp_path / "marks").mkdir()
+    recipe = write(
+        tmp_path / "dying.yaml",
+        {"method": {"name": "clip/dying", "marks": str(tmp_path / "marks")}},
+    )
+    plan = write(
+        tmp_path / "s.yaml", {"datasets": ["synthetic:2x4"], "methods": [recipe], "seeds": [1, 2]}
+    )
+    from clipadapt.core.distributed import Ray
+
+    with Ray(2) as executor:
+        outcome = sweep.run_sweep(sweep.load_sweep(plan), tmp_path / "runs", executor=executor)
+
+    assert outcome.failures == []
+    assert [r.status for r in outcome.records] == ["ok", "ok"]
+    assert len(list((tmp_path / "marks").iterdir())) == 2  # each worker died once
+
+
+def test_failures_on_workers_are_recorded_and_do_not_stop_the_rest(cli, cluster, tmp_path):
+    (tmp_path / "marks").mkdir()
+    always = write(
+        tmp_path / "dying.yaml",
+        {"method": {"name": "clip/dying", "marks": str(tmp_path / "marks"), "times": 99}},
+    )
+    means = write(tmp_path / "means.yaml", {"method": {"name": "clip/means", "break_seed": 2}})
+    plan = write(
+        tmp_path / "s.yaml",
+        {
+            "datasets": ["synthetic:2x4"],
+            "methods": [{"recipe": always, "seeds": [1]}, means],
+            "shots": [1],
+            "seeds": [1, 2],
+        },
+    )
+
+    done = cli(
+        "bench", plan, "--out", tmp_path / "runs", "--executor", "ray", "--workers", 2, "--json"
+    )
+
+    found = {(r["method"]["name"], r["seed"]): r for r in json.loads(done.out)["records"]}
+    assert done.code == 1
+    assert found["clip/means", 1]["status"] == "ok"
+    assert "RuntimeError: broken on purpose" in found["clip/means", 2]["error"]
+    assert "the worker was lost 3 times" in found["clip/dying", 1]["error"]
+    assert len(list((tmp_path / "marks").iterdir())) == 3

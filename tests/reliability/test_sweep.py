@@ -1,0 +1,270 @@
+"""What other processes, interruptions and kill -9 can do to a sweep: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipadapt.core._files import is_temporary
+from clipadapt.core.claims import FOLDER
+from clipadapt.core.records import RunStore
+from clipadapt.core.runner import WORK
+
+# A method without a framework, so that a process starts fast. It tells of every fit it begins.
+METHOD = """
+import json, os, time
+from pathlib import Path
+from typing import Any, ClassVar
+import numpy as np
+from clipadapt.core.protocols import MethodConfig
+
+class Config(MethodConfig):
+    pause: float = 0.02
+    break_seed: int = 0
+
+class Means:
+    Config: ClassVar[type[MethodConfig]] = Config
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = None
+
+    def __init__(self, config): self.config = config
+
+    def fit(self, backbone, task, ctx):
+        log = os.environ.get("FITS")
+        if log:
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()} {ctx.work_dir.name} {ctx.seed}\\n")
+        time.sleep(self.config.pause)
+        if ctx.seed == self.config.break_seed:
+            raise RuntimeError("broken on purpose")
+        x = pixels(task.train.inputs)
+        y = task.train.labels
+        noise = ctx.rng("noise").normal(size=(len(task.classnames), x.shape[1])) * 0.01
+        means = np.stack([x[y == c].mean(axis=0) for c in range(len(task.classnames))]) + noise
+        return Classifier(task.classnames, means.astype(np.float32))
+
+    def load(self, directory, backbone):
+        facts = json.loads((directory / "facts.json").read_text())
+        return Classifier(tuple(facts), np.load(directory / "means.npy"))
+
+def pixels(inputs):
+    return np.stack([np.asarray(e.resize((6, 6)), np.float32).ravel() / 255 for e in inputs.examples])
+
+class Classifier:
+    score_kind: ClassVar[str] = "logit"
+
+    def __init__(self, classnames, means):
+        self.classnames, self.means, self.n_trainable_params = classnames, means, int(means.size)
+
+    def predict_scores(self, inputs):
+        x = pixels(inputs)
+        return -((x[:, None] - self.means[None]) ** 2).sum(axis=2).astype(np.float32)
+
+    def save(self, directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "facts.json").write_text(json.dumps(self.classnames))
+        np.save(directory / "means.npy", self.means)
+
+METHOD = Means
+"""
+MAIN = "from clipadapt.cli import main; main()"
+TIMINGS = {"cost", "started_at", "environment"}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A sweep of 24 fits, 48 runs, and the environment to start it in."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "means.py").write_text(METHOD)
+    (tmp_path / "means.yaml").write_text("method: {name: clip/means}\n")
+    sweep = {
+        "datasets": ["synthetic:3x6", "synthetic:4x6"],
+        "methods": [str(tmp_path / "means.yaml")],
+        "shots": [1, 2, 3],
+        "seeds": [1, 2, 3, 4],
+        "settings": {"evaluation.also": [{"split": "val"}]},
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps(sweep))
+    environ = {
+        **os.environ,
+        "CLIPADAPT_PLUGINS": str(tmp_path / "plugins"),
+        "FITS": str(tmp_path / "fits.log"),
+    }
+    return path, environ
+
+
+def start(plan, out, *more) -> subprocess.Popen:
+    path, environ = plan
+    words = ["bench", str(path), "--out", str(out), *more]
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, *words],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def content(out: Path) -> dict[str, dict]:
+    """Return every record by id, timings aside, with its predictions checked and its folder's other files."""
+    store, found = RunStore(out), {}
+    for record in store.load_all():
+        folder = store.run_dir(record)
+        RunStore.load_predictions(folder)
+        assert record.run_id not in found
+        files = {
+            str(p.relative_to(folder)): p.read_bytes()
+            for p in folder.rglob("*")
+            if p.is_file() and p.name != "record.json"
+        }
+        found[record.run_id] = {**record.model_dump(mode="json", exclude=TIMINGS), "files": files}
+    return found
+
+
+def n_records(out: Path) -> int:
+    return sum(not is_temporary(p.parent) for p in out.glob("*/*/*/record.json"))
+
+
+def fits(plan) -> list[str]:
+    log = Path(plan[1]["FITS"])
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_ten_kills_change_nothing(plan, tmp_path):
+    code, _, err = finish(start(plan, tmp_path / "calm"))
+    assert code == 0, err
+    wanted = content(tmp_path / "calm")
+    assert len(wanted) == 48
+
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    killed_at = []
+    while kills < 10:
+        process = start(plan, out)
+        before = n_records(out)
+        # From its first record on, or while it still opens its data: at any moment.
+        while n_records(out) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.12))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the sweep was over before ten kills"
+        kills += 1
+        killed_at.append(n_records(out))
+        RunStore(out).load_all()  # whatever is there can be read
+
+    code, printed, err = finish(start(plan, out, "--json"))
+
+    assert code == 0, err
+    assert killed_at[-1] < 48
+    assert content(out) == wanted
+    assert len(json.loads(printed)["records"]) == 48
+    assert not (out / FOLDER).exists()
+    assert not (out / WORK).exists()
+
+
+def test_two_processes_do_every_run_once(plan, tmp_path):
+    out = tmp_path / "runs"
+
+    both = [start(plan, out, "--json") for _ in range(2)]
+    results = [finish(process) for process in both]
+
+    begun = fits(plan)
+    for code, printed, err in results:
+        assert code == 0, err
+        assert len(json.loads(printed)["records"]) == 48  # each waits for what the other does
+    assert len(begun) == len({line.split()[1] for line in begun}) == 24
+    assert {line.split()[0] for line in begun} == {str(p.pid) for p in both}
+    assert n_records(out) == len(content(out)) == 48
+    assert not (out / FOLDER).exists()
+
+
+def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
+    out, (_, environ) = tmp_path / "runs", plan
+    small = ("method.pause=1.5", "datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1]")
+    sweep = start(plan, out, *(w for s in small for w in ("--set", s)))
+    while not fits(plan):
+        assert sweep.poll() is None, sweep.communicate()
+        time.sleep(0.01)
+
+    same = (
+        "method.pause=1.5", "data.name=synthetic:3x6", "data.shots=1", "seeds=[1]", "evaluation.also=[{split: val}]",
+    )  # fmt: skip
+    words = ["run", str(tmp_path / "means.yaml"), "--out", str(out), "--json"]
+    words += [w for s in same for w in ("--set", s)]
+    run = subprocess.run(
+        [sys.executable, "-c", MAIN, *words],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert f"waiting for 1 run done by process {sweep.pid}" in run.stderr
+    assert len(json.loads(run.stdout)["records"]) == 2
+    assert finish(sweep)[0] == 0
+    assert len(fits(plan)) == 1
+
+
+def test_an_interruption_ends_cleanly_and_the_same_command_goes_on(plan, tmp_path):
+    out = tmp_path / "runs"
+    process = start(plan, out, "--set", "method.pause=0.2")
+    while n_records(out) < 4:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+
+    assert code == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not (out / FOLDER).exists()
+    done = n_records(out)
+    assert 4 <= done < 48
+    begun = len(fits(plan))
+
+    code, _, err = finish(start(plan, out, "--set", "method.pause=0.2"))
+
+    assert code == 0, err
+    assert n_records(out) == 48
+    assert len(fits(plan)) == 24 + (begun - done // 2)  # only the fit that was cut off began twice
+
+
+def test_a_run_that_fails_elsewhere_is_not_tried_again_at_once(plan, tmp_path):
+    out = tmp_path / "runs"
+    small = ("datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1,2]", "method.pause=2")
+    broken = [w for s in (*small, "method.break_seed=2") for w in ("--set", s)]
+
+    results = [finish(p) for p in [start(plan, out, *broken) for _ in range(2)]]
+
+    found = RunStore(out).load_all()
+    assert {code for code, _, _ in results} == {1}
+    assert [r.attempt for r in found if r.status == "failed"] == [1, 1], results
+    assert [r.seed for r in found if r.status == "failed"] == [2, 2]
+    assert sum("RuntimeError: broken on purpose" in err for _, _, err in results) >= 1
+    assert len(fits(plan)) == 2
+
+
+def test_equal_scores_of_equal_seeds(plan, tmp_path):
+    """The method of these tests is deterministic; else the others would prove nothing."""
+    for name in ("a", "b"):
+        code, _, err = finish(start(plan, tmp_path / name, "--set", "seeds=[1]"))
+        assert code == 0, err
+    first, second = content(tmp_path / "a"), content(tmp_path / "b")
+    assert first == second
+    assert len({v["predictions_sha256"] for v in first.values()}) == len(first)
+    assert np.mean([v["metrics"]["accuracy"]["value"] for v in first.values()]) > 0.4

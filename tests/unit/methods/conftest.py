@@ -1,0 +1,91 @@
+"""What the tests of the trained methods share: models loaded once, a small task, fits and what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipadapt.core.context import RunContext, Services
+from clipadapt.core.protocols import DatasetOptions, Inputs, ModelOptions, Task
+from clipadapt.core.registry import DATASETS, METHODS, MODELS
+from clipadapt.core.store import FeatureStore
+
+FAMILIES = ("clip", "custom", "hf", "siglip")
+
+
+def load(name: str, **services: Any) -> Any:
+    """Load a model in float32, without a store unless one is given."""
+    found = MODELS.resolve(name, "clip")
+    given = {"store": FeatureStore(enabled=False), "workers": 1, **services}
+    return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), Services(**given))
+
+
+@pytest.fixture(scope="session")
+def models(
+    tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """Load the tiny model of a family, once: methods leave it as it is. They share a store."""
+    loaded: dict[str, Any] = {}
+    store = FeatureStore(tmp_path_factory.mktemp("store"))
+
+    def get(family: str) -> Any:
+        if family not in loaded:
+            loaded[family] = load(tiny_models[family], store=store)
+        return loaded[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[Task[Any], Inputs[Any]]:
+    """Three classes of four generated pictures each in train and val, and the test inputs."""
+    found = DATASETS.resolve("synthetic:3x4", "clip")
+    data = found.provider(found.argument, DatasetOptions())
+    task = Task(data.classnames, data.templates, data.split("train"), data.split("val"))
+    return task, data.split("test").inputs
+
+
+class Seen:
+    """Collects what a fit shows, and may stop it there."""
+
+    def __init__(self, name: str = "", after: int = 0) -> None:
+        self.values: dict[str, list[Any]] = {}
+        self.name, self.after = name, after
+
+    def __call__(self, name: str, value: Any) -> None:
+        found = self.values.setdefault(name, [])
+        if name == self.name and len(found) == self.after:
+            raise KeyboardInterrupt
+        found.append(value)
+
+
+def context(folder: Path, seed: int = 1, **given: Any) -> RunContext:
+    """A context without a store."""
+    return RunContext(seed, folder, Services(FeatureStore(enabled=False), workers=1), **given)
+
+
+def method(name: str, **settings: Any) -> Any:
+    """A method with some settings; the defaults are the papers'."""
+    kind = METHODS.get(f"clip/{name}")
+    return kind(kind.Config(**settings))
+
+
+def recorded(name: str) -> str:
+    """Return what a recipe's comment says of the trainable parameters."""
+    path = Path(__file__).parents[3] / "configs" / "methods" / "clip" / f"{name}.yaml"
+    (line,) = [
+        line for line in path.read_text().splitlines() if line.startswith("# trainable parameters:")
+    ]
+    return line.removeprefix("# trainable parameters:").strip()
+
+
+def arrays_of(fitted: Any, folder: Path) -> dict[str, np.ndarray]:
+    """Return what a classifier saves."""
+    from safetensors.numpy import load_file
+
+    fitted.save(folder)
+    return load_file(folder / "classifier.safetensors")

@@ -1,0 +1,254 @@
+"""``clip/coop``: where the context starts, other classes, chunks, words, export."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from clipadapt.core.errors import ConfigError, DataError, ModelError, UnknownNameError
+from clipadapt.core.protocols import Task
+from tests.unit.methods.conftest import FAMILIES, context, method
+
+SHORT = {"epochs": 2, "batch_size": 4, "augment": "none", "lr": 0.1, "warmup_epochs": 0}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("words", "n"), [("a photo of a", 4), ("a_photo_of", 3), ("the", 1)])
+def test_words_to_start_from_set_the_number_of_vectors(family, words, n, models, small, tmp_path):
+    model = models(family)
+
+    fitted = method("coop", n_ctx=9, ctx_init=words, epochs=0).fit(
+        model, small[0], context(tmp_path)
+    )
+
+    tokens = model.context_tokens(words.replace("_", " "))
+    assert len(tokens) == n
+    np.testing.assert_array_equal(fitted.context, model.embed_tokens(tokens).numpy())
+    assert fitted.n_trainable_params == fitted.context.size == n * fitted.context.shape[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_untrained_are_the_hand_written_prompt(family, models, small, tmp_path):
+    task, inputs = small
+    written = Task(task.classnames, ("a photo of a {}.",), task.train)
+
+    fitted = method("coop", ctx_init="a photo of a", epochs=0).fit(
+        models(family), written, context(tmp_path)
+    )
+
+    np.testing.assert_allclose(fitted.weights, fitted.start, atol=1e-6)
+    np.testing.assert_allclose(
+        fitted.predict_scores(inputs), fitted.zero_shot_scores(inputs), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inspect_names_the_words_a_context_starts_from(family, models, small, tmp_path):
+    fitted = method("coop", ctx_init="a photo of a", epochs=0).fit(
+        models(family), small[0], context(tmp_path)
+    )
+
+    vectors = fitted.inspect()["context"]
+
+    assert [v["vector"] for v in vectors] == [1, 2, 3, 4]
+    assert [v["nearest"][0]["word"] for v in vectors] == ["a", "photo", "of", "a"]
+    for vector in vectors:
+        distances = [near["distance"] for near in vector["nearest"]]
+        assert distances[0] == 0.0
+        assert distances == sorted(distances)
+        assert len(distances) == 5
+        assert distances[1] > 0
+    json.dumps(vectors, allow_nan=False)
+
+
+def test_inspect_of_class_specific_context_goes_by_class(models, small, tmp_path):
+    fitted = method("coop", CSC=True, n_ctx=2, **SHORT).fit(
+        models("clip"), small[0], context(tmp_path)
+    )
+
+    found = fitted.inspect()["context"]
+
+    assert [f["class"] for f in found] == list(small[0].classnames)
+    assert [len(f["vectors"]) for f in found] == [2, 2, 2]
+    # The distance to a piece is that of the table, computed by another way.
+    near = found[1]["vectors"][0]["nearest"][0]
+    table = models("clip")._embedding().weight.detach().numpy()
+    distances = np.sqrt(((fitted.context[1, 0] - table) ** 2).sum(axis=1))
+    assert near["distance"] == pytest.approx(distances.min(), abs=1e-3)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("CSC", [False, True])
+def test_the_size_and_spread_of_a_context_that_is_drawn(position, CSC, models, small, tmp_path):
+    settings = {"n_ctx": 16, "CSC": CSC, "class_token_position": position, "epochs": 0}
+
+    fitted = method("coop", **settings).fit(models("clip"), small[0], context(tmp_path))
+    other = method("coop", **settings).fit(models("clip"), small[0], context(tmp_path, seed=2))
+
+    assert fitted.context.shape == ((3, 16, 32) if CSC else (16, 32))
+    assert fitted.context.std() == pytest.approx(0.02, rel=0.1)
+    assert abs(fitted.context.mean()) < 0.003
+    assert not np.array_equal(fitted.context, other.context)
+
+
+def test_words_for_class_specific_context_are_refused(models, small, tmp_path):
+    with pytest.raises(ConfigError, match="'a photo of a' starts one shared context, but CSC is on"):  # fmt: skip
+        method("coop", CSC=True, ctx_init="a photo of a").fit(
+            models("clip"), small[0], context(tmp_path)
+        )
+
+
+@pytest.mark.parametrize("words", ["", "  ", "_"])
+def test_words_that_are_none_are_refused(words, models, small, tmp_path):
+    with pytest.raises(ConfigError, match="ctx_init"):
+        method("coop", ctx_init=words).fit(models("clip"), small[0], context(tmp_path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["words", "vectors"])
+def test_a_context_longer_than_the_model_reads_is_refused(family, kind, models, small, tmp_path):
+    limit = models(family).context_length
+    given, message, hint = {
+        "words": ({"ctx_init": "a photo " * limit}, f"leave no place .* reads {limit}", "ctx_init"),
+        "vectors": ({"n_ctx": limit - 2}, f"'red circle' are .* longer than the {limit} that", "n_ctx"),
+    }[kind]  # fmt: skip
+
+    with pytest.raises(ModelError, match=message) as error:
+        method("coop", **given).fit(models(family), small[0], context(tmp_path))
+
+    assert f"method.{hint}" in error.value.hint
+    assert "X X" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_context_that_is_read(family, models):
+    model, names = models(family), ("red dog", "a cat")
+    # Two words of a name, and what a tokenizer puts round a text: first, full stop, last.
+    most = model.context_length - 2 - {"siglip": 1}.get(family, 3)
+
+    tokens, slots = model.prompt_slots(names, most)
+
+    assert slots.shape == (2, most)
+    assert tokens.shape == (2, model.context_length)
+    with pytest.raises(ModelError, match=f"{most + 1} context vectors and the class name 'red dog'"):  # fmt: skip
+        model.prompt_slots(names, most + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_shared_context_carries_over_to_other_classes(family, position, models, small, tmp_path):
+    task, inputs = small
+    settings = {"n_ctx": 3, "class_token_position": position, **SHORT}
+    fitted = method("coop", **settings).fit(models(family), task, context(tmp_path))
+    names = (task.classnames[2], "horse", task.classnames[0])
+
+    other = fitted.with_classnames(names, ("a photo of the {}.",))
+    same = other.with_classnames(task.classnames, task.templates)
+
+    scores, before = other.predict_scores(inputs), fitted.predict_scores(inputs)
+    np.testing.assert_allclose(scores[:, [0, 2]], before[:, [2, 0]], atol=1e-4)
+    np.testing.assert_array_equal(other.context, fitted.context)
+    np.testing.assert_allclose(same.weights, fitted.weights, atol=1e-6)
+    np.testing.assert_allclose(same.start, fitted.start, atol=1e-6)
+
+
+def test_class_specific_context_is_permuted_with_its_classes(models, small, tmp_path):
+    task, inputs = small
+    fitted = method("coop", CSC=True, n_ctx=2, **SHORT).fit(
+        models("custom"), task, context(tmp_path)
+    )
+    order = [2, 0]
+
+    other = fitted.with_classnames(tuple(task.classnames[i] for i in order), task.templates)
+
+    np.testing.assert_array_equal(other.context, fitted.context[order])
+    np.testing.assert_allclose(
+        other.predict_scores(inputs), fitted.predict_scores(inputs)[:, order], atol=1e-4
+    )
+    with pytest.raises(DataError, match="not learnt for horse"):
+        fitted.with_classnames((*task.classnames, "horse"), task.templates)
+
+
+@pytest.mark.parametrize("CSC", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classes_in_chunks_learn_the_same(family, CSC, models, small, tmp_path):
+    def fit(chunk):
+        learner = method("coop", class_chunk=chunk, n_ctx=2, CSC=CSC, **SHORT)
+        return learner.fit(models(family), small[0], context(tmp_path / f"{chunk}"))
+
+    whole = fit(None)
+
+    for chunk in (1, 2, 7) if family == "clip" else (2,):
+        part = fit(chunk)
+        np.testing.assert_allclose(part.context, whole.context, atol=1e-4)
+        np.testing.assert_allclose(part.weights, whole.weights, atol=1e-4)
+
+
+def test_training_lowers_the_loss_and_moves_every_vector(models, small, tmp_path):
+    ctx = context(tmp_path)
+    learner = method("coop", **SHORT | {"epochs": 15, "n_ctx": 2, "lr": 1.0})
+    start = method("coop", epochs=0, n_ctx=2).fit(models("clip"), small[0], context(tmp_path))
+
+    fitted = learner.fit(models("clip"), small[0], ctx)
+
+    assert ctx.history[-1]["train_loss"] < ctx.history[0]["train_loss"]
+    assert (np.abs(fitted.context - start.context).max(axis=1) > 0.01).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_exported_classifier_rebuilt_by_hand(family, models, small, tmp_path):
+    model, (task, inputs) = models(family), small
+    fitted = method("coop", n_ctx=2, **SHORT).fit(model, task, context(tmp_path))
+
+    fitted.export("classifier", tmp_path / "out")
+
+    (file,) = (tmp_path / "out").iterdir()
+    with safe_open(file, framework="np") as stored:
+        facts = stored.metadata()
+        weight, scale, bias = (
+            stored.get_tensor(n) for n in ("weight", "logit_scale", "logit_bias")
+        )
+    assert facts["base_weights_sha256"] == model.weights_sha256
+    assert facts["base_model"] == model.name
+    assert json.loads(facts["classnames"]) == list(task.classnames)
+    assert facts["features"] == "output"
+    assert bias == (-10 if family == "siglip" else 0)
+    logits = scale * model.encode(inputs, "image") @ weight.T + bias
+    np.testing.assert_allclose(logits, fitted.predict_scores(inputs), atol=1e-5)
+    with pytest.raises(UnknownNameError, match="unknown export format 'openclip'"):
+        fitted.export("openclip", tmp_path / "other")
+
+
+def test_without_augmentation_training_reads_the_store_alone(tiny_clip, small, tmp_path, monkeypatch):  # fmt: skip
+    from clipadapt.core.store import FeatureStore
+    from clipadapt.models import _adapter
+    from tests.unit.methods.conftest import load
+
+    model, calls = load(tiny_clip, store=FeatureStore(tmp_path / "store")), []
+    encode = _adapter.OpenClipModel.encode_image
+    monkeypatch.setattr(
+        _adapter.OpenClipModel,
+        "encode_image",
+        lambda self, pixels, layer="output": (
+            calls.append(len(pixels)) or encode(self, pixels, layer)
+        ),
+    )
+    task = small[0]
+
+    method("coop", n_ctx=2, **SHORT).fit(model, task, context(tmp_path / "a"))
+    once = model.services.meter.computed
+    encoded = len(calls)
+    method("coop", n_ctx=2, **SHORT | {"epochs": 5}).fit(model, task, context(tmp_path / "b"))
+
+    # Train and val once each, in one padded batch; and the prompts.
+    assert encoded == 2
+    assert once == 12 + 12 + 3
+    assert len(calls) == 2
+    assert model.services.meter.computed == once
+    method("coop", n_ctx=2, **SHORT | {"augment": "crop_flip"}).fit(
+        model, task, context(tmp_path / "c")
+    )
+    assert len(calls) == 2 + 6  # fresh views at each of the steps

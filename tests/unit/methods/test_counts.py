@@ -1,0 +1,56 @@
+"""Trainable parameters on ViT-B/16 are those that each recipe's comment states."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.unit.methods.conftest import context, load, method, recorded
+
+C, N = 3, 12
+EXPECTED = {
+    "lora": 184_320,
+    "coop": 8_192,
+    "clip_adapter": 131_072,
+    "tip_adapter": 0,
+    "tip_adapter_f": 512 * N,
+    "full_finetune": 86_192_640 + 513 * C,
+    "wise_ft": 86_192_640 + 513 * C,
+    "zero_shot": 0,
+}
+UNTRAINED: dict[str, dict[str, Any]] = {
+    "lora": {"epochs": 0, "steps_per_shot": None},
+    "tip_adapter": {"views": 0},
+    "tip_adapter_f": {"views": 0, "epochs": 0},
+    "wise_ft": {"epochs": 0, "alpha": 1.0},
+    "zero_shot": {},
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from clipadapt.core.store import FeatureStore
+
+    return load("random:ViT-B-16", store=FeatureStore(tmp_path_factory.mktemp("store")))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_counts(name, model, small, tmp_path):
+    task = type(small[0])(small[0].classnames, small[0].templates, small[0].train)
+
+    fitted = method(name, **UNTRAINED.get(name, {"epochs": 0})).fit(model, task, context(tmp_path))
+
+    assert fitted.n_trainable_params == EXPECTED[name]
+    told = recorded(name)
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", told.split("(")[0])]
+    if "per class" in told:
+        base, each = numbers
+        assert base + each * C == EXPECTED[name]
+    elif "per training image" in told:
+        assert [n * N for n in numbers] == [EXPECTED[name]]
+    else:
+        assert numbers == [EXPECTED[name]]

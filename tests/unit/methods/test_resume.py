@@ -1,0 +1,184 @@
+"""A fit that was killed goes on and ends equal to the bit; a checkpoint that is not its own is passed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapt.core.protocols import Split, Task
+from clipadapt.methods import _training
+from clipadapt.methods._training import Fit, TrainingConfig
+from tests.unit.methods.conftest import Seen, arrays_of, context, method
+
+EPOCHS, SIZE = 2, 5  # 12 pictures: two full batches and a short one
+BASE = {"epochs": EPOCHS, "batch_size": SIZE, "augment": "none"}
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "coop": ("coop", "clip", {"n_ctx": 3, "drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
+    "lora": ("lora", "clip", {"steps_per_shot": None, "lora_dropout": 0.5, "lr": 0.02}),
+    "lora-dora": (
+        "lora",
+        "hf",
+        {"steps_per_shot": None, "encoder": "image", "roles": ["pointwise"], "use_dora": True},
+    ),
+    "full_finetune": ("full_finetune", "clip", {"lr": 1e-3, "warmup_steps": 2, "keep": "best"}),
+    "tip_adapter_f": (
+        "tip_adapter_f",
+        "siglip",
+        {"lr": 0.05, "views": 1, "beta_steps": 3, "alpha_steps": 3},
+    ),
+    "clip_adapter": ("clip_adapter", "custom", {"drop_last": False, "augment": "crop_flip"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def a_checkpoint_after_each_step(monkeypatch):
+    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_a_fit_killed_at_any_step_ends_equal_to_the_bit(case, models, small, tmp_path):
+    name, family, settings = METHODS[case]
+    learner, backbone = method(name, **BASE | settings), models(family)
+    task, inputs = small
+    whole = context(tmp_path / "whole", observe=Seen())
+    expected = learner.fit(backbone, task, whole)
+    steps = len(whole.observe.values["lr"])
+    assert steps == 6
+    points = [("lr", k) for k in range(steps)] + [("grad", steps - 1), ("epoch", 0)]
+
+    for point, k in points:
+        work = tmp_path / f"{point}{k}"
+        with pytest.raises(KeyboardInterrupt):
+            learner.fit(backbone, task, context(work, observe=Seen(point, k)))
+        again = context(work, observe=Seen())
+        got = learner.fit(backbone, task, again)
+
+        taken = steps // EPOCHS if point == "epoch" else k
+        assert len(again.observe.values["lr"]) == steps - taken
+        assert again.history == whole.history
+        assert got.selection == expected.selection
+        wanted, found = arrays_of(expected, tmp_path / "w"), arrays_of(got, work / "saved")
+        assert wanted.keys() == found.keys()
+        for key in wanted:
+            np.testing.assert_array_equal(found[key], wanted[key], err_msg=f"{point} {k} {key}")
+        np.testing.assert_array_equal(got.predict_scores(inputs), expected.predict_scores(inputs))
+
+
+def test_a_fit_killed_twice_too(models, small, tmp_path):
+    name, family, settings = METHODS["lora"]
+    learner, (task, inputs) = method(name, **BASE | settings), small
+    expected = learner.fit(models(family), task, context(tmp_path / "whole"))
+
+    for after in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            learner.fit(models(family), task, context(tmp_path / "w", observe=Seen("lr", after)))
+    last = context(tmp_path / "w", observe=Seen())
+    got = learner.fit(models(family), task, last)
+
+    assert len(last.observe.values["lr"]) == 1
+    np.testing.assert_array_equal(got.predict_scores(inputs), expected.predict_scores(inputs))
+
+
+def test_the_shortest_time_between_checkpoints_is_kept(models, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 3600.0)
+
+    method("coop", **BASE, n_ctx=2).fit(models("clip"), small[0], context(tmp_path / "work"))
+
+    assert not (tmp_path / "work").exists()
+
+
+# ---------------------------------------------------------------- what is not one's own
+
+
+def toy(folder, *, seed=1, after=None, start=0.0, key="", **settings) -> tuple[float, int]:
+    """Fit two numbers with noise; return their sum and the steps taken."""
+    p = torch.full((2,), start, requires_grad=True)
+    seen = Seen() if after is None else Seen("lr", after)
+    ctx = context(folder, seed, observe=seen)
+    given = {"lr": 0.1, "schedule": "constant", "epochs": 2, "batch_size": 2} | settings
+    loss = Fit("toy", {"p": p}, lambda rows, _: ((p - torch.rand(2)) ** 2).sum(), 6, key=key)
+    try:
+        _training.train(loss, TrainingConfig(optimizer="adamw", **given), ctx)
+    except KeyboardInterrupt:
+        assert after is not None
+    return p.sum().item(), len(seen.values["lr"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 2}, {"lr": 0.2}, {"epochs": 3}, {"keep": "best"}, {"start": 1.0}, {"key": "other data"}],
+)  # fmt: skip
+def test_a_checkpoint_of_another_fit_is_passed_over(other, tmp_path):
+    expected, steps = toy(tmp_path / "fresh", **other)
+    toy(tmp_path / "w", after=4)
+
+    assert toy(tmp_path / "w", **other) == (expected, steps)
+
+
+def damage(kind: str, raw: bytes) -> bytes:
+    flipped = bytearray(raw)
+    if kind == "a byte of the tensors":
+        flipped[-3] ^= 1
+    elif kind == "a byte of the header":
+        flipped[raw.index(b"losses") + 1] ^= 1
+    return {
+        "truncated": raw[: len(raw) // 2],
+        "empty": b"",
+        "text": b"this is no checkpoint at all",
+        "zeros": bytes(len(raw)),
+    }.get(kind, bytes(flipped))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["truncated", "empty", "text", "zeros", "a byte of the tensors", "a byte of the header"],
+)
+def test_a_damaged_checkpoint_is_passed_over(kind, tmp_path):
+    expected = toy(tmp_path / "fresh")
+    toy(tmp_path / "w", after=4)
+    (path,) = (tmp_path / "w").iterdir()
+    path.write_bytes(damage(kind, path.read_bytes()))
+
+    assert toy(tmp_path / "w") == expected
+
+
+def test_a_whole_checkpoint_is_not(tmp_path):
+    expected, steps = toy(tmp_path / "fresh")
+    toy(tmp_path / "w", after=4)
+
+    assert toy(tmp_path / "w") == (expected, steps - 4)
+
+
+@pytest.mark.parametrize("what", ["labels", "pictures", "val", "model"])
+def test_the_same_folder_with_other_data_or_another_model_begins_anew(
+    what, models, small, tmp_path
+):
+    settings = {"n_ctx": 2, "lr": 0.1, "keep": "best", "warmup_epochs": 0, "drop_last": False}
+    learner, task = method("coop", **BASE | settings), small[0]
+    train, val = task.train, task.val
+    order = np.roll(np.arange(len(train)), 1)
+    other = {
+        "labels": Task(task.classnames, task.templates, train_of(train, labels=train.labels[order]), val),
+        "pictures": Task(task.classnames, task.templates, train_of(train, inputs=train.inputs.take(order)), val),
+        "val": Task(task.classnames, task.templates, train, train_of(val, labels=val.labels[order])),
+        "model": task,
+    }[what]  # fmt: skip
+    backbone = models("custom" if what == "model" else "clip")
+    expected = learner.fit(backbone, other, context(tmp_path / "fresh"))
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(models("clip"), task, context(tmp_path / "w", observe=Seen("lr", 5)))
+
+    again = context(tmp_path / "w", observe=Seen())
+    got = learner.fit(backbone, other, again)
+
+    assert len(again.observe.values["lr"]) == 6
+    np.testing.assert_array_equal(got.context, expected.context)
+
+
+def train_of(split: Split[Any], **given: Any) -> Split[Any]:
+    return Split(
+        given.get("inputs", split.inputs), given.get("labels", split.labels), split.classnames
+    )

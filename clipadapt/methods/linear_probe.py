@@ -139,6 +139,8 @@ class LinearProbe:
             x = np.concatenate(parts) if len(parts) > 1 else parts[0]
             if config.solver == "adamw":
                 return [self._fit_adamw(x, y, p, n_classes, ctx) for p in penalties]
+            if config.solver == "batched":  # the same optimum the plain way
+                return [fit_logistic(x, y, p, 10_000, n_classes, tol=1e-8) for p in penalties]
             args = (config.max_iter, n_classes)
             return [fit_logistic(x, y, p, *args, span=config.span) for p in penalties]
 
@@ -295,6 +297,7 @@ def fit_logistic(
     n_classes: int,
     *,
     span: bool = True,
+    tol: float = 1e-4,
 ) -> Linear:
     """Fit scikit-learn's L-BFGS logistic regression.
 
@@ -305,6 +308,7 @@ def fit_logistic(
         max_iter: Iterations at the most.
         n_classes: ``C`` of the task; classes without an example are never predicted.
         span: Solve in the span of the examples where they are fewer than the features.
+        tol: Gradient at which the solver stops; the default is scikit-learn's.
 
     Raises:
         DataError: If there are examples of one class only.
@@ -321,7 +325,9 @@ def fit_logistic(
         warnings.simplefilter(
             "ignore", ConvergenceWarning
         )  # the paper's 1,000 iterations are the rule
-        fitted = LogisticRegression(random_state=0, C=C, max_iter=max_iter).fit(features, y)
+        fitted = LogisticRegression(random_state=0, C=C, max_iter=max_iter, tol=tol).fit(
+            features, y
+        )
     coef, intercept = fitted.coef_, fitted.intercept_
     if basis is not None:
         coef = coef @ basis.T

@@ -108,10 +108,12 @@ class Tuned:
             for name, value in state.items():
                 self.parameters[name].copy_(value)
 
-    def scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return logits as tower and head are now, shape ``(n, C)``."""
+    def scores(
+        self, inputs: Inputs[Any], stored: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return logits as tower and head are now, shape ``(n, C)``; see :meth:`TunedTower.features`."""
         weight, bias = (p.detach().cpu().numpy() for p in self.head)
-        logits: NDArray[np.float32] = self.tower.features(inputs) @ weight.T + bias
+        logits: NDArray[np.float32] = self.tower.features(inputs, stored) @ weight.T + bias
         return logits
 
 
@@ -144,6 +146,7 @@ def fit(
     start = tuned.state() | dict(zip(HEAD, map(tensor, (zero_shot, bias)), strict=True))
     tuned.start_from(ctx)
     images = TunedImages(tuned.tower, train.inputs, config)
+    val_states = None if val is None else tuned.tower.stored(val.inputs)
 
     def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
         weight, bias = head
@@ -157,7 +160,7 @@ def fit(
             tuned.parameters,
             loss,
             len(train),
-            None if val is None else lambda: tuned.scores(val.inputs),
+            None if val is None else lambda: tuned.scores(val.inputs, val_states),
             None if val is None else val.labels,
             _training.key_of(backbone, task),
         ),

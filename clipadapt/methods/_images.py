@@ -99,13 +99,21 @@ class TunedTower:
             pixels = self.base.pixels(inputs, rows, view, smallest_crop)
             return self.base.encode_image(pixels, f"unit:{self.first}")
 
-    def features(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return unit-norm features ``(n, D)`` as the tower is now, in bounded memory."""
+    def features(
+        self, inputs: Inputs[Any], stored: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return unit-norm features ``(n, D)`` as the tower is now, in bounded memory.
+
+        Args:
+            inputs: ``n`` images.
+            stored: What :meth:`stored` gave for them, where it was asked before.
+        """
         import numpy as np
 
         from clipadapt.models._encode import forward
 
-        stored = self.stored(inputs)
+        if stored is None:
+            stored = self.stored(inputs)
         out = np.zeros((len(inputs), self.model.embed_dim), dtype=np.float32)
         with self.model.services.progress.track("encode images", len(inputs), "images") as bar:
             for begin in range(0, len(inputs), PREDICT_BATCH):

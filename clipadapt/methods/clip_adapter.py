@@ -73,6 +73,9 @@ class CLIPAdapter:
         text = zero_shot_weights(backbone, task.classnames, task.templates)
         weights = tensor(text)
         features = FrozenFeatures(backbone, train.inputs, config, "projected")
+        val_features = None
+        if val is not None:
+            val_features = tensor(backbone.encode(val.inputs, "image", "projected"))
 
         def logits(x: torch.Tensor) -> torch.Tensor:
             return backbone.logits(adapt(x, down, up, config.ratio), weights.to(x.device))
@@ -81,9 +84,8 @@ class CLIPAdapter:
             return _training.cross_entropy(logits(features(rows, view).cpu()), train.labels, rows)
 
         def val_scores() -> NDArray[np.float32]:
-            assert val is not None
-            x = tensor(backbone.encode(val.inputs, "image", "projected"))
-            return logits(x).detach().numpy()
+            assert val_features is not None
+            return logits(val_features).detach().numpy()
 
         selection = _training.train(
             _training.Fit(

@@ -102,6 +102,8 @@ class LoRA:
         else:
             images = TunedImages(adapted.images, train.inputs, config)
         text_of = adapted.text_features(task.classnames, task.templates, start)
+        # What does not change is read once, not at every look at val.
+        val_of = None if val is None else adapted.features_of(val.inputs)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             logits = adapted.logits(images(rows, view), text_of())
@@ -110,10 +112,10 @@ class LoRA:
         def val_scores() -> NDArray[np.float32]:
             import torch
 
-            assert val is not None
+            assert val_of is not None
             adapted.dropout(active=False)
             with torch.no_grad():
-                features = tensor(adapted.image_features(val.inputs), backbone.device)
+                features = tensor(val_of(), backbone.device)
                 scores: NDArray[np.float32] = adapted.logits(features, text_of()).cpu().numpy()
             adapted.dropout(active=True)
             return scores
@@ -289,11 +291,20 @@ class Adapted:
             )
         return out
 
-    def image_features(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return unit-norm image features ``(n, D)``: of the adapted tower, or of the model's where it has none."""
+    def features_of(self, inputs: Inputs[Any]) -> Callable[[], NDArray[np.float32]]:
+        """Return what gives unit-norm image features ``(n, D)`` as the adapters are now.
+
+        They are the adapted tower's, or the model's own where it has no adapters.
+        """
         if self.config.encoder == "text":
-            return self.base.encode(inputs, "image")
-        return self.images.features(inputs)
+            frozen = self.base.encode(inputs, "image")
+            return lambda: frozen
+        stored = self.images.stored(inputs)
+        return lambda: self.images.features(inputs, stored)
+
+    def image_features(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return unit-norm image features ``(n, D)`` as the adapters are now."""
+        return self.features_of(inputs)()
 
     def merged(self) -> dict[str, torch.Tensor]:
         """Return the weights of the model with the adapters merged in, under the model's own names."""

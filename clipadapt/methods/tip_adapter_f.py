@@ -73,6 +73,7 @@ class TipAdapterF:
         keys = _training.parameter(ctx, "keys", built.keys.numpy())
         cache = CacheModel(keys, built.labels, built.n_classes)
         views: dict[int, torch.Tensor] = {}
+        val_features = None if val is None else tensor(backbone.encode(val.inputs, "image"))
 
         def features(view: int) -> torch.Tensor:
             if view not in views:
@@ -94,8 +95,8 @@ class TipAdapterF:
             )
 
         def val_scores() -> NDArray[np.float32]:
-            assert val is not None
-            return scores(tensor(backbone.encode(val.inputs, "image"))).detach().numpy()
+            assert val_features is not None
+            return scores(val_features).detach().numpy()
 
         selection = _training.train(
             _training.Fit(

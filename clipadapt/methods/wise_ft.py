@@ -61,10 +61,10 @@ class WiseFT:
         alpha = WITHOUT_VAL if self.config.alpha is None else self.config.alpha
         val = _training.labelled(task.val)
         if self.config.alpha is None and val is not None:
-            tried = []
+            tried, states = [], tuned.tower.stored(val.inputs)
             for share in ALPHAS:
                 tuned.put(between(start, end, share))
-                scores = tuned.scores(val.inputs)
+                scores = tuned.scores(val.inputs, states)
                 accuracy = metrics.topk_accuracy(scores, val.labels, 1)
                 loss = metrics.nll(scores, val.labels)
                 ctx.log(alpha=share, val_accuracy=accuracy, val_loss=loss)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from pydantic import ValidationError
 
 from clipadapt.core import metrics
 from clipadapt.core._files import atomic_directory
+from clipadapt.core.config import fault_lines
 from clipadapt.core.context import Services
 from clipadapt.core.errors import ConfigError, ModelError, RecordError, did_you_mean
-from clipadapt.core.protocols import Exportable, Inspectable, ModelOptions
+from clipadapt.core.protocols import Exportable, Inspectable, ModelOptions, OpenVocabulary
 from clipadapt.core.records import RECORD, RunStore
 from clipadapt.core.registry import METHODS, MODELS, program, track_of
 from clipadapt.core.store import FeatureStore
@@ -65,6 +67,11 @@ class LoadedRun:
         for begin in range(0, len(inputs), AT_ONCE):
             part = inputs.take(np.arange(begin, min(begin + AT_ONCE, len(inputs))))
             scores = self.classifier.predict_scores(part)  # (n, C)
+            if scores.shape != (len(part), len(names)):
+                raise RecordError(
+                    f"the classifier gives {scores.shape[1]} scores an input but names {len(names)} classes",
+                    hint="its files are damaged: run the experiment again",
+                )
             probabilities = metrics.softmax(scores, self.temperature or 1.0)
             order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
             for i, best in enumerate(order):
@@ -110,11 +117,15 @@ def load_run(
             hint="run the experiment again",
         )
     given: Any = record.config
-    method = method_class(
-        method_class.Config.model_validate({
-            k: v for k, v in given["method"].items() if k != "name"
-        })
-    )
+    settings = {k: v for k, v in given["method"].items() if k != "name"}
+    try:
+        method = method_class(method_class.Config.model_validate(settings))
+    except ValidationError as err:
+        faults = "\n".join(fault_lines(err, method_class.Config, "method."))
+        raise RecordError(
+            f"the settings in '{run_dir}' are none of the installed {record.method.name}:\n{faults}",
+            hint="run the experiment again",
+        ) from None
     backbone = None
     if record.model is not None:
         services = Services(FeatureStore())
@@ -131,7 +142,30 @@ def load_run(
                 hint="restore the weights, or run the experiment again",
             )
         backbone = resolved.provider.load(resolved.argument, options, services)
-    return LoadedRun(record, method.load(folder, backbone), backbone)
+    classifier = _for_judged(method.load(folder, backbone), record, run_dir)
+    return LoadedRun(record, classifier, backbone)
+
+
+def _for_judged(classifier: Classifier, record: RunRecord, run_dir: Path) -> Classifier:
+    """Return a classifier for the classes that the record was judged on; its fit may have had others.
+
+    Raises:
+        RecordError: If it cannot be had for them.
+    """
+    facts: Any = record.per_class
+    judged = tuple(map(str, facts["classnames"])) if facts else tuple(classifier.classnames)
+    own = set(classifier.classnames)
+    if judged == tuple(classifier.classnames) or set(judged) == own:
+        return classifier
+    if isinstance(classifier, OpenVocabulary):
+        return classifier.with_classnames(judged, record.evaluation.templates)
+    unlearnt = [name for name in judged if name not in own]
+    if unlearnt:
+        raise RecordError(
+            f"the classifier in '{run_dir}' is not of this record: it has no class '{unlearnt[0]}'",
+            hint="run the experiment again",
+        )
+    return classifier
 
 
 def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -229,9 +263,16 @@ def _classifier_dir(run_dir: Path, record: RunRecord) -> Path:
     own = run_dir / "classifier"
     if own.is_dir():
         return own
-    for other in sorted(run_dir.resolve().parents[2].glob(f"*/*/*/{RECORD}")):
-        if (other.parent / "classifier").is_dir() and RunStore.load(
-            other.parent
-        ).fit_id == record.fit_id:
-            return other.parent / "classifier"
+    above = run_dir.resolve().parents
+    # Only in the layout <out>/<dataset>/<method>/<run id>: a run copied elsewhere searches no stranger's folders.
+    if run_dir.resolve().name == record.run_id and len(above) > 2:
+        for other in sorted(above[2].glob(f"*/*/*/{RECORD}")):
+            if not (other.parent / "classifier").is_dir():
+                continue
+            try:
+                found = RunStore.load(other.parent)
+            except RecordError:
+                continue  # another run's damage is told where that run is asked for
+            if found.fit_id == record.fit_id:
+                return other.parent / "classifier"
     raise RecordError(f"the run in '{run_dir}' holds no classifier", hint="run it again")

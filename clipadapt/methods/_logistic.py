@@ -26,6 +26,8 @@ MAX_ITERATIONS: Final = 500
 TOLERANCE: Final = 1e-6
 """On the mean objective: a problem is solved when so many steps in a row gain and promise less than this."""
 PATIENCE: Final = 8
+NOTHING_LEFT: Final = 1e-5
+"""An objective below this is solved as well: none can be below zero."""
 ARMIJO: Final = 1e-4
 BACKTRACKS: Final = 12
 
@@ -154,7 +156,7 @@ def _lbfgs(problem: _Problem, strength: torch.Tensor) -> torch.Tensor:
         del history[:-MEMORY]
         u, value, gradient = u + moved, new_value, new_gradient
         found[active] = u
-        keep = (calm < PATIENCE) & (step > 0)
+        keep = (calm < PATIENCE) & (step > 0) & (value > NOTHING_LEFT)
         if not keep.all():
             if not keep.any():
                 break

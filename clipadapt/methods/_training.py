@@ -165,9 +165,9 @@ def learning_rate(config: TrainingConfig, epoch: int, step: int, epochs: int, st
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * done))
 
 
-def view_of(config: TrainingConfig, epoch: int) -> int:
-    """Return the augmented view that an epoch sees; 0 is the plain image."""
-    return 0 if config.augment == "none" else 1 + epoch
+def view_of(config: TrainingConfig, epoch: int, seed: int) -> int:
+    """Return the augmented view that an epoch of a seed sees; 0 is the plain image."""
+    return 0 if config.augment == "none" else 1 + epoch + (abs(seed) << 24)
 
 
 class _Loop:
@@ -223,7 +223,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.fit.loss(rows, view_of(config, state.epoch))
+        loss = self.fit.loss(rows, view_of(config, state.epoch, self.ctx.seed))
         loss.backward()
         value = loss.item()
         if self.ctx.observe:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from clipadapt.core import saved
-from clipadapt.core.errors import ModelError, did_you_mean
+from clipadapt.core.errors import ConfigError, ModelError, did_you_mean
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
 from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
@@ -90,6 +90,7 @@ class LoRA:
 
         Raises:
             ModelError: If a tower has no layer of a role that was asked for.
+            ConfigError: If a tower has fewer blocks than are to be adapted.
         """
         config = self.config
         train = task.require_train("lora")
@@ -440,28 +441,32 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
                     f"{'text' if tower == 'image' else 'image'}",
                 )
         found = [name for role in config.roles for name in offered[role]]
-        if tower == "image":
-            place = {name: unit_of(units, name) for name in found}
-            lowest = 0 if config.blocks is None else len(units) - config.blocks
-            found = [name for name in found if place[name] >= lowest]
-            first = min((place[name] for name in found), default=first)
-        elif config.blocks is not None:
-            found = _last_blocks(found, config.blocks)
-        names += found
-    if not names:
-        raise ModelError(
-            f"the last {config.blocks} units of '{model.name}' hold no layer of the roles "
-            f"{', '.join(config.roles)}",
-            hint="raise method.blocks, or leave it out",
+        place = (
+            {name: unit_of(units, name) for name in found} if tower == "image" else _block_of(found)
         )
+        there = len(units) if tower == "image" else max(place.values()) + 1
+        if config.blocks is not None and config.blocks > there:
+            raise ConfigError(
+                f"method.blocks is {config.blocks}; the {tower} tower of '{model.name}' has {there}",
+                hint=f"take 1 to {there}, or leave it out to adapt all",
+            )
+        lowest = 0 if config.blocks is None else there - config.blocks
+        found = [name for name in found if place[name] >= lowest]
+        if not found:
+            raise ModelError(
+                f"the last {config.blocks} units of the {tower} tower of '{model.name}' hold no layer of the "
+                f"roles {', '.join(config.roles)}",
+                hint="raise method.blocks, or leave it out",
+            )
+        if tower == "image":
+            first = min(place[name] for name in found)
+        names += found
     return names, first
 
 
-def _last_blocks(names: list[str], blocks: int) -> list[str]:
-    """Return the layers of the last blocks of a text tower, by the first number in their names."""
-    number = {n: next(int(part) for part in n.split(".") if part.isdigit()) for n in names}
-    lowest = max(number.values(), default=0) - blocks + 1
-    return [n for n in names if number[n] >= lowest]
+def _block_of(names: list[str]) -> dict[str, int]:
+    """Return the block of each layer of a text tower: the first number in its name."""
+    return {n: next(int(part) for part in n.split(".") if part.isdigit()) for n in names}
 
 
 METHOD = LoRA

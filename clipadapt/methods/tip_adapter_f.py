@@ -31,8 +31,8 @@ class TipAdapterFConfig(SearchConfig, TrainingConfig):
 
     Attributes:
         keep: The best epoch by val accuracy. The official code chooses it by test accuracy.
-        training_views: Random crops that the epochs take in turn (from the feature store); 0 trains on the
-            plain pictures, None gives each epoch crops of its own.
+        training_views: Random crops that the epochs take in turn (from the feature store, the same for every
+            seed, as the keys' are); 0 trains on the plain pictures, None gives each epoch crops of its own.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipadapt.core import metrics
 from clipadapt.core.inference import load_run
@@ -368,3 +369,66 @@ def test_a_real_run_predicts_pictures_into_a_sheet(cli, records, tmp_path):
     text = (tmp_path / "s.html").read_text(encoding="utf-8")
     assert text.count("<figure>") == len(test)
     assert len(text) < 20_000 * len(test)
+
+
+def test_a_run_judged_on_other_classes_predicts_those(cli, tiny_clip, tmp_path):
+    out = tmp_path / "runs"
+    settings = [
+        f"model.name={tiny_clip}",
+        "model.precision=fp32",
+        "data.name=synthetic:4x12",
+        "data.classes=base",
+        "evaluation.also=[{split: test, classes: new}]",
+    ]
+    done = cli(
+        *("run", "zero_shot", "--out", out, "--json"), *(x for s in settings for x in ("--set", s))
+    )
+    assert done.code == 0, done.err
+    records = json.loads(done.out)["records"]
+    (other,) = (r for r in records if r["evaluation"]["classes"] == "new")
+    (folder,) = (p.parent for p in out.glob(f"*/*/{other['run_id']}/record.json"))
+    image = tmp_path / "picture.png"
+    Image.new("RGB", (32, 32), "red").save(image)
+    stranger = out / "a" / "b" / "c"
+    (stranger / "classifier").mkdir(parents=True)
+    (stranger / "record.json").write_text(
+        "{"
+    )  # another run's damage is none of this one's business
+
+    got = cli("predict", folder, image, "--top", 9, "--json")
+
+    assert got.code == 0, got.err
+    (prediction,) = json.loads(got.out)["predictions"]
+    named = {t["label"] for t in prediction["top"]}
+    assert named == set(other["per_class"]["classnames"])
+
+
+@pytest.mark.parametrize("damage", ["settings", "names", "gone"])
+def test_a_damaged_run_is_told(damage, cli, tiny_clip, tmp_path):
+    done = cli(
+        # A closed set of classes: an open one is put right from the record.
+        *("run", "linear_probe-quick", "--out", tmp_path / "runs", "--set", "seeds=[1]"),
+        *("--set", f"model.name={tiny_clip}", "--set", "data.name=synthetic:3x12"),
+    )
+    assert done.code == 0, done.err
+    (folder,) = (p.parent for p in (tmp_path / "runs").glob("*/*/*/record.json"))
+    if damage == "settings":
+        record = json.loads((folder / "record.json").read_text())
+        record["config"]["method"]["old_key"] = 1
+        (folder / "record.json").write_text(json.dumps(record))
+    elif damage == "names":
+        facts = folder / "classifier" / "classifier.json"
+        facts.write_text(
+            facts.read_text().replace('"classnames": [', '"classnames": ["one more", ')
+        )
+    else:
+        shutil.rmtree(folder / "classifier")
+    image = tmp_path / "picture.png"
+    Image.new("RGB", (32, 32), "red").save(image)
+
+    got = cli("predict", folder, image)
+
+    assert got.code == 2
+    expected = {"settings": "old_key", "names": "classes", "gone": "holds no classifier"}
+    assert expected[damage] in got.text
+    assert "Traceback" not in got.err

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clipadapt.core.errors import ModelError
+from clipadapt.core.errors import ClipAdaptError, ModelError
 from clipadapt.methods._text import prompts_of
 from clipadapt.methods.lora import Adapted, LoRAConfig, _targets
 from tests.unit.methods.conftest import FAMILIES, Seen, context, load, method
@@ -59,13 +59,25 @@ def test_roles_and_encoder_choose_the_layers(settings, expected, models):
     ("blocks", "expected"),
     [
         # The image tower's units are: the stem, block 0, block 1, the projection.
-        (1, ["transformer.resblocks.1.attn.q"]),
         (2, ["visual.transformer.resblocks.1.attn.q", *(f"transformer.resblocks.{i}.attn.q" for i in (0, 1))]),
-        (9, [f"{t}transformer.resblocks.{i}.attn.q" for t in ("visual.", "") for i in (0, 1)]),
+        (None, [f"{t}transformer.resblocks.{i}.attn.q" for t in ("visual.", "") for i in (0, 1)]),
     ],
 )  # fmt: skip
 def test_blocks_count_from_the_end(blocks, expected, models):
     assert layers(models("clip"), roles=["q"], blocks=blocks) == expected
+
+
+@pytest.mark.parametrize(
+    ("blocks", "encoder", "message"),
+    [
+        (1, "both", "the last 1 units of the image tower .* hold no layer"),
+        (9, "image", "method.blocks is 9; the image tower of .* has 4"),
+        (9, "text", "method.blocks is 9; the text tower of .* has 2"),
+    ],
+)
+def test_blocks_that_are_not_there_are_refused(blocks, encoder, message, models):
+    with pytest.raises(ClipAdaptError, match=message):
+        layers(models("clip"), roles=["q"], blocks=blocks, encoder=encoder)
 
 
 def test_what_lies_below_the_first_adapted_unit_is_computed_once(models, small, tmp_path):

@@ -239,7 +239,8 @@ def test_a_method_that_diverges_says_so(size, message, models, small, tmp_path):
 
 
 def test_each_epoch_sees_a_view_of_its_own_or_the_plain_picture(tmp_path):
-    for augment, expected in (("none", [0, 0, 0]), ("crop_flip", [1, 2, 3])):
+    seen = {}
+    for augment, seed in (("none", 1), ("crop_flip", 1), ("crop_flip", 2)):
         p, views = counter(), []
 
         def loss(rows, view, p=p, views=views):
@@ -247,8 +248,12 @@ def test_each_epoch_sees_a_view_of_its_own_or_the_plain_picture(tmp_path):
             return -p.sum()
 
         config = TrainingConfig(**PLAIN | {"augment": augment, "batch_size": 4}, epochs=3)
-        _training.train(Fit("toy", {"p": p}, loss, 4), config, context(tmp_path / augment))
-        assert views == expected
+        ctx = context(tmp_path / f"{augment}{seed}", seed=seed)
+        _training.train(Fit("toy", {"p": p}, loss, 4), config, ctx)
+        seen[augment, seed] = views
+    assert seen["none", 1] == [0, 0, 0]
+    assert len({*seen["crop_flip", 1], *seen["crop_flip", 2]}) == 6  # a seed has crops of its own
+    assert 0 not in seen["crop_flip", 1]
 
 
 def test_what_is_drawn_comes_from_the_seed_and_leaves_the_global_generator_alone(tmp_path):

@@ -38,6 +38,7 @@ class Fitted:
         return scores(inputs, self.classnames, self.config.fitted)
     def save(self, directory):
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "names.txt").write_text("|".join(self.classnames))
 
 class FromZeroShot(Fitted):
     def zero_shot_scores(self, inputs):
@@ -56,7 +57,7 @@ class Known:
             ctx.log(epoch=epoch, train_loss=1 / epoch, val_accuracy=epoch / 10)
         return (FromZeroShot if self.config.start != "none" else Fitted)(self.config, task.classnames)
     def load(self, directory, backbone):
-        return FromZeroShot(self.config, ("a", "b"))
+        return FromZeroShot(self.config, tuple((directory / "names.txt").read_text().split("|")))
 
 METHOD = Known
 '''

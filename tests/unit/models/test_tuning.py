@@ -393,3 +393,27 @@ def test_a_low_precision_model_in_float32_is_the_stored_one(family, tiny_models,
     assert full.weights_sha256 == get(family).weights_sha256
     assert low.in_dtype("fp32") is full
     assert get(family).in_dtype("fp32") is get(family)
+
+
+@pytest.mark.parametrize("family", ["clip", "custom"])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_what_prompts_begin_alike_with_is_computed_once_and_changes_nothing(family, position, get):
+    from clipadapt.methods._text import leading
+
+    model = get(family)
+    tokens, slots = model.prompt_slots(["dog", "a horse", "tench"], 5, position)
+    context = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    places = slots.unsqueeze(-1).expand(-1, -1, 32)
+    filled = model.embed_tokens(tokens).scatter(1, places, context.expand(3, 5, 32))
+    shared = leading(tokens)
+    assert shared >= {"end": 6, "middle": 3, "front": 1}[position]
+
+    plain = model.encode_token_embeddings(filled, tokens)
+    fast = model.encode_token_embeddings(filled, tokens, shared=shared)
+    by_plain, by_fast = (
+        torch.autograd.grad(x.square().cumsum(1).sum(), context, retain_graph=True)[0]
+        for x in (plain, fast)
+    )
+
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by_fast, by_plain, atol=1e-5, rtol=1e-4)

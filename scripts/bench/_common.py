@@ -471,3 +471,17 @@ def tiny_model(folder: Path) -> str:
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     return f"local-dir:{folder}"
+
+
+def steps_of(it: Ours, settings: Mapping[str, Any], drop: int) -> dict[str, Any]:
+    """Fit a shipped method and return the median seconds of a step after the first ``drop``, and what went before."""
+    from clipadapt.core.records import peak_memory, reset_peak_memory
+
+    task = train_task(it.open().dataset, settings["n"], settings["classes"])
+    clock = Clock()
+    reset_peak_memory()
+    begun = time.perf_counter()
+    it.method.fit(it.backbone, task, it.context(observe=clock))
+    memory = peak_memory()
+    seconds = median(clock.seconds(drop))
+    return {"seconds": seconds, "memory": memory, "set_up": clock.at[0] - begun}

@@ -20,11 +20,11 @@ from _common import (
     SEED,
     TEMPLATE,
     Bench,
-    Clock,
     class_names,
     ours,
     pictures,
     precision_of,
+    steps_of,
     table,
     train_task,
 )
@@ -54,21 +54,8 @@ def opened(settings: dict[str, Any], folder: str, given: Sequence[str]) -> Any:
 
 def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the shipped method's steps."""
-    from clipadapt.core.records import peak_memory, reset_peak_memory
-
     with tempfile.TemporaryDirectory() as folder:
-        it = opened(settings, folder, precision_of(settings))
-        task = train_task(it.open().dataset, settings["n"], settings["classes"])
-        clock = Clock()
-        reset_peak_memory()
-        begun = time.perf_counter()
-        it.method.fit(it.backbone, task, it.context(observe=clock))
-        memory = peak_memory()
-    return {
-        "seconds": median(clock.seconds(DROP)),
-        "memory": memory,
-        "set_up": clock.at[0] - begun,
-    }
+        return steps_of(opened(settings, folder, precision_of(settings)), settings, DROP)
 
 
 def by_plain(settings: dict[str, Any]) -> dict[str, Any]:

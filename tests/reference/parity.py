@@ -40,6 +40,13 @@ def fixture(name: str) -> Fixture:
     return Fixture(parity_dir(name))
 
 
+class _Copies(dict[str, NDArray[Any]]):
+    """Gives a copy at every look-up: what a test trains in place must not reach the next one."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return super().__getitem__(name).copy()
+
+
 class Fixture:
     """One folder ``spec.json`` + ``tensors.safetensors``; the spec says what every tensor is for.
 
@@ -69,11 +76,14 @@ class Fixture:
 
     def _of_role(self, role: str) -> dict[str, NDArray[Any]]:
         tensors = self.spec["tensors"]
-        return {
-            name: self._stored[name].astype(_DTYPES.get(str(self._stored[name].dtype), np.float32))
+        return _Copies(
+            (
+                name,
+                self._stored[name].astype(_DTYPES.get(str(self._stored[name].dtype), np.float32)),
+            )
             for name in tensors
             if tensors[name]["role"] == role
-        }
+        )
 
     def assert_close(self, name: str, got: Any, *, where: NDArray[np.bool_] | None = None) -> None:
         """Assert ``|got - expected| <= atol + rtol * |expected|`` with the tolerances of the spec.

@@ -131,10 +131,10 @@ def check_writable(
     Raises:
         RecordError: If it cannot; the message names the folder and the reason.
     """
-    absent = [p for p in (directory, *directory.parents) if not p.exists()]
-    probe = directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        # Nothing is made that another process may be about to use.
+        there = next(p for p in (directory, *directory.parents) if p.exists())
+        probe = there / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         probe.write_bytes(b"0")
         probe.unlink()
     except OSError as err:
@@ -142,9 +142,6 @@ def check_writable(
             f"cannot write to the folder '{directory}': {err.strerror or err}",
             hint=hint,
         ) from err
-    with contextlib.suppress(OSError):  # another process may use it already
-        for folder in absent:
-            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class LoRA:
     """
 
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     requires: ClassVar[type | None] = AdapterTunable
 
     def __init__(self, config: LoRAConfig) -> None:
@@ -209,6 +209,8 @@ class Adapted:
         import torch
         from peft import LoraConfig, get_peft_model
 
+        from clipadapt.methods._dropout import Dropout
+
         model = base.in_dtype(config.precision).clone(split=True)
         names, first_unit = _targets(model, config)
         settings = LoraConfig(
@@ -225,6 +227,9 @@ class Adapted:
             if ctx is not None:
                 torch.manual_seed(int(ctx.rng("lora.init").integers(2**62)))
             peft: Any = get_peft_model(model.module, settings)
+        for module in peft.modules():
+            if hasattr(module, "lora_dropout") and config.lora_dropout:
+                module.lora_dropout[ADAPTER] = Dropout(config.lora_dropout)
         model.module.eval()
         adapted = cls(base, model, config, peft, first_unit)
         for name, parameter in adapted.parameters.items():

@@ -395,6 +395,8 @@ class OpenClipModel:
             for unit in self._units()[: int(layer.removeprefix(_blocks.PREFIX))]:
                 x = unit.run(x)
             return x.float()
+        if self.services.fast and _blocks.ends_early(self._net.visual):
+            return self.encode_image_from(x, 0, layer)
         out: torch.Tensor = self._net.encode_image(x).float()
         return _at(layer, out)
 
@@ -412,7 +414,7 @@ class OpenClipModel:
         return _at(layer, x.float())
 
     def _units(self) -> tuple[_blocks.Unit, ...]:
-        return _blocks.units(self._net.visual)
+        return _blocks.units(self._net.visual, fast=self.services.fast)
 
     def encode_text(self, tokens: torch.Tensor, /, layer: Layer = "output") -> torch.Tensor:
         """Encode token ids ``(n, L)``, ``L <= context_length``, to float32 ``(n, D)``."""
@@ -422,8 +424,14 @@ class OpenClipModel:
             )
         tokens = tokens.to(self.device)
         tower = OwnText.of(self._net)
-        short = tower is not None and tokens.shape[1] < tower.context_length
-        out: torch.Tensor = tower(tokens) if tower and short else self._net.encode_text(tokens)
+        if tower is None:
+            out: torch.Tensor = self._net.encode_text(tokens)
+        elif self.services.fast and tower.can_share():
+            out = tower.with_shared(tower.tower.token_embedding(tokens), tokens, 0)
+        elif tokens.shape[1] < tower.context_length:
+            out = tower(tokens)
+        else:
+            out = self._net.encode_text(tokens)
         return _at(layer, out.float())
 
     def prompt_slots(
@@ -494,8 +502,9 @@ class OpenClipModel:
         """
         given = embeddings.to(self.device)
         tower = OwnText.of(self._net)
-        if tower is not None and shared > 1 and self.services.fast and tower.can_share():
-            return _at(layer, tower.with_shared(given, tokens.to(self.device), shared).float())
+        if tower is not None and self.services.fast and tower.can_share():
+            out = tower.with_shared(given, tokens.to(self.device), shared)
+            return _at(layer, out.float())
 
         def replace(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
             return given.to(output.dtype)
@@ -690,7 +699,13 @@ class OpenClipModel:
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
         visual = self._net.visual
         if isinstance(visual, VisionTransformer):
-            out: torch.Tensor = visual._pool(visual.transformer(visual._embeds(pixels)))[0]
+            x = pixels
+            if self.services.fast and _blocks.ends_early(visual):
+                for unit in self._units()[:-1]:
+                    x = unit.run(x)
+            else:
+                x = visual.transformer(visual._embeds(x))
+            out: torch.Tensor = visual._pool(x)[0]
             return out
         if isinstance(visual, TimmModel):
             out = visual.trunk(pixels)

@@ -17,6 +17,105 @@ from torch import nn
 ROLES: Final = ("q", "k", "v", "out", "mlp", "pointwise")
 
 
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attend as ``F.scaled_dot_product_attention`` does.
+
+    In half precision the CPU kernel behind that function is several times slower backwards than the products it is
+    made of, so where gradients run they are taken one by one.
+
+    Args:
+        q: Queries, shape ``(n, heads, L, d)``.
+        k: Keys, shape ``(n, heads, S, d)``.
+        v: Values, shape ``(n, heads, S, d)``.
+        mask: Added to the scores, or a boolean one of what may be seen; broadcast to ``(n, heads, L, S)``.
+    """
+    half = q.dtype != torch.float32 and q.device.type == "cpu"
+    if not (half and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    if mask is not None:
+        seen = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if seen else scores + mask
+    return torch.matmul(scores.softmax(dim=-1), v)
+
+
+def heads_of(attention: Any, x: torch.Tensor, roles: str) -> list[torch.Tensor]:
+    """Return queries, keys or values.
+
+    Args:
+        attention: ``nn.MultiheadAttention`` or :class:`SplitAttention`.
+        x: States, shape ``(..., W)``.
+        roles: Consecutive letters of ``qkv``.
+
+    Returns:
+        One tensor ``(..., heads, W / heads)`` per letter.
+    """
+    width = x.shape[-1]
+    if isinstance(attention, SplitAttention):
+        parts, heads = [getattr(attention, role)(x) for role in roles], attention.heads
+    else:
+        begin = "qkv".index(roles) * width
+        rows = slice(begin, begin + len(roles) * width)
+        joined = F.linear(x, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
+        parts, heads = list(joined.chunk(len(roles), dim=-1)), attention.num_heads
+    return [p.view(*x.shape[:-1], heads, width // heads) for p in parts]
+
+
+def finished(block: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    """Return what a block of open_clip makes of states ``(..., W)`` and what attention gave for them, ``(..., W)``."""
+    attention = block.attn
+    layer = attention.out if isinstance(attention, SplitAttention) else attention.out_proj
+    x = x + block.ls_1(layer(mixed))
+    out: torch.Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return out
+
+
+def at_one_place(
+    block: Any,
+    x: torch.Tensor,
+    places: torch.Tensor,
+    sees: torch.Tensor | None = None,
+    before: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Return what a block of open_clip makes of one position of each example, shape ``(n, W)``.
+
+    Args:
+        block: The block.
+        x: States, shape ``(n, L, W)``.
+        places: The position of each example, shape ``(n,)``.
+        sees: Which positions that one sees, shape ``(n, P + L)``; all if left out.
+        before: Keys and values of ``P`` positions before them, the same for all, each ``(1, P, heads, d)``.
+    """
+    attention, n = block.attn, len(x)
+    rows = torch.arange(n, device=x.device)
+    normed = block.ln_1(x)
+    (q,) = heads_of(attention, normed[rows, places], "q")  # (n, heads, d)
+    k, v = heads_of(attention, normed, "kv")  # (n, L, heads, d)
+    if before is not None:
+        k, v = (
+            torch.cat([b.expand(n, -1, -1, -1), own], dim=1)
+            for b, own in zip(before, (k, v), strict=True)
+        )
+    # By sums and not by a matrix product, whose last bits depend on how many examples there are.
+    scores = (q.float()[:, None] * k.float()).sum(-1) * q.shape[-1] ** -0.5  # (n, P + L, heads)
+    if sees is not None:
+        scores = scores.masked_fill(~sees[..., None], float("-inf"))
+    mixed = (scores.softmax(dim=1)[..., None] * v.float()).sum(1)  # (n, heads, d)
+    return finished(block, x[rows, places], mixed.to(x.dtype).flatten(1))
+
+
+def is_plain(block: Any) -> bool:
+    """Tell whether a block is one that :func:`at_one_place` knows."""
+    return (
+        type(block) is ResidualAttentionBlock
+        and not hasattr(block, "ln_1_kv")
+        and isinstance(block.attn, nn.MultiheadAttention | SplitAttention)
+        and block.attn.batch_first
+    )
+
+
 class SplitAttention(nn.Module):
     """``nn.MultiheadAttention`` (batch first) with four ``nn.Linear``; same result, same call."""
 
@@ -57,7 +156,7 @@ class SplitAttention(nn.Module):
         mask = attn_mask
         if mask is not None and mask.dim() == 3:
             mask = mask.view(n, self.heads, length, -1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (n, heads, L, W / heads)
+        mixed = attend(q, k, v, mask)  # (n, heads, L, W / heads)
         out: torch.Tensor = self.out(mixed.transpose(1, 2).reshape(n, length, width))
         return (out if self.batch_first else out.transpose(0, 1)), None
 

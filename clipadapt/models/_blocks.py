@@ -1,20 +1,26 @@
-"""An image tower as a chain of units: what lies below the first trained one is computed once."""
+"""An image tower as a chain of units: what lies below the first trained one is computed once.
+
+Of the last block of a vision transformer only the class token is read: the others are not computed there. That is
+exact.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import Transformer, VisionTransformer
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
+from clipadapt.models import _attention
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
 PREFIX: Final = "unit:"
 """Layer ``unit:K`` is what unit ``K`` reads."""
@@ -33,13 +39,17 @@ class Unit:
     run: Callable[[torch.Tensor], torch.Tensor]
 
 
-def units(visual: Any) -> tuple[Unit, ...]:
+def units(visual: Any, *, fast: bool = True) -> tuple[Unit, ...]:
     """Return the units of an image tower; run one after another they are the tower.
 
     The last one returns projected features. A tower of a kind not known here is one unit.
+
+    Args:
+        visual: The tower.
+        fast: Leave out what is never read.
     """
     if isinstance(visual, VisionTransformer) and _plain(visual):
-        return _vit(visual)
+        return _vit(visual, fast=fast)
     if isinstance(visual, TimmModel):
         if isinstance(visual.trunk, EfficientNet):
             return _efficientnet(visual)
@@ -56,7 +66,24 @@ def _plain(visual: VisionTransformer) -> bool:
     )
 
 
-def _vit(visual: Any) -> tuple[Unit, ...]:
+def ends_early(visual: Any) -> bool:
+    """Tell whether the units of a tower leave out what is never read."""
+    if not (isinstance(visual, VisionTransformer) and _plain(visual)):
+        return False
+    last = visual.transformer.resblocks[-1]
+    return visual.attn_pool is None and visual.pool_type == "tok" and _attention.is_plain(last)
+
+
+def _class_token(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return what a block makes of the first position of ``(n, L, W)``, shape ``(n, 1, W)``."""
+    first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return _attention.at_one_place(block, x, first)[:, None]
+
+
+def _vit(visual: Any, *, fast: bool) -> tuple[Unit, ...]:
+    *blocks, end = visual.transformer.resblocks
+    last_block = partial(_class_token, end) if fast and ends_early(visual) else end
+
     def finish(x: torch.Tensor) -> torch.Tensor:
         pooled: torch.Tensor = visual._pool(x)[0]
         return pooled if visual.proj is None else pooled @ visual.proj
@@ -67,7 +94,7 @@ def _vit(visual: Any) -> tuple[Unit, ...]:
         Unit(tuple(f"visual.{n}" for n in first), visual._embeds),
         *(
             Unit((f"visual.transformer.resblocks.{i}.",), block)
-            for i, block in enumerate(visual.transformer.resblocks)
+            for i, block in enumerate([*blocks, last_block])
         ),
         Unit(tuple(f"visual.{n}" for n in last), finish),
     )

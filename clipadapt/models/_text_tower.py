@@ -1,7 +1,8 @@
 """open_clip's causal text towers in fewer operations: fewer positions, and a shared beginning computed once.
 
 Under a causal mask a position sees only what stands before it. So what follows the end-of-text token has no effect,
-and texts that begin alike (a learnt context, a template) have equal states there. Both are exact.
+and texts that begin alike (a learnt context, a template) have equal states there. Of the last block only the end of
+the text is read. All three are exact.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from open_clip.model import CLIP
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer, text_global_pool
+from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
-from clipadapt.models._attention import SplitAttention
+from clipadapt.models import _attention
 
 
 class OwnText:
@@ -55,12 +55,7 @@ class OwnText:
 
     def can_share(self) -> bool:
         """Tell whether every block is one that :meth:`with_shared` knows."""
-        return all(
-            type(block) is ResidualAttentionBlock
-            and isinstance(block.attn, nn.MultiheadAttention | SplitAttention)
-            and block.attn.batch_first
-            for block in self.tower.transformer.resblocks
-        )
+        return all(map(_attention.is_plain, self.tower.transformer.resblocks))
 
     def with_shared(
         self, embeddings: torch.Tensor, tokens: torch.Tensor, shared: int
@@ -70,13 +65,18 @@ class OwnText:
         shared = min(shared, int(ends.min()))
         x = self._placed(embeddings)
         head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
-        length = rest.shape[1]
-        sees = torch.ones(length, shared + length, dtype=torch.bool, device=x.device)
-        sees = sees.tril(shared)
-        for block in self.tower.transformer.resblocks:
+        places = torch.arange(x.shape[1], device=x.device)
+        sees = places <= places[shared:, None]  # (L - P, L)
+        *blocks, last = self.tower.transformer.resblocks
+        for block in blocks:
             head, rest = _block(block, head, rest, sees)
-        rows = torch.arange(len(rest), device=x.device)
-        return self._projected(self.tower.ln_final(rest[rows, ends - shared]))
+        before = None
+        if shared:
+            k, v = _attention.heads_of(last.attn, last.ln_1(head), "kv")
+            before = k, v
+        seen = places <= ends[:, None]  # (n, L)
+        pooled = _attention.at_one_place(last, rest, ends - shared, seen, before)
+        return self._projected(self.tower.ln_final(pooled))
 
     def _placed(self, embeddings: torch.Tensor) -> torch.Tensor:
         tower = self.tower
@@ -97,37 +97,29 @@ class OwnText:
 def _block(
     block: Any, head: torch.Tensor, rest: torch.Tensor, sees: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run one block on the shared positions and on each text's own, which see both."""
-    attention = block.attn
-    q0, k0, v0 = _heads(attention, block.ln_1(head))  # (1, heads, P, d)
+    """Run one block on the shared positions and on each text's own, which see both.
+
+    Args:
+        block: The block.
+        head: States of the shared positions, shape ``(1, P, W)``; ``P`` may be 0.
+        rest: States of the others, shape ``(n, L - P, W)``.
+        sees: Which of all positions each of those sees, shape ``(L - P, L)``.
+    """
+    attention, n, shared = block.attn, len(rest), head.shape[1]
     q, k, v = _heads(attention, block.ln_1(rest))  # (n, heads, L - P, d)
-    n = len(rest)
-    k = torch.cat([k0.expand(n, -1, -1, -1), k], dim=2)
-    v = torch.cat([v0.expand(n, -1, -1, -1), v], dim=2)
-    mixed = F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)
-    head = head + block.ls_1(_out(attention, mixed))
-    rest = rest + block.ls_1(_out(attention, F.scaled_dot_product_attention(q, k, v, sees)))
-    return (
-        head + block.ls_2(block.mlp(block.ln_2(head))),
-        rest + block.ls_2(block.mlp(block.ln_2(rest))),
-    )
+    if shared:
+        q0, k0, v0 = _heads(attention, block.ln_1(head))  # (1, heads, P, d)
+        k = torch.cat([k0.expand(n, -1, -1, -1), k], dim=2)
+        v = torch.cat([v0.expand(n, -1, -1, -1), v], dim=2)
+        causal = torch.ones(shared, shared, dtype=torch.bool, device=head.device).tril()
+        head = _ended(block, head, _attention.attend(q0, k0, v0, causal))
+    return head, _ended(block, rest, _attention.attend(q, k, v, sees))
 
 
-def _heads(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _ended(block: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    return _attention.finished(block, x, mixed.transpose(1, 2).reshape(x.shape))
+
+
+def _heads(attention: Any, x: torch.Tensor) -> list[torch.Tensor]:
     """Return query, key and value, each ``(n, heads, L, d)``."""
-    if isinstance(attention, SplitAttention):
-        parts: Any = (attention.q(x), attention.k(x), attention.v(x))
-        heads = attention.heads
-    else:
-        parts = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
-        heads = attention.num_heads
-    n, length, width = x.shape
-    return tuple(p.view(n, length, heads, width // heads).transpose(1, 2) for p in parts)
-
-
-def _out(attention: Any, mixed: torch.Tensor) -> torch.Tensor:
-    n, heads, length, width = mixed.shape
-    joined = mixed.transpose(1, 2).reshape(n, length, heads * width)
-    layer = attention.out if isinstance(attention, SplitAttention) else attention.out_proj
-    out: torch.Tensor = layer(joined)
-    return out
+    return [p.transpose(1, 2) for p in _attention.heads_of(attention, x, "qkv")]

@@ -383,6 +383,54 @@ def test_a_folder_with_other_weights(get, tmp_path):
         assert torch.equal(other, -model.encode_image(x))
 
 
+@pytest.mark.parametrize("family", ["clip", "custom"])
+@pytest.mark.parametrize("split", [False, True])
+def test_what_is_never_read_is_left_out_and_changes_nothing(family, split, tiny_models):
+    fast, plain = (load(tiny_models[family]).clone(split=split) for _ in range(2))
+    fast.services.fast, plain.services.fast = True, False
+    x = pixels(fast, 3).requires_grad_()
+    tokens = fast.tokenize(TEXTS)
+    blocks = (
+        fast.module.visual.transformer.resblocks[-1],
+        plain.module.visual.transformer.resblocks[-1],
+    )
+    widths: list[list[int]] = []
+    for block in blocks:
+        block.mlp.register_forward_hook(lambda _, given, __: widths.append(list(given[0].shape)))
+
+    for layer in ("output", "pre_projection"):
+        got, expected = (m.encode_image(x, layer) for m in (fast, plain))
+        by_got, by_expected = (
+            torch.autograd.grad(y.square().cumsum(1).sum(), x)[0] for y in (got, expected)
+        )
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(by_got, by_expected, atol=1e-5, rtol=1e-4)
+    positions = widths[1][1]
+    assert widths == [[3, 32], [3, positions, 32]] * 2
+    assert positions > 1
+    torch.testing.assert_close(
+        fast.encode_text(tokens), plain.encode_text(tokens), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "added"])
+def test_attention_in_half_precision_follows_float32(kind):
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 16, generator=draw).bfloat16() for _ in range(3))
+    sees = torch.ones(7, 7, dtype=torch.bool).tril()
+    added = torch.zeros(7, 7).masked_fill(~sees, float("-inf"))
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = [t.to(dtype).requires_grad_() for t in (q, k, v)]
+        mask = {"none": None, "boolean": sees, "added": added.to(dtype)}[kind]
+        out = _attention.attend(*given, mask)
+        assert out.dtype == dtype
+        found.append([out.float(), *torch.autograd.grad(out.float().square().sum(), given)])
+
+    for low, full in zip(*found, strict=True):
+        torch.testing.assert_close(low.float(), full.float(), atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_low_precision_model_in_float32_is_the_stored_one(family, tiny_models, get):
     low = load(tiny_models[family], "bf16")

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-BLOCK_BYTES: Final = 64 << 20
+BLOCK_BYTES: Final = 4 << 20
 """Logits of one block of rows, in bytes."""
 MEMORY: Final = 10
 MAX_ITERATIONS: Final = 500
-TOLERANCE: Final = 1e-6
+TOLERANCE: Final = 3e-6
 """On the mean objective: a problem is solved when so many steps in a row gain and promise less than this."""
-PATIENCE: Final = 8
+PATIENCE: Final = 6
 NOTHING_LEFT: Final = 1e-5
 """An objective below this is solved as well: none can be below zero."""
 ARMIJO: Final = 1e-4
@@ -92,6 +92,24 @@ class _Problem:
         bias = torch.full((len(strength), 1), 2**0.5, dtype=torch.float64)
         return torch.cat([weights, bias], dim=1)[:, None]
 
+    def curvature(self, strength: torch.Tensor) -> torch.Tensor:
+        """Return the least curvature of each problem near its optimum, shape ``(K,)``.
+
+        Along the weights it is the penalty's; along the biases that of a model which knows the classes' shares only.
+        """
+        weights = strength / (0.5 * self.variance.max() + strength)
+        share = torch.bincount(self.y, minlength=self.n_classes).min() / len(self.y)
+        return weights.clamp(max=2 * float(share))
+
+    def at_zero(self, strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return :meth:`value_and_gradient` at zero, where all problems are alike but for their scales."""
+        one = strength[:1]
+        u = torch.zeros(1, self.n_classes, len(self.variance) + 1, dtype=torch.float64)
+        value, gradient = self.value_and_gradient(u, one)
+        return value.expand(len(strength)).clone(), gradient / self.scale(one) * self.scale(
+            strength
+        )
+
     def natural(self, u: torch.Tensor, strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weights ``(K, c, D)`` and biases ``(K, c)`` of the features as they are."""
         scaled = u.double() * self.scale(strength)
@@ -138,7 +156,8 @@ def _lbfgs(problem: _Problem, strength: torch.Tensor) -> torch.Tensor:
     found = torch.zeros(K, c, width, dtype=torch.float64)
     active = torch.arange(K)
     u, lam = found.clone(), strength.clone()
-    value, gradient = problem.value_and_gradient(u, lam)
+    value, gradient = problem.at_zero(lam)
+    curvature = problem.curvature(lam)
     history: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     calm = torch.zeros(K, dtype=torch.int64)
     for _ in range(MAX_ITERATIONS):
@@ -156,11 +175,13 @@ def _lbfgs(problem: _Problem, strength: torch.Tensor) -> torch.Tensor:
         del history[:-MEMORY]
         u, value, gradient = u + moved, new_value, new_gradient
         found[active] = u
-        keep = (calm < PATIENCE) & (step > 0) & (value > NOTHING_LEFT)
+        certain = gradient.square().sum((1, 2)) < 2 * curvature * TOLERANCE
+        keep = (calm < PATIENCE) & (step > 0) & (value > NOTHING_LEFT) & ~certain
         if not keep.all():
             if not keep.any():
                 break
             active, lam, calm = active[keep], lam[keep], calm[keep]
+            curvature = curvature[keep]
             u, value, gradient = u[keep], value[keep], gradient[keep]
             history = [(s[keep], t[keep], rho[keep]) for s, t, rho in history]
     return found

@@ -113,7 +113,7 @@ class LinearProbe:
     """
 
     Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     requires: ClassVar[type | None] = ImageTextModel
 
     def __init__(self, config: LinearProbeConfig) -> None:

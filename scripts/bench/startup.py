@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CLI: Final = "from clipadapt.cli import main; main()"
 LINE: Final = re.compile(r"^import time:\s+(\d+) \|\s+(\d+) \|\s*(\S+)$", re.MULTILINE)
+PLAIN: Final = ("CLIPADAPT_LEAN_IMPORTS", "off")
+"""Switches the short cuts of the imports off."""
 SHOWN: Final = 12
 """Packages in the table."""
 
@@ -40,7 +42,8 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
             command += [x for setting in settings["set"] for x in ("--set", setting)]
             command += ["--out", out]
         begun = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+        env = os.environ | settings.get("environment", {})
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         seconds = time.perf_counter() - begun
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
@@ -53,6 +56,12 @@ def profile(text: str) -> dict[str, float]:
     for microseconds, _, name in LINE.findall(text):
         own[name.partition(".")[0]] += int(microseconds) / 1e6
     return dict(own)
+
+
+def by_package(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the median seconds of each package over some runs."""
+    packages = {name for p in found for name in p["imports"]}
+    return {n: median(p["imports"].get(n, 0.0) for p in found) for n in packages}
 
 
 MEASUREMENTS: Final = {"run": run}
@@ -71,36 +80,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = f"folder:{folder / 'data'}"
         zero_shot = ["zeroshot", "--model", model, "--dataset", data]
         whole = {"code": CLI, "arguments": zero_shot, "python": []}
+        warm = whole | {"store": str(folder / "store")}
         works = {
             "zeroshot, cold": whole,
-            "zeroshot, warm": whole | {"store": str(folder / "store")},
+            "zeroshot, warm": warm,
+            f"zeroshot, warm, {PLAIN[0]}={PLAIN[1]}": warm | {"environment": dict([PLAIN])},
             "`--help`": {"code": CLI, "arguments": ["--help"], "python": []},
             "import torch": {"code": "import torch", "arguments": [], "python": []},
             "python itself": {"code": "", "arguments": [], "python": []},
         }
         bench.measure("run", works["zeroshot, warm"])  # fills the store
         runs = bench.alternate({name: ("run", settings) for name, settings in works.items()})
-        profiled = [
-            bench.measure("run", works["zeroshot, warm"] | {"python": ["-X", "importtime"]})
-            for _ in range(o.repeats)
-        ]
+        profiled = {
+            name: [
+                bench.measure("run", warm | more | {"python": ["-X", "importtime"]})
+                for _ in range(o.repeats)
+            ]
+            for name, more in (("before", {"environment": dict([PLAIN])}), ("after", {}))
+        }
     total = runs["zeroshot, warm"].of()
     rows = [
         [name, figure(found.of()), found.span(), f"{found.of() / total:.0%}"]
         for name, found in runs.items()
     ]
-    packages = {name for p in profiled for name in p["imports"]}
-    own = {n: median(p["imports"].get(n, 0.0) for p in profiled) for n in packages}
-    imports = sum(own.values())
-    most = sorted(own, key=lambda name: -own[name])[:SHOWN]
-    rest = imports - sum(own[name] for name in most)
-    listed = [[f"`{name}`", figure(own[name]), f"{own[name] / imports:.0%}"] for name in most]
-    listed.append(["all others", figure(rest), f"{rest / imports:.0%}"])
-    whole_profiled = median(p["seconds"] for p in profiled)
+    own = {name: by_package(found) for name, found in profiled.items()}
+    most = sorted(own["before"], key=lambda name: -own["before"][name])[:SHOWN]
+    listed = [
+        [f"`{name}`", *(figure(found.get(name, 0.0)) for found in own.values())] for name in most
+    ]
+    rest = [sum(t for name, t in found.items() if name not in most) for found in own.values()]
+    listed.append(["all others", *map(figure, rest)])
+    listed.append(["imports", *(figure(sum(found.values())) for found in own.values())])
+    seconds = [median(p["seconds"] for p in found) for found in profiled.values()]
+    listed.append(["whole run under the profiler", *map(figure, seconds)])
     notes = [
-        f"Imports of a warm run, {figure(imports)} s of {figure(whole_profiled)} s under the profiler, by package:",
+        f"Seconds of imports by package in a warm run; before is with `{PLAIN[0]}={PLAIN[1]}`:",
         "",
-        *table(["package", "seconds", "of all imports"], listed, words=1),
+        *table(["package", *own], listed, words=1),
     ]
     head = ["work", "seconds", "least to most", "of a warm run"]
     bench.write(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from clipadapt.core.protocols import Inputs, ScoreKind, Split
     from clipadapt.models import ImageTextModel
 
+BLOCK_BYTES: Final = 32 << 20
+"""Scores of all alphas on one block of val, in bytes."""
 FIRST_VIEW: Final = 1
 GRID_START: Final = 0.1
 
@@ -138,13 +140,18 @@ def search(
     alphas = _grid(config.alpha_max, config.alpha_steps)
     zero_shot = config.logit_scale * features @ weights.T  # (m, C)
     y = torch.from_numpy(labels)
-    affinity = features @ cache.keys.T - 1  # (m, N)
     values, factors = cache.values(), torch.tensor(alphas, dtype=torch.float32)
+    m = len(features)
     right = np.zeros((len(betas), len(alphas)))
-    for i, beta in enumerate(betas):
-        votes = (float(beta) * affinity).exp() @ values  # (m, C)
-        scores = zero_shot + factors[:, None, None] * votes  # (alphas, m, C)
-        right[i] = (scores.argmax(-1) == y).float().mean(-1).numpy()
+    step = max(1, BLOCK_BYTES // (4 * len(alphas) * cache.n_classes))
+    for begin in range(0, m, step):
+        rows = slice(begin, begin + step)
+        affinity = features[rows] @ cache.keys.T - 1  # (b, N)
+        for i, beta in enumerate(betas):
+            votes = (float(beta) * affinity).exp() @ values  # (b, C)
+            scores = zero_shot[rows] + factors[:, None, None] * votes  # (alphas, b, C)
+            right[i] += (scores.argmax(-1) == y[rows]).sum(-1).numpy()
+    right /= m
     i, j = divmod(int(right.argmax()), len(alphas))  # the first: beta outer, alpha inner
     if ctx.observe:
         ctx.observe("grid", right)

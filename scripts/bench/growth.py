@@ -10,7 +10,9 @@ and of the text classifier; growth with shots is that of a probe's whole search 
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,9 +51,7 @@ def stored(settings: dict[str, Any]) -> dict[str, Any]:
     from clipadapt.core.store import FeatureStore, Space
 
     n, width = settings["n"], settings["width"]
-    digests = np.frombuffer(
-        b"".join(hashlib.sha256(i.to_bytes(8)).digest() for i in range(n)), dtype=np.uint8
-    ).reshape(n, 32)
+    digests = made_up_digests(n)
     space = Space("made up", "gelu", "output", "none", "fp32", 0, "image")
 
     def compute(rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
@@ -65,6 +65,77 @@ def stored(settings: dict[str, Any]) -> dict[str, Any]:
     if got.computed:
         raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
     return {"seconds": seconds, "memory": memory}
+
+
+def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure reading ``n`` float16 features back from the store and fitting probes on them."""
+    from clipadapt.core.store import FeatureStore, Space
+    from clipadapt.methods.linear_probe import fit_batched
+
+    use_threads(settings)
+    n, width = settings["n"], settings["width"]
+    digests = made_up_digests(n)
+    labels = np.arange(n) % N_CLASSES
+    centres, _ = clusters(N_CLASSES, width, N_CLASSES)
+    space = Space("made up", "gelu", "output", "none", "fp16", 0, "image")
+
+    def compute(rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        rng = np.random.default_rng(0)
+        for begin in range(0, len(rows), CHUNK):
+            part = rows[begin : begin + CHUNK]
+            noise = rng.normal(size=(len(part), width)).astype(np.float32)
+            yield part, (centres[labels[part]] + noise / 8).astype(np.float16)
+
+    FeatureStore().get_or_compute(space, digests, compute)
+
+    def work() -> int:
+        rows = FeatureStore().get_or_compute(space, digests, compute).rows
+        fit_batched([rows], labels, PENALTIES, N_CLASSES)
+        return int(rows.nbytes)
+
+    with AnonymousMemory() as own:
+        bytes_, seconds, memory = measured(work)
+    return {"seconds": seconds, "memory": memory, "own": own.growth, "features": bytes_}
+
+
+class AnonymousMemory:
+    """Watches how much memory of its own, files mapped aside, a process takes beyond what it had.
+
+    Attributes:
+        growth: The most, in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.growth = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> AnonymousMemory:
+        """Begin to watch."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watch no more."""
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        begun = self._now()
+        while not self._done.wait(0.02):
+            self.growth = max(self.growth, self._now() - begun)
+
+    @staticmethod
+    def _now() -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+
+
+def made_up_digests(n: int) -> NDArray[np.uint8]:
+    """Return digests of ``n`` examples that do not exist."""
+    whole = b"".join(hashlib.sha256(i.to_bytes(8)).digest() for i in range(n))
+    return np.frombuffer(whole, dtype=np.uint8).reshape(n, 32)
 
 
 def fit_probe(settings: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +196,7 @@ MEASUREMENTS: Final = {
     "images": pipeline.whole,
     "stored": stored,
     "probe": fit_probe,
+    "at scale": at_scale,
     "step": coop.by_ours,
     "text": text_classifier,
     "search of the probe": search_probe,
@@ -204,6 +276,19 @@ def growth_with_shots(bench: Bench) -> list[list[str]]:
     ]
 
 
+def at_scale_notes(bench: Bench) -> list[str]:
+    """Return what a probe on very many stored features took."""
+    o = bench.o
+    found = bench.measure("at scale", {"n": o.scale, "width": o.width})
+    mib = {name: f"{found[name] / 2**20:,.0f} MiB" for name in ("features", "own")}
+    return [
+        "",
+        f"{o.scale:,} x {o.width} float16 features, read from the store and fitted with {len(PENALTIES)} penalties,",
+        f"once: {figure(found['seconds'])} s. The features are {mib['features']}, mapped from a file; the process's own",
+        f"memory grew by {mib['own']} at the most.",
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the table."""
     bench = Bench("growth", __doc__ or "", MEASUREMENTS)
@@ -213,11 +298,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--images", type=int, nargs="*", default=[1000, 10_000, 100_000])
     add("--classes", type=int, nargs="*", default=[10, 100, 1000])
     add("--shots", type=int, nargs="*", default=[1, 2, 4, 8, 16])
+    add("--scale", type=int, default=1_000_000, help="float16 features of one more probe; 0: none")
     add("--width", type=int, default=512)
     add("--n", type=int, default=64, help="training pictures of CoOp")
     add("--betas", type=int, default=200)
     add("--alphas", type=int, default=20)
-    quick = {"images": [20, 40], "classes": [2, 3], "shots": [1, 2], "width": 16, "n": 8}
+    quick = {
+        "images": [20, 40],
+        "classes": [2, 3],
+        "shots": [1, 2],
+        "width": 16,
+        "n": 8,
+        "scale": 50,
+    }
     o = bench.parse(argv, {**quick, "betas": 5, "alphas": 4, "model": ""})
     rows: list[list[str]] = []
     with bench.scratch() as folder:
@@ -227,12 +320,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows += growth_with_classes(bench, folder)
         if o.shots:
             rows += growth_with_shots(bench)
+        scale = at_scale_notes(bench) if o.scale else []
     head = ["work", "size", "seconds", "microseconds each", "size, times the first"]
     head += ["seconds, times the first", "peak memory, MiB"]
     notes = [
         f"Files are JPEGs of 64 pixels; probes and searches have {N_CLASSES} classes.",
         f"CoOp has 16 vectors and batches of {min(32, o.n)}.",
         "Memory holds what the process had loaded before, some of it imports.",
+        *scale,
     ]
     bench.write(
         f"Growth of time and memory (`{o.model or 'a tiny model'}`)", table(head, rows), notes

@@ -284,8 +284,8 @@ def at_scale_notes(bench: Bench) -> list[str]:
     return [
         "",
         f"{o.scale:,} x {o.width} float16 features, read from the store and fitted with {len(PENALTIES)} penalties,",
-        f"once: {figure(found['seconds'])} s. The features are {mib['features']}, mapped from a file; the process's own",
-        f"memory grew by {mib['own']} at the most.",
+        f"once: {figure(found['seconds'])} s. The features are {mib['features']}, mapped from a file; the memory of",
+        f"the process itself grew by {mib['own']} at the most.",
     ]
 
 

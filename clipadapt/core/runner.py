@@ -243,6 +243,8 @@ def prepare(
             name = also.dataset
         data = config.data.model_copy(update=changed)
         targets.append(tasks.open_target(name, also.split, data, track, progress, opened))
+        if not getattr(method, "open_vocabulary", True):
+            _columns(home, targets[-1])
     manifest = None
     if config.data.manifest is not None:
         manifest = sampling.Manifest.read(Path(config.data.manifest))
@@ -692,6 +694,15 @@ def _for_classes(
         return classifier, None
     if isinstance(classifier, OpenVocabulary):
         return classifier.with_classnames(target.classnames, target.templates), None
+    return classifier, _columns(home, target)
+
+
+def _columns(home: Target, target: Target) -> list[int]:
+    """Return where the classes of a target stand among those that were learnt.
+
+    Raises:
+        DataError: If one was not learnt.
+    """
     index = {name: i for i, name in enumerate(home.classnames)}
     unlearnt = [name for name in target.classnames if name not in index]
     if unlearnt:
@@ -700,7 +711,7 @@ def _for_classes(
             f"{', '.join(unlearnt[:5])}{' ...' if len(unlearnt) > 5 else ''}",
             hint="take a data set with the same class names, or a method with an open vocabulary",
         )
-    return classifier, [index[name] for name in target.classnames]
+    return [index[name] for name in target.classnames]
 
 
 def _check_scores(source: str, scores: NDArray[Any], shape: tuple[int, int]) -> None:

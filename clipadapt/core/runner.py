@@ -243,7 +243,10 @@ def prepare(
             name = also.dataset
         data = config.data.model_copy(update=changed)
         targets.append(tasks.open_target(name, also.split, data, track, progress, opened))
-        if not getattr(method, "open_vocabulary", True):
+        # Under a protocol the other targets are worth judging; the runner records what cannot be.
+        if config.evaluation.protocol == "standard" and not getattr(
+            method, "open_vocabulary", True
+        ):
             _columns(home, targets[-1])
     manifest = None
     if config.data.manifest is not None:

@@ -146,6 +146,8 @@ class ExperimentConfig(StrictModel):
         store: Whether features are kept and read again.
         fast: ``off`` computes the plain way what the methods else compute in a cheaper exact form: whole
             contexts of text, whole image towers at every step, one solve per penalty.
+        compile: ``on`` compiles the image tower that encodes with torch.compile; it takes a C++ compiler and some
+            seconds, changes the last bits, and pays for convolutional towers on thousands of images.
         threads: Threads of one run, recorded; None takes ``OMP_NUM_THREADS`` or the processors there are, and one
             under ``--executor ray``.
         workers: Threads that decode ahead; no part of the result.
@@ -159,6 +161,7 @@ class ExperimentConfig(StrictModel):
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
     store: Literal["on", "off"] = "on"
     fast: Literal["on", "off"] = "on"
+    compile: Literal["on", "off"] = "off"
     threads: PositiveInt | None = None
     workers: PositiveInt | None = None
     resources: ResourcesConfig = ResourcesConfig()
@@ -336,7 +339,7 @@ def read_fragment(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds {type(data).__name__}, expected a mapping with data, model, method"
         )
-    for key in ("store", "fast"):
+    for key in ("store", "fast", "compile"):
         if isinstance(data.get(key), bool):  # YAML 1.1 reads a bare on/off as a boolean
             data[key] = "on" if data[key] else "off"
     return data

@@ -126,6 +126,7 @@ class Prepared:
             "model": None if self.identity is None else dataclasses.asdict(self.identity),
             "seed": seed,
             "threads": config.threads,
+            **({"compile": "on"} if config.compile == "on" else {}),
         }
 
     def missing(self, seed: int) -> list[Target]:
@@ -162,6 +163,7 @@ class Backbones:
         config = prepared.experiment.config
         self.services.store = self._stores[config.store]
         self.services.fast = config.fast == "on"
+        self.services.compile = config.compile == "on"
         self.services.workers = config.workers
         count = config.threads or self._default
         self.services.threads = config.threads

@@ -445,8 +445,17 @@ def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         if current is None:
             return ""
     keys = list(current.model_fields)
+    within = [f"{k}.{loc[-1]}" for k, f in current.model_fields.items() if _has(f, str(loc[-1]))]
+    if within:
+        return f"; did you mean '{within[0]}'?"
     near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; accepted: {', '.join(keys)}"
+
+
+def _has(field: Any, key: str) -> bool:
+    """Tell whether the section that a field holds has a key."""
+    section = _model_within(field.annotation)
+    return section is not None and key in section.model_fields
 
 
 def _model_within(annotation: Any) -> Any:

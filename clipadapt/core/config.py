@@ -144,8 +144,8 @@ class ExperimentConfig(StrictModel):
         evaluation: Where the classifier is judged.
         seeds: Seeds, one run each.
         store: Whether features are kept and read again.
-        fast: ``off`` computes the plain way what the methods else compute in a cheaper exact form: whole
-            contexts of text, whole image towers at every step, one solve per penalty.
+        fast: ``off`` computes the plain way what else is computed in a cheaper form, equal but for rounding: whole
+            contexts of text, last blocks in full, whole image towers at every step, one solve per penalty.
         compile: ``on`` compiles the image tower that encodes with torch.compile; it takes a C++ compiler and some
             seconds, changes the last bits, and pays for convolutional towers on thousands of images.
         threads: Threads of one run, recorded; None takes ``OMP_NUM_THREADS`` or the processors there are, and one
@@ -445,7 +445,8 @@ def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         if current is None:
             return ""
     keys = list(current.model_fields)
-    within = [f"{k}.{loc[-1]}" for k, f in current.model_fields.items() if _has(f, str(loc[-1]))]
+    fields = current.model_fields.items() if len(loc) == 1 else ()
+    within = [f"{name}.{loc[-1]}" for name, field in fields if _has(field, str(loc[-1]))]
     if within:
         return f"; did you mean '{within[0]}'?"
     near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)

@@ -231,6 +231,10 @@ def prepare(
         provider = resolved.provider
         options = ModelOptions(config.model.precision, config.model.device)
         identity = provider.identify(resolved.argument, options)
+    if config.compile == "on" and track == "text":
+        raise ConfigError(
+            "compile is on, and only image towers are compiled", hint="leave out compile=on"
+        )
     opened = opened or tasks.OpenSets()
     home = tasks.open_target(
         config.data.name, config.evaluation.split, config.data, track, progress, opened
@@ -699,6 +703,8 @@ def _for_classes(
         return classifier, None
     if isinstance(classifier, OpenVocabulary):
         return classifier.with_classnames(target.classnames, target.templates), None
+    if target.classnames == home.classnames:
+        return classifier, None
     return classifier, _columns(home, target)
 
 
@@ -706,8 +712,10 @@ def _columns(home: Target, target: Target) -> list[int]:
     """Return where the classes of a target stand among those that were learnt.
 
     Raises:
-        DataError: If one was not learnt.
+        DataError: If one was not learnt, or which is meant cannot be told by its name.
     """
+    if target.classnames == home.classnames:
+        return list(range(len(home.classnames)))
     index = {name: i for i, name in enumerate(home.classnames)}
     unlearnt = [name for name in target.classnames if name not in index]
     if unlearnt:
@@ -715,6 +723,13 @@ def _columns(home: Target, target: Target) -> list[int]:
             f"{target.dataset.name} has classes that were not learnt on {home.dataset.name}: "
             f"{', '.join(unlearnt[:5])}{' ...' if len(unlearnt) > 5 else ''}",
             hint="take a data set with the same class names, or a method with an open vocabulary",
+        )
+    twice = [name for name in target.classnames if home.classnames.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"the class name '{twice[0]}' stands twice in {home.dataset.name}, so a class of "
+            f"{target.dataset.name} cannot be matched by it",
+            hint="take a method with an open vocabulary, or name the classes apart with data.classnames",
         )
     return [index[name] for name in target.classnames]
 

@@ -297,7 +297,9 @@ def _settings(record: RunRecord) -> dict[str, Any]:
         **{
             k: v
             for k, v in _flatten(record.config)
-            if k not in _SETTINGS_ASIDE and not k.startswith("resources.")
+            if k not in _SETTINGS_ASIDE
+            and not k.startswith("resources.")
+            and (k, v) != ("compile", "off")  # records from before the setting lack it
         },
     }
 

@@ -12,6 +12,9 @@ from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders, wnid_folders
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from PIL.Image import Image
 
     from clipadapt.core.protocols import DatasetOptions, Split, SplitName
@@ -53,21 +56,40 @@ def opened(it: Shifted, argument: str, options: DatasetOptions) -> LabelledSet[I
     """
     root = existing_folder(argument, it.name) if argument.strip() else needs_folder(it)
     below = locate(root, it.name, ("", it.folder, "images"))
-    # Wordnet ids sort as ImageNet's labels do.
+    # WordNet ids sort as ImageNet's labels do.
     wnids = wnid_folders(root / below)
-    files, labels, skipped = read_folders(root, below, wnids, options.on_bad_image)
-    classnames = imagenet_names(wnids)
+    return listed(it, root, below, wnids, imagenet_names(wnids), options)
+
+
+def listed(
+    it: Shifted,
+    root: Path,
+    below: str,
+    folders: Sequence[str],
+    classnames: tuple[str, ...],
+    options: DatasetOptions,
+) -> LabelledSet[Image]:
+    """Return the set of one split that some folders hold, with what is worth telling of it.
+
+    Args:
+        it: Which set.
+        root: Folder that a user named.
+        below: Path from there to the folders of the classes.
+        folders: Folder of each class.
+        classnames: Name of each class.
+        options: As for :func:`opened`.
+
+    Raises:
+        DataError: If there is no readable image.
+    """
+    files, labels, skipped = read_folders(root, below, folders, options.on_bad_image)
     if not len(files):
         raise DataError(
             f"'{root / below}' holds no readable image",
             hint=f"{it.name}:DIR takes the archive of {it.source}",
         )
-    ids = ["/".join(path.split("/")[-2:]) for path in files.names]
-    return listed(it, make_split(files, ids, labels, classnames), skipped)
-
-
-def listed(it: Shifted, test: Split[Image], skipped: int) -> LabelledSet[Image]:
-    """Return the set of one split, with what is worth telling of it."""
+    ids = [path.removeprefix(f"{below}/") for path in files.names]
+    test = make_split(files, ids, labels, classnames)
     parts: dict[SplitName, Split[Image]] = {"test": test}
     report = Report()
     report.classes(test.classnames, parts)

@@ -29,13 +29,14 @@ def wnid_folders(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in subfolders(folder) if _WNID.fullmatch(name))
 
 
-def locate(root: Path, name: str, places: Sequence[str]) -> str:
+def locate(root: Path, name: str, places: Sequence[str], takes: str = "") -> str:
     """Return the path from ``root`` to its WordNet-id folders.
 
     Args:
         root: The folder that a user named.
         name: Name of the set, for messages.
         places: Where they may lie, from ``root``; an empty text is ``root`` itself.
+        takes: What the set takes; the unpacked archive if left out.
 
     Raises:
         DataError: If there are none in any place, or some that are not of ImageNet's thousand.
@@ -55,7 +56,7 @@ def locate(root: Path, name: str, places: Sequence[str]) -> str:
     wanted = " or ".join("/".join(filter(None, (root.name, p, WNIDS[0]))) for p in places[:2])
     raise DataError(
         f"'{root}' holds no WordNet-id folders; wanted are folders such as {wanted}",
-        hint=f"{name}:DIR takes the unpacked archive; any other folder of classes opens with folder:PATH",
+        hint=f"{takes or f'{name}:DIR takes the unpacked archive'}; any other folder of classes opens with folder:PATH",
     )
 
 

@@ -58,7 +58,7 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
         nonlocal skipped
         if not (base / split).is_dir():
             return None
-        locate(base / split, "imagenet", ("",))
+        locate(base / split, "imagenet", ("",), LAYOUT)
         files, labels, bad = read_folders(base, split, WNIDS, options.on_bad_image)
         skipped += bad
         return make_split(files, list(files.names), labels, classnames) if len(files) else None

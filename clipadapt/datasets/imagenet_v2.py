@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from clipadapt.core._imagenet import CLASSNAMES
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import make_split
 from clipadapt.datasets._images import existing_folder, subfolders
 from clipadapt.datasets._report import shown
 from clipadapt.datasets._shifted import Shifted, listed, needs_folder
-from clipadapt.datasets._wnid import read_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,15 +44,7 @@ def open_imagenet_v2(argument: str, options: DatasetOptions, /) -> LabelledSet[I
         DataError: If the folder is missing, or holds no folders named by a label, or others, or no image.
     """
     root = existing_folder(argument, SET.name) if argument.strip() else needs_folder(SET)
-    below = _locate(root)
-    files, labels, skipped = read_folders(root, below, LABELS, options.on_bad_image)
-    if not len(files):
-        raise DataError(
-            f"'{root / below}' holds no readable image",
-            hint=f"imagenet-v2:DIR takes the archive of {SET.source}",
-        )
-    ids = ["/".join(path.split("/")[-2:]) for path in files.names]
-    return listed(SET, make_split(files, ids, labels, CLASSNAMES), skipped)
+    return listed(SET, root, _locate(root), LABELS, CLASSNAMES, options)
 
 
 def _locate(root: Path) -> str:

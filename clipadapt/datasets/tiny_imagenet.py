@@ -161,7 +161,7 @@ def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
 def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
     if not (root / "wnids.txt").is_file() and (root / FOLDER / "wnids.txt").is_file():
         root /= FOLDER
-    wnids = _read_folders_txt(root / "wnids.txt")
+    wnids = _read_wnids_txt(root / "wnids.txt")
     classnames = imagenet_names(wnids)
     train = val = None
     skipped = 0
@@ -183,7 +183,7 @@ def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
     return _set(wnids, train, val, skipped, (), "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
 
 
-def _read_folders_txt(path: Path) -> list[str]:
+def _read_wnids_txt(path: Path) -> list[str]:
     """Return the classes that ``wnids.txt`` names, sorted.
 
     Raises:

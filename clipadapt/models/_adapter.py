@@ -654,6 +654,13 @@ class OpenClipModel:
         yield self.dtype
         if self.device != "cpu":
             yield self.device.partition(":")[0]
+        own = OwnText.of(self._net) if tower == "text" else None
+        if self.services.fast and (
+            _blocks.ends_early(self._net.visual)
+            if tower == "image"
+            else own is not None and own.can_share()
+        ):
+            yield "early"
         if tower == "image" and self.services.compile:
             yield "compiled"
 
@@ -682,7 +689,7 @@ class OpenClipModel:
         self, layer: Layer, network: Callable[[torch.Tensor], torch.Tensor]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         if layer not in self._compiled:
-            compiled = torch.compile(network, dynamic=False)
+            compiled = torch.compile(network, dynamic=False, isolate_recompiles=True)
 
             def run(pixels: torch.Tensor) -> torch.Tensor:
                 from torch._dynamo.exc import TorchDynamoException
@@ -691,8 +698,10 @@ class OpenClipModel:
                 try:
                     return compiled(pixels)
                 except (TorchDynamoException, CppCompileError) as err:
+                    lines = str(err).splitlines() or [type(err).__name__]
+                    cause = next((line for line in lines if "error: " in line), lines[0])
                     raise ModelError(
-                        f"torch cannot compile '{self.name}' here: {str(err).strip().splitlines()[0]}",
+                        f"torch cannot compile '{self.name}' here: {cause.strip()}",
                         hint="install a C++ compiler, or leave out --set compile=on",
                     ) from err
 

@@ -20,7 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from clipadapt.core.errors import ConfigError, ModelError, did_you_mean
+from clipadapt.core.errors import ModelError, did_you_mean
 from clipadapt.core.store import Space
 from textsent.models import Pooling
 from textsent.models._configurations import LAYER_LISTS, LORA_TARGETS
@@ -58,12 +58,7 @@ def load(source: Source, *, name: str, device: str, dtype: str, services: Servic
 
     Raises:
         ModelError: If transformers cannot build it, or weights and configuration do not fit.
-        ConfigError: If it is to be compiled.
     """
-    if services.compile:
-        raise ConfigError(
-            "compile is on, and only image towers are compiled", hint="leave out --set compile=on"
-        )
     set_threads(services)
     module, fresh = build(source, name)
     tokenizer = None

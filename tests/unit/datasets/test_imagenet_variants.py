@@ -31,7 +31,7 @@ def test_they_are_registered_and_say_what_to_do_without_a_folder(name):
     with pytest.raises(
         DataError, match=rf"^{name} is not fetched by itself.*\n  hint: .*{name}:DIR"
     ):
-        DATASETS.resolve(name, "image").provider("", STRICT)
+        DATASETS.resolve(name, "clip").provider("", STRICT)
 
 
 @pytest.mark.parametrize("below", ["", "images"])

@@ -49,6 +49,8 @@ class Kind(StrEnum):
     datasets = "datasets"
     models = "models"
     configs = "configs"
+    sweeps = "sweeps"
+    protocols = "protocols"
 
 
 class ExecutorName(StrEnum):
@@ -258,13 +260,16 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
 
     @app.command("ls", epilog=_example(f"{program} ls methods"))
     def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOption = False) -> None:
-        """List what is registered; nothing is imported."""
-        from clipadapt.core import registry
+        """List what is registered or shipped; nothing is imported."""
+        from clipadapt.core import config, registry
 
-        if kind is Kind.configs:
-            from clipadapt.core.config import config_names
-
-            names = sorted(config_names(track))
+        shipped = {
+            Kind.configs: lambda: config.config_names(track),
+            Kind.sweeps: config.sweep_names,
+            Kind.protocols: config.protocol_names,
+        }
+        if kind in shipped:
+            names = sorted(shipped[kind]())
         else:
             registries: dict[Kind, registry.Registry[Any]] = {
                 Kind.methods: registry.METHODS,

@@ -144,8 +144,10 @@ class ExperimentConfig(StrictModel):
         evaluation: Where the classifier is judged.
         seeds: Seeds, one run each.
         store: Whether features are kept and read again.
-        fast: ``off`` computes the plain way what the methods else compute in a cheaper exact form: whole
-            contexts of text, whole image towers at every step, one solve per penalty.
+        fast: ``off`` computes the plain way what else is computed in a cheaper form, equal but for rounding: whole
+            contexts of text, last blocks in full, whole image towers at every step, one solve per penalty.
+        compile: ``on`` compiles the image tower that encodes with torch.compile; it takes a C++ compiler and some
+            seconds, changes the last bits, and pays for convolutional towers on thousands of images.
         threads: Threads of one run, recorded; None takes ``OMP_NUM_THREADS`` or the processors there are, and one
             under ``--executor ray``.
         workers: Threads that decode ahead; no part of the result.
@@ -159,6 +161,7 @@ class ExperimentConfig(StrictModel):
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
     store: Literal["on", "off"] = "on"
     fast: Literal["on", "off"] = "on"
+    compile: Literal["on", "off"] = "off"
     threads: PositiveInt | None = None
     workers: PositiveInt | None = None
     resources: ResourcesConfig = ResourcesConfig()
@@ -336,7 +339,7 @@ def read_fragment(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds {type(data).__name__}, expected a mapping with data, model, method"
         )
-    for key in ("store", "fast"):
+    for key in ("store", "fast", "compile"):
         if isinstance(data.get(key), bool):  # YAML 1.1 reads a bare on/off as a boolean
             data[key] = "on" if data[key] else "off"
     return data
@@ -442,8 +445,18 @@ def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         if current is None:
             return ""
     keys = list(current.model_fields)
+    fields = current.model_fields.items() if len(loc) == 1 else ()
+    within = [f"{name}.{loc[-1]}" for name, field in fields if _has(field, str(loc[-1]))]
+    if within:
+        return f"; did you mean '{within[0]}'?"
     near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; accepted: {', '.join(keys)}"
+
+
+def _has(field: Any, key: str) -> bool:
+    """Tell whether the section that a field holds has a key."""
+    section = _model_within(field.annotation)
+    return section is not None and key in section.model_fields
 
 
 def _model_within(annotation: Any) -> Any:

@@ -59,6 +59,7 @@ class Services:
         batch_size: Examples per forward pass; None lets the model choose.
         threads: Threads of the framework; None leaves them alone.
         fast: Whether exact short cuts are taken; tests compare them with the plain way.
+        compile: Whether an image tower that encodes is compiled first.
     """
 
     store: FeatureStore
@@ -68,6 +69,7 @@ class Services:
     batch_size: int | None = None
     threads: int | None = None
     fast: bool = True
+    compile: bool = False
 
 
 @dataclass(slots=True)

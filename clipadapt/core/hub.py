@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from clipadapt.core.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -128,6 +130,30 @@ def snapshot(
     raise error(
         f"the hub cannot be reached for '{repo}' ({unreachable}), and the hub cache holds no copy{at}",
         hint=way_out,
+    )
+
+
+def dataset(
+    repo: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    way_out: str,
+    or_any_revision: bool = False,
+) -> Snapshot:
+    """Return the files of a data set that fit some patterns, as :func:`snapshot` does.
+
+    Raises:
+        DataError: If they cannot be had.
+    """
+    return snapshot(
+        "dataset",
+        repo,
+        revision,
+        wanted=lambda _: patterns,
+        error=DataError,
+        way_out=way_out,
+        or_any_revision=or_any_revision,
     )
 
 

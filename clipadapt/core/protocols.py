@@ -449,6 +449,9 @@ class Method(Protocol):
         Config: The hyperparameters' class; ``Config()`` is valid.
         version: Raised when results change; part of the run id.
         requires: Protocol that the backbone must meet, or None where no backbone is used.
+
+    A method may add ``open_vocabulary = False``: its classifiers know the classes they learnt and no others, so a
+    run on others is refused before it begins and not after the fit.
     """
 
     Config: ClassVar[type[MethodConfig]]

@@ -243,6 +243,11 @@ def build_report(
         "ended": max(r.started_at for r in records).date().isoformat(),
         "filters": _filters(entries),
         "findings": [_finding(b) for b in summary.blocks],
+        "base_to_new": [
+            [r.dataset, str(r.shots or "all"), r.label]
+            + [interval_cell(i) for i in (r.base, r.new, r.harmonic)]
+            for r in summary.base_to_new
+        ],
         "columns": COLUMNS,
         "rows": [(e, _cells(e)) for e in entries],
         "shots": _shots_panels(shown),
@@ -276,9 +281,13 @@ def build_report(
 
 
 def place(block: Block) -> str:
-    """Return data, split and protocol: what runs must share to stand in one chart."""
+    """Return data, split, protocol and classes: what runs must share to stand in one chart."""
     parts = [block.dataset, block.split]
-    return ", ".join(parts if block.protocol == "standard" else [*parts, block.protocol])
+    if block.protocol != "standard":
+        parts.append(block.protocol)
+    if block.classes != "all":
+        parts.append(f"{block.classes} classes")
+    return ", ".join(parts)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -381,6 +390,7 @@ class Cell:
 COLUMNS: Final = (
     ("method", "text", ""),
     ("accuracy, %", "figure", "with its 95 % interval over examples and seeds"),
+    ("ties", "text", "rows of a block that share a letter are not told apart at 5 % after Holm"),
     ("data", "text", ""),
     ("model", "text", ""),
     ("shots", "figure", "training examples per class"),
@@ -406,6 +416,7 @@ def _cells(e: Entry) -> list[Cell]:
     return [
         Cell(m.method, e.label, ", ".join([m.recipe or "no recipe", *_settings_shown(e)])),
         Cell(value, m.accuracy.value if m.accuracy else None, interval),
+        Cell(m.letters, m.letters or None),
         Cell(place(e.block), place(e.block)),
         Cell(m.model or NOTHING, m.model),
         Cell(e.shots, 0 if e.unlearnt else float(shots) if shots else 1e9),

@@ -126,6 +126,7 @@ class Prepared:
             "model": None if self.identity is None else dataclasses.asdict(self.identity),
             "seed": seed,
             "threads": config.threads,
+            **({"compile": "on"} if config.compile == "on" else {}),
         }
 
     def missing(self, seed: int) -> list[Target]:
@@ -162,6 +163,7 @@ class Backbones:
         config = prepared.experiment.config
         self.services.store = self._stores[config.store]
         self.services.fast = config.fast == "on"
+        self.services.compile = config.compile == "on"
         self.services.workers = config.workers
         count = config.threads or self._default
         self.services.threads = config.threads
@@ -229,6 +231,10 @@ def prepare(
         provider = resolved.provider
         options = ModelOptions(config.model.precision, config.model.device)
         identity = provider.identify(resolved.argument, options)
+    if config.compile == "on" and track == "text":
+        raise ConfigError(
+            "compile is on, and only image towers are compiled", hint="leave out compile=on"
+        )
     opened = opened or tasks.OpenSets()
     home = tasks.open_target(
         config.data.name, config.evaluation.split, config.data, track, progress, opened
@@ -243,6 +249,11 @@ def prepare(
             name = also.dataset
         data = config.data.model_copy(update=changed)
         targets.append(tasks.open_target(name, also.split, data, track, progress, opened))
+        # Under a protocol the other targets are worth judging; the runner records what cannot be.
+        if config.evaluation.protocol == "standard" and not getattr(
+            method, "open_vocabulary", True
+        ):
+            _columns(home, targets[-1])
     manifest = None
     if config.data.manifest is not None:
         manifest = sampling.Manifest.read(Path(config.data.manifest))
@@ -692,6 +703,19 @@ def _for_classes(
         return classifier, None
     if isinstance(classifier, OpenVocabulary):
         return classifier.with_classnames(target.classnames, target.templates), None
+    if target.classnames == home.classnames:
+        return classifier, None
+    return classifier, _columns(home, target)
+
+
+def _columns(home: Target, target: Target) -> list[int]:
+    """Return where the classes of a target stand among those that were learnt.
+
+    Raises:
+        DataError: If one was not learnt, or which is meant cannot be told by its name.
+    """
+    if target.classnames == home.classnames:
+        return list(range(len(home.classnames)))
     index = {name: i for i, name in enumerate(home.classnames)}
     unlearnt = [name for name in target.classnames if name not in index]
     if unlearnt:
@@ -700,7 +724,14 @@ def _for_classes(
             f"{', '.join(unlearnt[:5])}{' ...' if len(unlearnt) > 5 else ''}",
             hint="take a data set with the same class names, or a method with an open vocabulary",
         )
-    return classifier, [index[name] for name in target.classnames]
+    twice = [name for name in target.classnames if home.classnames.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"the class name '{twice[0]}' stands twice in {home.dataset.name}, so a class of "
+            f"{target.dataset.name} cannot be matched by it",
+            hint="take a method with an open vocabulary, or name the classes apart with data.classnames",
+        )
+    return [index[name] for name in target.classnames]
 
 
 def _check_scores(source: str, scores: NDArray[Any], shape: tuple[int, int]) -> None:

@@ -93,7 +93,8 @@ class Space:
         activation: Activation function, such as ``quick_gelu``; open_clip sets it apart from the weights.
         layer: ``output``, ``pre_projection`` or another named place.
         preprocess: Text that determines the preprocessing (resize, crop, mean, std, tokenizer).
-        dtype: Effective dtype of the computation: ``fp32``, ``bf16`` or ``fp16``.
+        dtype: Effective dtype of the computation, ``fp32``, ``bf16`` or ``fp16``, and what else of the arithmetic
+            decides the last bits, such as ``compiled``.
         view: Number of the augmented view; 0 is the plain one.
         tower: ``image`` or ``text``.
     """

@@ -297,7 +297,9 @@ def _settings(record: RunRecord) -> dict[str, Any]:
         **{
             k: v
             for k, v in _flatten(record.config)
-            if k not in _SETTINGS_ASIDE and not k.startswith("resources.")
+            if k not in _SETTINGS_ASIDE
+            and not k.startswith("resources.")
+            and (k, v) != ("compile", "off")  # records from before the setting lack it
         },
     }
 
@@ -399,8 +401,8 @@ def _with_harmonic_means(groups: Sequence[Group], rows: Sequence[Row], metric: s
             classes="H",
             seeds=len(both),
             value=value,
-            low=None if half is None else value - half,
-            high=None if half is None else value + half,
+            low=None if half is None else _in_bounds(value - half),
+            high=None if half is None else _in_bounds(value + half),
             published=(),
         )
     return [r for i, row in enumerate(rows) for r in (row, after.get(i)) if r is not None]
@@ -453,7 +455,14 @@ def _mean(values: Sequence[MetricValue]) -> tuple[float | None, float | None, fl
     if len(set(numbers)) == 1:
         return numbers[0], values[0].low, values[0].high
     interval = t_interval(numbers)
-    return interval.value, interval.low, interval.high
+    low, high = interval.low, interval.high
+    if values[0].unit == "fraction":  # t knows no bounds
+        low, high = _in_bounds(low), _in_bounds(high)
+    return interval.value, low, high
+
+
+def _in_bounds(fraction: float | None) -> float | None:
+    return None if fraction is None else min(max(fraction, 0.0), 1.0)
 
 
 def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:

@@ -123,25 +123,6 @@ class HubTables:
     declared: tuple[str, ...] | None
 
 
-def snapshot(
-    repo: str, revision: str | None, *, way_out: str, or_any_revision: bool = False
-) -> hub.Snapshot:
-    """Return the files of a hub data set, see :func:`clipadapt.core.hub.snapshot`.
-
-    Raises:
-        DataError: If they cannot be had.
-    """
-    return hub.snapshot(
-        "dataset",
-        repo,
-        revision,
-        wanted=lambda _: PATTERNS,
-        error=DataError,
-        way_out=way_out,
-        or_any_revision=or_any_revision,
-    )
-
-
 def read(
     folder: Path,
     origin: str,

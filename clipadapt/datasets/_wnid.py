@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clipadapt.core._imagenet import CLASSNAMES, wnid_index
+from clipadapt.core._imagenet import CLASSNAMES, WNIDS, wnid_index
+from clipadapt.core.errors import DataError, did_you_mean
 from clipadapt.datasets._images import ImageFiles, list_images, readable, subfolders
+from clipadapt.datasets._report import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,37 @@ def wnid_folders(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in subfolders(folder) if _WNID.fullmatch(name))
 
 
+def locate(root: Path, name: str, places: Sequence[str], takes: str = "") -> str:
+    """Return the path from ``root`` to its WordNet-id folders.
+
+    Args:
+        root: The folder that a user named.
+        name: Name of the set, for messages.
+        places: Where they may lie, from ``root``; an empty text is ``root`` itself.
+        takes: What the set takes; the unpacked archive if left out.
+
+    Raises:
+        DataError: If there are none in any place, or some that are not of ImageNet's thousand.
+    """
+    for below in places:
+        found = wnid_folders(root / below) if (root / below).is_dir() else ()
+        strange = [wnid for wnid in found if wnid not in wnid_index()]
+        if strange:
+            near = did_you_mean(strange[0], WNIDS, most=1)
+            raise DataError(
+                f"'{root / below}' holds folders whose WordNet ids are none of ImageNet's thousand: "
+                f"{shown(strange)}{near}",
+                hint="rename or remove them; any other folder of classes opens with folder:PATH",
+            )
+        if found:
+            return below
+    wanted = " or ".join("/".join(filter(None, (root.name, p, WNIDS[0]))) for p in places[:2])
+    raise DataError(
+        f"'{root}' holds no WordNet-id folders; wanted are folders such as {wanted}",
+        hint=f"{takes or f'{name}:DIR takes the unpacked archive'}; any other folder of classes opens with folder:PATH",
+    )
+
+
 def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...]:
     """Return the curated ImageNet class names of WordNet ids.
 
@@ -37,15 +70,15 @@ def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...]:
     return tuple(CLASSNAMES[index[wnid]] for wnid in wnids)
 
 
-def read_wnids(
-    root: Path, below: str, wnids: Sequence[str], on_bad_image: OnBadImage
+def read_folders(
+    root: Path, below: str, folders: Sequence[str], on_bad_image: OnBadImage
 ) -> tuple[ImageFiles, NDArray[np.int64], int]:
     """List the images of the given classes.
 
     Args:
         root: Folder that ids are relative to.
-        below: Path from ``root`` to the WNID folders, or empty.
-        wnids: The classes, in label order; others in the folder are passed over.
+        below: Path from ``root`` to the folders of the classes, or empty.
+        folders: Folder of each class, in label order; others are passed over.
         on_bad_image: ``skip`` decodes every image once and leaves the unreadable ones out.
 
     Returns:
@@ -54,11 +87,11 @@ def read_wnids(
     prefix = f"{below}/" if below else ""
     names: list[str] = []
     labels: list[int] = []
-    for label, wnid in enumerate(wnids):
-        folder = root / below / wnid
+    for label, name in enumerate(folders):
+        folder = root / below / name
         if folder.is_dir():
             images = list_images(folder, Counter())
-            names += [f"{prefix}{wnid}/{image}" for image in images]
+            names += [f"{prefix}{name}/{image}" for image in images]
             labels += [label] * len(images)
     files = ImageFiles(root, names)
     if on_bad_image == "error":

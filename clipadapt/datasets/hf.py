@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from clipadapt.core import hub
 from clipadapt.core._imagenet import wnid_index
 from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
@@ -61,7 +62,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     if not repo:
         raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
-    files = _hub.snapshot(repo, revision or None, way_out=WAY_OUT)
+    files = hub.dataset(repo, revision or None, _hub.PATTERNS, way_out=WAY_OUT)
     tables = _hub.read(files.folder, title, **query)
     report = Report(notes=[files.note] if files.note else [])
     published, left_out = match_splits(

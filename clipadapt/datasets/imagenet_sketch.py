@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 from clipadapt.core import hub
 from clipadapt.core._files import atomic_directory, cache_dir, sha256_file
-from clipadapt.core._imagenet import WNIDS, wnid_index
-from clipadapt.core.errors import DataError, did_you_mean
+from clipadapt.core._imagenet import WNIDS
+from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.datasets._images import existing_folder
-from clipadapt.datasets._report import Report, shown
-from clipadapt.datasets._wnid import imagenet_names, read_wnids, wnid_folders
+from clipadapt.datasets._report import Report
+from clipadapt.datasets._wnid import imagenet_names, locate, read_folders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +66,9 @@ def open_sketches(
         DataError: As :func:`open_imagenet_sketch`.
     """
     root = existing_folder(argument, name) if argument.strip() else _unpacked(name)
-    below = _locate(root, name)
+    below = locate(root, name, BELOW)
     classnames = imagenet_names(wnids)
-    files, labels, skipped = read_wnids(root, below, wnids, options.on_bad_image)
+    files, labels, skipped = read_folders(root, below, wnids, options.on_bad_image)
     if not len(files):
         raise DataError(
             f"'{root / below}' holds no readable image of the {len(wnids)} classes of {name}",
@@ -97,27 +97,6 @@ def open_sketches(
     )
 
 
-def _locate(root: Path, name: str) -> str:
-    """Return the path from ``root`` to the WordNet-id folders."""
-    for below in BELOW:
-        found = wnid_folders(root / below) if (root / below).is_dir() else ()
-        strange = [wnid for wnid in found if wnid not in wnid_index()]
-        if strange:
-            near = did_you_mean(strange[0], WNIDS, most=1)
-            raise DataError(
-                f"'{root / below}' holds folders whose WordNet ids are none of ImageNet's thousand: "
-                f"{shown(strange)}{near}",
-                hint="rename or remove them; any other folder of classes opens with folder:PATH",
-            )
-        if found:
-            return below
-    raise DataError(
-        f"'{root}' holds no WordNet-id folders; wanted are folders such as {root.name}/{WNIDS[0]} or "
-        f"{root.name}/sketch/{WNIDS[0]}",
-        hint=f"{name}:DIR takes the unpacked archive; any other folder of classes opens with folder:PATH",
-    )
-
-
 def _unpacked(name: str) -> Path:
     """Return the folder of the whole set, fetched and unpacked if it is not there."""
     target = cache_dir() / "datasets" / "imagenet-sketch"
@@ -127,9 +106,7 @@ def _unpacked(name: str) -> Path:
         f"give the unpacked archive with {name}:DIR (a folder of WordNet-id folders), or take a set that needs no "
         "network: openmoji:line"
     )
-    files = hub.snapshot(
-        "dataset", REPO, None, wanted=lambda _: (ARCHIVE,), error=DataError, way_out=way_out
-    )
+    files = hub.dataset(REPO, None, (ARCHIVE,), way_out=way_out)
     archive = files.folder / ARCHIVE
     if not archive.is_file():
         raise DataError(

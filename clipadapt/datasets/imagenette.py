@@ -23,7 +23,7 @@ from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._published import val_as_test
-from clipadapt.datasets._wnid import imagenet_names, read_wnids, wnid_folders
+from clipadapt.datasets._wnid import imagenet_names, read_folders, wnid_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +85,7 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
         nonlocal skipped
         if below is None:
             return None
-        files, labels, bad = read_wnids(published.root, below, WNIDS, options.on_bad_image)
+        files, labels, bad = read_folders(published.root, below, WNIDS, options.on_bad_image)
         skipped += bad
         ids = [f"{split}/{'/'.join(name.split('/')[-2:])}" for name in files.names]
         return make_split(files, ids, labels, classnames) if ids else None

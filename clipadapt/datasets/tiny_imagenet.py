@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from clipadapt.core import hub
 from clipadapt.core._imagenet import WNIDS, wnid_index
 from clipadapt.core.errors import DataError, did_you_mean
 from clipadapt.core.labelled import LabelledSet, make_split, match_splits
@@ -25,7 +26,7 @@ from clipadapt.datasets import _hub
 from clipadapt.datasets._images import ImageFiles, existing_folder, readable
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
-from clipadapt.datasets._wnid import imagenet_names, read_wnids
+from clipadapt.datasets._wnid import imagenet_names, read_folders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +122,7 @@ def _set(
 
 
 def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
-    files = _hub.snapshot(REPO, REVISION, way_out=WAY_OUT, or_any_revision=True)
+    files = hub.dataset(REPO, REVISION, _hub.PATTERNS, way_out=WAY_OUT, or_any_revision=True)
     tables = _hub.read(files.folder, REPO, image="image", label="label")
     wnids = sorted(MISNAMED.get(name, name) for name in tables.declared or ())
     strange = [wnid for wnid in wnids if wnid not in wnid_index()]
@@ -165,7 +166,7 @@ def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
     train = val = None
     skipped = 0
     if (root / "train").is_dir():
-        files, labels, bad = read_wnids(root, "train", wnids, options.on_bad_image)
+        files, labels, bad = read_folders(root, "train", wnids, options.on_bad_image)
         ids = [name.replace("/images/", "/") for name in files.names]
         train = make_split(files, ids, labels, classnames) if ids else None
         skipped += bad

@@ -17,7 +17,7 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.dropped = round(p * LEVELS)
+        self.dropped = min(round(p * LEVELS), LEVELS - 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Drop numbers of ``x``, any shape; its generator is torch's own."""

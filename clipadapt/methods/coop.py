@@ -62,7 +62,7 @@ class CoOp:
     """
 
     Config: ClassVar[type[MethodConfig]] = CoOpConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     requires: ClassVar[type | None] = PromptTunable
 
     def __init__(self, config: CoOpConfig) -> None:

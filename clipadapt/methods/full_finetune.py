@@ -29,6 +29,7 @@ class FullFinetune:
     Config: ClassVar[type[MethodConfig]] = FullFinetuneConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = ImageTextModel
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: FullFinetuneConfig) -> None:
         self.config = config

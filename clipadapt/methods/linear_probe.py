@@ -115,6 +115,7 @@ class LinearProbe:
     Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
     version: ClassVar[int] = 2
     requires: ClassVar[type | None] = ImageTextModel
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: LinearProbeConfig) -> None:
         self.config = config

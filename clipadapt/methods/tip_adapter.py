@@ -34,6 +34,7 @@ class TipAdapter:
     Config: ClassVar[type[MethodConfig]] = TipAdapterConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = ImageTextModel
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: TipAdapterConfig) -> None:
         self.config = config

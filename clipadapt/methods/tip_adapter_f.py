@@ -58,6 +58,7 @@ class TipAdapterF:
     Config: ClassVar[type[MethodConfig]] = TipAdapterFConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = ImageTextModel
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: TipAdapterFConfig) -> None:
         self.config = config

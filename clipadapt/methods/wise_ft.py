@@ -44,6 +44,7 @@ class WiseFT:
     Config: ClassVar[type[MethodConfig]] = WiseFTConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = ImageTextModel
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: WiseFTConfig) -> None:
         self.config = config

@@ -292,6 +292,7 @@ class OpenClipModel:
         self._digests: dict[str, tuple[int, str]] = {}
         self._transform = _transform(module, source.preprocess_cfg)
         self._in_dtype: dict[str, OpenClipModel] = {dtype: self}
+        self._compiled: dict[Layer, Callable[[torch.Tensor], torch.Tensor]] = {}
 
     @property
     def embed_dim(self) -> int:
@@ -643,12 +644,25 @@ class OpenClipModel:
             activation="quick_gelu" if self.source.model_cfg.get("quick_gelu") else "gelu",
             layer=layer,
             preprocess=preprocess,
-            dtype=self.dtype
-            if self.device == "cpu"
-            else f"{self.dtype} {self.device.partition(':')[0]}",
+            dtype=" ".join(self._arithmetic(tower)),
             view=view,
             tower=tower,
         )
+
+    def _arithmetic(self, tower: Tower) -> Iterator[str]:
+        """Say how features are computed, as far as it decides their last bits."""
+        yield self.dtype
+        if self.device != "cpu":
+            yield self.device.partition(":")[0]
+        own = OwnText.of(self._net) if tower == "text" else None
+        if self.services.fast and (
+            _blocks.ends_early(self._net.visual)
+            if tower == "image"
+            else own is not None and own.can_share()
+        ):
+            yield "early"
+        if tower == "image" and self.services.compile:
+            yield "compiled"
 
     def _images(
         self,
@@ -661,11 +675,38 @@ class OpenClipModel:
         load = self._loader(inputs, view, smallest_crop)
         size = self.services.batch_size or IMAGE_BATCH
         workers = self.services.workers or hardware.cpu_count()
-        network = partial(self.encode_image, layer=layer)
+        network: Callable[[torch.Tensor], torch.Tensor] = partial(self.encode_image, layer=layer)
+        least = _encode.SMALLEST
+        if self.services.compile:
+            # Compiled for one shape: every batch is filled up to it.
+            network, least = self._compile(layer, network), size
         with self.services.progress.track("encode images", len(indices), "images") as bar:
-            for part, rows in _encode.images(load, network, indices, size, workers):
+            for part, rows in _encode.images(load, network, indices, size, workers, least):
                 bar.advance(len(part))
                 yield part, rows
+
+    def _compile(
+        self, layer: Layer, network: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        if layer not in self._compiled:
+            compiled = torch.compile(network, dynamic=False, isolate_recompiles=True)
+
+            def run(pixels: torch.Tensor) -> torch.Tensor:
+                from torch._dynamo.exc import TorchDynamoException
+                from torch._inductor.exc import CppCompileError
+
+                try:
+                    return compiled(pixels)
+                except (TorchDynamoException, CppCompileError) as err:
+                    lines = str(err).splitlines() or [type(err).__name__]
+                    cause = next((line for line in lines if "error: " in line), lines[0])
+                    raise ModelError(
+                        f"torch cannot compile '{self.name}' here: {cause.strip()}",
+                        hint="install a C++ compiler, or leave out --set compile=on",
+                    ) from err
+
+            self._compiled[layer] = run
+        return self._compiled[layer]
 
     def _texts(
         self, inputs: Inputs[Any], layer: Layer, indices: NDArray[np.int64]

@@ -32,7 +32,7 @@ def attend(
         mask: Added to the scores, or a boolean one of what may be seen; broadcast to ``(n, heads, L, S)``.
     """
     half = q.dtype != torch.float32 and q.device.type == "cpu"
-    if not (half and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
+    if not (half and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
     if mask is not None:

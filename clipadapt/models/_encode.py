@@ -46,19 +46,23 @@ def ahead(make: Callable[[int], T], items: Sequence[int], workers: int, window: 
 
 
 def forward(
-    network: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, size: int
+    network: Callable[[torch.Tensor], torch.Tensor],
+    batch: torch.Tensor,
+    size: int,
+    least: int = SMALLEST,
 ) -> NDArray[np.float32]:
     """Run one batch so that no row depends on how many others there are.
 
-    A short batch is filled up with its first row to a multiple of :data:`SMALLEST`.
+    A short batch is filled up with its first row to a multiple of ``least``.
 
     Args:
         network: Maps ``(m, ...)`` to ``(m, D)``.
         batch: ``n`` rows, at most ``size``.
         size: Rows of a full batch.
+        least: Rows of the smallest batch.
     """
     n = len(batch)
-    step = min(SMALLEST, size)
+    step = min(least, size)
     missing = -n % step
     if missing:
         batch = torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
@@ -73,6 +77,7 @@ def images(
     indices: NDArray[np.int64],
     size: int,
     workers: int,
+    least: int = SMALLEST,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield ``(indices, features)`` batch by batch, in constant memory.
 
@@ -82,12 +87,13 @@ def images(
         indices: Which images.
         size: Images of one forward pass.
         workers: Threads that decode.
+        least: Rows of the smallest batch; shorter ones are filled up.
     """
     stream = ahead(load, indices.tolist(), workers, window=2 * size)
     for begin in range(0, len(indices), size):
         part = indices[begin : begin + size]
         pixels = torch.stack([next(stream) for _ in part])  # (m, 3, H, W)
-        yield part, forward(network, pixels, size)
+        yield part, forward(network, pixels, size, least)
 
 
 def texts(

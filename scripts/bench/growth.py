@@ -89,7 +89,10 @@ def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
     FeatureStore().get_or_compute(space, digests, compute)
 
     def work() -> int:
-        rows = FeatureStore().get_or_compute(space, digests, compute).rows
+        got = FeatureStore().get_or_compute(space, digests, compute)
+        if got.computed:
+            raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
+        rows = got.rows
         fit_batched([rows], labels, PENALTIES, N_CLASSES)
         return int(rows.nbytes)
 
@@ -280,6 +283,7 @@ def at_scale_notes(bench: Bench) -> list[str]:
     """Return what a probe on very many stored features took."""
     o = bench.o
     found = bench.measure("at scale", {"n": o.scale, "width": o.width})
+    # The store maps results of some size, see SCRATCH_BYTES; of others the features are part of the growth.
     mib = {name: f"{found[name] / 2**20:,.0f} MiB" for name in ("features", "own")}
     return [
         "",

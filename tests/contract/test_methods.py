@@ -93,7 +93,9 @@ def test_a_task_without_val_is_served(name, family, tiny_case, tmp_path):
 def test_other_classes_where_the_vocabulary_is_open(name, family, tiny_case, tmp_path):
     case = tiny_case(name, family)
     fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
-    if not isinstance(fitted, OpenVocabulary):
+    is_open = isinstance(fitted, OpenVocabulary)
+    assert getattr(case.method, "open_vocabulary", True) is is_open
+    if not is_open:
         pytest.skip(f"{name} has a closed set of classes")
 
     other = fitted.with_classnames(("a dog", "a cat", "a horse", "a square"), case.task.templates)

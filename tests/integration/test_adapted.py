@@ -148,6 +148,8 @@ def test_other_classes_need_an_open_vocabulary(cli, records, photos, tiny_clip, 
     assert away["data"]["n_test"] == 4
     assert closed.code == 2
     assert "classes that were not learnt on folder:photos: yellow thing" in closed.text
+    # It is refused before the fit: nothing was written.
+    assert not (tmp_path / "full_finetune").exists()
 
 
 # ---------------------------------------------------------------- inspect and export

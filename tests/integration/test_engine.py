@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from clipadapt.core.records import RunStore
+from clipadapt.core.report import build_report
 from tests.integration.conftest import picture
 
 PROBE = {"recipe": "linear_probe-quick", "set": {"method.max_iter": 20}}
@@ -105,6 +106,10 @@ def test_base_to_new_is_two_tasks_and_their_harmonic_mean(bench, cli, tiny_clip,
     assert "## Base to new" in done.out
     assert f"{100 * values['H']:.1f}" in done.out.partition("## Base to new")[2]
     assert "protocol base\\_to\\_new" in done.out
+    page = build_report(tmp_path / "runs")[0].partition('<section id="base-to-new">')[2]
+    assert f">{100 * values['base']:.1f} [" in page
+    assert f">{100 * values['H']:.1f}" in page.partition("</section>")[0]
+    assert "base_to_new, new classes" in page
 
 
 def test_a_closed_method_cannot_be_judged_on_new_classes_and_this_is_recorded(

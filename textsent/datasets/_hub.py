@@ -6,32 +6,12 @@ import contextlib
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core import hub
 from clipadapt.core.errors import DataError
 from textsent.datasets._tables import LABEL_COLUMNS, TEXT_COLUMNS, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-
-def snapshot(
-    repo: str, revision: str | None, *, way_out: str, or_any_revision: bool = False
-) -> hub.Snapshot:
-    """Return the files of a hub data set, see :func:`clipadapt.core.hub.snapshot`.
-
-    Raises:
-        DataError: If they cannot be had.
-    """
-    return hub.snapshot(
-        "dataset",
-        repo,
-        revision,
-        wanted=lambda _: hub.TABLES,
-        error=DataError,
-        way_out=way_out,
-        or_any_revision=or_any_revision,
-    )
 
 
 def read(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clipadapt.core import hub
 from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, match_splits
@@ -39,7 +40,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     if not repo:
         raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
-    files = _hub.snapshot(repo, revision or None, way_out=WAY_OUT)
+    files = hub.dataset(repo, revision or None, hub.TABLES, way_out=WAY_OUT)
     tables, text, label, classnames = _hub.read(
         files.folder,
         title,

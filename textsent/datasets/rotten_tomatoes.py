@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clipadapt.core import hub
 from clipadapt.core.duplicates import duplicate_groups, normalise
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, make_split
@@ -83,7 +84,7 @@ def cut(n: int) -> tuple[slice, slice, slice]:
 
 
 def _from_hub() -> LabelledSet[str]:
-    files = _hub.snapshot(REPO, REVISION, way_out=WAY_OUT, or_any_revision=True)
+    files = hub.dataset(REPO, REVISION, hub.TABLES, way_out=WAY_OUT, or_any_revision=True)
     tables, text, label, _ = _hub.read(files.folder, REPO, text="text", label="label", config=None)
     parts: dict[SplitName, Split[str]] = {}
     for found, table in tables.items():

@@ -43,6 +43,7 @@ class BitFit:
     Config: ClassVar[type[MethodConfig]] = BitFitConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: BitFitConfig) -> None:
         self.config = config

@@ -34,6 +34,7 @@ class FullFinetune:
     Config: ClassVar[type[MethodConfig]] = FullFinetuneConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: FullFinetuneConfig) -> None:
         self.config = config

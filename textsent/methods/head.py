@@ -45,6 +45,7 @@ class Head:
     Config: ClassVar[type[MethodConfig]] = HeadConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: HeadConfig) -> None:
         self.config = config

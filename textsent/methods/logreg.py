@@ -68,6 +68,7 @@ class LogReg:
     Config: ClassVar[type[MethodConfig]] = LogRegConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: LogRegConfig) -> None:
         self.config = config

@@ -53,6 +53,7 @@ class LoRA:
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: LoRAConfig) -> None:
         self.config = config

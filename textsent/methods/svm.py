@@ -104,6 +104,7 @@ class SVM:
     Config: ClassVar[type[MethodConfig]] = SVMConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: SVMConfig) -> None:
         self.config = config

@@ -51,6 +51,7 @@ class TfidfSVM:
     Config: ClassVar[type[MethodConfig]] = TfidfSVMConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = None
+    open_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: TfidfSVMConfig) -> None:
         self.config = config

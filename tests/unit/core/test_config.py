@@ -58,6 +58,8 @@ def test_a_number_is_a_name_of_templates(value):
         ({"data": {"shots": 0}}, "data.shots: Input should be greater than 0 (got 0)"),
         ({"evaluation": {"splt": "val"}}, "did you mean 'split'?"),
         ({"stor": "on"}, "did you mean 'store'?"),
+        ({"shots": 4}, "did you mean 'data.shots'?"),
+        ({"split": "val"}, "did you mean 'evaluation.split'?"),
         ({"evaluation": {"also": [{"splitt": "val"}]}}, "evaluation.also.0.splitt"),
     ],
 )

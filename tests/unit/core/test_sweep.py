@@ -217,7 +217,15 @@ def test_base_to_new_learns_base_and_judges_both(load):
 @pytest.mark.parametrize(
     ("dataset", "targets"),
     [
-        ("imagenet", ["imagenet-v2", "imagenet-sketch", "imagenet-a", "imagenet-r"]),
+        (
+            "imagenet:D/imagenet",
+            [
+                "imagenet-v2:D/imagenetv2",
+                "imagenet-sketch:D/imagenet-sketch",
+                "imagenet-a:D/imagenet-adversarial",
+                "imagenet-r:D/imagenet-rendition",
+            ],
+        ),
         ("imagenette:DIR", ["imagenette-sketch"]),
         ("openmoji:color", ["openmoji:line"]),
         ("folder:pacs/photo", ["folder:pacs/sketch"]),

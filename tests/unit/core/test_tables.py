@@ -54,6 +54,16 @@ def test_several_seeds_get_the_t_interval_of_their_mean():
     assert f"{100 * expected.value:.1f} [" in render(table)
 
 
+def test_no_interval_of_a_fraction_leaves_its_bounds():
+    near_one, near_zero = [0.96, 1.0, 0.99], [0.0, 0.03, 0.01]
+    assert t_interval(near_one).high > 1
+    assert t_interval(near_zero).low < 0
+
+    for values, bound in ((near_one, "100.0]"), (near_zero, "[0.0, ")):
+        row = markdown([run(seed, value) for seed, value in enumerate(values)])[1]
+        assert bound in row
+
+
 def test_seeds_that_all_agree_keep_the_interval_over_examples():
     (row,) = build_table([run(1), run(2), run(3)]).rows
     assert (row.seeds, row.value, row.low, row.high) == (3, 0.723, 0.681, 0.76)

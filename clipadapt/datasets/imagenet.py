@@ -1,0 +1,91 @@
+"""``imagenet:DIR``: ImageNet-1k (ILSVRC 2012), which its owners give to those who ask.
+
+``DIR`` holds ``train/`` and ``val/`` of WordNet-id folders, or ``val/`` alone, as torchvision lays them out; or all
+that in ``images/``, as CoOp's instructions have it.
+
+Published are train, val and a test split without labels; results are reported on val. So ``test`` is the published val,
+and ``val``, from which methods select, is a fixed tenth of the published train (by a hash of the file's name). CoOp's
+code selects on the published val itself. Class names are the curated ones, in ImageNet's order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.core._imagenet import WNIDS
+from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.datasets._images import existing_folder
+from clipadapt.datasets._published import val_as_test
+from clipadapt.datasets._report import Report
+from clipadapt.datasets._shifted import TEMPLATES
+from clipadapt.datasets._wnid import imagenet_names, locate, read_folders
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from clipadapt.core.protocols import DatasetOptions, Split
+
+LAYOUT: Final = (
+    "imagenet:DIR takes a folder with train/ and val/, or val/ alone, of WordNet-id folders"
+)
+
+
+def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
+    """Open ImageNet-1k.
+
+    Args:
+        argument: The folder.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+
+    Raises:
+        DataError: If the folder is missing or not laid out as above, or holds no readable image.
+    """
+    if not argument.strip():
+        raise DataError(
+            "imagenet is not fetched by itself: its owners ask for an agreement",
+            hint=f"get it from https://image-net.org; {LAYOUT}; without a network: openmoji:color",
+        )
+    root = existing_folder(argument, "imagenet")
+    base = root if any((root / s).is_dir() for s in ("train", "val")) else root / "images"
+    if not any((base / s).is_dir() for s in ("train", "val")):
+        raise DataError(f"'{root}' holds neither train/ nor val/", hint=LAYOUT)
+    classnames = imagenet_names(WNIDS)
+    skipped = 0
+
+    def read(split: str) -> Split[Image] | None:
+        nonlocal skipped
+        if not (base / split).is_dir():
+            return None
+        locate(base / split, "imagenet", ("",), LAYOUT)
+        files, labels, bad = read_folders(base, split, WNIDS, options.on_bad_image)
+        skipped += bad
+        return make_split(files, list(files.names), labels, classnames) if len(files) else None
+
+    train, val = read("train"), read("val")
+    keys = () if train is None else train.inputs.ids
+    served = val_as_test(train, val, (hashlib.sha256(key.encode()).hexdigest() for key in keys))
+    if not served.parts:
+        raise DataError(f"'{base}' holds no readable image", hint=LAYOUT)
+    report = Report()
+    report.classes(classnames, served.parts)
+    if skipped:
+        report.notes.append(f"{skipped} unreadable images are left out")
+    return LabelledSet(
+        name="imagenet",
+        classnames=classnames,
+        templates=TEMPLATES,
+        licence="ImageNet's terms: research, not commercial",
+        citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015, "
+        "arXiv:1409.0575",
+        source="https://image-net.org",
+        parts=served.parts,
+        aliases=served.aliases,
+        skipped=skipped,
+        flags=(*served.flags, *report.flags),
+        notes=tuple(f"imagenet: {note}" for note in report.notes),
+    )
+
+
+DATASET = open_imagenet

@@ -1,0 +1,42 @@
+"""``imagenet-a:DIR``: 7,500 photos of 200 ImageNet classes that a ResNet-50 got wrong.
+
+``DIR`` is the unpacked archive, 200 WordNet-id folders, or a folder that holds it as ``imagenet-a/`` or ``images/``.
+All is ``test``. Class names are ImageNet's curated ones; accuracies are among the 200 classes, as in CoOp's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.datasets._shifted import Shifted, opened
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from clipadapt.core.labelled import LabelledSet
+    from clipadapt.core.protocols import DatasetOptions
+
+SET: Final = Shifted(
+    name="imagenet-a",
+    folder="imagenet-a",
+    n_classes=200,
+    licence="MIT for the collection; the images belong to their owners",
+    citation="D. Hendrycks et al., Natural Adversarial Examples, CVPR 2021, arXiv:1907.07174",
+    source="https://github.com/hendrycks/natural-adv-examples",
+)
+
+
+def open_imagenet_a(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
+    """Open ImageNet-A.
+
+    Args:
+        argument: The folder.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+
+    Raises:
+        DataError: As :func:`clipadapt.datasets._shifted.opened`.
+    """
+    return opened(SET, argument, options)
+
+
+DATASET = open_imagenet_a

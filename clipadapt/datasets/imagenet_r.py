@@ -1,0 +1,43 @@
+"""``imagenet-r:DIR``: 30,000 renditions (art, cartoons, toys and others) of 200 ImageNet classes.
+
+``DIR`` is the unpacked archive, 200 WordNet-id folders, or a folder that holds it as ``imagenet-r/`` or ``images/``.
+All is ``test``. Class names are ImageNet's curated ones; accuracies are among the 200 classes, as in CoOp's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.datasets._shifted import Shifted, opened
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from clipadapt.core.labelled import LabelledSet
+    from clipadapt.core.protocols import DatasetOptions
+
+SET: Final = Shifted(
+    name="imagenet-r",
+    folder="imagenet-r",
+    n_classes=200,
+    licence="MIT for the collection; the images belong to their owners",
+    citation="D. Hendrycks et al., The Many Faces of Robustness: A Critical Analysis of "
+    "Out-of-Distribution Generalization, ICCV 2021, arXiv:2006.16241",
+    source="https://github.com/hendrycks/imagenet-r",
+)
+
+
+def open_imagenet_r(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
+    """Open ImageNet-R.
+
+    Args:
+        argument: The folder.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+
+    Raises:
+        DataError: As :func:`clipadapt.datasets._shifted.opened`.
+    """
+    return opened(SET, argument, options)
+
+
+DATASET = open_imagenet_r

@@ -1,0 +1,69 @@
+"""``imagenet-v2:DIR``: new test photos for ImageNet's thousand classes, ten of each (matched frequency).
+
+``DIR`` is the unpacked archive, folders ``0`` to ``999`` named by ImageNet's label, or a folder that holds it. All is
+``test``. Class names are ImageNet's curated ones; all thousand are there, also where a folder holds fewer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.core._imagenet import CLASSNAMES
+from clipadapt.core.errors import DataError
+from clipadapt.datasets._images import existing_folder, subfolders
+from clipadapt.datasets._report import shown
+from clipadapt.datasets._shifted import Shifted, listed, needs_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from clipadapt.core.labelled import LabelledSet
+    from clipadapt.core.protocols import DatasetOptions
+
+SET: Final = Shifted(
+    name="imagenet-v2",
+    folder="imagenetv2-matched-frequency-format-val",
+    n_classes=len(CLASSNAMES),
+    licence="MIT for the collection; the images belong to their owners",
+    citation="B. Recht et al., Do ImageNet Classifiers Generalize to ImageNet?, ICML 2019, arXiv:1902.10811",
+    source="https://github.com/modestyachts/ImageNetV2",
+)
+LABELS: Final = tuple(map(str, range(len(CLASSNAMES))))
+
+
+def open_imagenet_v2(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
+    """Open ImageNetV2.
+
+    Args:
+        argument: The folder.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+
+    Raises:
+        DataError: If the folder is missing, or holds no folders named by a label, or others, or no image.
+    """
+    root = existing_folder(argument, SET.name) if argument.strip() else needs_folder(SET)
+    return listed(SET, root, _locate(root), LABELS, CLASSNAMES, options)
+
+
+def _locate(root: Path) -> str:
+    """Return the path from ``root`` to the folders named by labels."""
+    for below in ("", SET.folder, "images"):
+        found = subfolders(root / below) if (root / below).is_dir() else []
+        if set(found).isdisjoint(LABELS):
+            continue
+        strange = [name for name in found if name not in LABELS]
+        if strange:
+            raise DataError(
+                f"'{root / below}' holds folders that are no label of 0 to 999: {shown(strange)}",
+                hint="move them away; any other folder of classes opens with folder:PATH",
+            )
+        return below
+    raise DataError(
+        f"'{root}' holds no folders named by ImageNet's labels, 0 to 999",
+        hint=f"imagenet-v2:DIR takes the unpacked archive of {SET.source}",
+    )
+
+
+DATASET = open_imagenet_v2

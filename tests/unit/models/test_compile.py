@@ -1,0 +1,66 @@
+"""The compiled image tower: the plain one's features, kept apart in the store; a clear word without a compiler."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipadapt.core.context import Services
+from clipadapt.core.errors import ModelError
+from clipadapt.core.protocols import ModelOptions
+from clipadapt.core.registry import MODELS
+from clipadapt.core.store import FeatureStore
+from tests.unit.models.test_openclip import pictures
+
+
+def load(name: str, store: FeatureStore):
+    found = MODELS.resolve(name, "clip")
+    services = Services(store, workers=1)
+    return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    reason="no C++ compiler, or no headers of Python",
+)
+def test_compiled_features_are_the_plain_ones_and_are_stored_apart(
+    tiny_models, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    store = FeatureStore(tmp_path / "store")
+    model = load(tiny_models["hf"], store)
+    inputs = pictures(5)
+    plain = model.encode(inputs, "image")
+    assert len(store.ls()) == 1
+
+    model.services.compile = True
+    compiled = model.encode(inputs, "image")
+
+    np.testing.assert_allclose(compiled, plain, atol=1e-5)
+    assert {s.space.dtype for s in store.ls()} == {"fp32", "fp32 compiled"}
+    # A batch of another size is filled up: nothing is compiled anew, and no row depends on the others.
+    from torch._dynamo.utils import counters
+
+    graphs = counters["stats"]["unique_graphs"]
+    model.services.store = FeatureStore(tmp_path / "empty")
+    few = model.encode(inputs.take(np.arange(2)), "image")
+    np.testing.assert_array_equal(few, compiled[:2])
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+def test_a_machine_without_a_compiler_gets_a_clear_word(tiny_models, tmp_path, monkeypatch):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    model = load(tiny_models["clip"], FeatureStore(enabled=False))
+    model.services.compile = True
+
+    with pytest.raises(
+        ModelError, match=r"^torch cannot compile 'local-dir:.*\n  hint: install a C"
+    ):
+        model.encode(pictures(2), "image")

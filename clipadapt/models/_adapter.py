@@ -689,14 +689,15 @@ class OpenClipModel:
         self, layer: Layer, network: Callable[[torch.Tensor], torch.Tensor]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         if layer not in self._compiled:
-            compiled = torch.compile(network, dynamic=False, isolate_recompiles=True)
+            compile_: Any = torch.compile  # its overloads leave out isolate_recompiles
+            compiled = compile_(network, dynamic=False, isolate_recompiles=True)
 
             def run(pixels: torch.Tensor) -> torch.Tensor:
                 from torch._dynamo.exc import TorchDynamoException
                 from torch._inductor.exc import CppCompileError
 
                 try:
-                    return compiled(pixels)
+                    return cast("torch.Tensor", compiled(pixels))
                 except (TorchDynamoException, CppCompileError) as err:
                     lines = str(err).splitlines() or [type(err).__name__]
                     cause = next((line for line in lines if "error: " in line), lines[0])

@@ -61,7 +61,7 @@ def test_no_interval_of_a_fraction_leaves_its_bounds():
 
     for values, bound in ((near_one, "100.0]"), (near_zero, "[0.0, ")):
         row = markdown([run(seed, value) for seed, value in enumerate(values)])[1]
-        assert bound in row
+        assert any(bound in cell for cell in row)
 
 
 def test_seeds_that_all_agree_keep_the_interval_over_examples():

@@ -130,7 +130,7 @@ def test_an_unknown_name_offers_the_nearest_of_all_sets(tmp_path):
         match=r"unknown dataset 'euroset'; did you mean 'eurosat'\?.*folder, .*synthetic",
     ):
         open_torchvision("euroset", STRICT)
-    with pytest.raises(UnknownNameError, match=r"did you mean 'imagenette' or 'imagenet_sketch'"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'imagenette' or 'imagenet'"):
         open_torchvision("imagenett", STRICT)
     with pytest.raises(
         UnknownNameError, match=f"hint: for a folder of your own images write folder:{tmp_path}"

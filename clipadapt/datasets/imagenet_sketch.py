@@ -74,7 +74,7 @@ def open_sketches(
             f"'{root / below}' holds no readable image of the {len(wnids)} classes of {name}",
             hint=f"wanted are images such as {root.name}/{wnids[0]}/sketch_0.JPEG",
         )
-    ids = ["/".join(path.split("/")[-2:]) for path in files.names]
+    ids = [path.removeprefix(f"{below}/") for path in files.names]
     parts: dict[SplitName, Split[Image]] = {"test": make_split(files, ids, labels, classnames)}
     report = Report()
     report.classes(classnames, parts)

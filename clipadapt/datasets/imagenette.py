@@ -87,7 +87,8 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
             return None
         files, labels, bad = read_folders(published.root, below, WNIDS, options.on_bad_image)
         skipped += bad
-        ids = [f"{split}/{'/'.join(name.split('/')[-2:])}" for name in files.names]
+        # The same wherever the folders lie.
+        ids = [f"{split}/{name.removeprefix(f'{below}/')}" for name in files.names]
         return make_split(files, ids, labels, classnames) if ids else None
 
     train, val = read("train", published.train), read("val", published.val)

@@ -28,7 +28,7 @@ from clipadapt.core.progress import Silent
 from clipadapt.core.protocols import DatasetOptions
 from clipadapt.core.records import RunStore, canonical_json
 from clipadapt.core.registry import DATASETS, track_of
-from clipadapt.core.summary import build_summary, interval_cell
+from clipadapt.core.summary import base_to_new_cells, build_summary, interval_cell
 from clipadapt.core.tables import NOTHING, figure, method_title
 
 if TYPE_CHECKING:
@@ -243,11 +243,7 @@ def build_report(
         "ended": max(r.started_at for r in records).date().isoformat(),
         "filters": _filters(entries),
         "findings": [_finding(b) for b in summary.blocks],
-        "base_to_new": [
-            [r.dataset, str(r.shots or "all"), r.label]
-            + [interval_cell(i) for i in (r.base, r.new, r.harmonic)]
-            for r in summary.base_to_new
-        ],
+        "base_to_new": list(map(base_to_new_cells, summary.base_to_new)),
         "columns": COLUMNS,
         "rows": [(e, _cells(e)) for e in entries],
         "shots": _shots_panels(shown),

@@ -703,8 +703,6 @@ def _for_classes(
         return classifier, None
     if isinstance(classifier, OpenVocabulary):
         return classifier.with_classnames(target.classnames, target.templates), None
-    if target.classnames == home.classnames:
-        return classifier, None
     return classifier, _columns(home, target)
 
 

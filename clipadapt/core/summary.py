@@ -736,16 +736,13 @@ def _base_to_new_grid(rows: Sequence[BaseToNew], grid: _Grid) -> str:
         Column("new accuracy, %"),
         Column("H, %"),
     ]
-    cells = [
-        [
-            r.dataset,
-            str(r.shots or "all"),
-            r.label,
-            *map(interval_cell, (r.base, r.new, r.harmonic)),
-        ]
-        for r in rows
-    ]
-    return grid(columns, cells, ())
+    return grid(columns, list(map(base_to_new_cells, rows)), ())
+
+
+def base_to_new_cells(row: BaseToNew) -> list[str]:
+    """Return data set, shots, method, and the accuracies on base, on new, and H, in percent."""
+    accuracies = map(interval_cell, (row.base, row.new, row.harmonic))
+    return [row.dataset, str(row.shots or "all"), row.label, *accuracies]
 
 
 def _methods_grid(block: Block, grid: _Grid) -> str:

@@ -68,6 +68,8 @@ def listed(
     folders: Sequence[str],
     classnames: tuple[str, ...],
     options: DatasetOptions,
+    *,
+    hint: str | None = None,
 ) -> LabelledSet[Image]:
     """Return the set of one split that some folders hold, with what is worth telling of it.
 
@@ -78,6 +80,7 @@ def listed(
         folders: Folder of each class.
         classnames: Name of each class.
         options: As for :func:`opened`.
+        hint: What to do where there is no readable image.
 
     Raises:
         DataError: If there is no readable image.
@@ -85,8 +88,8 @@ def listed(
     files, labels, skipped = read_folders(root, below, folders, options.on_bad_image)
     if not len(files):
         raise DataError(
-            f"'{root / below}' holds no readable image",
-            hint=f"{it.name}:DIR takes the archive of {it.source}",
+            f"'{root / below}' holds no readable image of the {len(folders)} classes of {it.name}",
+            hint=hint or f"{it.name}:DIR takes the archive of {it.source}",
         )
     ids = [path.removeprefix(f"{below}/") for path in files.names]
     test = make_split(files, ids, labels, classnames)

@@ -17,10 +17,9 @@ from clipadapt.core import hub
 from clipadapt.core._files import atomic_directory, cache_dir, sha256_file
 from clipadapt.core._imagenet import WNIDS
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.datasets._images import existing_folder
-from clipadapt.datasets._report import Report
-from clipadapt.datasets._wnid import imagenet_names, locate, read_folders
+from clipadapt.datasets._shifted import Shifted, listed
+from clipadapt.datasets._wnid import imagenet_names, locate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.labelled import LabelledSet
+    from clipadapt.core.protocols import DatasetOptions
 
 REPO: Final = "songweig/imagenet_sketch"
 ARCHIVE: Final = "data/ImageNet-Sketch.zip"
@@ -67,34 +67,17 @@ def open_sketches(
     """
     root = existing_folder(argument, name) if argument.strip() else _unpacked(name)
     below = locate(root, name, BELOW)
-    classnames = imagenet_names(wnids)
-    files, labels, skipped = read_folders(root, below, wnids, options.on_bad_image)
-    if not len(files):
-        raise DataError(
-            f"'{root / below}' holds no readable image of the {len(wnids)} classes of {name}",
-            hint=f"wanted are images such as {root.name}/{wnids[0]}/sketch_0.JPEG",
-        )
-    ids = [path.removeprefix(f"{below}/") for path in files.names]
-    parts: dict[SplitName, Split[Image]] = {"test": make_split(files, ids, labels, classnames)}
-    report = Report()
-    report.classes(classnames, parts)
-    if skipped:
-        report.notes.append(f"{skipped} unreadable images are left out")
-    return LabelledSet(
+    it = Shifted(
         name=name,
-        classnames=classnames,
-        templates=(
-            "a photo of a {}.",
-        ),  # CoOp's for this set (trainers/zsclip.py), as for ImageNet
+        folder=BELOW[1],
+        n_classes=len(wnids),
         licence="unknown (found by image search; the authors state none for the images)",
         citation="H. Wang et al., Learning Robust Global Representations by Penalizing Local Predictive Power, "
         "NeurIPS 2019, arXiv:1905.13549",
         source=f"https://github.com/HaohanWang/ImageNet-Sketch; {ARCHIVE} of the hub's {REPO}",
-        parts=parts,
-        skipped=skipped,
-        flags=tuple(report.flags),
-        notes=tuple(f"{name}: {note}" for note in report.notes),
     )
+    hint = f"wanted are images such as {root.name}/{wnids[0]}/sketch_0.JPEG"
+    return listed(it, root, below, wnids, imagenet_names(wnids), options, hint=hint)
 
 
 def _unpacked(name: str) -> Path:

@@ -1,7 +1,7 @@
 """An image tower as a chain of units: what lies below the first trained one is computed once.
 
-Of the last block of a vision transformer only the class token is read: the others are not computed there. That is
-exact.
+Of the last block of a vision transformer only the class token is read: the others are not computed there, which
+changes rounding alone.
 """
 
 from __future__ import annotations

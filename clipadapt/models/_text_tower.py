@@ -2,7 +2,8 @@
 
 Under a causal mask a position sees only what stands before it. So what follows the end-of-text token has no effect,
 and texts that begin alike (a learnt context, a template) have equal states there. Of the last block only the end of
-the text is read. All three are exact.
+the text is read. All three change
+rounding alone.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ class OwnText:
         x = self._placed(embeddings)
         head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
         places = torch.arange(x.shape[1], device=x.device)
-        sees = places <= places[shared:, None]  # (L - P, L)
+        causal = places <= places[:, None]  # (L, L)
         *blocks, last = self.tower.transformer.resblocks
         for block in blocks:
-            head, rest = _block(block, head, rest, sees)
+            head, rest = _block(block, head, rest, causal)
         before = None
         if shared:
             k, v = _attention.heads_of(last.attn, last.ln_1(head), "kv")
@@ -95,7 +96,7 @@ class OwnText:
 
 
 def _block(
-    block: Any, head: torch.Tensor, rest: torch.Tensor, sees: torch.Tensor
+    block: Any, head: torch.Tensor, rest: torch.Tensor, causal: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one block on the shared positions and on each text's own, which see both.
 
@@ -103,7 +104,7 @@ def _block(
         block: The block.
         head: States of the shared positions, shape ``(1, P, W)``; ``P`` may be 0.
         rest: States of the others, shape ``(n, L - P, W)``.
-        sees: Which of all positions each of those sees, shape ``(L - P, L)``.
+        causal: Which positions each of all sees, shape ``(L, L)``.
     """
     attention, n, shared = block.attn, len(rest), head.shape[1]
     q, k, v = _heads(attention, block.ln_1(rest))  # (n, heads, L - P, d)
@@ -111,9 +112,8 @@ def _block(
         q0, k0, v0 = _heads(attention, block.ln_1(head))  # (1, heads, P, d)
         k = torch.cat([k0.expand(n, -1, -1, -1), k], dim=2)
         v = torch.cat([v0.expand(n, -1, -1, -1), v], dim=2)
-        causal = torch.ones(shared, shared, dtype=torch.bool, device=head.device).tril()
-        head = _ended(block, head, _attention.attend(q0, k0, v0, causal))
-    return head, _ended(block, rest, _attention.attend(q, k, v, sees))
+        head = _ended(block, head, _attention.attend(q0, k0, v0, causal[:shared, :shared]))
+    return head, _ended(block, rest, _attention.attend(q, k, v, causal[shared:]))
 
 
 def _ended(block: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:

@@ -60,6 +60,7 @@ class Services:
         threads: Threads of the framework; None leaves them alone.
         fast: Whether exact short cuts are taken; tests compare them with the plain way.
         compile: Whether an image tower that encodes is compiled first.
+        flags: Flags of the run under way and the reason of each, see :meth:`report`.
     """
 
     store: FeatureStore
@@ -70,6 +71,22 @@ class Services:
     threads: int | None = None
     fast: bool = True
     compile: bool = False
+    flags: dict[str, str] = field(default_factory=dict)
+    _reported: set[str] = field(default_factory=set)
+
+    def report(self, flag: str, why: str, *, record: bool = True) -> None:
+        """Warn the user about what a run found out about its own input; each flag is reported once.
+
+        Args:
+            flag: Name of the flag; its meaning is listed in :data:`clipadapt.core.report.MEANINGS`.
+            why: One sentence with the figures.
+            record: Whether the records of the run carry the flag.
+        """
+        if record:
+            self.flags.setdefault(flag, why)
+        if flag not in self._reported:
+            self._reported.add(flag)
+            self.progress.note(f"warning: {why}")
 
 
 @dataclass(slots=True)

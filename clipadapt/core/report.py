@@ -66,6 +66,7 @@ MEANINGS: Final = {
     "not_the_official_split": "judged on another split than published numbers",
     "not_the_official_data": "other data than published numbers",
     "duplicate_classnames": "two classes have the same name",
+    "texts_cut": "many texts are longer than the tokens read of them",
     "judged_on_val": "judged on the split that selected",
 }
 

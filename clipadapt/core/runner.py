@@ -518,6 +518,7 @@ class _Run:
         ctx = RunContext(self.seed, work, services, prepared.experiment.config.threads)
         method = prepared.method(prepared.experiment.method)
         meter.reset()
+        services.flags.clear()
         begun = time.perf_counter()
         classifier = method.fit(backbone, draw.task, ctx)
         fit_seconds = max(time.perf_counter() - begun - meter.spent_seconds, 0.0)
@@ -525,8 +526,10 @@ class _Run:
         fitted = _Fit(
             classifier, temperature, fit_seconds, meter.used_seconds, backbones.load_seconds
         )
+        of_fit = dict(services.flags)
         for target in prepared.missing(self.seed):
             self.target = target
+            services.flags = dict(of_fit)
             self._evaluate(fitted, backbone, ctx, target)
         shutil.rmtree(work, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process may still use it
@@ -585,7 +588,7 @@ class _Run:
                     peak_memory_bytes=peak,
                     saved_bytes=saved_bytes,
                 ),
-                flags=tuple(warnings),
+                flags=(*warnings, *ctx.services.flags),
                 device=backbone.device if backbone is not None else "cpu",
             )
             prepared.store.save(

@@ -46,6 +46,8 @@ CHUNK: Final = 8192
 """Texts cut at once; bounds the memory."""
 REMEMBERED: Final = 200_000
 """Texts whose pieces are kept."""
+MANY_CUT: Final = 0.01
+"""Share of texts cut from which a run is flagged."""
 NO_LIMIT: Final = 1 << 30
 """A tokenizer without a limit of its own states a number above this."""
 
@@ -260,12 +262,14 @@ class Encoder:
         self._net: Any = module
         self._tokenizer = tokenizer
         self._cutting = "" if tokenizer is None else tokenizer_digest(tokenizer)
+        self._special = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add()
         self._fresh = fresh
         self.name = name
         self.device = device
         self.dtype = dtype
         self.services = services
         self._pieces: dict[tuple[str, int], list[int]] = {}
+        self._whole: dict[str, int] = {}  # text -> its tokens, where nothing is cut
         self._digests: dict[str, tuple[int, str]] = {}
         self._cast: tuple[str, Any] | None = None
 
@@ -333,6 +337,10 @@ class Encoder:
             ModelError: If ``max_length`` is more than the model can read.
         """
         limit = self._limit(max_length)
+        self._report_cut(texts, limit)
+        return self._tokenize(texts, limit)
+
+    def _tokenize(self, texts: Sequence[str], limit: int) -> list[list[int]]:
         new = list(dict.fromkeys(t for t in texts if (t, limit) not in self._pieces))
         if new:
             if len(self._pieces) + len(new) > REMEMBERED:
@@ -348,6 +356,32 @@ class Encoder:
             )["input_ids"]
             self._pieces.update(zip(((t, limit) for t in new), found, strict=True))
         return [list(self._pieces[t, limit]) for t in texts]
+
+    def _report_cut(self, texts: Sequence[str], limit: int) -> None:
+        """Warn where texts have more tokens than are read; flag the run where many do."""
+        # A token covers a byte at least, so most short texts need no tokenizer to be counted.
+        long = [t for t in texts if len(t.encode()) + self._special >= limit]
+        ids = self._tokenize(long, limit)
+        full = [t for t, row in zip(long, ids, strict=True) if len(row) == limit]
+        new = [t for t in dict.fromkeys(full) if t not in self._whole]
+        if new:
+            rows = self.tokenizer(
+                new, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            )["input_ids"]
+            self._whole.update(zip(new, map(len, rows), strict=True))
+        cut = sum(self._whole[t] > limit for t in full)
+        if cut:
+            share = cut / len(texts)
+            way_out = (
+                f"; this model reads up to {self.max_length}: --set method.max_length={self.max_length}"
+                if limit < self.max_length
+                else ", all that this model reads"
+            )
+            self.services.report(
+                "texts_cut",
+                f"{cut} of {len(texts)} texts ({share:.1%}) are cut after {limit} tokens{way_out}",
+                record=share >= MANY_CUT,
+            )
 
     def encode(
         self,
@@ -365,6 +399,7 @@ class Encoder:
                 f"unknown pooling '{pooling}'{did_you_mean(pooling, known)}",
                 hint=f"take {' or '.join(known)}",
             )
+        self._report_cut([inputs.examples[i] for i in range(len(inputs))], limit)
         set_threads(self.services)
         got = self.services.store.get_or_compute(
             self._space(place, pooling, limit),
@@ -440,7 +475,6 @@ class Encoder:
 
     def _limit(self, asked: int | None) -> int:
         most = self.max_length
-        special = self.tokenizer.num_special_tokens_to_add()
         if asked is None:
             return most
         if asked > most:
@@ -448,10 +482,10 @@ class Encoder:
                 f"'{self.name}' reads {most} pieces at the most, got max_length {asked}",
                 hint=f"take max_length {most} or less",
             )
-        if asked <= special:
+        if asked <= self._special:
             raise ModelError(
-                f"max_length {asked} leaves no room for text beside the {special} special pieces",
-                hint=f"take max_length {special + 1} to {most}",
+                f"max_length {asked} leaves no room for text beside the {self._special} special pieces",
+                hint=f"take max_length {self._special + 1} to {most}",
             )
         return asked
 
@@ -494,7 +528,7 @@ class Encoder:
         with self.services.progress.track("encode texts", len(indices), "texts") as bar:
             for start in range(0, len(indices), CHUNK):
                 part = indices[start : start + CHUNK]
-                pieces = self.tokenize([inputs.examples[int(i)] for i in part], limit)
+                pieces = self._tokenize([inputs.examples[int(i)] for i in part], limit)
                 for some, length in batches(np.array([len(p) for p in pieces]), limit, size):
                     yield (
                         part[some],

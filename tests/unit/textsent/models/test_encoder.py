@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from clipadapt.core.context import Services
 from clipadapt.core.errors import ModelError
+from clipadapt.core.progress import Silent
 from clipadapt.core.protocols import Inputs, ModelOptions
 from clipadapt.core.registry import MODELS
 from clipadapt.core.store import FeatureStore
@@ -354,3 +355,46 @@ def test_other_architectures(kind: str, sizes: dict, tmp_path: Path) -> None:
         got = encoder.encode(inputs(TEXTS[:1]), layer)
         np.testing.assert_allclose(got, state[:, 0], atol=1e-5)
     assert encoder.classifier(("a", "b"), 0).config.num_labels == 2
+
+
+def test_texts_that_are_cut_are_counted_said_once_and_flagged(encoder):
+    said = []
+    encoder.services.progress = Notes(said)
+    long, short = " ".join(["good"] * 30), "good"
+
+    encoder.encode(inputs([long, short, long + " film", short]), max_length=8)
+    encoder.tokenize([long], 8)
+
+    assert len(said) == 1
+    assert "2 of 4 texts (50.0%) are cut after 8 tokens" in said[0]
+    assert f"method.max_length={encoder.max_length}" in said[0]
+    assert list(encoder.services.flags) == ["texts_cut"]
+
+
+def test_a_text_of_just_the_limit_is_not_cut(encoder):
+    (ids,) = encoder.tokenize(["good film good"])
+    encoder.services.flags.clear()
+
+    encoder.tokenize(["good film good"], len(ids))
+    assert encoder.services.flags == {}
+
+    encoder.tokenize(["good film good"], len(ids) - 1)
+    assert "texts_cut" in encoder.services.flags
+
+
+def test_one_long_text_among_thousands_is_said_without_a_flag(encoder):
+    said = []
+    encoder.services.progress = Notes(said)
+
+    encoder.encode(inputs([" ".join(["good"] * 30), *["good"] * 199]), max_length=8)
+
+    assert "1 of 200 texts (0.5%)" in said[0]
+    assert encoder.services.flags == {}
+
+
+class Notes(Silent):
+    def __init__(self, said):
+        self.said = said
+
+    def note(self, message, /):
+        self.said.append(message)

@@ -11,6 +11,7 @@ import numpy as np
 
 from clipadapt.core import _imagenet, sampling
 from clipadapt.core.errors import DataError
+from clipadapt.core.labelled import class_key
 from clipadapt.core.protocols import DatasetOptions, Split, Task
 from clipadapt.core.registry import DATASETS
 
@@ -291,7 +292,7 @@ def duplicate_names(classnames: Sequence[str]) -> list[tuple[str, str]]:
     seen: dict[str, str] = {}
     pairs = []
     for name in classnames:
-        key = " ".join(name.replace("_", " ").casefold().split())
+        key = class_key(name)
         if key in seen:
             pairs.append((seen[key], name))
         seen.setdefault(key, name)

@@ -28,7 +28,7 @@ from clipadapt.core import hub
 from clipadapt.core._imagenet import wnid_index
 from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, make_split, match_splits
+from clipadapt.core.labelled import LabelledSet, make_split, match_splits, split_named
 from clipadapt.core.protocols import SPLITS
 from clipadapt.datasets import _hub
 from clipadapt.datasets._images import hash_split, in_threads, readable
@@ -156,7 +156,7 @@ def _rows(
     options: DatasetOptions,
 ) -> tuple[Split[Image], dict[str, str]]:
     """Return the usable rows of a published split, and the hash of each image's bytes by id."""
-    prefix = SPLIT_ALIASES.get(found.casefold(), found)
+    prefix = split_named(found) or found
     index = {name: i for i, name in enumerate(classes)}
     missing = [i for i, value in enumerate(table.labels) if value is None]
     keep = np.ones(len(table.labels), dtype=bool)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from clipadapt.core import metrics
+from clipadapt.core._files import scratch_folder
 from clipadapt.core.config import fault_lines
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, DataError, ModelError
@@ -104,8 +104,8 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             seed = self.random_state
             if not isinstance(seed, int | np.integer):
                 seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
-            with tempfile.TemporaryDirectory(prefix="clipadapt-") as work:
-                context = RunContext(int(seed), Path(work), services)
+            with scratch_folder() as work:
+                context = RunContext(int(seed), work, services)
                 learnt = method.fit(loaded.backbone if loaded else None, task, context)
         weights = loaded.weights_sha256 if loaded else None
         self.fitted_ = _Fitted(name, config, self.model, weights, learnt)
@@ -242,8 +242,7 @@ class _Fitted:
     classifier: Classifier
 
     def __reduce__(self) -> tuple[Any, ...]:
-        with tempfile.TemporaryDirectory(prefix="clipadapt-") as folder:
-            root = Path(folder)
+        with scratch_folder() as root:
             self.classifier.save(root)
             files = {
                 p.relative_to(root).as_posix(): p.read_bytes()
@@ -268,12 +267,12 @@ def _restore(
     loaded = _loaded(model, name, method)
     if loaded is not None and loaded.weights_sha256 != weights:
         raise ModelError(f"the estimator was fitted with other weights of '{model}'")
-    with tempfile.TemporaryDirectory(prefix="clipadapt-") as folder:
+    with scratch_folder() as folder:
         for file, content in files.items():
-            path = Path(folder, file)
+            path = folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        learnt = method.load(Path(folder), loaded.backbone if loaded else None)
+        learnt = method.load(folder, loaded.backbone if loaded else None)
     return _Fitted(name, valid, model, weights, learnt)
 
 

@@ -1,30 +1,37 @@
 """Atomic writes and the cache folder.
 
 A file or folder is built under a temporary name beside its target, flushed to disk and renamed: a reader
-sees the old content or the new, never a part. What a killed process leaves behind begins with ``.tmp-``;
-readers ignore such names and :func:`remove_leftovers` clears them away.
+sees the old content or the new, never a part. What a killed process leaves behind begins with ``.tmp-`` and
+names that process; readers ignore such names and :func:`remove_leftovers` clears them away.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
+import tempfile
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from clipadapt.core import _processes
 from clipadapt.core.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TEMPORARY_PREFIX: Final = ".tmp-"
-LEFTOVER_SECONDS: Final = 3600.0
-"""A temporary name untouched for this long belongs to a process that was killed."""
+LEFTOVER_SECONDS: Final = 24 * 3600.0
+"""A temporary name untouched for this long is a leftover where its process cannot be seen from here."""
+_TRIES: Final = 100  # where other processes come in between
+_OURS: Final = re.compile(r"(?:\.tmp-|clipadapt-)(?:(\d+-[0-9a-f]{8}-\d+)-|\d+-)?[0-9a-f]{16}")
 
 
 def is_temporary(path: Path) -> bool:
@@ -35,22 +42,40 @@ def is_temporary(path: Path) -> bool:
 def remove_leftovers(directory: Path, *, older_than: float = LEFTOVER_SECONDS) -> int:
     """Remove what killed processes left in ``directory``; return how many entries.
 
+    What a living process of this machine is making is never touched, and what a dead one left goes at once.
+
     Args:
         directory: Folder to clear, not its sub-folders.
-        older_than: Seconds since the last change; a younger entry may still be in the making.
+        older_than: Seconds since the last change of an entry whose process cannot be seen from here.
     """
     removed = 0
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with contextlib.suppress(OSError):  # no such folder, or one that cannot be read
         for path in directory.iterdir():
-            if not is_temporary(path):
-                continue
+            found = _OURS.fullmatch(path.name)
             # Another process may clear the same entry at the same time.
             with contextlib.suppress(OSError):
-                if time.time() - path.lstat().st_mtime < older_than:
-                    continue
-                _remove(path)
-                removed += 1
+                if found and _is_leftover(path, found[1], older_than):
+                    remove(path)
+                    removed += 1
     return removed
+
+
+def _is_leftover(path: Path, tag: str | None, older_than: float) -> bool:
+    gone = _processes.tagged_is_gone(tag) if tag else None
+    return time.time() - path.lstat().st_mtime >= older_than if gone is None else gone
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder of the system's for temporary files, removed when the block ends; so are those of the killed."""
+    top = Path(tempfile.gettempdir())
+    remove_leftovers(top)
+    path = top / _temporary_name("clipadapt-")
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -61,7 +86,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         path: The target; its folder is made where it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(path)
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -104,13 +129,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     renames leaves no folder of that name, never a mixture.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(path)
+    remove_leftovers(path.parent)
+    temporary = temporary_beside(path)
     temporary.mkdir()
     try:
         yield temporary
+        readable = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         for folder, _, files in os.walk(temporary):
-            for name in files:
-                _sync(Path(folder, name))
+            for file in (Path(folder, name) for name in files):
+                mode = stat.S_IMODE(file.lstat().st_mode)
+                if mode | readable != mode and not file.is_symlink():
+                    file.chmod(mode | readable)  # some libraries let only the maker read
+                _sync(file)
             _sync(Path(folder))
         _take_the_place(temporary, path)
     except BaseException:
@@ -132,11 +162,11 @@ def check_writable(
         RecordError: If it cannot; the message names the folder and the reason.
     """
     try:
-        # Nothing is made that another process may be about to use.
+        # Nothing is made that another process may be about to use, nor anything that a kill would leave behind.
         there = next(p for p in (directory, *directory.parents) if p.exists())
-        probe = there / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-        probe.write_bytes(b"0")
-        probe.unlink()
+        remove_leftovers(there)
+        with tempfile.TemporaryFile(dir=there, prefix=TEMPORARY_PREFIX) as probe:
+            probe.write(b"0")
     except OSError as err:
         raise RecordError(
             f"cannot write to the folder '{directory}': {err.strerror or err}",
@@ -162,18 +192,36 @@ def locked(path: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
+def remove_unheld(directory: Path) -> int:
+    """Remove the files of locks that no process holds; return how many."""
+    removed = 0
+    with contextlib.suppress(OSError, ImportError):
+        import fcntl
+
+        for path in directory.iterdir():
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()  # a process that waits for it makes a new one
+                removed += 1
+    return removed
+
+
 def _lock(path: Path) -> tuple[int | None, bool]:
     try:
         import fcntl
     except ImportError:
         return None, False
     waited = False
+    absent = 0
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
-            continue  # its folder was removed in between
+            absent += 1
+            if absent == _TRIES:  # not removed in between: it can never be made
+                return None, waited
+            continue
         except OSError:
             return None, waited
         try:
@@ -200,6 +248,20 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
 
 
+def is_full(err: OSError) -> bool:
+    """Tell whether nothing more can be written: no room, over a quota or a limit, or a file system to be read only."""
+    return err.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+def full_error(err: OSError) -> RecordError:
+    """Return the error for a file that has to be written and cannot be, see :func:`is_full`."""
+    where = f" '{err.filename}'" if err.filename else ""
+    return RecordError(
+        f"cannot write{where}: {err.strerror or err}",
+        hint="make room (the feature store: 'clipadapt cache prune --max-bytes N'), then start the same command again",
+    )
+
+
 def cache_dir() -> Path:
     """Return the cache folder: ``CLIPADAPT_CACHE``, or the user's cache folder of the platform."""
     given = os.environ.get("CLIPADAPT_CACHE")
@@ -216,14 +278,19 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _temporary_sibling(path: Path) -> Path:
+def temporary_beside(path: Path) -> Path:
+    """Return a name for what will take the name ``path``; it names this process, see :func:`remove_leftovers`."""
     # The target's own name stays out: a prefix could make it longer than the file system allows.
-    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+    return path.with_name(_temporary_name(TEMPORARY_PREFIX))
+
+
+def _temporary_name(prefix: str) -> str:
+    return f"{prefix}{_processes.tag()}-{secrets.token_hex(8)}"
 
 
 def _take_the_place(new: Path, path: Path) -> None:
-    for _ in range(100):
-        aside = _temporary_sibling(path)
+    for _ in range(_TRIES):
+        aside = temporary_beside(path)
         with contextlib.suppress(FileNotFoundError):
             path.rename(aside)
         try:
@@ -235,11 +302,12 @@ def _take_the_place(new: Path, path: Path) -> None:
         else:
             return
         finally:
-            _remove(aside)
+            remove(aside)
     raise RecordError(f"other processes keep replacing the folder '{path}'")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing there is fine."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

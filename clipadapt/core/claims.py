@@ -13,18 +13,19 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core._files import TEMPORARY_PREFIX, locked, remove_leftovers
+from clipadapt.core import _processes
+from clipadapt.core._files import locked, remove, remove_leftovers, temporary_beside
 from clipadapt.core.errors import RecordError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
 FOLDER: Final = ".claims"
@@ -33,6 +34,7 @@ BEAT: Final = 5.0
 TIMEOUT: Final = 60.0
 """A heartbeat that stands still for so long belongs to a process that is gone."""
 _LOCK: Final = ".lock"
+_LARGEST: Final = 1 << 16  # bytes of a claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +62,43 @@ class Holder:
         """Return a new claim of this process."""
         pid = os.getpid()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(socket.gethostname(), pid, _space(), _started(pid), now, secrets.token_hex(8))
+        started = _processes.started(pid)
+        return cls(
+            socket.gethostname(), pid, _processes.space(), started, now, secrets.token_hex(8)
+        )
+
+    @classmethod
+    def read(cls, raw: bytes) -> Holder:
+        """Return the holder that a claim names; a damaged claim names an unknown one, which is not here."""
+        try:
+            found = cls(**json.loads(raw))
+        except (ValueError, TypeError, RecursionError):
+            return UNKNOWN
+        texts = (found.host, found.space, found.claimed_at, found.token, found.started or "")
+        sound = (
+            all(isinstance(text, str) and text.isprintable() for text in texts)
+            and type(found.pid) is int
+            and 0 < found.pid < 2**31
+        )
+        return found if sound else UNKNOWN
 
     @property
     def is_here(self) -> bool:
         """Tell whether the process, where it is alive, can be seen from this one."""
-        # Windows has no harmless signal to ask with; there the heartbeat decides.
-        return os.name == "posix" and (self.host, self.space) == (socket.gethostname(), _space())
+        return (self.host, self.space) == (socket.gethostname(), _processes.space())
 
     @property
-    def is_gone(self) -> bool:
-        """Tell whether a process of this machine has ended, its number perhaps given to another."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        started = _started(self.pid)
-        return self.started is not None and started != self.started
+    def is_gone(self) -> bool | None:
+        """Tell whether a process of this machine has ended; None where that cannot be known."""
+        return _processes.is_gone(self.pid, self.started)
 
     def __str__(self) -> str:
+        if self == UNKNOWN:
+            return f"an unknown process, whose claim is damaged (waiting up to {TIMEOUT:.0f} s)"
         return f"process {self.pid} on {self.host}"
+
+
+UNKNOWN: Final = Holder("", 0, "", None, "", "")
 
 
 class Claims:
@@ -118,7 +135,7 @@ class Claims:
                 if there is not None:
                     if not self._is_stale(key, there):
                         return False
-                    path.unlink(missing_ok=True)
+                    remove(path)
                 self._held[key] = mine.token
                 if not _create(path, json.dumps(asdict(mine))):
                     del self._held[key]
@@ -127,7 +144,9 @@ class Claims:
             self._held.pop(key, None)
             raise RecordError(
                 f"cannot claim a run in '{self.folder}': {err.strerror or err}",
-                hint="make room, or name another folder with --out DIR",
+                hint=f"remove the file '{self.folder}', or name another folder with --out DIR"
+                if isinstance(err, FileExistsError | NotADirectoryError)
+                else "make room, or name another folder with --out DIR",
             ) from err
         self._seen.pop(key, None)
         self._start_pulse()
@@ -144,16 +163,23 @@ class Claims:
                 (self.folder / key).unlink(missing_ok=True)
 
     def holder(self, key: str) -> Holder | None:
-        """Return who holds ``key``, None where nobody does."""
+        """Return who holds ``key``, None where nobody does.
+
+        Raises:
+            NotADirectoryError: If a file stands in the place of the folder.
+        """
+        path = self.folder / key
         try:
-            return Holder(**json.loads((self.folder / key).read_bytes()))
-        except FileNotFoundError:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                return UNKNOWN  # a folder, or a pipe that would be waited for without end
+            with path.open("rb") as file:
+                return Holder.read(file.read(_LARGEST))
+        except (FileNotFoundError, NotADirectoryError) as err:
+            if isinstance(err, NotADirectoryError) and not self.folder.is_dir():
+                raise
             return None
-        except (
-            ValueError,
-            TypeError,
-        ):  # not written by this version, or damaged: the heartbeat decides
-            return Holder("an unknown machine", 0, "", None, "", "")
+        except OSError:  # not ours to read: the heartbeat decides
+            return UNKNOWN
 
     def close(self) -> None:
         """Give back every claim and remove the folder where nobody else uses it."""
@@ -181,10 +207,11 @@ class Claims:
         self.close()
 
     def _is_stale(self, key: str, there: Holder) -> bool:
-        if there.is_here:
-            return there.is_gone
+        gone = there.is_gone if there.is_here else None
+        if gone is not None:
+            return gone
         try:
-            beat = (self.folder / key).stat().st_mtime_ns
+            beat = (self.folder / key).lstat().st_mtime_ns
         except FileNotFoundError:
             return True
         now = time.monotonic()
@@ -209,9 +236,9 @@ class Claims:
 
 def _create(path: Path, text: str) -> bool:
     """Make a file that appears whole; return False where there is one of that name."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
-    temporary.write_text(text, encoding="ascii")
+    temporary = temporary_beside(path)
     try:
+        temporary.write_text(text, encoding="ascii")
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):  # the last: tidied away, where there are no locks
         return False
@@ -222,24 +249,3 @@ def _create(path: Path, text: str) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
-
-
-@cache
-def _space() -> str:
-    """Return what process numbers belong to here: this boot of the machine, and the container."""
-    parts = []
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-    with contextlib.suppress(OSError):
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process began, None where it has ended or the system does not say."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    state, *rest = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return None if state in {"Z", "X"} else rest[18]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipadapt.core._files import full_error, is_full
 from clipadapt.core.errors import (
     EXIT_DEFECT,
     EXIT_INTERRUPTED,
@@ -334,26 +335,31 @@ def _cache_app(program: str) -> typer.Typer:
         everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
         as_json: JsonOption = False,
     ) -> None:
-        """Remove what was not used for longest."""
+        """Remove what was not used for longest, and what killed processes left: checkpoints of runs too."""
+        from clipadapt.core import leftovers
         from clipadapt.core.store import FeatureStore
 
-        _show(FeatureStore().prune(max_bytes, everything=everything), as_json=as_json)
+        report = _plain(FeatureStore().prune(max_bytes, everything=everything))
+        _show(report | {"leftovers": leftovers.prune()}, as_json=as_json)
 
     @cache.command("verify", epilog=_example(f"{program} cache verify"))
     def verify(as_json: JsonOption = False) -> None:
         """Check every stored byte; damaged entries are removed and will be computed again."""
         from clipadapt.core.store import FeatureStore
 
-        _show(FeatureStore().verify(), as_json=as_json)
+        _show(_plain(FeatureStore().verify()), as_json=as_json)
 
     return cache
 
 
-def _show(report: Any, *, as_json: bool) -> None:
+def _show(report: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print_json(_plain(report))
-    else:
-        typer.echo("  ".join(f"{k}={v}" for k, v in _plain(report).items()))
+        print_json(report)
+        return
+    counts = {k: len(v) if isinstance(v, list) else v for k, v in report.items()}
+    typer.echo("  ".join(f"{k}={v}" for k, v in counts.items()))
+    for path in report["unreadable"]:
+        typer.echo(f"cannot read or remove {path}: it is left", err=True)
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -486,10 +492,16 @@ def _print_bench(found: Sequence[RunRecord], out: Path) -> None:
 
     text = summary.render_summary(summary.build_summary(RunStore(out), records=found), "markdown")
     typer.echo(text)
-    write_text(out / "summary.md", text)
+    try:
+        write_text(out / "summary.md", text)
+    except OSError as err:  # it stands above
+        typer.echo(f"no summary.md: {err}", err=True)
     try:
         made = curves.plot_curves(RunStore(out), out / "curves")
-    except ClipAdaptError as err:  # without the plotting extra the tables are still worth having
+    except (
+        ClipAdaptError,
+        OSError,
+    ) as err:  # without the plotting extra the tables are still worth having
         typer.echo(f"no curves: {err}", err=True)
         made = []
     typer.echo(f"records: {out}; summary: {out / 'summary.md'}; curves: {len(made)}", err=True)
@@ -523,6 +535,11 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         if debug:
             raise
         typer.secho(f"error: {err}", fg=typer.colors.RED, err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as err:
+        if debug or not is_full(err):
+            raise
+        typer.secho(f"error: {full_error(err)}", fg=typer.colors.RED, err=True)
         sys.exit(EXIT_USER_ERROR)
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core import config, runner, tasks
+from clipadapt.core._files import scratch_folder
 from clipadapt.core.context import Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError
 from clipadapt.core.hardware import cpu_count
@@ -147,10 +147,10 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(task["environ"])
     if Path(task["folder"]).is_dir():
         os.chdir(task["folder"])  # names such as folder:PATH may be relative
-    with tempfile.TemporaryDirectory(prefix="clipadapt-") as folder:
+    with scratch_folder() as folder:
         error = None
         try:
-            _execute(task, Path(folder))
+            _execute(task, folder)
         except DivergedError as err:
             error = ("diverged", err.problem, err.hint)
         except ClipAdaptError as err:
@@ -159,7 +159,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
             error = ("defect", f"{type(err).__name__}: {err}", traceback.format_exc())
         runs = [
             {str(p.relative_to(d)): p.read_bytes() for p in d.rglob("*") if p.is_file()}
-            for d in sorted(path.parent for path in Path(folder).glob(f"*/*/*/{RECORD}"))
+            for d in sorted(path.parent for path in folder.glob(f"*/*/*/{RECORD}"))
         ]
     return {"runs": runs, "error": error}
 

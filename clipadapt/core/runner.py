@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core import leakage, metrics, records, sampling, tasks
-from clipadapt.core._files import check_writable
+from clipadapt.core import leakage, leftovers, metrics, records, sampling, tasks
+from clipadapt.core._files import check_writable, full_error, is_full, scratch_folder
 from clipadapt.core.claims import Claims
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
 from clipadapt.core.hardware import default_threads, set_threads
+from clipadapt.core.leftovers import WORK
 from clipadapt.core.progress import Silent
 from clipadapt.core.protocols import (
     ModelOptions,
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     )
     from clipadapt.core.tasks import Target
 
-WORK = ".work"  # checkpoints of fits that are not complete
 MAX_ATTEMPTS = 2  # a failed run is tried once more
 USER_ERROR = (
     "user_error"  # flag of a failed run whose cause the user can mend: it is tried every time
@@ -390,6 +389,7 @@ class Session:
             self.progress.track("runs", len(flat), "runs") as bar,
             Claims(self.out) as claims,
         ):
+            leftovers.clear(self.out, claims, {job.key for job in flat if not job.is_open()})
             for done in work_through(flat, claims, Local(self.execute), self.progress):
                 if isinstance(done.error, DivergedError):
                     diverged.append(done.error)
@@ -451,6 +451,8 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
     except ClipAdaptError:
         raise
     except Exception as err:
+        if isinstance(err, OSError) and is_full(err):
+            raise full_error(err) from err  # no attempt of the run
         run.record_failure(f"{type(err).__name__}: {err}")
         raise
 
@@ -514,7 +516,7 @@ class _Run:
         services = backbones.services
         meter = services.meter
         work = prepared.store.root / WORK / prepared.fit_id(self.seed)
-        work.mkdir(parents=True, exist_ok=True)
+        leftovers.make_work(work)
         ctx = RunContext(self.seed, work, services, prepared.experiment.config.threads)
         method = prepared.method(prepared.experiment.method)
         meter.reset()
@@ -565,8 +567,8 @@ class _Run:
                 f"warning: {prepared.experiment.method_name} on {target.dataset.name}, "
                 f"seed {self.seed}: {flag}: {why}"
             )
-        with tempfile.TemporaryDirectory(prefix="clipadapt-") as temporary:
-            folder = Path(temporary) / "classifier"
+        with scratch_folder() as scratch:
+            folder = scratch / "classifier"
             fitted.classifier.save(folder)
             saved_bytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
             record = self._record(

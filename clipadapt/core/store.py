@@ -175,8 +175,8 @@ class VerifyReport:
         segments: Sound segments.
         rows: Rows in them.
         bytes: Bytes of them.
-        damaged: Segments that were not sound; they are removed.
-        unreadable: Segments that the system would not read; they are left.
+        damaged: Segments that were not sound; they are removed where the system allows it.
+        unreadable: Segments and folders that the system would not read; they are left.
     """
 
     segments: int
@@ -188,11 +188,19 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """Outcome of ``cache prune``: segments and bytes removed, and bytes left."""
+    """Outcome of ``cache prune``.
+
+    Attributes:
+        segments: Segments removed.
+        bytes: Bytes of them.
+        left: Bytes left.
+        unreadable: Folders and segments that the system would not read or remove; they are left.
+    """
 
     segments: int
     bytes: int
     left: int
+    unreadable: tuple[Path, ...] = ()
 
 
 # ---------------------------------------------------------------- one segment
@@ -561,11 +569,9 @@ class SpaceHandle:
             self._index = None
 
     def _discard(self, path: Path, why: str) -> None:
-        log.warning("removed a damaged segment of the feature store, %s: %s", path, why)
+        _remove_damaged(path, why)
         self._bad.add(path.name)
         self._forget(path.name)
-        with contextlib.suppress(OSError):
-            path.unlink()
 
     def _pass_over(self, path: Path, err: OSError) -> None:
         self._forget(path.name)
@@ -774,9 +780,10 @@ class FeatureStore:
         """
         bound = self.max_bytes if max_bytes is None else max_bytes
         files = []
+        unreadable = []
         for folder in self._folders():
             for entry in _segments_in(folder):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     status = entry.stat()
                     files.append((status.st_mtime_ns, entry.path, status.st_size))
         total = sum(size for _, _, size in files)
@@ -790,10 +797,11 @@ class FeatureStore:
                 freed += size
             except OSError as err:
                 self.warn_unwritable(err)
+                unreadable.append(Path(path))
             else:
                 freed += size
                 segments += 1
-        return PruneReport(segments, freed, total - freed)
+        return PruneReport(segments, freed, total - freed, tuple(unreadable))
 
     def prune(self, max_bytes: int | None = None, *, everything: bool = False) -> PruneReport:
         """Bring the store under a bound and clear leftovers and empty spaces away.
@@ -803,28 +811,35 @@ class FeatureStore:
             everything: Remove every row.
         """
         report = self.evict(-1 if everything else max_bytes)
+        unreadable = []
         remove_leftovers(self.directory)
         for folder in self._folders():
             remove_leftovers(folder)
-            if {p.name for p in folder.iterdir()} <= {"space.json"}:
+            try:
+                empty = {p.name for p in folder.iterdir()} <= {"space.json"}
+            except OSError:  # of another user
+                unreadable.append(folder)
+                continue
+            if empty:
                 with contextlib.suppress(OSError):  # another process began to write there
                     (folder / "space.json").unlink(missing_ok=True)
                     folder.rmdir()
                     folder.parent.rmdir()
-        return report
+        return dataclasses.replace(report, unreadable=(*report.unreadable, *unreadable))
 
     def verify(self) -> VerifyReport:
         """Read and check every row; damaged segments are removed, for they cost only time."""
         segments = rows = size = 0
         damaged, unreadable = [], []
         for folder in self._folders():
+            if not os.access(folder, os.R_OK | os.X_OK):  # of another user
+                unreadable.append(folder)
             for path in sorted(Path(e.path) for e in _segments_in(folder)):
                 try:
                     segment = _load_segment(path)
                     segment.read_all()
                 except _DamagedError as err:
-                    log.warning("removed a damaged segment of the feature store, %s: %s", path, err)
-                    path.unlink(missing_ok=True)
+                    _remove_damaged(path, str(err))
                     damaged.append(path)
                 except FileNotFoundError:
                     continue
@@ -868,7 +883,8 @@ class FeatureStore:
             )
 
     def _folders(self) -> list[Path]:
-        return sorted(p for p in self.directory.glob("[0-9a-f][0-9a-f]/*") if p.is_dir())
+        found = self.directory.glob("[0-9a-f][0-9a-f]/*")
+        return sorted(p for p in found if os.path.isdir(p))  # noqa: PTH112  never raises
 
 
 def _compute_missing(
@@ -970,6 +986,16 @@ def _default_bound() -> int:
             hint=f"for 20 GiB: export CLIPADAPT_CACHE_BYTES={MAX_BYTES}",
         )
     return int(given)
+
+
+def _remove_damaged(path: Path, why: str) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as err:
+        done, why = "cannot remove", f"{why} ({err.strerror or err})"
+    else:
+        done = "removed"
+    log.warning("%s a damaged segment of the feature store, %s: %s", done, path, why)
 
 
 def _read_space(folder: Path) -> Space | None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from clipadapt.core import config, runner
+from clipadapt.core import config, leftovers, runner
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.claims import Claims
 from clipadapt.core.config import TargetConfig
@@ -497,6 +497,7 @@ def run_sweep(
         session.progress.track("runs", len(flat), "runs") as bar,
         Claims(out) as claims,
     ):
+        leftovers.clear(out, claims, {job.key for job in flat if not job.is_open()})
         for done in work_through(
             in_good_order(flat),
             claims,

@@ -186,6 +186,7 @@ class _Loop:
         self.best: dict[str, torch.Tensor] = {}
         self.key = self._key()  # now, for it holds the start values
         self.saved_at = time.monotonic()
+        self.warned = False  # that no checkpoint can be written
 
     def run(self) -> dict[str, Any] | None:
         self._resume()
@@ -322,24 +323,43 @@ class _Loop:
                     tensors[f"optimizer.{i}.{name}"] = value
         plain = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
         state = json.dumps(dataclasses.asdict(self.state))
-        facts = {"key": self.key, "state": state, "check": _fingerprint(plain, state)}
-        self.ctx.work_dir.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._path(), save(plain, facts))
+        facts = {"key": self.key, "state": state, "check": _fingerprint(plain, self.key + state)}
+        content = save(plain, facts)
+        try:
+            self.ctx.work_dir.mkdir(parents=True, exist_ok=True)
+            write_bytes(self._path(), content)
+        except OSError as err:  # a checkpoint is only for the case of a kill
+            if not self.warned:
+                self.ctx.progress.note(
+                    f"warning: {self.fit.name}: cannot write the checkpoint {self._path()} "
+                    f"({err.strerror or err}); the fit goes on, but not after a kill"
+                )
+            self.warned = True
 
     def _resume(self) -> None:
         """Go on from the checkpoint of an equal fit, where there is a whole one."""
         import torch
         from safetensors import SafetensorError, safe_open
 
+        path = self._path()
         try:
-            with safe_open(self._path(), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 facts = file.metadata() or {}
-                if facts.get("key") != self.key:
-                    return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return  # none, or not a whole one: the fit begins anew
-        if facts.get("check") != _fingerprint(tensors, facts.get("state", "")):
+            text = facts.get("key", "") + facts.get("state", "")
+            sound = facts.get("check") == _fingerprint(tensors, text)
+            damage = "" if sound else "its checksum differs"
+        except FileNotFoundError:
+            return
+        except (OSError, SafetensorError) as err:
+            damage = str(err)
+        if damage:
+            self.ctx.progress.note(
+                f"warning: {self.fit.name}: the checkpoint {path} is damaged and passed over "
+                f"({damage}); the fit starts anew"
+            )
+            return
+        if facts.get("key") != self.key:
             return
         self.state = _State(**json.loads(facts["state"]))
         with torch.no_grad():
@@ -361,14 +381,15 @@ class _Loop:
 
 
 def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
-    """Return a fast hash of names and bytes of tensors on the CPU; it finds damage, not intent."""
+    """Return a fast hash of names, types, shapes and bytes of tensors on the CPU; it finds damage, not intent."""
     import torch
     import xxhash
 
     total = xxhash.xxh3_128(text.encode())
     for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from typing import TYPE_CHECKING, Any
 
+from clipadapt.core._files import scratch_folder
 from clipadapt.core.errors import DataError
 from textsent.datasets._tables import LABEL_COLUMNS, TEXT_COLUMNS, Table
 
@@ -37,9 +37,9 @@ def read(
     from datasets.exceptions import DatasetsError
 
     # The prepared copy that the library keeps would grow by one for every data set; the texts end in memory.
-    with tempfile.TemporaryDirectory(prefix="clipadapt-") as scratch, _no_bars():
+    with scratch_folder() as scratch, _no_bars():
         try:
-            loaded = datasets.load_dataset(str(folder), name=config, cache_dir=scratch)
+            loaded = datasets.load_dataset(str(folder), name=config, cache_dir=str(scratch))
         except (DatasetsError, OSError, ValueError) as err:
             # "An error occurred while generating the dataset": its cause says which.
             raise DataError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from clipadapt.core import _processes
 from clipadapt.core.claims import FOLDER, Claims, Holder
 from clipadapt.core.errors import RecordError
 
@@ -62,9 +63,7 @@ def test_a_number_given_to_another_process_is_not_mistaken_for_the_first(tmp_pat
 def test_a_zombie_is_dead(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     with Claims(tmp_path) as claims:
-        from clipadapt.core.claims import _started
-
-        forge(tmp_path, "fit", pid=process.pid, started=_started(process.pid))
+        forge(tmp_path, "fit", pid=process.pid, started=_processes.started(process.pid))
         assert not claims.acquire("fit")
         process.kill()
         os.waitid(
@@ -103,7 +102,7 @@ def test_the_heartbeat_beats_and_a_claim_taken_over_is_left_alone(tmp_path):
 def test_what_a_killed_process_was_writing_is_tidied_away(tmp_path):
     with Claims(tmp_path) as claims:
         claims.acquire("fit")
-        (tmp_path / FOLDER / ".tmp-1-half").write_text("{")
+        (tmp_path / FOLDER / f".tmp-{dead_pid()}-{'0' * 16}").write_text("{")
     assert not (tmp_path / FOLDER).exists()
 
 
@@ -115,10 +114,61 @@ def test_a_damaged_claim_is_waited_for_and_taken_over(tmp_path):
         assert claims.acquire("fit")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"started": None},
+        {"pid": -1},
+        {"pid": 0},
+        {"pid": 10**30},
+        {"pid": "1"},
+        {"pid": True},
+        {"pid": 1.0},
+        {"pid": None},
+        {"started": 17},
+        {"host": ["a"]},
+        {"host": "\x1b[31m"},
+        {"token": None},
+        {"extra": 1},
+    ],
+    ids=str,
+)
+def test_an_odd_claim_is_waited_for_as_long_as_its_heartbeat_says(tmp_path, changes):
+    forge(tmp_path, "fit", **changes)
+    with Claims(tmp_path, timeout=0.05) as claims:
+        assert not claims.acquire("fit")
+        assert "\x1b" not in str(claims.holder("fit"))
+        time.sleep(0.1)
+        assert claims.acquire("fit")
+    assert not (tmp_path / FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    "kind", ["[]", "[" * 100_000, "1" * 5000, "", "\xff", "folder", "pipe", "loop"]
+)
+def test_what_is_no_claim_is_taken_over_too(tmp_path, kind):
+    path = forge(tmp_path, "fit")
+    if kind in {"folder", "pipe", "loop"}:
+        path.unlink()
+        {
+            "folder": path.mkdir,
+            "pipe": lambda: os.mkfifo(path),
+            "loop": lambda: path.symlink_to(path),
+        }[kind]()
+    else:
+        path.write_bytes(kind.encode("latin-1"))
+    with Claims(tmp_path, timeout=0.05) as claims:
+        assert not claims.acquire("fit")
+        time.sleep(0.1)
+        assert claims.acquire("fit")
+    assert not (tmp_path / FOLDER).exists()
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / FOLDER).write_text("a file in the way")
-    with pytest.raises(RecordError, match="cannot claim a run"):
+    with pytest.raises(RecordError, match="cannot claim a run") as caught:
         Claims(tmp_path).acquire("fit")
+    assert f"remove the file '{tmp_path / FOLDER}'" in str(caught.value)
 
 
 def _grab(root: str, gate, wins) -> None:

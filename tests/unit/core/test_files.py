@@ -3,6 +3,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +18,11 @@ from clipadapt.core._files import (
     atomic_file,
     cache_dir,
     check_writable,
+    locked,
     remove_leftovers,
+    scratch_folder,
     sha256_file,
+    temporary_beside,
     write_bytes,
     write_json,
     write_text,
@@ -91,21 +98,65 @@ def test_a_directory_whose_making_fails_does_not_appear(tmp_path):
     assert _names(tmp_path) == []
 
 
-def test_only_old_leftovers_are_removed(tmp_path):
-    old, young, other = (
-        tmp_path / name for name in (f"{TEMPORARY_PREFIX}1", f"{TEMPORARY_PREFIX}2", "x")
-    )
-    old.mkdir()
-    (old / "part").write_text("")
-    young.write_text("")
-    other.write_text("")
-    hours_ago = time.time() - 7200
-    os.utime(old, (hours_ago, hours_ago))
-    os.utime(other, (hours_ago, hours_ago))
+def _ended() -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process
 
-    assert remove_leftovers(tmp_path) == 1
-    assert _names(tmp_path) == [young.name, "x"]
+
+def test_what_the_dead_left_goes_and_what_the_living_make_stays(tmp_path):
+    mine = temporary_beside(tmp_path / "x")
+    dead = Path(str(mine).replace(str(os.getpid()), str(_ended().pid)))
+    reused = Path(
+        re.sub(r"-\d+-([0-9a-f]{16})$", r"-1-\1", str(mine))
+    )  # this number, another process
+    pid, _place, rest = mine.name.removeprefix(TEMPORARY_PREFIX).split("-", 2)
+    elsewhere, elsewhere_old = (
+        tmp_path / f"{TEMPORARY_PREFIX}{pid}-{'0' * 8}-{i}{rest[1:]}" for i in (1, 2)
+    )
+    earlier = tmp_path / f"{TEMPORARY_PREFIX}{pid}-{'0' * 16}"  # as versions before wrote it
+    others = [tmp_path / name for name in ("x", ".tmp-notes", "clipadapt-runs")]
+    everything = (mine, dead, reused, elsewhere, elsewhere_old, earlier, *others)
+    for path in everything:
+        path.mkdir()
+        (path / "part").write_text("")
+    days_ago = time.time() - 3 * 24 * 3600
+    for path in (mine, elsewhere_old, earlier, *others):
+        os.utime(path, (days_ago, days_ago))
+
+    assert remove_leftovers(tmp_path) == 4
+    assert {p for p in everything if p.exists()} == {mine, elsewhere, *others}
     assert remove_leftovers(tmp_path / "missing") == 0
+
+
+def test_a_scratch_folder_goes_with_its_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os\n"
+        "from clipadapt.core._files import scratch_folder\n"
+        "with scratch_folder() as folder:\n"
+        "    (folder / 'big').write_text('x')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert len(_names(tmp_path)) == 1
+    with scratch_folder() as folder:
+        assert _names(tmp_path) == [folder.name]
+        assert folder.stat().st_mode & 0o77 == 0
+    assert _names(tmp_path) == []
+
+
+def test_others_may_read_a_directory_that_a_library_wrote_for_its_maker_alone(tmp_path):
+    with atomic_directory(tmp_path / "model") as new:
+        (new / "weights").touch(mode=0o600)
+    folder = tmp_path / "model"
+    assert (folder / "weights").stat().st_mode & 0o666 == folder.stat().st_mode & 0o666
+
+
+def test_a_lock_whose_folder_cannot_be_made_is_not_waited_for():
+    with locked(Path("/proc/nowhere/cache/locks/x")) as waited:
+        assert not waited
 
 
 def test_check_writable_names_folder_reason_and_way_out(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -529,6 +530,7 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     args = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]  # accepted anywhere, not only before the command
+    _interrupt_when_told_to_end()
     try:
         app(args=args)
     except ClipAdaptError as err:
@@ -545,3 +547,13 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         if end.code == EXIT_INTERRUPTED:
             typer.echo("interrupted; complete runs are kept, the same command goes on", err=True)
         raise
+
+
+def _interrupt_when_told_to_end() -> None:
+    """Have SIGTERM and SIGHUP do what Ctrl-C does, so that they leave nothing behind either."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks one
+        # One that is ignored, as nohup has it, stays so; in a thread no handler can be set.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):
+                signal.signal(number, signal.default_int_handler)

@@ -475,7 +475,7 @@ def test_ls_prune_and_verify(tmp_path):
     )
     assert store.ls()[-1].last_used.year == 1970
 
-    leftover = segments(tmp_path)[0].with_name(".tmp-1-ab")
+    leftover = segments(tmp_path)[0].with_name(".tmp-1-0123456789abcdef")
     leftover.write_bytes(b"half")
     os.utime(leftover, (1, 1))
     report = store.verify()

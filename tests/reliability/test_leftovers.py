@@ -1,0 +1,204 @@
+"""What kills leave behind goes: at the next run what the dead held, at ``cache prune`` their checkpoints too."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clipadapt.core import _processes, leftovers
+from clipadapt.core._files import temporary_beside
+from clipadapt.core.claims import FOLDER, Claims
+
+# A method without a framework that writes everywhere, slowly, as a big one does.
+METHOD = """
+import time
+from typing import ClassVar
+import numpy as np
+from clipadapt.core._files import atomic_directory, cache_dir, scratch_folder
+from clipadapt.core.protocols import MethodConfig
+
+class Config(MethodConfig):
+    pause: float = 0.02
+
+class Writer:
+    Config: ClassVar[type[MethodConfig]] = Config
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = None
+
+    def __init__(self, config): self.config = config
+
+    def fit(self, backbone, task, ctx):
+        (ctx.work_dir / "checkpoint").write_bytes(b"0" * 1000)
+        with atomic_directory(cache_dir() / "models" / "big") as new, scratch_folder() as scratch:
+            for i in range(5):
+                (new / f"part{i}").write_bytes(b"0" * 1000)
+                (scratch / f"part{i}").write_bytes(b"0" * 1000)
+                time.sleep(self.config.pause)
+        return Classifier(task.classnames)
+
+class Classifier:
+    score_kind: ClassVar[str] = "logit"
+    n_trainable_params = 0
+
+    def __init__(self, classnames): self.classnames = classnames
+
+    def predict_scores(self, inputs):
+        return np.eye(len(self.classnames), dtype=np.float32)[np.arange(len(inputs)) % len(self.classnames)]
+
+    def save(self, directory):
+        directory.mkdir()
+        (directory / "classifier").write_bytes(b"0" * 1000)
+
+METHOD = Writer
+"""
+MAIN = "from clipadapt.cli import main; main()"
+
+
+@pytest.fixture
+def place(tmp_path):
+    for name in ("plugins", "tmp", "cache", "runs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "plugins" / "writer.py").write_text(METHOD)
+    (tmp_path / "writer.yaml").write_text("method: {name: clip/writer}\n")
+    return tmp_path
+
+
+def start(place: Path, *words: object) -> subprocess.Popen:
+    environment = os.environ | {
+        "CLIPADAPT_PLUGINS": str(place / "plugins"),
+        "CLIPADAPT_CACHE": str(place / "cache"),
+        "TMPDIR": str(place / "tmp"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, *map(str, words)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(place: Path, seed: int, pause: float = 0.02, out: str = "runs") -> subprocess.Popen:
+    settings = ("data.name=synthetic:3x6", f"seeds=[{seed}]", f"method.pause={pause}")
+    words = (word for setting in settings for word in ("--set", setting))
+    return start(place, "run", place / "writer.yaml", *words, "--out", place / out)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out
+
+
+def of_the_dead(place: Path) -> list[str]:
+    """Return what is neither a record, nor of the finished cache."""
+    found = [p for p in place.rglob("*") if p.name.startswith(".tmp-")]
+    found += [*(place / "tmp").iterdir(), *place.glob("runs/.*"), *place.glob("cache/locks/*")]
+    return sorted(str(p.relative_to(place)) for p in found)
+
+
+def test_twenty_kills_one_finished_run_and_a_prune_leave_nothing_of_the_dead(place):
+    rng, seen = random.Random(0), set()
+    for seed in range(20):
+        before = set(place.glob("runs/.work/*"))
+        process = run(place, seed)
+        # At any moment from its first file on.
+        while set(place.glob("runs/.work/*")) <= before:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        process.communicate()
+        seen |= {name.split("/")[0] for name in of_the_dead(place)}
+        assert len([n for n in of_the_dead(place) if ".tmp-" in n or n.startswith("tmp/")]) <= 4
+    assert seen == {"cache", "runs", "tmp"}, "nothing was left that could be removed"
+
+    finish(run(place, 99))
+    assert {n.split("/")[0] for n in of_the_dead(place)} <= {"runs"}  # checkpoints wait a week
+    printed = json.loads(finish(start(place, "cache", "prune", "--json")))
+
+    assert of_the_dead(place) == []
+    assert printed["leftovers"] > 0
+    assert len(list((place / "runs").glob("*/*/*/record.json"))) >= 1
+
+
+def test_what_a_living_run_holds_is_never_touched(place):
+    process = run(place, 1, pause=1.0)
+    while not list((place / "cache").glob("models/.tmp-*/part0")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    before = of_the_dead(place)
+
+    finish(start(place, "cache", "prune", "--all"))
+    finish(run(place, 2))
+    finish(start(place, "cache", "prune"))
+
+    assert set(before) <= set(of_the_dead(place))
+    finish(process)
+    assert of_the_dead(place) == []
+    assert len(list((place / "runs").glob("*/*/*/record.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name
+)
+def test_an_interrupted_run_leaves_its_checkpoint_alone(place, sent):
+    process = run(place, 1, pause=1.0)
+    while not list((place / "cache").glob("models/.tmp-*/part0")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("interrupted; complete runs are kept")
+    assert "Traceback" not in err
+    assert of_the_dead(place) == ["runs/.work"]
+    finish(run(place, 1, pause=1.0))
+    assert of_the_dead(place) == []
+
+
+def test_checkpoints_wait_a_week_for_their_command(tmp_path):
+    work = tmp_path / ".work"
+    for name in ("old", "young", "empty", "finished", "held"):
+        (work / name).mkdir(parents=True)
+        (work / name / "checkpoint").write_text("0")
+    (work / "empty" / "checkpoint").unlink()
+    week_ago = time.time() - leftovers.KEEP_SECONDS - 60
+    for name in ("old", "held"):
+        os.utime(work / name / "checkpoint", (week_ago, week_ago))
+
+    with Claims(tmp_path) as mine, Claims(tmp_path) as other:
+        other.acquire("held")
+        leftovers.clear(tmp_path, mine, {"finished"})
+        assert sorted(p.name for p in work.iterdir()) == ["held", "young"]
+    leftovers.prune()
+    assert not work.exists()
+
+
+def test_a_dead_claim_goes_with_the_next_run(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with Claims(tmp_path) as claims:
+        claims.acquire("fit")
+        path = tmp_path / FOLDER / "fit"
+        raw = json.loads(path.read_text())
+        (tmp_path / FOLDER / "other").write_text(json.dumps({**raw, "pid": dead.pid}))
+        leftovers.clear(tmp_path, claims)
+        assert sorted(p.name for p in (tmp_path / FOLDER).iterdir()) == [".lock", "fit"]
+    assert _processes.tagged_is_gone(_processes.tag()) is False
+    assert temporary_beside(tmp_path / "x").parent == tmp_path
+
+
+def test_a_file_in_the_place_of_the_work_folder_is_one_message(place):
+    (place / "runs" / ".work").write_text("")
+    process = run(place, 1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"hint: remove the file '{place / 'runs' / '.work'}'" in err
+    assert "Traceback" not in err

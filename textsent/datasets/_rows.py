@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.errors import DataError
@@ -101,6 +103,10 @@ def assemble(
                 f"the split '{split}' is empty", hint="give it rows, or leave the split out"
             )
     basis = rows.get("train") or [row for found in rows.values() for row in found]
+    merged: tuple[str, ...] = ()
+    if classnames is None:
+        rows, merged = _merge_alike(rows)
+        basis = rows.get("train") or [row for found in rows.values() for row in found]
     names = classnames or _ordered({row.label for row in basis})
     used = {row.label for row in basis}
     if len(used) < 2:
@@ -131,7 +137,36 @@ def assemble(
             names,
         )
     flags, notes = _duplicates(rows)
-    return Assembled(names, parts, flags, notes)
+    return Assembled(names, parts, flags, (*merged, *notes))
+
+
+def _merge_alike(
+    rows: Mapping[SplitName, Sequence[Row]],
+) -> tuple[dict[SplitName, list[Row]], tuple[str, ...]]:
+    """Give labels that differ only in how they are written the most frequent of their spellings."""
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in (row for found in rows.values() for row in found):
+        spellings[_label_key(row.label)][row.label] += 1
+    kept = {key: min(c, key=lambda name: (-c[name], name)) for key, c in spellings.items()}
+    notes = tuple(
+        f"labels that differ only in their spelling are one class, '{kept[key]}': "
+        + ", ".join(f"'{name}' ({n:,})" for name, n in counts.most_common())
+        for key, counts in spellings.items()
+        if len(counts) > 1
+    )
+    if not notes:
+        return {split: list(found) for split, found in rows.items()}, ()
+    return {
+        split: [replace(row, label=kept[_label_key(row.label)]) for row in found]
+        for split, found in rows.items()
+    }, notes
+
+
+def _label_key(label: str) -> str:
+    """Return what labels that only differ in case, blanks, Unicode form or a decimal point of zeros share."""
+    folded = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    number = _NUMBER.fullmatch(folded)
+    return number[1].removeprefix("+") if number else folded
 
 
 def _checked_text(value: Any, column: str, where: str) -> str:
@@ -165,9 +200,18 @@ def _checked_label(value: Any, column: str, where: str) -> str:
         )
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Parquet holds whole numbers as floats where one was missing
-    return str(value).strip()
+    name = str(value).strip()
+    broken = next((c for c in name if unicodedata.category(c) in {"Cc", "Cs"}), None)
+    if broken is not None:
+        raise DataError(
+            f"{where}: the label in column '{column}' holds a character that cannot be shown "
+            f"(U+{ord(broken):04X})",
+            hint=_MEND,
+        )
+    return name
 
 
+_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
 _MEND = "mend or remove the row, or leave such rows out with --set data.on_bad_image=skip"
 
 

@@ -6,8 +6,9 @@ import codecs
 import csv
 import io
 import json
+import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from clipadapt.core.columns import find_column
 from clipadapt.core.errors import DataError
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-QUOTED: Literal[0] = csv.QUOTE_MINIMAL
-LITERAL: Literal[3] = csv.QUOTE_NONE
 ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
 TEXT_COLUMNS = (
     "text",
@@ -42,6 +41,58 @@ LABEL_COLUMNS = (
     "rating",
 )
 
+QUOTES: Final = ("auto", "double", "none")
+"""What a quotation mark is: found out, the limit of a field, or a character of the text."""
+SEPARATORS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
+"""Names of separators, beside the characters themselves."""
+
+_SNIFFED: Final = (",", ";", "\t", "|")
+_BYTE_ORDER_MARKS: Final = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_Rows = list[tuple[int, list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a .csv, .tsv or .jsonl is read.
+
+    Attributes:
+        encoding: Encoding of its bytes; a byte order mark of UTF-8 is dropped.
+        separator: Character between two fields; None finds it out.
+        quotes: One of :data:`QUOTES`.
+    """
+
+    encoding: str = "utf-8"
+    separator: str | None = None
+    quotes: str = "auto"
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Reading:
+        """Return what the options ``encoding``, ``sep`` and ``quote`` of a data set's name say.
+
+        Raises:
+            DataError: If the encoding is not one of text, or another value is not accepted.
+        """
+        encoding, quotes = query.get("encoding", "utf-8"), query.get("quote", "auto")
+        try:
+            known = "\0" not in encoding and codecs.lookup(encoding)._is_text_encoding
+        except (LookupError, ValueError, UnicodeError):
+            known = False
+        if not known:  # zlib and rot13 are codecs, too, but not of text
+            raise DataError(
+                f"unknown encoding '{encoding}'",
+                hint="for example encoding=latin-1, cp1252 or utf-16",
+            )
+        named = query.get("sep")
+        separator = None if named is None else SEPARATORS.get(named.casefold(), named)
+        if separator is not None and (len(separator) != 1 or separator in '\r\n"\0'):
+            raise DataError(
+                f"sep={named} is not a separator; accepted: one character, or {', '.join(SEPARATORS)}",
+                hint="for example csv:PATH?sep=semicolon",
+            )
+        if quotes not in QUOTES:
+            raise DataError(f"quote={quotes} is not accepted; accepted: {', '.join(QUOTES)}")
+        return cls(encoding, separator, quotes)
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -50,10 +101,14 @@ class Table:
     Attributes:
         origin: What to call the table in a message: its file's name.
         columns: Values by column name; None where a value is missing.
+        notes: What the user should know about how it was read, one sentence each.
+        repeated: Names that several columns have; none of these is in ``columns``.
     """
 
     origin: str
     columns: Mapping[str, Sequence[Any]]
+    notes: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
     def find(self, what: str, named: str | None, usual: Sequence[str]) -> str:
         """Return the name of the column that holds ``what``.
@@ -64,29 +119,36 @@ class Table:
             usual: Usual names, the likeliest first; case does not matter.
 
         Raises:
-            DataError: If there is no such column; the message names those there are.
+            DataError: If there is no such column, or several; the message names those there are.
         """
-        return find_column(
+        name = find_column(
             self.origin,
-            tuple(self.columns),
+            (*self.columns, *self.repeated),
             what,
             named,
             usual,
             both="?text=COLUMN&label=COLUMN",
         )
+        if name in self.repeated:
+            raise DataError(
+                f"{self.origin} has several columns called '{name}'",
+                hint=f"rename all but one, or name another column by adding ?{what}=COLUMN to the data set's name",
+            )
+        return name
 
 
-def read_table(path: Path, encoding: str = "utf-8") -> Table:
+def read_table(path: Path, reading: Reading | None = None) -> Table:
     """Read one file; its ending tells the format.
 
     Args:
         path: The file.
-        encoding: Encoding of a .csv, .tsv or .jsonl; a byte order mark of UTF-8 is dropped.
+        reading: How a .csv, .tsv or .jsonl is read; None finds everything out.
 
     Raises:
         DataError: If the file cannot be read, the ending is none of :data:`ENDINGS`, the bytes are not in
             the encoding, or a row does not fit the header.
     """
+    reading = reading or Reading()
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise DataError(
@@ -94,76 +156,157 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
             hint="save the table in one of these formats",
         )
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
+            raise DataError(f"'{path}' is not a regular file", hint="save the table as a file")
         if ending == ".parquet":
             return _read_parquet(path)
-        text = _decode(path, path.read_bytes(), encoding)
+        text = _decode(path, path.read_bytes(), reading.encoding)
     except OSError as err:
         raise DataError(f"cannot read '{path}': {err.strerror or err}") from None
-    return (
-        _parse_jsonl(path.name, text) if ending == ".jsonl" else _parse_csv(path.name, text, ending)
-    )
+    if ending == ".jsonl":
+        return _parse_jsonl(path.name, text)
+    return _parse_csv(path.name, text, ending, reading)
 
 
 def _decode(path: Path, raw: bytes, encoding: str) -> str:
-    try:
-        codec = codecs.lookup(encoding).name
-        b"".decode(codec)  # base64 and the like are codecs, but of no text
-    except LookupError:
-        raise DataError(
-            f"unknown encoding '{encoding}'", hint="for example encoding=latin-1, cp1252 or utf-16"
-        ) from None
+    codec = codecs.lookup(encoding).name
+    marked = _BYTE_ORDER_MARKS.get(raw[:2], "latin-1 (or cp1252, utf-16)")
     try:
         return raw.decode("utf-8-sig" if codec == "utf-8" else codec)
     except UnicodeDecodeError as err:
         line = raw.count(b"\n", 0, err.start) + 1
         raise DataError(
             f"{path.name} is not {encoding.upper()}: byte 0x{raw[err.start]:02x} at offset {err.start}, line {line}",
-            hint="save the file as UTF-8, or name its encoding by adding ?encoding=latin-1 (or cp1252, utf-16) "
-            "to the data set's name",
+            hint="save the file as UTF-8, or name its encoding by adding "
+            f"?encoding={marked} to the data set's name",
         ) from None
+    except UnicodeError as err:  # utf-16 without a mark, for one
+        raise DataError(f"{path.name} is not {encoding.upper()}: {err}") from None
 
 
-def _parse_csv(origin: str, text: str, ending: str) -> Table:
-    delimiter = "\t" if ending == ".tsv" else ","
+# ---------------------------------------------------------------- separated values
+
+
+def _parse_csv(origin: str, text: str, ending: str, reading: Reading) -> Table:
+    separators, text = _separators(text, ending, reading.separator)
+    failure: DataError | None = None
+    for separator in separators:
+        try:
+            rows, notes = _unquoted(origin, text, separator, ending, reading.quotes)
+            table = _table(origin, rows, separator, notes)
+        except DataError as err:
+            failure = failure or err  # of the likeliest separator
+            continue
+        usual = "\t" if ending == ".tsv" else ","
+        if separator != usual and reading.separator is None:
+            note = f"{origin} is read as separated by {_shown(separator)}"
+            return Table(origin, table.columns, (note, *table.notes), table.repeated)
+        return table
+    assert failure is not None
+    raise failure
+
+
+def _separators(text: str, ending: str, named: str | None) -> tuple[list[str], str]:
+    """Return the separators worth a try, the likeliest first, and the text without a line ``sep=;``."""
+    first, newline, rest = text.partition("\n")
+    if first.startswith("sep=") and len(first.rstrip("\r")) == 5:  # as spreadsheets mark it
+        named, text = named or first[4], rest if newline else ""
+    if named is not None:
+        return [named], text
+    usual = "\t" if ending == ".tsv" else ","
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    fields = {s: header.count(s) for s in (usual, *_SNIFFED)}
+    likely = sorted((s for s in fields if fields[s]), key=lambda s: -fields[s])
+    return likely or [usual], text
+
+
+def _unquoted(
+    origin: str, text: str, separator: str, ending: str, quotes: str
+) -> tuple[_Rows, tuple[str, ...]]:
+    """Return the rows of a text, and what to say about its quotation marks.
+
+    A quotation mark that opens a field and is closed some lines further down joins those lines to one field. Where
+    every line is a whole row without that, it is a character of the text in a .tsv, which most programs write
+    without quotes; in a .csv it cannot be known, so it is reported.
+    """
+    if quotes == "none" or '"' not in text:
+        return _rows(text, separator, csv.QUOTE_NONE), ()
     try:
-        lines = _csv_lines(text, delimiter, QUOTED)
+        quoted = _rows(text, separator, csv.QUOTE_MINIMAL)
     except csv.Error as err:
-        if ending != ".tsv":
-            raise DataError(
-                f"{origin} is not a table of comma-separated values: {err}",
-                hint='double the quotes inside a quoted field: "he said ""no"""',
-            ) from None
-        # Most .tsv files quote nothing: a quotation mark is a character of the text.
-        lines = _csv_lines(text, delimiter, LITERAL)
-    if not lines:
-        raise DataError(f"{origin} is empty; its first line must name the columns")
-    header = lines[0][1]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{origin} has two columns of the same name: {', '.join(twice)}")
-    for number, row in lines[1:]:
-        if len(row) != len(header):
-            raise DataError(
-                f"{origin}, line {number}: {len(row)} fields, but the header names {len(header)}: "
-                + ", ".join(header),
-                hint=f"separate fields by {delimiter!r} and put a field that holds it in double quotes",
-            )
-    return Table(origin, {name: [row[i] for _, row in lines[1:]] for i, name in enumerate(header)})
+        plain = _whole_lines(text, separator) if quotes == "auto" else None
+        if plain is not None:
+            return plain, (f"{origin}: quotation marks are read as part of the text ({err})",)
+        raise DataError(
+            f"{origin} is not a table of values separated by {_shown(separator)}: {err}",
+            hint='double the quotes inside a quoted field ("he said ""no"""), or add ?quote=none to the data '
+            "set's name where quotation marks are part of the text",
+        ) from None
+    every_row = text.count('"') >= 2 * (len(quoted) - 1)  # then they are no accident
+    joined = any("\n" in cell for _, row in quoted for cell in row)
+    plain = _whole_lines(text, separator) if quotes == "auto" and joined and not every_row else None
+    if plain is None:
+        return quoted, ()
+    if ending == ".tsv":
+        return plain, (f"{origin}: quotation marks are read as part of the text",)
+    note = (
+        f"{origin}: quotation marks join {len(plain)} lines to {len(quoted)} rows; if they are part of the "
+        "text, add ?quote=none to the data set's name"
+    )
+    return quoted, (note,)
 
 
-def _csv_lines(text: str, delimiter: str, quoting: Literal[0, 3]) -> list[tuple[int, list[str]]]:
+def _whole_lines(text: str, separator: str) -> _Rows | None:
+    """Return the rows where every line by itself has the same number of fields, else None."""
+    rows = _rows(text, separator, csv.QUOTE_NONE)
+    widths = {len(row) for _, row in rows}
+    return rows if len(widths) == 1 and widths != {1} else None
+
+
+def _rows(text: str, separator: str, quoting: Literal[0, 3]) -> _Rows:
     """Return ``(line number, fields)`` of every row that is not blank."""
     limit = csv.field_size_limit(2**31 - 1)
     # newline="": a field may hold \r or \n, and only those end a line (str.splitlines knows more).
     reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
+        io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True
     )
     try:
-        return [(reader.line_num, row) for row in reader if row]
+        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as err:
         raise csv.Error(f"line {reader.line_num}: {err}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _table(origin: str, rows: _Rows, separator: str, notes: tuple[str, ...]) -> Table:
+    if not rows:
+        raise DataError(f"{origin} is empty; its first line must name the columns")
+    header = [name.strip() for name in rows[0][1]]
+    width = len(header)
+    for number, row in rows[1:]:
+        if len(row) < width or any(cell.strip() for cell in row[width:]):
+            raise DataError(
+                f"{origin}, line {number}: {len(row)} fields, but the header names {width}: "
+                + ", ".join(header),
+                hint=f"fields are separated by {_shown(separator)} here (another one: add ?sep=CHARACTER to the "
+                "data set's name); put a field that holds it in double quotes",
+            )
+    columns = {name: [row[i] for _, row in rows[1:]] for i, name in enumerate(header) if name}
+    unnamed = [i for i, name in enumerate(header) if not name]
+    filled = sum(any(row[i].strip() for i in unnamed) for _, row in rows[1:])
+    if filled:
+        notes += (
+            f"{origin}: columns without a name are left out; {filled} rows have values there",
+        )
+    repeated = tuple(sorted({name for name in columns if header.count(name) > 1}))
+    return Table(origin, {n: v for n, v in columns.items() if n not in repeated}, notes, repeated)
+
+
+def _shown(separator: str) -> str:
+    return {"\t": "tabs", ";": "semicolons", ",": "commas"}.get(separator, f"'{separator}'")
+
+
+# ---------------------------------------------------------------- other formats
 
 
 def _parse_jsonl(origin: str, text: str) -> Table:
@@ -173,7 +316,7 @@ def _parse_jsonl(origin: str, text: str) -> Table:
             continue
         try:
             row = json.loads(line)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise DataError(f"{origin}, line {number}: not JSON: {err}") from None
         if not isinstance(row, dict):
             raise DataError(
@@ -181,6 +324,10 @@ def _parse_jsonl(origin: str, text: str) -> Table:
                 hint='one object per line: {"text": "...", "label": "..."}',
             )
         rows.append(row)
+    if not rows:
+        raise DataError(
+            f"{origin} is empty", hint='write one object per line: {"text": "...", "label": "..."}'
+        )
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(origin, {name: [row.get(name) for row in rows] for name in names})
 
@@ -189,7 +336,11 @@ def _read_parquet(path: Path) -> Table:
     from pyarrow import ArrowException, parquet
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
     except ArrowException as err:
         raise DataError(f"'{path.name}' is not a Parquet file: {err}") from None
-    return Table(path.name, table.to_pydict())
+    names = table.column_names
+    repeated = tuple(sorted({name for name in names if names.count(name) > 1}))
+    kept = [name for name in names if name not in repeated]
+    return Table(path.name, table.select(kept).to_pydict(), repeated=repeated)

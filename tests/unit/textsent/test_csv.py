@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -165,7 +166,170 @@ def test_rows_without_text_or_label_can_be_left_out(open_text, folder):
     assert "3 rows without a text or label" in data.notes[0]
 
 
+# ---------------------------------------------------------------- everyday files
+
+
+def many(n=60, *, text="film number {}", label=("neg", "pos")):
+    return [(text.format(i), label[i % 2]) for i in range(n)]
+
+
+def texts_of(data):
+    return sorted(t for s in data.splits for t in data.split(s).inputs.examples)
+
+
+def test_stray_quotation_marks_join_no_rows_of_a_tsv(open_text, tmp_path):
+    rows = many()
+    rows[10] = ('"' + rows[10][0], "neg")
+    rows[40] = (rows[40][0] + '"', "neg")
+    path = write_csv(tmp_path / "a.tsv", rows, separator="\t")
+
+    data = open_text(f"csv:{path}")
+
+    assert texts_of(data) == sorted(text for text, _ in rows)
+    assert "quotation marks are read as part of the text" in data.notes[0]
+
+
+def test_a_tsv_that_quotes_its_fields_is_read_without_the_quotes(open_text, tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\n" + "".join(f'"film\tof\nday {i}"\t{i % 2}\n' for i in range(60)))
+    data = open_text(f"csv:{path}")
+    assert len(texts_of(data)) == 60
+    assert texts_of(data)[0] == "film\tof\nday 0"
+    assert data.notes == ()
+
+
+def test_stray_quotation_marks_of_a_csv_are_reported_and_can_be_read_as_text(open_text, tmp_path):
+    rows = many()
+    rows[10] = ('"' + rows[10][0], "neg")
+    rows[40] = (rows[40][0] + '"', "neg")
+    path = write_csv(tmp_path / "a.csv", rows)
+
+    joined = open_text(f"csv:{path}")
+    assert len(texts_of(joined)) == 30
+    assert "quotation marks join 61 lines to 31 rows" in joined.notes[0]
+
+    assert len(texts_of(open_text(f"csv:{path}?quote=none"))) == 60
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_are_found_out(open_text, tmp_path, separator):
+    rows = [(text + ", well", label) for text, label in many()]
+    path = write_csv(tmp_path / "a.csv", rows, separator=separator)
+    data = open_text(f"csv:{path}")
+    assert texts_of(data) == sorted(text for text, _ in rows)
+    assert "is read as separated by" in data.notes[0]
+
+
+def test_separators_by_name_by_character_and_by_a_line_of_the_file(open_text, tmp_path):
+    rows = [("a~b; " + text, label) for text, label in many()]
+    path = write_csv(tmp_path / "a.csv", rows, separator="~")
+    refuses(open_text, f"csv:{path}?sep=~", "3 fields", "?sep=CHARACTER")
+    path.write_text("sep=;\r\n" + "".join(f"{t};{k}\r\n" for t, k in [("text", "label"), *many()]))
+    assert len(texts_of(open_text(f"csv:{path}"))) == 60
+    write_csv(path, many(), separator=";")
+    assert open_text(f"csv:{path}?sep=semicolon").notes == ()
+    assert len(texts_of(open_text(f"csv:{path}?sep=%3B"))) == 60
+    refuses(open_text, f"csv:{path}?sep=xy", "sep=xy is not a separator", "semicolon")
+    refuses(open_text, f"csv:{path}?quote=maybe", "quote=maybe", "auto, double, none")
+
+
+def test_columns_without_a_name_are_of_no_interest(open_text, tmp_path):
+    rows = [(*row, "", "", "") for row in many()]
+    header = (" label ", "text", "", "", "")
+    path = write_csv(tmp_path / "a.csv", [(b, a, *c) for a, b, *c in rows], header)
+    data = open_text(f"csv:{path}")
+    assert data.classnames == ("neg", "pos")
+    assert data.notes == ()
+
+    write_csv(
+        path, [(b, a, "more" if i < 3 else "", "", "") for i, (a, b) in enumerate(many())], header
+    )
+    assert "columns without a name are left out; 3 rows" in open_text(f"csv:{path}").notes[0]
+
+
+def test_a_repeated_column_that_is_not_needed_does_not_matter(open_text, tmp_path):
+    path = write_csv(
+        tmp_path / "a.csv", [(*r, "x", "y") for r in many()], ("text", "label", "n", "n")
+    )
+    assert len(texts_of(open_text(f"csv:{path}"))) == 60
+    pq.write_table(
+        pa.table([["a"], ["b"], ["c"]], names=["text", "text", "label"]), tmp_path / "a.parquet"
+    )
+    refuses(open_text, f"csv:{tmp_path}/a.parquet", "several columns called 'text'")
+
+
+def test_rows_of_blank_cells_and_blank_cells_at_the_end_are_no_faults(open_text, tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\ngood,a,,\nbad,b\n,,\n,\n\n")
+    assert list(open_text(f"csv:{tmp_path}").split("train").inputs.examples) == ["good", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("spellings", "kept"),
+    [
+        (("Pos", "pos", "neg"), ("neg", "pos")),
+        (("0", "0.0", "1"), ("0", "1")),
+        (("very  good", "very good", "bad"), ("bad", "very good")),
+        (("1.0", "+1", "-1"), ("-1", "1.0")),
+    ],
+)
+def test_spellings_of_one_label_are_one_class_and_reported(open_text, tmp_path, spellings, kept):
+    odd, usual, other = spellings
+    rows = [(f"film {i}", (usual, other)[i % 2], "train") for i in range(20)]
+    rows += [("odd film", odd, "test"), ("other film", other, "test")]
+    if kept[-1] == odd or kept[0] == odd:
+        rows = [(t, odd if k == usual else k, s) for t, k, s in rows]
+        rows[-2] = ("odd film", usual, "test")
+    path = write_csv(tmp_path / "a.csv", rows, ("text", "label", "split"))
+    data = open_text(f"csv:{path}")
+    assert data.classnames == kept
+    assert "labels that differ only in their spelling are one class" in data.notes[0]
+    assert len(data.split("test")) == 2
+
+
+def test_other_tables_of_a_folder_are_named(open_text, folder):
+    write_csv(folder / "extra.csv")
+    assert "are left out: extra.csv" in open_text(f"csv:{folder}").notes[0]
+
+
 # ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "encoding", ["zlib", "rot13", "hex", "base64", "uu", "bz2", "idna%00", "%00"]
+)
+def test_codecs_that_are_no_encodings_of_text(open_text, folder, encoding):
+    refuses(open_text, f"csv:{folder}?encoding={encoding}", "unknown encoding", "latin-1")
+
+
+def test_utf16_is_recognised_by_its_mark(open_text, tmp_path):
+    (tmp_path / "train.csv").write_bytes("text,label\ngood,a\nbad,b\n".encode("utf-16"))
+    refuses(open_text, f"csv:{tmp_path}", "is not UTF-8", "?encoding=utf-16")
+    assert len(open_text(f"csv:{tmp_path}?encoding=utf-16").split("train")) == 2
+
+
+def test_what_is_no_regular_file_is_not_waited_for(open_text, tmp_path):
+    os.mkfifo(tmp_path / "train.csv")
+    refuses(open_text, f"csv:{tmp_path}", "is not a regular file")
+    refuses(open_text, f"csv:{tmp_path}/train.csv", "is not a regular file")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    refuses(open_text, f"csv:{tmp_path}/zero.csv", "is not a regular file")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "label": "\\ud800"}', "character that cannot be shown (U+D800)"),
+        ('{"text": "a", "label": "a\\u0000b"}', "character that cannot be shown (U+0000)"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1: not JSON"),
+    ],
+)
+def test_odd_json(open_text, tmp_path, line, message):
+    (tmp_path / "train.jsonl").write_text(line + "\n")
+    refuses(open_text, f"csv:{tmp_path}", message)
+    (tmp_path / "train.jsonl").write_text("\n")
+    refuses(open_text, f"csv:{tmp_path}", "train.jsonl is empty")
 
 
 def test_a_missing_file_or_folder(open_text, tmp_path):
@@ -283,10 +447,15 @@ def test_a_row_that_does_not_fit_the_header(open_text, tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("text,label\ngood,a\nbad, really,b\n")
     refuses(open_text, f"csv:{path}", "line 3: 3 fields, but the header names 2: text, label")
-    path.write_text('text,label\n"good,a\nbad,b\n')
-    refuses(open_text, f"csv:{path}", "is not a table of comma-separated values: line")
+    path.write_text('text,label\n"good,a\nbad, very,b\n')
+    refuses(
+        open_text, f"csv:{path}", "not a table of values separated by commas: line", "quote=none"
+    )
+    refuses(
+        open_text, f"csv:{path}?quote=double", "not a table of values separated by commas: line"
+    )
     path.write_text("text,text\na,b\n")
-    refuses(open_text, f"csv:{path}", "two columns of the same name: text")
+    refuses(open_text, f"csv:{path}", "several columns called 'text'", "?text=COLUMN")
 
 
 def test_damaged_parquet_and_jsonl(open_text, tmp_path):

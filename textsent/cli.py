@@ -96,6 +96,11 @@ def explore(
     facts = _explore.explore(found, tokenize=tokenize, max_length=max_length, lengths=lengths)
     facts["model"] = model
     facts["histogram"] = None
+    if facts["duplicates"]["near"] is None:
+        progress.note(
+            "note: near-duplicates are not searched: it would take about "
+            f"{facts['duplicates']['comparisons']:.1e} comparisons; equal texts are counted"
+        )
     if find_spec("matplotlib") is None:
         progress.note("no histogram: pip install 'clipadapt[report]' for matplotlib")
     else:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 NEAR = 0.7
 """Jaccard overlap of the word sets from which two texts count as near-duplicates."""
 
+MAX_COMPARISONS = 20_000_000
+"""Pairs that are compared where a search is one of several things to do, some ten seconds' worth."""
+
 _NOT_WORD = re.compile(r"[\W_]+")
 
 
@@ -45,13 +48,10 @@ def near_duplicates(
     References:
         R. Bayardo et al., "Scaling Up All Pairs Similarity Search", WWW 2007.
     """
-    words = [frozenset(normalise(text).split()) for text in texts]
-    frequency = Counter(w for row in words for w in row)
     holders: dict[str, list[int]] = defaultdict(list)
-    for j, row in enumerate(words):
-        rare = sorted(row, key=lambda w: (frequency[w], w))
-        least = math.ceil(threshold * len(row) - 1e-9)  # 0.55 * 20 is 11.000000000000002
-        prefix = rare[: len(row) - least + 1]
+    words: list[frozenset[str]] = []
+    for j, (row, prefix) in enumerate(_prefixes(texts, threshold)):
+        words.append(row)
         for i in sorted({i for w in prefix for i in holders[w]}):
             shared = len(row & words[i])
             overlap = shared / (len(row) + len(words[i]) - shared)
@@ -59,6 +59,29 @@ def near_duplicates(
                 yield i, j, overlap
         for w in prefix:
             holders[w].append(j)
+
+
+def comparisons(texts: Sequence[str], threshold: float = NEAR) -> int:
+    """Return how many pairs :func:`near_duplicates` compares at the most, in time linear in ``n``.
+
+    Long texts in many words take few comparisons each; short ones in few words take nearly ``n * n / 2``.
+    """
+    holders: Counter[str] = Counter()
+    total = 0
+    for _, prefix in _prefixes(texts, threshold):
+        total += sum(holders[w] for w in prefix)
+        holders.update(prefix)
+    return total
+
+
+def _prefixes(texts: Sequence[str], threshold: float) -> Iterator[tuple[frozenset[str], list[str]]]:
+    """Yield the word set of each text, and those of its rarest words by which it is looked up."""
+    words = [frozenset(normalise(text).split()) for text in texts]
+    frequency = Counter(w for row in words for w in row)
+    for row in words:
+        rare = sorted(row, key=lambda w: (frequency[w], w))
+        least = math.ceil(threshold * len(row) - 1e-9)  # 0.55 * 20 is 11.000000000000002
+        yield row, rare[: len(row) - least + 1]
 
 
 def duplicate_groups(texts: Sequence[str], threshold: float = NEAR) -> NDArray[np.int64]:

@@ -26,7 +26,12 @@ from pydantic import NonNegativeInt, ValidationError
 
 from clipadapt.core._files import cache_dir, write_text
 from clipadapt.core._strict import StrictModel
-from clipadapt.core.duplicates import near_duplicates, normalise
+from clipadapt.core.duplicates import (
+    MAX_COMPARISONS,
+    comparisons,
+    near_duplicates,
+    normalise,
+)
 from clipadapt.core.errors import ClipAdaptError
 from clipadapt.core.hardware import cpu_count
 from clipadapt.core.protocols import SplitName, thumbnail
@@ -199,16 +204,15 @@ def _overlap(
     left, right = home.split(learnt).inputs, other.split(judged).inputs
     where = {content.tobytes(): i for i, content in enumerate(left.digests())}
     exact = np.array([where.get(d.tobytes(), -1) for d in right.digests()], dtype=np.int64)
-    near = np.full(len(right), -1, dtype=np.int64)
-    if look is not None:
-        near = look[1](_Side(home, learnt, left), _Side(other, judged, right))
+    near = None if look is None else look[1](_Side(home, learnt, left), _Side(other, judged, right))
+    if near is not None:
         near[exact >= 0] = -1
-    pairs = [*_pairs(exact), *_pairs(near)][:SHOWN]
+    pairs = [*_pairs(exact), *([] if near is None else _pairs(near))][:SHOWN]
     return Overlap(
         learnt=learnt,
         judged=judged,
         exact=int((exact >= 0).sum()),
-        near=None if look is None else int((near >= 0).sum()),
+        near=None if near is None else int((near >= 0).sum()),
         examples=tuple((_as_text(left.ids[i]), _as_text(right.ids[j])) for i, j in pairs),
     )
 
@@ -227,7 +231,7 @@ class _Side:
         return hash(self.key)
 
 
-_Look = tuple[Literal["thumbnails", "words"], Callable[[_Side, _Side], "NDArray[np.int64]"]]
+_Look = tuple[Literal["thumbnails", "words"], Callable[[_Side, _Side], "NDArray[np.int64] | None"]]
 
 
 def _search_of(inputs: Inputs[Any]) -> _Look | None:
@@ -245,8 +249,10 @@ def _search_of(inputs: Inputs[Any]) -> _Look | None:
     return "thumbnails", _alike_images
 
 
-def _alike_texts(left: _Side, right: _Side) -> NDArray[np.int64]:
+def _alike_texts(left: _Side, right: _Side) -> NDArray[np.int64] | None:
     texts = [*left.inputs.examples, *right.inputs.examples]
+    if comparisons(texts) > MAX_COMPARISONS:
+        return None
     n = len(left.inputs)
     nearest = np.full(len(right.inputs), -1, dtype=np.int64)
     for i, j, _ in near_duplicates(texts):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapt.core._files import write_bytes
-from clipadapt.core.duplicates import NEAR, near_duplicates
+from clipadapt.core.duplicates import NEAR, comparisons, near_duplicates
 from clipadapt.core.errors import ClipAdaptError, DataError
 from clipadapt.core.protocols import SplitName
 
@@ -32,6 +32,8 @@ UNITS: Final = {
     "words": "words",
     "pieces": "pieces, special ones included",
 }
+MAX_COMPARISONS: Final = 50_000_000
+"""Pairs of texts compared in the search for near-duplicates, half a minute's worth."""
 N_EXAMPLES: Final = 3
 BINS: Final = 40
 SHOWN: Final = 100
@@ -241,9 +243,13 @@ def _tokenised(splits: Mapping[str, Any]) -> list[list[str]]:
 def _duplicate_tables(found: Mapping[str, Any]) -> list[list[list[str]]]:
     near = f"near-duplicate pairs (overlap >= {found['threshold']})"
     rows = [["duplicates", "equal texts", "with two labels", near, "with two labels"]]
-    for exact, alike in zip(found["exact"], found["near"], strict=True):
+    unknown = {"count": None, "conflicts": None}
+    for exact, alike in zip(
+        found["exact"], found["near"] or [unknown] * len(found["exact"]), strict=True
+    ):
         counts = (exact["count"], exact["conflicts"], alike["count"], alike["conflicts"])
-        rows.append([" and ".join(exact["splits"]), *(f"{n:,}" for n in counts)])
+        shown = ("not searched" if n is None else f"{n:,}" for n in counts)
+        rows.append([" and ".join(exact["splits"]), *shown])
     pairs = []
     for pair in found["examples"]:
         kind = "equal" if pair["kind"] == "exact" else f"overlap {pair['overlap']:.2f}"
@@ -287,7 +293,8 @@ def duplicates(dataset: Dataset[str], threshold: float = NEAR) -> dict[str, Any]
     Returns:
         ``threshold``; ``exact`` and ``near``, one row per pair of splits with ``splits`` (a split's own pair is
         named once), ``count`` (distinct texts; for ``near`` pairs of distinct texts) and ``conflicts`` (how many
-        of them carry more than one label); ``examples``, conflicts first.
+        of them carry more than one label); ``examples``, conflicts first. ``near`` is None where the search would
+        take more than :data:`MAX_COMPARISONS`, and ``comparisons`` says how many.
     """
     places: dict[str, list[_Place]] = defaultdict(list)
     for split in dataset.splits:
@@ -316,7 +323,9 @@ def duplicates(dataset: Dataset[str], threshold: float = NEAR) -> dict[str, Any]
         repeats.append(_Pair(1.0, conflict, text, a, text, b))
 
     # Equal texts are dealt with above: the pairs of n copies would be n squared.
-    for i, j, overlap in near_duplicates(texts, threshold):
+    cost = comparisons(texts, threshold)
+    searched = cost <= MAX_COMPARISONS
+    for i, j, overlap in near_duplicates(texts, threshold) if searched else ():
         first, second = places[texts[i]], places[texts[j]]
         conflict = len({p.label for p in (*first, *second)}) > 1
         met = {
@@ -334,7 +343,8 @@ def duplicates(dataset: Dataset[str], threshold: float = NEAR) -> dict[str, Any]
     return {
         "threshold": threshold,
         "exact": [exact.row(region) for region in regions],
-        "near": [near.row(region) for region in regions],
+        "near": [near.row(region) for region in regions] if searched else None,
+        "comparisons": cost,
         "examples": examples,
     }
 

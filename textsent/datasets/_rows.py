@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import make_split
+from clipadapt.core.labelled import class_key, make_split
 from clipadapt.core.protocols import SPLITS
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def _merge_alike(
     """Give labels that differ only in how they are written the most frequent of their spellings."""
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for row in (row for found in rows.values() for row in found):
-        spellings[_label_key(row.label)][row.label] += 1
+        spellings[class_key(row.label)][row.label] += 1
     kept = {key: min(c, key=lambda name: (-c[name], name)) for key, c in spellings.items()}
     notes = tuple(
         f"labels that differ only in their spelling are one class, '{kept[key]}': "
@@ -157,16 +156,9 @@ def _merge_alike(
     if not notes:
         return {split: list(found) for split, found in rows.items()}, ()
     return {
-        split: [replace(row, label=kept[_label_key(row.label)]) for row in found]
+        split: [replace(row, label=kept[class_key(row.label)]) for row in found]
         for split, found in rows.items()
     }, notes
-
-
-def _label_key(label: str) -> str:
-    """Return what labels that only differ in case, blanks, Unicode form or a decimal point of zeros share."""
-    folded = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
-    number = _NUMBER.fullmatch(folded)
-    return number[1].removeprefix("+") if number else folded
 
 
 def _checked_text(value: Any, column: str, where: str) -> str:
@@ -211,7 +203,6 @@ def _checked_label(value: Any, column: str, where: str) -> str:
     return name
 
 
-_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
 _MEND = "mend or remove the row, or leave such rows out with --set data.on_bad_image=skip"
 
 

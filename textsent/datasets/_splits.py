@@ -5,14 +5,31 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from clipadapt.core.labelled import split_by_hash
+from clipadapt.core.labelled import class_key, split_evenly
+from clipadapt.core.protocols import SPLITS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from clipadapt.core.protocols import SplitName
+    from textsent.datasets._rows import Row
 
 SHARES: dict[SplitName, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-def hash_split(text: str) -> SplitName:
-    """Return the split that the text alone decides, by :data:`SHARES`; it stays when rows are added."""
-    return split_by_hash(hashlib.sha256(text.encode()).digest(), SHARES)
+def split_rows(rows: Sequence[Row]) -> dict[SplitName, list[Row]]:
+    """Return the rows of each split, which a hash of the text decides by :data:`SHARES`.
+
+    A text stays where it is when rows are added, but for a class of few texts, see
+    :func:`clipadapt.core.labelled.split_evenly`.
+    """
+    numbers = {key: i for i, key in enumerate(sorted({class_key(row.label) for row in rows}))}
+    chosen = split_evenly(
+        [hashlib.sha256(row.text.encode()).hexdigest() for row in rows],
+        [numbers[class_key(row.label)] for row in rows],
+        SHARES,
+    )
+    parts: dict[SplitName, list[Row]] = {split: [] for split in SPLITS}
+    for row, split in zip(rows, chosen, strict=True):
+        parts[split].append(row)
+    return parts

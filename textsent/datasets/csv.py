@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet
+from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, many_left_out, split_named
 from clipadapt.core.protocols import SPLITS
 from textsent.datasets._rows import assemble, rows_of
-from textsent.datasets._splits import hash_split
+from textsent.datasets._splits import split_rows
 from textsent.datasets._tables import (
     ENDINGS,
     LABEL_COLUMNS,
@@ -88,8 +88,14 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         source=f"'{path.resolve().name}'",
         parts=assembled.parts,
         skipped=skipped,
-        flags=(("split_by_hash",) if by_hash else ()) + assembled.flags,
+        flags=(
+            *(("split_by_hash",) if by_hash else ()),
+            *assembled.flags,
+            *many_left_out(sum(map(len, rows.values())), skipped),
+        ),
         notes=tuple(f"{title}: {note}" for note in notes),
+        found=sum(map(len, rows.values())) + skipped,
+        left_out={"without a text or label": skipped},
     )
 
 
@@ -104,7 +110,7 @@ def _split_files(folder: Path) -> tuple[dict[SplitName, Path], list[str]]:
     for path in inside:
         if path.suffix.lower() not in ENDINGS or path.name.startswith("."):
             continue
-        split = SPLIT_ALIASES.get(path.stem.casefold())
+        split = split_named(path.stem)
         if split is None:
             others.append(path.name)
             continue
@@ -153,15 +159,14 @@ def _from_one(
     found, skipped = rows_of(table, *_columns(table, query), prefix="row", skip=skip)
     if not any(found):
         raise DataError(f"{table.origin} has no rows")
+    if column is None:
+        return _by_hash(table, [row for row in found if row is not None]), skipped
     rows: dict[SplitName, list[Row]] = {split: [] for split in SPLITS}
     for i, row in enumerate(found):
         if row is None:
             continue
-        if column is None:
-            rows[hash_split(row.text)].append(row)
-            continue
         value = str(table.columns[column][i]).strip()
-        split = SPLIT_ALIASES.get(value.casefold())
+        split = split_named(value)
         if split is None:
             raise DataError(
                 f"{row.where}: '{value}' in column '{column}' is not a split; "
@@ -169,16 +174,19 @@ def _from_one(
                 hint="name another column by adding ?split=COLUMN to the data set's name",
             )
         rows[split].append(row)
-    if column is not None:
-        return {split: part for split, part in rows.items() if part}, skipped
-    empty = [split for split, part in rows.items() if not part]
+    return {split: part for split, part in rows.items() if part}, skipped
+
+
+def _by_hash(table: Table, rows: list[Row]) -> dict[SplitName, list[Row]]:
+    parts = split_rows(rows)
+    empty = [split for split, part in parts.items() if not part]
     if empty:
         raise DataError(
-            f"{table.origin} has {len(found) - skipped} rows; split 80/10/10 by a hash of the text they "
+            f"{table.origin} has {len(rows)} rows; split 80/10/10 by a hash of the text they "
             f"leave the split '{empty[0]}' empty",
             hint="add a column 'split' with train, val and test, or give a folder with train.csv and test.csv",
         )
-    return rows, skipped
+    return parts
 
 
 DATASET = open_csv

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from clipadapt.core import hub
 from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, match_splits
+from clipadapt.core.labelled import LabelledSet, many_left_out, match_splits, split_named
 from textsent.datasets import _hub
 from textsent.datasets._rows import assemble, rows_of
-from textsent.datasets._splits import hash_split
+from textsent.datasets._splits import split_rows
 
 if TYPE_CHECKING:
     from clipadapt.core.protocols import DatasetOptions, SplitName
@@ -65,16 +65,14 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
             tables[found],
             text,
             label,
-            prefix=SPLIT_ALIASES.get(found.casefold(), found),
+            prefix=split_named(found) or found,
             skip=options.on_bad_image == "skip",
         )
         rows[split] = [row for row in checked if row is not None]
         skipped += without
     if len(tables) == 1:
         (whole,) = rows.values()
-        rows = {"train": [], "val": [], "test": []}
-        for row in whole:
-            rows[hash_split(row.text)].append(row)
+        rows = split_rows(whole)
         flags = ("split_by_hash",)
     assembled = assemble(rows, classnames)
     if skipped:
@@ -87,8 +85,10 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         source=f"https://huggingface.co/datasets/{repo}, commit {files.revision}",
         parts=assembled.parts,
         skipped=skipped,
-        flags=flags + assembled.flags,
+        flags=(*flags, *assembled.flags, *many_left_out(sum(map(len, rows.values())), skipped)),
         notes=tuple(f"{title}: {note}" for note in (*notes, *assembled.notes)),
+        found=sum(map(len, rows.values())) + skipped,
+        left_out={"without a text or label": skipped},
     )
 
 

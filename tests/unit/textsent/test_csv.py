@@ -268,18 +268,15 @@ def test_rows_of_blank_cells_and_blank_cells_at_the_end_are_no_faults(open_text,
     ("spellings", "kept"),
     [
         (("Pos", "pos", "neg"), ("neg", "pos")),
-        (("0", "0.0", "1"), ("0", "1")),
+        (("0.0", "0", "1"), ("0", "1")),
         (("very  good", "very good", "bad"), ("bad", "very good")),
-        (("1.0", "+1", "-1"), ("-1", "1.0")),
+        (("Pos_1", "pos 1", "neg"), ("neg", "pos 1")),
     ],
 )
 def test_spellings_of_one_label_are_one_class_and_reported(open_text, tmp_path, spellings, kept):
     odd, usual, other = spellings
     rows = [(f"film {i}", (usual, other)[i % 2], "train") for i in range(20)]
     rows += [("odd film", odd, "test"), ("other film", other, "test")]
-    if kept[-1] == odd or kept[0] == odd:
-        rows = [(t, odd if k == usual else k, s) for t, k, s in rows]
-        rows[-2] = ("odd film", usual, "test")
     path = write_csv(tmp_path / "a.csv", rows, ("text", "label", "split"))
     data = open_text(f"csv:{path}")
     assert data.classnames == kept

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from clipadapt.core.duplicates import comparisons, near_duplicates
 from clipadapt.core.errors import ClipAdaptError, DataError
 from clipadapt.core.labelled import LabelledSet, make_split
+from textsent.datasets import _explore
 from textsent.datasets._explore import (
     REQUIRED_COLUMNS,
     check_columns,
@@ -148,6 +150,26 @@ def test_one_text_many_times_is_counted_once_and_at_once():
 
     assert found["exact"][0] == {"splits": ["train"], "count": 1, "conflicts": 0}
     assert found["near"][0] == {"splits": ["train"], "count": 1, "conflicts": 1}
+
+
+def test_a_search_that_would_never_end_is_reported_with_its_cost():
+    words = [f"w{i}" for i in range(40)]
+    rows = [
+        (f"{a} {b} {c} {d}", 0) for a in words for b in words for c in words[:10] for d in words[:5]
+    ]
+
+    found = duplicates(text_set(train=[*rows, ("w1 w1 w1 w1", 1)], val=VAL))
+
+    assert found["near"] is None
+    assert found["comparisons"] > _explore.MAX_COMPARISONS
+    assert found["exact"][0] == {"splits": ["train"], "count": 1, "conflicts": 1}
+    assert "not searched" in render(explore(text_set(train=rows[:40_000], val=VAL)))
+
+
+def test_the_cost_bounds_the_pairs_compared():
+    texts = [f"{a} {b} c d e f g" for a in "abcdefgh" for b in "xyz"]
+    assert comparisons(texts) >= len(list(near_duplicates(texts))) > 0
+    assert comparisons(["one text", "another one"]) <= 1
 
 
 def test_an_empty_split_is_named():

@@ -17,6 +17,7 @@ from _readme import insert
 from clipadapt.core import sweep, tables
 from clipadapt.core.errors import EXIT_USER_ERROR, ClipAdaptError
 from clipadapt.core.progress import on_stderr
+from clipadapt.core.records import RunStore
 
 DOMAINS = ("photo", "sketch")
 SHOTS = 16
@@ -34,7 +35,8 @@ def main() -> None:
     try:
         experiments = sweep.load_sweep("adaptation-quick", settings)
         outcome = sweep.run_sweep(experiments, arguments.out, on_stderr())
-        table = tables.render(tables.build_table(outcome.records), "markdown")
+        store = RunStore(arguments.out)
+        table = tables.render(tables.build_table(outcome.records, store=store), "markdown")
     except ClipAdaptError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -17,6 +17,7 @@ from _readme import insert
 from clipadapt.core import report, sweep, tables
 from clipadapt.core.errors import EXIT_USER_ERROR, ClipAdaptError
 from clipadapt.core.progress import on_stderr
+from clipadapt.core.records import RunStore
 
 SWEEP = "demo-small"
 
@@ -31,7 +32,8 @@ def main() -> None:
     page = arguments.out / "report.html"
     try:
         outcome = sweep.run_sweep(sweep.load_sweep(SWEEP), arguments.out, on_stderr())
-        table = tables.render(tables.build_table(outcome.records), "markdown")
+        store = RunStore(arguments.out)
+        table = tables.render(tables.build_table(outcome.records, store=store), "markdown")
         report.write_report(arguments.out, page)
     except ClipAdaptError as err:
         print(f"error: {err}", file=sys.stderr)

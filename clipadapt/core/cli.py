@@ -205,14 +205,16 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
                 f"no folder '{directory}'",
                 hint=f"records are written by '{program} run', into 'runs'",
             )
-        found = RunStore(directory).load_all()
+        store = RunStore(directory)
+        found = store.load_all()
         if not found:
             raise RecordError(
                 f"no records in '{directory}'", hint=f"records are written by '{program} run'"
             )
         typer.echo(
             tables.render(
-                tables.build_table(found, metric=metric, reference=reference), form.value
+                tables.build_table(found, metric=metric, reference=reference, store=store),
+                form.value,
             ),
             nl=False,
         )
@@ -453,8 +455,10 @@ def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> No
         print_json({"records": [r.model_dump(mode="json") for r in found]})
         return
     from clipadapt.core import tables
+    from clipadapt.core.records import RunStore
 
-    typer.echo(tables.render(tables.build_table(found), "markdown"), nl=False)
+    table = tables.build_table(found, store=RunStore(out))
+    typer.echo(tables.render(table, "markdown"), nl=False)
     typer.echo(f"\nrecords: {out}", err=True)
 
 

@@ -15,7 +15,7 @@ from pydantic import FiniteFloat
 
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import RecordError
-from clipadapt.core.statistics import t_interval, wilson
+from clipadapt.core.statistics import fraction_interval, t_interval, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from clipadapt.core.protocols import ScoreKind
     from clipadapt.core.statistics import Interval
 
+METRICS_VERSION: Final = 2
+"""Version of the figures' meaning. 2: macro F1 covers the classes that occur, where 1 counted absent ones as 0."""
 ECE_BINS: Final = 15
+BOUNDS: Final = {
+    "fraction": (0.0, 1.0), "nats": (0.0, math.inf), "squared error": (0.0, 2.0),
+    "seconds": (0.0, math.inf), "bytes": (0.0, math.inf),
+}  # fmt: skip
+"""Least and largest value of each unit."""
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["width", "mass"]
 
@@ -65,12 +72,13 @@ def compute_metrics(
     """Compute every metric of a record.
 
     ``accuracy``, ``top5_accuracy`` (left out below five classes), ``mean_per_class_recall`` (over the classes
-    that occur in ``labels``), ``macro_f1`` (over all classes, an absent one counts 0), ``weighted_f1``,
-    ``weighted_precision``, ``weighted_recall`` (weighted by support). ``nll``, ``brier``, ``ece`` (bins of equal
+    that occur in ``labels``), ``macro_f1`` (over the classes that occur in ``labels`` or are predicted),
+    ``weighted_f1``, ``weighted_precision``, ``weighted_recall`` (weighted by support). ``nll``, ``brier``, ``ece`` (bins of equal
     width), ``ece_mass`` (bins of equal mass) and ``aurc`` (area under the risk-coverage curve) are those of
     ``softmax(scores)``, uncalibrated; margins are no logits, so they have none. With a temperature, the same names
     with ``_calibrated`` are those of ``softmax(scores / temperature)``, for logits and margins alike. Accuracies carry
-    Wilson intervals, mean losses t intervals.
+    Wilson intervals, averages over classes the like (see :func:`example_values`), mean losses t intervals; calibration
+    errors and areas carry none.
 
     Args:
         scores: Shape ``(n, C)``.
@@ -85,24 +93,21 @@ def compute_metrics(
     _check(scores, labels)
     n, n_classes = scores.shape
     predicted = scores.argmax(axis=1)
-    confusion = _confusion(predicted, labels, n_classes)
-    support = confusion.sum(axis=1)  # (C,)
-    recall, precision, f1 = _recall(confusion), _recall(confusion.T), _f1(confusion)
 
     def fraction(value: float, *, higher: bool = True) -> MetricValue:
         return MetricValue(
             value=value, low=None, high=None, n=n, higher_is_better=higher, unit="fraction"
         )
 
-    metrics = {"accuracy": _measured(wilson(int(np.trace(confusion)), n), "fraction", higher=True)}
+    hits = int((predicted == labels).sum())
+    metrics = {"accuracy": _measured(wilson(hits, n), "fraction", higher=True)}
     if n_classes >= 5:
-        hits = int((_ranks(scores, labels) < 5).sum())
-        metrics["top5_accuracy"] = _measured(wilson(hits, n), "fraction", higher=True)
-    metrics["mean_per_class_recall"] = fraction(float(recall[support > 0].mean()))
-    metrics["macro_f1"] = fraction(float(f1.mean()))
-    metrics["weighted_f1"] = fraction(float(f1 @ support) / n)
-    metrics["weighted_precision"] = fraction(float(precision @ support) / n)
-    metrics["weighted_recall"] = fraction(float(recall @ support) / n)
+        near = int(topk_hits(scores, labels, 5).sum())
+        metrics["top5_accuracy"] = _measured(wilson(near, n), "fraction", higher=True)
+    for name in OVER_CLASSES:
+        values, weight = example_values(name, predicted, labels)
+        interval = fraction_interval(values[None], weight=weight)
+        metrics[name] = _measured(interval, "fraction", higher=True)
 
     temperatures = {"": 1.0} if score_kind == "logit" else {}
     if temperature is not None:
@@ -118,6 +123,56 @@ def compute_metrics(
         metrics[f"ece_mass{suffix}"] = fraction(mass, higher=False)
         metrics[f"aurc{suffix}"] = fraction(aurc(confidence, right), higher=False)
     return metrics
+
+
+OVER_CLASSES: Final = (
+    "mean_per_class_recall", "macro_f1", "weighted_f1", "weighted_precision", "weighted_recall",
+)  # fmt: skip
+
+
+def example_values(
+    name: str, predicted: NDArray[np.int64], labels: NDArray[np.int64]
+) -> tuple[NDArray[Any], float]:
+    """Return a value for each example, whose mean is an average over classes, and the examples' mean weight.
+
+    For ``accuracy`` and ``weighted_recall``, which is the same, it is whether the example is right. For the others it
+    is the average plus the example's influence on it, to first order (the infinitesimal jackknife): their spread is
+    that of the average.
+
+    Args:
+        name: One of :data:`OVER_CLASSES`, or ``accuracy``.
+        predicted: Classes given, shape ``(n,)``.
+        labels: Classes, shape ``(n,)``.
+
+    Returns:
+        Values of shape ``(n,)``; the weight is above 1 where examples of rare classes count more.
+    """
+    n, right = len(labels), predicted == labels
+    if name in {"accuracy", "weighted_recall"}:
+        return right, 1.0
+    support, given, hits = _counts(predicted, labels)
+    recall, f1 = hits / np.maximum(support, 1), 2 * hits / np.maximum(support + given, 1)
+    if name in {"mean_per_class_recall", "macro_f1"}:
+        present = support > 0
+        among = present | (given > 0) if name == "macro_f1" else present
+        share = n / among.sum()
+        weight = float(share * (1 / support[present]).sum() / present.sum())
+        if name == "mean_per_class_recall":
+            mean = recall[present].mean()
+            return mean + share * (right - recall[labels]) / support[labels], weight
+        size = np.maximum(support + given, 1)
+        own = (2 * right - f1[labels]) / size[labels] - f1[predicted] / size[predicted]
+        return f1[among].mean() + share * own, weight
+    if name == "weighted_f1":
+        size = np.maximum(support + given, 1)
+        own = support[labels] * (2 * right - f1[labels]) / size[labels]
+        own = own - support[predicted] * f1[predicted] / size[predicted]
+        return f1[labels] + own, 1.0
+    if name == "weighted_precision":
+        precision = hits / np.maximum(given, 1)
+        own = support[predicted] * (right - precision[predicted]) / given[predicted]
+        return precision[labels] + own, 1.0
+    raise ValueError(f"no average over classes: {name}")
 
 
 def accuracy(scores: NDArray[Any], labels: NDArray[np.int64]) -> MetricValue:
@@ -153,7 +208,20 @@ def topk_accuracy(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> fl
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     _check(scores, labels)
-    return float((_ranks(scores, labels) < k).mean())
+    return float(topk_hits(scores, labels, k).mean())
+
+
+def topk_hits(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """Return whether the label of each example is among the ``k`` largest scores, shape ``(n,)``."""
+    return _ranks(scores, labels) < k
+
+
+def example_losses(
+    scores: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return negative log-likelihood and squared error of ``softmax(scores / temperature)`` of each example."""
+    losses, squares, _ = _proper_scores(scores, labels, temperature)
+    return losses, squares
 
 
 def confusion_matrix(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -419,6 +487,18 @@ def _confusion(
     return cells.reshape(n_classes, n_classes).astype(np.int64, copy=False)
 
 
+def _counts(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Return of each class the examples, how often it was given and how often rightly, shape (C,) each."""
+    n_classes = int(max(predicted.max(), labels.max())) + 1
+    return (
+        np.bincount(labels, minlength=n_classes),
+        np.bincount(predicted, minlength=n_classes),
+        np.bincount(labels[predicted == labels], minlength=n_classes),
+    )
+
+
 def _recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the diagonal over the row sums; of the transpose, this is precision."""
     recall: NDArray[np.float64] = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
@@ -481,10 +561,11 @@ def _calibration_error(
 
 
 def _measured(interval: Interval, unit: str, *, higher: bool) -> MetricValue:
+    least, most = BOUNDS[unit]
     return MetricValue(
         value=interval.value,
-        low=interval.low,
-        high=interval.high,
+        low=None if interval.low is None else max(interval.low, least),
+        high=None if interval.high is None else min(interval.high, most),
         n=interval.n,
         higher_is_better=higher,
         unit=unit,

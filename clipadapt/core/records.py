@@ -225,6 +225,7 @@ class RunRecord(StrictModel):
         predictions_sha256: Hash of the content of the predictions, None in a failed run.
         environment: Where the run took place.
         started_at: When it began, UTC.
+        metrics_version: Version of what the metrics mean, see :data:`~clipadapt.core.metrics.METRICS_VERSION`.
     """
 
     schema_version: Literal[1] = 1
@@ -251,6 +252,7 @@ class RunRecord(StrictModel):
     predictions_sha256: str | None = None
     environment: Environment
     started_at: AwareDatetime
+    metrics_version: PositiveInt = 1
 
     @model_validator(mode="after")
     def _status_agrees(self) -> Self:

@@ -138,8 +138,14 @@ class Entry:
 
     @cached_property
     def epochs(self) -> tuple[tuple[Epoch, ...], ...]:
-        """What every run that is ok logged."""
-        return tuple(read_epochs(folder) for folder in self.folders)
+        """What every run that is ok logged; nothing where it cannot be read, which a note of the summary says."""
+        found = []
+        for folder in self.folders:
+            try:
+                found.append(read_epochs(folder))
+            except RecordError:
+                found.append(())
+        return tuple(found)
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -280,6 +286,8 @@ def build_report(
 def place(block: Block) -> str:
     """Return data, split, protocol and classes: what runs must share to stand in one chart."""
     parts = [block.dataset, block.split]
+    if block.state:
+        parts.insert(1, f"data {block.state}")
     if block.protocol != "standard":
         parts.append(block.protocol)
     if block.classes != "all":
@@ -401,6 +409,7 @@ COLUMNS: Final = (
     ("encode, s", "figure", "of the features used, whoever paid"),
     ("memory, MiB", "figure", "peak of the process"),
     ("seeds", "figure", ""),
+    ("n", "figure", "test examples"),
     ("flags", "text", ""),
 )
 
@@ -430,6 +439,7 @@ def _cells(e: Entry) -> list[Cell]:
         _figure(m.encode_seconds, "seconds"),
         _figure(m.peak_memory_bytes, "bytes"),
         Cell(f"{len(m.seeds)}" + (f" ({m.failed} failed)" if m.failed else ""), len(m.seeds)),
+        Cell(f"{m.accuracy.n:,}" if m.accuracy else NOTHING, m.accuracy.n if m.accuracy else None),
         Cell(", ".join(m.flags), ", ".join(m.flags) or None),
     ]
 

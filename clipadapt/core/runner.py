@@ -692,6 +692,7 @@ class _Run:
             leakage=leaks,
             environment=records.environment(device=device, threads=config.threads),
             started_at=self.started,
+            metrics_version=metrics.METRICS_VERSION,
             **values,
         )
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _SMALLEST_P: Final = 1e-12
 _SEEDS_MATTER: Final = 0.5
+_PLUS_FOUR: Final = (1.0, 1.0, 0.0, 0.0)
+"""Two right and two wrong examples, the same in every seed, beside those of a fraction when its spread is estimated."""
 _BLOCK: Final = 1 << 21
 """Entries of a bootstrap's weight matrix held at once, 16 MiB."""
 
@@ -78,22 +80,16 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"no proportion: {successes} successes of {n}")
-    # Every run needs this one, and the library that has it takes seconds to import.
-    z = NormalDist().inv_cdf(0.5 + level / 2)
     value = successes / n
-    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + (z / (2 * n)) ** 2)
-    # Rounding may push a bound past the value at 0 and at 1.
-    return Interval(
-        value, min(max(centre - half, 0.0), value), max(min(centre + half, 1.0), value), level, n
-    )
+    return Interval(value, *_score_bounds(value, n, _normal_quantile(level)), level, n)
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Student t interval of a mean, with the sample standard deviation (ddof=1).
 
     Args:
-        values: Independent observations, shape ``(n,)``. One observation has no interval: its bounds are None.
+        values: Independent observations, shape ``(n,)``. One observation, or several that happen to be equal, say
+            nothing of the spread: the bounds are None.
         level: Nominal coverage.
 
     Raises:
@@ -103,8 +99,8 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     if x.ndim != 1 or not x.size:
         raise ValueError(f"a mean needs values of shape (n,), n >= 1; got {x.shape}")
     mean = float(x.mean())
-    if x.size == 1:
-        return Interval(mean, None, None, level, 1)
+    if (x == x[0]).all():
+        return Interval(mean, None, None, level, x.size)
     half = _t_half_width(float(x.var(ddof=1)) / x.size, x.size - 1, level)
     return Interval(mean, mean - half, mean + half, level, x.size)
 
@@ -160,7 +156,7 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]
     return np.minimum(adjusted, 1.0)
 
 
-def crossed_interval(correct: NDArray[Any], level: float = 0.95) -> Interval:
+def crossed_interval(values: NDArray[Any], level: float = 0.95) -> Interval:
     """Interval of a mean over seeds and examples, where every seed meets the same examples.
 
     The model is ``y[s, e] = mean + seed[s] + example[e] + residual[s, e]``, all three random. With ``S`` seeds,
@@ -169,12 +165,11 @@ def crossed_interval(correct: NDArray[Any], level: float = 0.95) -> Interval:
     Satterthwaite's ``(sum c MS)^2 / sum((c MS)^2 / df)`` with ``df = S - 1, N - 1, (S - 1)(N - 1)`` and the
     coefficients ``c = 1, 1, -1``. A component whose estimate is negative counts as zero.
 
-    Degenerate cases: with one seed (or one example) the interval is that of the examples (the seeds) alone,
-    Wilson's for bool and t for numbers; so it is, over the examples, where every bool is the same.
+    Degenerate cases: with one seed (or one example) the interval is that of the examples (the seeds) alone. Bool is
+    the case of :func:`fraction_interval`; for the difference of two methods there is :func:`difference_interval`.
 
     Args:
-        correct: ``S`` seeds by ``N`` examples. Bool: a proportion, bounds clipped to ``[0, 1]``. Numbers:
-            any value per example; ``a - b`` of two methods gives the interval of their difference.
+        values: ``S`` seeds by ``N`` examples, bool or numbers without bounds. Equal numbers have no interval.
         level: Nominal coverage.
 
     Raises:
@@ -184,25 +179,82 @@ def crossed_interval(correct: NDArray[Any], level: float = 0.95) -> Interval:
         F. Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", Biometrics
         Bulletin 2(6), 1946. R. Burdick and F. Graybill, "Confidence Intervals on Variance Components", 1992.
     """
-    table = np.asarray(correct)
-    if table.ndim != 2 or not table.size:
-        raise ValueError(f"expected (seeds, examples), at least one each; got {table.shape}")
-    seeds, examples = table.shape
-    proportion = table.dtype == np.bool_
-    if proportion and (min(table.shape) == 1 or table.all() or not table.any()):
-        n = examples if examples > 1 else seeds
-        return wilson(round(float(table.mean()) * n), n, level)
+    table = _two_way(values)
+    if np.asarray(values).dtype == np.bool_:
+        return fraction_interval(values, level)
     if min(table.shape) == 1:
         return t_interval(table.ravel(), level)
-
     mean, variance, df = _crossed_moments(table)
     if variance <= 0:
-        return Interval(mean, mean, mean, level, examples)
+        return Interval(mean, None, None, level, table.shape[1])
     half = _t_half_width(variance, df, level)
-    low, high = mean - half, mean + half
-    if proportion:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return Interval(mean, low, high, level, examples)
+    return Interval(mean, mean - half, mean + half, level, table.shape[1])
+
+
+def fraction_interval(
+    values: NDArray[Any], level: float = 0.95, *, weight: float = 1.0
+) -> Interval:
+    """Interval of a fraction over seeds and examples: Wilson's form with the spread of the crossed model.
+
+    Wilson's interval of ``n`` examples is taken at an effective ``n`` and, where seeds differ, with a quantile of t.
+    The examples' part of the variance is that of :func:`crossed_interval`, estimated with two right and two wrong
+    examples more ("plus four"), on which all seeds agree, and expressed as a design effect: 1 where the seeds are
+    copies of one another, less where they err on different examples. So one seed, and several that never differ, have
+    Wilson's interval exactly; seeds that nearly agree have nearly that; and a perfect score is not certain. The
+    seeds' part is added, with Satterthwaite's degrees of freedom.
+
+    Args:
+        values: ``S`` seeds by ``N`` examples, whose mean is the fraction: bool, or the value of each example of a
+            macro average to first order (see :func:`~clipadapt.core.metrics.example_values`).
+        level: Nominal coverage.
+        weight: Mean weight of an example, more than 1 where some count more than others.
+
+    Raises:
+        ValueError: If the shape is not ``(S, N)`` with at least one entry.
+
+    References:
+        E. Korn and B. Graubard, "Confidence Intervals for Proportions with Small Expected Number of Positive Counts
+        Estimated from Survey Data", Survey Methodology 1998. A. Agresti and B. Coull, "Approximate is Better than
+        Exact for Interval Estimation of Binomial Proportions", The American Statistician 1998.
+    """
+    table = _two_way(values)
+    seeds, examples = table.shape
+    if np.asarray(values).dtype == np.bool_ and (examples == 1 or (table == table[0]).all()):
+        n = examples if examples > 1 else seeds
+        return wilson(round(float(table.mean()) * n), n, level)
+    mean = min(max(float(table.mean()), 0.0), 1.0)  # a rounding may lead past a bound
+    n_examples = _effective_examples(table, mean, weight)[0]
+    of_seeds, dfs = _seeds_part(table)
+    return _fraction(mean, n_examples, of_seeds, dfs, level, examples)
+
+
+def difference_interval(difference: NDArray[Any], level: float = 0.95) -> Interval:
+    """Interval of the difference of two accuracies on the same examples, within ``[-1, 1]`` and never of width 0.
+
+    The crossed model of :func:`crossed_interval`, with one example more that only the first method gets right and one
+    that only the second does, as Bonett and Price do for one seed: methods that never differ on ten examples may
+    still differ.
+
+    Args:
+        difference: ``S`` seeds by ``N`` examples, the one method's bool minus the other's.
+        level: Nominal coverage.
+
+    Raises:
+        ValueError: If the shape is not ``(S, N)`` with at least one entry.
+
+    References:
+        D. Bonett and R. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+        Paired Data", J. Educational and Behavioral Statistics 2012.
+    """
+    table = _two_way(difference)
+    padded = _with_examples(table, (1.0, -1.0))
+    of_examples, (of_seeds, dfs) = _examples_part(padded), _seeds_part(table)
+    centre, variance = float(padded.mean()), of_examples + of_seeds
+    df = variance**2 / sum(x**2 / d for x, d in [(of_examples, padded.shape[1] - 1.0), *dfs])
+    half = _t_half_width(variance, df, level)
+    value = float(table.mean())
+    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
+    return Interval(value, min(low, value), max(high, value), level, table.shape[1])
 
 
 def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> float:
@@ -232,59 +284,74 @@ def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> floa
         ms_seed, _, ms_residual, dfs = _mean_squares(table)
         if len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual:
             df = min(df, dfs[0])
-    if variance <= 0:
-        return _SMALLEST_P
+    if variance <= 0:  # every entry is the same: as sure as the sign test of so many examples
+        return max(_SMALLEST_P, 2 * 0.5 ** table.shape[1])
     from scipy.stats import t
 
     return max(_SMALLEST_P, 2 * float(t.sf(abs(mean) / np.sqrt(variance), df)))
 
 
-def harmonic_interval(base: NDArray[Any], new: NDArray[Any], level: float = 0.95) -> Interval:
-    """Interval of the harmonic mean of two accuracies of the same fits on different examples.
+def harmonic_interval(
+    base: NDArray[Any],
+    new: NDArray[Any],
+    level: float = 0.95,
+    *,
+    weights: tuple[float, float] = (1.0, 1.0),
+) -> Interval:
+    """Interval of the harmonic mean of two fractions of the same fits on different examples.
 
     ``H = 2 b n / (b + n)`` of the means over seeds and examples, as it is published. To first order its error is
     ``g_b (b - E b) + g_n (n - E n)`` with ``g_b = 2 n^2 / (b + n)^2`` and ``g_n = 2 b^2 / (b + n)^2``. The seeds'
     part of its variance is that of the seeds' own ``g_b b_s + g_n n_s``, so it holds their covariance; the examples'
-    parts add up, for the two sets of examples are drawn apart. Degrees of freedom as in :func:`crossed_interval`.
+    parts add up, for the two sets of examples are drawn apart. The form of the interval is that of
+    :func:`fraction_interval`.
 
     Args:
-        base: ``S`` seeds by ``N_b`` examples, bool.
-        new: The same seeds by ``N_n`` examples, bool.
-        level: Nominal coverage; bounds are clipped to ``[0, 1]``.
+        base: ``S`` seeds by ``N_b`` examples.
+        new: The same seeds by ``N_n`` examples.
+        level: Nominal coverage.
+        weights: Of the two, see :func:`fraction_interval`.
 
     Raises:
-        ValueError: If the shapes are not ``(S, N)`` with the same ``S`` and two examples at least.
+        ValueError: If the shapes are not ``(S, N)`` with the same ``S`` and at least one entry each.
     """
-    tables = [np.asarray(t, dtype=np.float64) for t in (base, new)]
-    if any(t.ndim != 2 or t.shape[1] < 2 for t in tables) or len(tables[0]) != len(tables[1]):
-        raise ValueError(f"expected (seeds, examples) twice; got {np.shape(base)}, {np.shape(new)}")
-    b, n = (float(t.mean()) for t in tables)
-    examples = tables[0].shape[1] + tables[1].shape[1]
-    if b + n == 0:
-        return Interval(0.0, 0.0, 0.0, level, examples)
-    weights = (2 * n**2 / (b + n) ** 2, 2 * b**2 / (b + n) ** 2)
+    tables = [_two_way(base), _two_way(new)]
+    if len(tables[0]) != len(tables[1]):
+        raise ValueError(
+            f"expected (seeds, examples) twice, with equal seeds; got {np.shape(base)}, {np.shape(new)}"
+        )
+    means = [min(max(float(t.mean()), 0.0), 1.0) for t in tables]
+    value, examples = harmonic(*means), sum(t.shape[1] for t in tables)
+    parts = [
+        _effective_examples(*arguments) for arguments in zip(tables, means, weights, strict=True)
+    ]
+    padded = [p for _, p in parts]
+    spread = sum(
+        g**2 * p * (1 - p) / n for g, (n, p) in zip(_gradient(*padded), parts, strict=True)
+    )
+    centre = harmonic(*padded)
+    of_seeds, dfs = 0.0, list[tuple[float, float]]()
     seeds = len(tables[0])
-    terms, dfs = [], []
-    for g, table in zip(weights, tables, strict=True):
-        size = table.size
-        if seeds == 1:
-            terms.append(g**2 * float(table.var(ddof=1)) / size)
-            dfs.append(size - 1.0)
-            continue
-        _, ms_example, ms_residual, df = _mean_squares(table)
-        if ms_example > ms_residual:
-            terms += [g**2 * ms_example / size, -(g**2) * ms_residual / size]
-            dfs += [df[1], df[2]]
-    if seeds > 1:
-        of_seed = sum(g * t.mean(axis=1) for g, t in zip(weights, tables, strict=True))
-        terms.append(float(np.var(of_seed, ddof=1)) / seeds)
-        dfs.append(seeds - 1.0)
-    value, variance = 2 * b * n / (b + n), sum(terms)
-    if variance <= 0:
-        return Interval(value, value, value, level, examples)
-    df_total = variance**2 / sum(x**2 / d for x, d in zip(terms, dfs, strict=True))
-    half = _t_half_width(variance, df_total, level)
-    return Interval(value, max(value - half, 0.0), min(value + half, 1.0), level, examples)
+    if seeds > 1 and sum(means) > 0:
+        gradient = _gradient(*means)
+        of_seed = sum(g * t.mean(axis=1) for g, t in zip(gradient, tables, strict=True))
+        both = float(np.var(of_seed, ddof=1)) / seeds
+        dfs = [(both, seeds - 1.0)]
+        for g, table in zip(gradient, tables, strict=True):
+            if table.shape[1] > 1:
+                _, _, ms_residual, df = _mean_squares(table)
+                dfs.append((-(g**2) * ms_residual / table.size, df[2]))
+        of_seeds = sum(x for x, _ in dfs)
+    return _fraction(value, centre * (1 - centre) / spread, of_seeds, dfs, level, examples)
+
+
+def harmonic(a: float, b: float) -> float:
+    """Return the harmonic mean of two fractions, 0 where both are."""
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def _gradient(b: float, n: float) -> tuple[float, float]:
+    return 2 * n**2 / (b + n) ** 2, 2 * b**2 / (b + n) ** 2
 
 
 def examples_needed(
@@ -415,6 +482,85 @@ def paired_crossed_bootstrap(
     )
 
 
+def _two_way(values: NDArray[Any]) -> NDArray[np.float64]:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"expected (seeds, examples), at least one each; got {table.shape}")
+    return table
+
+
+def _with_examples(table: NDArray[np.float64], more: Sequence[float]) -> NDArray[np.float64]:
+    """Return the table with examples on which every seed has the same value."""
+    return np.hstack([table, np.tile(np.asarray(more, dtype=np.float64), (len(table), 1))])
+
+
+def _examples_part(table: NDArray[np.float64]) -> float:
+    """Return the part of the variance of a mean that more examples would lessen; two examples at least."""
+    if len(table) == 1:
+        return float(table.var(ddof=1)) / table.size
+    _, ms_example, ms_residual, _ = _mean_squares(table)
+    return max(ms_example, ms_residual) / table.size
+
+
+def _seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, float]]]:
+    """Return the seeds' part of the variance of a mean, and its terms with their degrees of freedom."""
+    seeds, examples = table.shape
+    if seeds == 1:
+        return 0.0, []
+    if examples == 1:
+        variance = float(table.var(ddof=1)) / seeds
+        return variance, [(variance, seeds - 1.0)]
+    ms_seed, _, ms_residual, df = _mean_squares(table)
+    if ms_seed <= ms_residual:
+        return 0.0, []
+    terms = [(ms_seed / table.size, df[0]), (-ms_residual / table.size, df[2])]
+    return (ms_seed - ms_residual) / table.size, terms
+
+
+def _effective_examples(
+    table: NDArray[np.float64], mean: float, weight: float
+) -> tuple[float, float]:
+    """Return of how many examples a fraction's spread over examples is that of one fit, and the mean with the four."""
+    padded = _with_examples(table, [mean + weight * (x - mean) for x in _PLUS_FOUR])
+    p = min(max(float(padded.mean()), 1e-9), 1 - 1e-9)
+    of_one_fit: float = p * (1 - p) / (padded.shape[1] - 1)
+    return table.shape[1] * of_one_fit / _examples_part(padded), p
+
+
+def _fraction(
+    value: float,
+    n: float,
+    of_seeds: float,
+    dfs: Sequence[tuple[float, float]],
+    level: float,
+    examples: int,
+) -> Interval:
+    """Return Wilson's interval of ``n`` effective examples with the seeds' part of the variance added.
+
+    The examples' part follows from the fraction itself, so it has no degrees of freedom to count.
+    """
+    spread = value * (1 - value)
+    quantile = _normal_quantile(level)
+    if of_seeds > 0 and spread > 0:
+        total = spread / n + of_seeds
+        quantile = _t_quantile(total**2 / sum(x**2 / df for x, df in dfs), level)
+        n = spread / total
+    return Interval(value, *_score_bounds(value, n, quantile), level, examples)
+
+
+def _score_bounds(value: float, n: float, quantile: float) -> tuple[float, float]:
+    z2 = quantile * quantile / n
+    centre = (value + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * value * (1 - value) + z2 * z2 / 4) / (1 + z2)
+    # Rounding may push a bound past the value at 0 and at 1.
+    return min(max(centre - half, 0.0), value), max(min(centre + half, 1.0), value)
+
+
+def _normal_quantile(level: float) -> float:
+    # Every run needs this one, and the library that has it takes seconds to import.
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
 def _mean_squares(
     table: NDArray[np.float64],
 ) -> tuple[float, float, float, tuple[float, float, float]]:
@@ -451,11 +597,15 @@ def _crossed_moments(table: NDArray[Any]) -> tuple[float, float, float]:
 
 
 def _t_half_width(variance_of_mean: float, df: float, level: float) -> float:
+    return _t_quantile(df, level) * float(np.sqrt(variance_of_mean))
+
+
+def _t_quantile(df: float, level: float) -> float:
     from scipy.special import (
         stdtrit,
     )  # scipy.stats has it too, and takes ten times as long to import
 
-    return float(stdtrit(df, (1 + level) / 2)) * float(np.sqrt(variance_of_mean))
+    return float(stdtrit(df, (1 + level) / 2))
 
 
 def _bootstrap_weights(rng: np.random.Generator, rows: int, n: int) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ bold only where it beats the runner-up.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import html
 import json
 from dataclasses import dataclass
@@ -21,19 +22,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from clipadapt.core.answers import LEVEL, join, read_answers, shared
 from clipadapt.core.errors import RecordError, unknown
 from clipadapt.core.history import accuracy_gap, loss_rise, read_epochs, run_folder
-from clipadapt.core.records import RunStore
 from clipadapt.core.statistics import (
-    crossed_interval,
     crossed_p_value,
+    difference_interval,
     examples_needed,
+    fraction_interval,
     harmonic_interval,
     holm,
     letters_of_ties,
     mcnemar_exact,
 )
 from clipadapt.core.tables import (
+    CHANGED_METRICS,
     NOTHING,
     Column,
     conditions,
@@ -46,6 +49,7 @@ from clipadapt.core.tables import (
     method_title,
     pairs_of_classes,
     refuse_unlike,
+    several_states,
     split_title,
 )
 
@@ -54,7 +58,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.records import RunRecord
+    from clipadapt.core.answers import Answers
+    from clipadapt.core.history import Epoch
+    from clipadapt.core.records import RunRecord, RunStore
     from clipadapt.core.references import Reference
     from clipadapt.core.statistics import Interval
     from clipadapt.core.tables import Group
@@ -62,7 +68,6 @@ if TYPE_CHECKING:
     _Heading = Callable[[int, str], str]
     _Grid = Callable[[Sequence[Column], Sequence[Sequence[str]], Collection[tuple[int, int]]], str]
 
-LEVEL: Final = 0.95
 MOST_CLASSES: Final = 30
 """With more classes than that only the hardest are printed; JSON holds all."""
 HARDEST: Final = 20
@@ -224,6 +229,7 @@ class Block:
 
     Attributes:
         dataset: Data set judged on.
+        state: Begin of its fingerprint where the runs know it in more than one state, else empty.
         split: Split judged on.
         protocol: Rules.
         classes: ``all`` classes, the ``base`` or the ``new`` ones.
@@ -233,6 +239,7 @@ class Block:
     """
 
     dataset: str
+    state: str
     split: str
     protocol: str
     classes: str
@@ -244,6 +251,8 @@ class Block:
     def title(self) -> str:
         """Data, split and what else tells the block apart."""
         parts = [self.dataset, split_title(self.split, self.classes)]
+        if self.state:
+            parts.insert(1, f"data {self.state}")
         if self.shots is not None:
             parts.append(f"{self.shots} shot" + ("" if self.shots == 1 else "s"))
         if self.protocol != "standard":
@@ -273,7 +282,8 @@ def build_summary(
 ) -> Summary:
     """Summarise the runs of a store.
 
-    A record judged on val that shares its fit with one judged elsewhere gives the val accuracy of that one's row.
+    A record judged on val that shares its fit with one judged elsewhere gives the val accuracy of that one's row. A
+    run whose predictions cannot be read is left out, and a note names it.
 
     Args:
         store: Where the runs lie; their predictions and histories are read.
@@ -281,7 +291,7 @@ def build_summary(
         records: Records of the store to summarise, None for all.
 
     Raises:
-        RecordError: If there is no run, unlike runs would be averaged, or predictions are damaged.
+        RecordError: If there is no run, or unlike runs would be averaged.
     """
     found = store.load_all() if records is None else records
     records = list({r.run_id: r for r in found}.values())
@@ -289,13 +299,21 @@ def build_summary(
         raise RecordError(
             f"there are no records in '{store.root}'", hint="run an experiment first, or a sweep"
         )
+    read, faults = _read(store, records)
+    records = [r for r in records if r.status == "failed" or r.run_id in read]
     on_val = _companions(records)
     companions = {r.run_id for r in on_val.values()}
     groups = group_records(r for r in records if r.run_id not in companions)
-    entries = [_Entry.of(store, group, on_val, reference=reference) for group in groups]
+    entries = [
+        _Entry.of(store, group, on_val, read, faults, reference=reference) for group in groups
+    ]
     blocks = tuple(_block(key, members) for key, members in _competitors(entries))
     failed = [r for r in records if r.status == "failed"]
-    notes = [*_notes(blocks, failed, reference=reference), conditions(records)]
+    notes = [
+        *([f"Left out, for it cannot be read: {fault}." for fault in dict.fromkeys(faults)]),
+        *_notes(blocks, failed, reference=reference),
+        conditions(records),
+    ]
     return Summary(blocks, tuple(notes), reference, tuple(_base_to_new(entries)))
 
 
@@ -323,48 +341,28 @@ def render_summary(summary: Summary, format: str = "markdown") -> str:  # noqa: 
 # ---------------------------------------------------------------- from records
 
 
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """Which examples the seeds of a method got right.
+_Read = dict[str, "Answers"]  # by run_id
 
-    Attributes:
-        ids: ``n`` ids, sorted.
-        labels: Shape ``(n,)``.
-        correct: Shape ``(S, n)``, bool.
-        seeds: ``S`` seeds.
-    """
 
-    ids: NDArray[np.str_]
-    labels: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-    seeds: tuple[int, ...]
-
-    @classmethod
-    def of(cls, store: RunStore, records: Sequence[RunRecord]) -> _Answers | None:
-        """Read the predictions of one method; None where every run failed."""
-        joined: _Answers | None = None
-        for record in records:
-            found = RunStore.load_predictions(run_folder(store, record))
-            ids = np.asarray(found.ids, dtype=np.str_)
-            order = np.argsort(ids)
-            right = (found.predicted == found.labels)[order]
-            one = cls(ids[order], found.labels[order], right[None], (record.seed,))
-            if joined is None:
-                joined = one
-                continue
-            of_joined, of_one = _shared(joined, one)
-            joined = cls(
-                joined.ids[of_joined],
-                joined.labels[of_joined],
-                np.concatenate([joined.correct[:, of_joined], one.correct[:, of_one]]),
-                (*joined.seeds, record.seed),
+def _read(store: RunStore, records: Iterable[RunRecord]) -> tuple[_Read, list[str]]:
+    """Read what each run that is ok got on each example, and what is wrong with those that cannot be read."""
+    found: _Read = {}
+    faults = []
+    ids: dict[bytes, NDArray[np.str_]] = {}  # runs judged on the same examples share their ids
+    for record in records:
+        if record.status != "ok":
+            continue
+        try:
+            answers = read_answers(store, record)
+        except RecordError as err:
+            faults.append(err.problem)
+            continue
+        if answers is not None:
+            key = hashlib.sha256(answers.ids.tobytes()).digest()
+            found[record.run_id] = dataclasses.replace(
+                answers, ids=ids.setdefault(key, answers.ids)
             )
-        return joined
-
-    @property
-    def accuracy(self) -> Interval:
-        """Accuracy, its interval over examples and seeds together."""
-        return crossed_interval(_without_copies(self.correct)[0], LEVEL)
+    return found, faults
 
 
 def _without_copies(*tables: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
@@ -374,28 +372,12 @@ def _without_copies(*tables: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     return list(tables)
 
 
-def _shared(a: _Answers, b: _Answers) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return where the ids that both have stand in each, in one order.
-
-    Raises:
-        RecordError: If an example has two labels.
-    """
-    ids, of_a, of_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
-    unlike = np.flatnonzero(a.labels[of_a] != b.labels[of_b])
-    if unlike.size:
-        raise RecordError(
-            f"the example '{ids[unlike[0]]}' has two labels in runs that are to be compared",
-            hint="the data changed between the runs; keep them in folders of their own",
-        )
-    return of_a, of_b
-
-
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """A group with what was read of its runs."""
 
     group: Group
-    answers: _Answers | None
+    answers: Answers | None
     summary: MethodSummary
 
     @classmethod
@@ -404,21 +386,25 @@ class _Entry:
         store: RunStore,
         group: Group,
         on_val: dict[_Fitted, RunRecord],
+        read: _Read,
+        faults: list[str],
         *,
         reference: bool,
     ) -> _Entry:
         first, ok = group.first, group.ok
         refuse_unlike(ok, "accuracy")
-        answers = _Answers.of(store, ok)
+        answers = join([read[r.run_id] for r in ok]) if ok else None
         val = [on_val[key] for r in ok if (key := _fitted(r)) in on_val]
-        val_answers = _Answers.of(store, val)
+        val_answers = join([read[r.run_id] for r in val]) if val else None
         epochs = [r.selection.epoch if r.selection else None for r in ok]
-        logged = [read_epochs(run_folder(store, r)) for r in ok]
+        logged = [_epochs_of(store, r, faults) for r in ok]
         rates = [r.data.n_test / r.cost.predict_seconds for r in ok if r.cost.predict_seconds > 0]
         totals = [r.n_total_params for r in ok if r.n_total_params is not None]
         peaks = [r.cost.peak_memory_bytes for r in ok if r.cost.peak_memory_bytes is not None]
 
         def metric(name: str) -> float | None:
+            if name in CHANGED_METRICS and len({r.metrics_version for r in ok}) > 1:
+                return None  # figures of two meanings have no mean
             return _mean([r.metrics[name].value for r in ok if name in r.metrics])
 
         summary = MethodSummary(
@@ -431,8 +417,8 @@ class _Entry:
             model=first.model.name if first.model else None,
             seeds=tuple(r.seed for r in ok),
             failed=len(group.records) - len(ok),
-            accuracy=answers.accuracy if answers else None,
-            val_accuracy=val_answers.accuracy if val_answers else None,
+            accuracy=answers.interval if answers else None,
+            val_accuracy=val_answers.interval if val_answers else None,
             macro_f1=metric("macro_f1"),
             weighted_precision=metric("weighted_precision"),
             weighted_recall=metric("weighted_recall"),
@@ -457,6 +443,14 @@ class _Entry:
             published=tuple(_published(group)) if reference else (),
         )
         return cls(group, answers, summary)
+
+
+def _epochs_of(store: RunStore, record: RunRecord, faults: list[str]) -> tuple[Epoch, ...]:
+    try:
+        return read_epochs(run_folder(store, record))
+    except RecordError as err:
+        faults.append(err.problem)
+        return ()
 
 
 _Fitted = tuple[str, str, str]
@@ -529,18 +523,14 @@ def _base_to_new(entries: Sequence[_Entry]) -> Iterable[BaseToNew]:
         if base is None or new is None:
             continue
         seeds = [s for s in base.seeds if s in new.seeds]
-        right = [
-            _without_copies(a.correct[[a.seeds.index(s) for s in seeds]])[0] for a in (base, new)
-        ]
-        if len({len(r) for r in right}) > 1:  # one of them differs between seeds: so both count
-            right = [a.correct[[a.seeds.index(s) for s in seeds]] for a in (base, new)]
+        right = [a.values[[a.seeds.index(s) for s in seeds]] for a in (base, new)]
         first = entries[i].group.first
         yield BaseToNew(
             first.evaluation.dataset,
             first.data.shots,
             entries[i].summary.label,
-            crossed_interval(right[0], LEVEL),
-            crossed_interval(right[1], LEVEL),
+            fraction_interval(right[0], LEVEL),
+            fraction_interval(right[1], LEVEL),
             harmonic_interval(right[0], right[1], LEVEL),
         )
 
@@ -555,35 +545,37 @@ def _rounded(values: Sequence[int]) -> int | None:
 
 # ---------------------------------------------------------------- comparisons
 
-_Key = tuple[str, str, str, str, int | None]
+_Key = tuple[str, str, str, str, str, int | None]
 
 
 def _competitors(entries: Sequence[_Entry]) -> list[tuple[_Key, list[_Entry]]]:
     """Return the members of every block; who learns nothing stands in all blocks of its data."""
     blocks: dict[_Key, list[_Entry]] = {}
+    several = several_states(e.group.first for e in entries)
     unlearnt: list[_Entry] = []
     for entry in entries:
         first = entry.group.first
-        if first.method.name.endswith("/zero_shot"):
+        if _unlearnt(entry):
             unlearnt.append(entry)
         else:
-            blocks.setdefault(_key(first), []).append(entry)
+            blocks.setdefault(_key(first, several), []).append(entry)
     taught = list(blocks)
     for entry in unlearnt:
-        own = _key(entry.group.first)
+        own = _key(entry.group.first, several)
         same = entry.summary.label, entry.summary.model
-        shared = [key for key in taught if key[:4] == own[:4]]
+        shared = [key for key in taught if key[:-1] == own[:-1]]
         for key in shared or [own]:
             members = blocks.setdefault(key, [])
             # The same zero-shot run, recorded under other shots, stands there once.
             if all((e.summary.label, e.summary.model) != same for e in members):
                 members.append(entry)
-    return sorted(blocks.items(), key=lambda b: (*b[0][:4], b[0][4] or float("inf")))
+    return sorted(blocks.items(), key=lambda b: (*b[0][:-1], b[0][-1] or float("inf")))
 
 
-def _key(record: RunRecord) -> _Key:
-    judged = record.evaluation
-    return judged.dataset, judged.split, judged.protocol, judged.classes, record.data.shots
+def _key(record: RunRecord, several: Collection[tuple[str, str]]) -> _Key:
+    judged, data = record.evaluation, record.data
+    state = data.sha256[:8] if (judged.dataset, data.name) in several else ""
+    return judged.dataset, state, judged.split, judged.protocol, judged.classes, data.shots
 
 
 def _block(key: _Key, entries: Sequence[_Entry]) -> Block:
@@ -592,10 +584,11 @@ def _block(key: _Key, entries: Sequence[_Entry]) -> Block:
         (e, _with_model(e.summary) if len(models) > 1 else e.summary)
         for e in sorted(entries, key=_descending)
     ]
-    comparisons = _compare([(s.label, e.answers) for e, s in named if e.answers is not None])
+    comparisons = _compare([(s.label, e) for e, s in named])
     best = _best([s for _, s in named if s.accuracy is not None], comparisons)
     labels = [s.label for _, s in named if s.accuracy is not None]
-    told = {(c.first, c.second) for c in comparisons if c.p_adjusted < 1 - LEVEL}
+    alike = {(c.first, c.second) for c in comparisons if c.p_adjusted >= 1 - LEVEL}
+    told = {pair for pair in combinations(labels, 2) if pair not in alike}
     letters = dict(zip(labels, letters_of_ties(labels, told), strict=True))
     methods = tuple(
         dataclasses.replace(s, best=s.label == best, letters=letters.get(s.label, ""))
@@ -613,26 +606,30 @@ def _descending(entry: _Entry) -> tuple[bool, float, str]:
     return accuracy is None, -accuracy.value if accuracy else 0.0, entry.summary.label
 
 
-def _compare(methods: Sequence[tuple[str, _Answers]]) -> tuple[Comparison, ...]:
+def _compare(entries: Sequence[tuple[str, _Entry]]) -> tuple[Comparison, ...]:
+    """Test every pair that shares seeds and examples; who learns nothing shares every seed."""
     found = []
-    for (first, a), (second, b) in combinations(methods, 2):
-        of_a, of_b = _shared(a, b)
-        rows = _seed_pairs(a.seeds, b.seeds)
+    for (first, one), (second, two) in combinations(entries, 2):
+        a, b = one.answers, two.answers
+        if a is None or b is None:
+            continue
+        of_a, of_b = shared(a, b)
+        rows = _seed_pairs(a.seeds, b.seeds, unlearnt=_unlearnt(one) or _unlearnt(two))
         if not of_a.size or not rows:
             continue
-        right_a = a.correct[[i for i, _ in rows]][:, of_a]  # (S, n)
-        right_b = b.correct[[j for _, j in rows]][:, of_b]
-        right_a, right_b = _without_copies(right_a, right_b)
+        right_a = a.values[[i for i, _ in rows]][:, of_a]  # (S, n)
+        right_b = b.values[[j for _, j in rows]][:, of_b]
         difference = right_a.astype(np.float64) - right_b
-        if len(difference) == 1:
+        right_a, right_b = _without_copies(right_a, right_b)
+        if len(right_a) == 1:
             test, p_value = "McNemar", mcnemar_exact(right_a[0], right_b[0]).p_value
         else:
             test = f"crossed, {len(rows)} seeds"
             p_value = crossed_p_value(difference, cautious=True)
             if min(len(a.seeds), len(b.seeds)) == 1:
                 test += ", the other's one"
-        interval = crossed_interval(difference, LEVEL)
-        needed = examples_needed(difference, LEVEL)
+        interval = difference_interval(difference, LEVEL)
+        needed = examples_needed(difference[: len(right_a)], LEVEL)
         found.append(Comparison(first, second, interval, p_value, p_value, test, of_a.size, needed))
     adjusted = holm([c.p_value for c in found])
     return tuple(
@@ -640,14 +637,21 @@ def _compare(methods: Sequence[tuple[str, _Answers]]) -> tuple[Comparison, ...]:
     )
 
 
-def _seed_pairs(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:
-    """Return rows to be compared: the seeds both have; a method with one seed meets every seed of the other."""
-    if min(len(a), len(b)) == 1 < max(len(a), len(b)):
+def _unlearnt(entry: _Entry) -> bool:
+    return entry.group.first.method.name.endswith("/zero_shot")
+
+
+def _seed_pairs(
+    a: Sequence[int], b: Sequence[int], *, unlearnt: bool = False
+) -> list[tuple[int, int]]:
+    """Return rows to be compared: the seeds both have, for a seed decides what is drawn.
+
+    A method with one seed that the other has too, or one that learns nothing, meets every seed of the other.
+    """
+    if min(len(a), len(b)) == 1 and (unlearnt or set(a) & set(b)):
         return [
             (i if len(a) > 1 else 0, i if len(b) > 1 else 0) for i in range(max(len(a), len(b)))
         ]
-    if len(a) == len(b) == 1:
-        return [(0, 0)]
     return [(i, b.index(seed)) for i, seed in enumerate(a) if seed in b]
 
 
@@ -673,7 +677,7 @@ def _notes(
     if failed:
         yield failure_note(failed)
     yield (
-        "Intervals are 95 %: of an accuracy over examples and seeds together (Wilson's for one seed). "
+        "Intervals are 95 %: of an accuracy over examples and seeds together (Wilson's for one seed). n: test examples. "
         "Other figures are means over seeds; memory and saved size are the largest."
     )
     yield (
@@ -683,7 +687,8 @@ def _notes(
         "and its own seeds' spread is then not counted."
     )
     yield (
-        "Methods that share a letter are not told apart at 5 % after Holm. Examples needed: with so many, a true "
+        "Methods that share a letter were compared and are not told apart at 5 % after Holm; methods without a common "
+        "seed or common examples are not compared and share none. Examples needed: with so many, a true "
         "difference as large as the one seen is found at 5 % (one test, no Holm) four times out of five; without a "
         "number more seeds are needed, or there is no difference to find."
     )
@@ -750,6 +755,7 @@ def _methods_grid(block: Block, grid: _Grid) -> str:
         (Column("method", text=True), lambda m: m.label),
         (Column("seeds"), _seeds),
         (Column(f"{block.split} accuracy, %"), lambda m: interval_cell(m.accuracy)),
+        (Column("n"), lambda m: _count(m.accuracy.n if m.accuracy else None)),
         (Column("not told apart", text=True), lambda m: m.letters),
         (Column("val accuracy, %"), lambda m: interval_cell(m.val_accuracy)),
         (Column("macro F1, %"), lambda m: figure(m.macro_f1, "fraction")),

@@ -1,8 +1,8 @@
 """From records to a table.
 
-Records are grouped by what was evaluated and how (data set, split, protocol, model, method, recipe, shots, and every
-setting); the seeds of a group make one row, and rows that would look alike say which setting they differ in. A
-group whose records differ in data, weights or code is refused: an average over unlike runs means nothing.
+Records are grouped by what was evaluated and how (data set and its state, split, protocol, model, method, recipe,
+shots, and every setting); the seeds of a group make one row, and rows that would look alike say which setting they
+differ in. A group whose records differ in weights or code is refused: an average over unlike runs means nothing.
 Failed runs are counted, never averaged.
 
 Percent: a record holds an accuracy as a fraction in [0, 1]. Markdown, LaTeX and HTML show it times one hundred
@@ -22,17 +22,21 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
+from clipadapt.core import answers
 from clipadapt.core.errors import RecordError, unknown
+from clipadapt.core.metrics import METRICS_VERSION
 from clipadapt.core.records import canonical_json
-from clipadapt.core.statistics import t_interval, wilson
+from clipadapt.core.statistics import harmonic, harmonic_interval, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from clipadapt.core.metrics import MetricValue
-    from clipadapt.core.records import RunRecord
+    from clipadapt.core.records import RunRecord, RunStore
+    from clipadapt.core.statistics import Interval
 
 NOTHING: Final = "-"
+CHANGED_METRICS: Final = {"macro_f1"}
+"""Metrics whose meaning changed with :data:`~clipadapt.core.metrics.METRICS_VERSION`."""
 NONE_FITS: Final = "No published number fits a row in data, model, method, shots and settings."
 
 # Settings that change no result, or that stand in the record by what they led to (hashes, effective dtype).
@@ -76,6 +80,7 @@ class Row:
         settings: What tells the row apart from those that look alike, as ``key=value``.
         seeds: Runs that are ok.
         failed: Runs that failed.
+        n: Examples the metric was computed on, None where no run has it.
         value: Mean of the metric in its own unit, None where no run has it.
         low: Lower bound of the 95 % interval, or None.
         high: Upper bound, or None.
@@ -101,6 +106,7 @@ class Row:
     settings: tuple[str, ...]
     seeds: int
     failed: int
+    n: int | None
     value: float | None
     low: float | None
     high: float | None
@@ -138,17 +144,22 @@ class Table:
 
 
 def build_table(
-    records: Sequence[RunRecord], *, metric: str = "accuracy", reference: bool = False
+    records: Sequence[RunRecord],
+    *,
+    metric: str = "accuracy",
+    reference: bool = False,
+    store: RunStore | None = None,
 ) -> Table:
     """Group records and average each group over its seeds.
 
-    One seed keeps the interval of its record, over the test examples. Several seeds get the t interval of
-    their mean, over seeds; where all have the same value the seeds say nothing, and the record's interval stays.
+    One seed keeps the interval of its record, over the test examples. Several seeds get that of the crossed model,
+    over seeds and examples together, which needs their predictions; see :mod:`~clipadapt.core.answers`.
 
     Args:
         records: Records of any kind; one that occurs twice (the same ``run_id``) counts once.
         metric: Name of the metric.
         reference: Set published figures beside the rows they fit, with their sources in the notes.
+        store: Where the predictions are. Without it a mean over seeds has no interval.
 
     Raises:
         RecordError: If there is no record, or one group holds unlike records.
@@ -169,20 +180,22 @@ def build_table(
     rows = []
     sources: dict[str, int] = {}
     groups = group_records(distinct)
+    unread: list[str] = []
     for group in groups:
-        row = _row(group, metric)
+        row = _row(group, metric, store, unread)
         rows.append(
             replace(row, published=_published(group, metric, sources)) if reference else row
         )
     if values and values[0].unit == "fraction" and values[0].higher_is_better:
-        rows = _with_harmonic_means(groups, rows, metric)
+        rows = _with_harmonic_means(groups, rows, metric, store, unread)
     return Table(
         metric=metric,
         unit=values[0].unit if values else "",
         higher_is_better=values[0].higher_is_better if values else True,
         rows=tuple(rows),
         notes=(
-            *_notes(failed, len(records) - len(distinct), ok),
+            *_notes(failed, len(records) - len(distinct), ok, metric),
+            *dict.fromkeys(unread),
             *([conditions(ok)] if ok else ()),
             *(f"Published ({number}): {cited}." for cited, number in sources.items()),
             *([NONE_FITS] if reference and not sources else ()),
@@ -265,13 +278,22 @@ def group_records(records: Iterable[RunRecord]) -> list[Group]:
     alike: dict[tuple[Any, ...], list[RunRecord]] = {}
     for key, group in members.items():
         alike.setdefault(key[:-1], []).append(group[0])
+    several = several_states(group[0] for group in members.values())
     return [
         Group(
             tuple(sorted(members[key], key=lambda r: (r.seed, r.run_id))),
-            _told_apart(members[key][0], alike[key[:-1]]),
+            _told_apart(members[key][0], alike[key[:-1]], several),
         )
         for key in sorted(members, key=_sortable)
     ]
+
+
+def several_states(records: Iterable[RunRecord]) -> set[tuple[str, str]]:
+    """Return the data sets, judged and learnt from, that the records know in more than one state."""
+    states: dict[tuple[str, str], set[str]] = {}
+    for r in records:
+        states.setdefault((r.evaluation.dataset, r.data.name), set()).add(r.data.sha256)
+    return {names for names, found in states.items() if len(found) > 1}
 
 
 def _group(record: RunRecord) -> tuple[Any, ...]:
@@ -288,6 +310,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     given = record.config.get("data")
     manifest = given.get("manifest") if isinstance(given, Mapping) else None
     return {
+        "data": record.data.sha256[:8],
         "learnt from": record.data.name if record.data.name != judged.dataset else None,
         "learnt classes": given.get("classes", "all") if isinstance(given, Mapping) else "all",
         "dtype": record.model.dtype if record.model else None,
@@ -304,14 +327,22 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _told_apart(record: RunRecord, alike: Sequence[RunRecord]) -> tuple[str, ...]:
-    """Return the settings of a row that differ among the rows that look like it."""
+def _told_apart(
+    record: RunRecord, alike: Sequence[RunRecord], several: Collection[tuple[str, str]]
+) -> tuple[str, ...]:
+    """Return the settings of a row that differ among those that look like it, and those that always stand there.
+
+    A limit of the data does, and the state of data that the table knows in more than one.
+    """
     own = _settings(record)
     others = [_settings(r) for r in alike if r is not record]
+    always = {key for key in ("data.limit",) if own.get(key) is not None}
+    if (record.evaluation.dataset, record.data.name) in several:
+        always.add("data")
     return tuple(
         f"{key}={_short(key, own.get(key))}"
         for key in dict.fromkeys(k for settings in (own, *others) for k in settings)
-        if any(o.get(key) != own.get(key) for o in others)
+        if key in always or (key != "data" and any(o.get(key) != own.get(key) for o in others))
     )
 
 
@@ -326,11 +357,12 @@ def _sortable(group: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple((value is not None, value) if value is not None else (False,) for value in group)
 
 
-def _row(group: Group, metric: str) -> Row:
+def _row(group: Group, metric: str, store: RunStore | None, unread: list[str]) -> Row:
+    """Return the row of a group; notes of predictions that cannot be read are added to ``unread``."""
     first, ok = group.first, group.ok
     refuse_unlike(ok, metric)
-    values = [r.metrics[metric] for r in ok if metric in r.metrics]
-    value, low, high = _mean(values)
+    interval, notes = answers.cell(ok, metric, store)
+    unread += notes
     peaks = [p for r in ok if (p := r.cost.peak_memory_bytes) is not None]
     return Row(
         dataset=first.evaluation.dataset,
@@ -343,9 +375,10 @@ def _row(group: Group, metric: str) -> Row:
         settings=group.settings,
         seeds=len(ok),
         failed=len(group.records) - len(ok),
-        value=value,
-        low=low,
-        high=high,
+        n=interval.n if interval else None,
+        value=interval.value if interval else None,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
         n_trainable_params=round(fmean(r.n_trainable_params for r in ok)) if ok else None,
         fit_seconds=fmean(r.cost.fit_seconds for r in ok) if ok else None,
         encode_seconds=fmean(r.cost.encode_seconds for r in ok) if ok else None,
@@ -356,11 +389,6 @@ def _row(group: Group, metric: str) -> Row:
         templates=first.evaluation.templates,
         classnames_sha256=first.evaluation.classnames_sha256,
     )
-
-
-def harmonic(a: float, b: float) -> float:
-    """Return the harmonic mean of two proportions, 0 where both are."""
-    return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def pairs_of_classes(groups: Sequence[Group]) -> list[tuple[int, int]]:
@@ -380,32 +408,60 @@ def pairs_of_classes(groups: Sequence[Group]) -> list[tuple[int, int]]:
     ]
 
 
-def _with_harmonic_means(groups: Sequence[Group], rows: Sequence[Row], metric: str) -> list[Row]:
-    """Return the rows with H, the harmonic mean of base and new, behind each pair.
-
-    As published: of the two means over seeds. The interval is that of the seeds' own harmonic means.
-    """
+def _with_harmonic_means(
+    groups: Sequence[Group],
+    rows: Sequence[Row],
+    metric: str,
+    store: RunStore | None,
+    unread: list[str],
+) -> list[Row]:
+    """Return the rows with H, the harmonic mean of base and new, behind each pair; as published, of the two means."""
     after: dict[int, Row] = {}
     for i, j in pairs_of_classes(groups):
-        of_new = {r.fit_id: r for r in groups[j].ok}
+        of_new = {r.fit_id: r for r in groups[j].ok if metric in r.metrics}
         both = [
-            (r.metrics[metric].value, of_new[r.fit_id].metrics[metric].value)
+            (r, of_new[r.fit_id])
             for r in groups[i].ok
             if r.fit_id in of_new and metric in r.metrics
         ]
-        value = harmonic(fmean(b for b, _ in both), fmean(n for _, n in both))
-        spread = t_interval([harmonic(b, n) for b, n in both])
-        half = None if spread.high is None else spread.high - spread.value
+        if not both:
+            continue
+        base, new = (fmean(pair[k].metrics[metric].value for pair in both) for k in (0, 1))
+        interval = None
+        if store is not None:
+            try:
+                interval = interval_of_h(store, both, metric)
+            except RecordError as err:
+                unread.append(f"{err.problem}: H has no interval.")
         after[max(i, j)] = replace(
             rows[i],
             classes="H",
             seeds=len(both),
-            value=value,
-            low=None if half is None else _in_bounds(value - half),
-            high=None if half is None else _in_bounds(value + half),
+            n=sum(r.metrics[metric].n for r in both[0]),
+            value=interval.value if interval else harmonic(base, new),
+            low=interval.low if interval else None,
+            high=interval.high if interval else None,
             published=(),
         )
     return [r for i, row in enumerate(rows) for r in (row, after.get(i)) if r is not None]
+
+
+def interval_of_h(
+    store: RunStore, pairs: Sequence[tuple[RunRecord, RunRecord]], metric: str = "accuracy"
+) -> Interval | None:
+    """Return the harmonic mean over runs of the same fits on base and on new classes, None where there is none.
+
+    Raises:
+        RecordError: If predictions cannot be read.
+    """
+    found = [
+        [answers.read_answers(store, r, metric) for r in side] for side in zip(*pairs, strict=True)
+    ]
+    sides = [answers.join([a for a in side if a is not None]) for side in found if None not in side]
+    if len(sides) < 2:
+        return None
+    base, new = sides
+    return harmonic_interval(base.values, new.values, weights=(base.weight, new.weight))
 
 
 def split_title(split: str, classes: str) -> str:
@@ -446,23 +502,6 @@ def _published(group: Group, metric: str, sources: dict[str, int]) -> tuple[Publ
             number = sources.setdefault(cited, len(sources) + 1)
             found.append(Published(value, cited, number, comparable=not unlike))
     return tuple(found)
-
-
-def _mean(values: Sequence[MetricValue]) -> tuple[float | None, float | None, float | None]:
-    if not values:
-        return None, None, None
-    numbers = [v.value for v in values]
-    if len(set(numbers)) == 1:
-        return numbers[0], values[0].low, values[0].high
-    interval = t_interval(numbers)
-    low, high = interval.low, interval.high
-    if values[0].unit == "fraction":  # t knows no bounds
-        low, high = _in_bounds(low), _in_bounds(high)
-    return interval.value, low, high
-
-
-def _in_bounds(fraction: float | None) -> float | None:
-    return None if fraction is None else min(max(fraction, 0.0), 1.0)
 
 
 def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
@@ -506,11 +545,11 @@ def _facts(record: RunRecord, metric: str) -> dict[str, Any]:
     """Return everything that must be equal within one cell, by the field's name."""
     model, value = record.model, record.metrics.get(metric)
     return {
-        "data.sha256": record.data.sha256,
         "data.n_test": record.data.n_test,
         "model.weights_sha256": model.weights_sha256 if model else None,
         "method.version": record.method.version,
         f"metrics.{metric}.unit": value.unit if value else None,
+        **({"metrics_version": record.metrics_version} if metric in CHANGED_METRICS else {}),
     }
 
 
@@ -541,13 +580,24 @@ def failure_note(failed: Sequence[RunRecord]) -> str:
     return f"{len(failed)} failed {plural}, in no mean: {which}{more}."
 
 
-def _notes(failed: Sequence[RunRecord], repeated: int, ok: Sequence[RunRecord]) -> Iterable[str]:
+def _notes(
+    failed: Sequence[RunRecord], repeated: int, ok: Sequence[RunRecord], metric: str
+) -> Iterable[str]:
     if failed:
         yield failure_note(failed)
     if repeated:
         yield f"Copies of a record (same run_id), each counted once: {repeated} left out."
     if ok:
-        yield "Intervals are 95 %: over test examples for one seed, over seeds for several."
+        yield (
+            "Intervals are 95 %: over test examples (Wilson's) for one seed, over seeds and examples together for "
+            "several. n: test examples."
+        )
+    old = sum(r.metrics_version < METRICS_VERSION and metric in r.metrics for r in ok)
+    if metric in CHANGED_METRICS and old:
+        yield (
+            f"{old} of these records were written by an earlier version, in which {metric} counted classes that do "
+            "not occur as 0. To compute it anew, remove their folders and run the experiments again."
+        )
 
 
 # ---------------------------------------------------------------- formats
@@ -617,6 +667,7 @@ def _columns(table: Table) -> list[tuple[str, bool, Callable[[Row], str]]]:
         ("shots", False, _shots),
         ("seeds", False, lambda r: str(r.seeds)),
         (_metric_title(table), False, lambda r: _row_figure(r, table.unit)),
+        ("n", False, lambda r: NOTHING if r.n is None else f"{r.n:,}"),
         ("published", False, lambda r: _published_cell(r, table.unit)),
         (
             "parameters",
@@ -762,7 +813,7 @@ def _csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         [
-            "dataset", "split", "protocol", "model", "method", "recipe", "shots", "seeds", "failed", "metric",
+            "dataset", "split", "protocol", "model", "method", "recipe", "shots", "seeds", "failed", "n", "metric",
             "unit", "value", "low", "high", "n_trainable_params", "fit_seconds", "encode_seconds",
             "predict_seconds", "peak_memory_bytes", "flags", "settings", "classes", "templates", "classnames_sha256",
             *(("published", "published_source") if table.reference else ()),
@@ -771,7 +822,7 @@ def _csv(table: Table) -> str:
     for r in table.rows:
         writer.writerow(
             [
-                r.dataset, r.split, r.protocol, r.model, r.method, r.recipe, r.shots, r.seeds, r.failed,
+                r.dataset, r.split, r.protocol, r.model, r.method, r.recipe, r.shots, r.seeds, r.failed, r.n,
                 table.metric, table.unit, r.value, r.low, r.high, r.n_trainable_params, r.fit_seconds,
                 r.encode_seconds, r.predict_seconds, r.peak_memory_bytes, ";".join(r.flags), ";".join(r.settings),
                 r.classes, ";".join(r.templates), r.classnames_sha256,

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy.stats import ttest_1samp
@@ -37,7 +39,7 @@ def test_values_agree_with_scikit_learn(case: Case) -> None:
     scores, labels = case
     classes = np.arange(scores.shape[1])
     predicted, p = scores.argmax(axis=1), reference_softmax(scores)
-    average = {"labels": classes, "zero_division": 0.0}
+    average = {"zero_division": 0.0}
 
     got = {name: metric.value for name, metric in metrics.compute_metrics(scores, labels).items()}
 
@@ -133,7 +135,12 @@ def test_intervals_directions_and_units() -> None:
     low, high = ttest_1samp(own, 0.0).confidence_interval()
     assert (record["nll"].low, record["nll"].high) == pytest.approx((low, high), abs=1e-6)
     assert record["brier"].low is not None
-    assert all(record[name].low is None for name in ("macro_f1", "ece", "mean_per_class_recall"))
+    assert all(record[name].low is None for name in ("ece", "ece_mass", "aurc"))
+    for name in metrics.OVER_CLASSES:
+        low, high = record[name].low, record[name].high
+        assert low is not None
+        assert high is not None
+        assert 0 <= low < record[name].value < high <= 1, name
     assert {m.n for m in record.values()} == {80}
     lower_is_better = {name for name, m in record.items() if not m.higher_is_better}
     assert lower_is_better == {"nll", "brier", "ece", "ece_mass", "aurc"}
@@ -185,7 +192,7 @@ def test_ties_go_to_the_first_index_in_every_k() -> None:
     assert (metrics.confusion_matrix(scores, labels).sum(axis=0) == [6, 0, 0, 0, 0, 0]).all()
 
 
-def test_absent_classes_count_for_f1_and_not_for_recall() -> None:
+def test_a_class_that_is_only_predicted_counts_for_f1_and_not_for_recall() -> None:
     scores = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
     labels = np.array([0, 0, 1, 1])
 
@@ -198,7 +205,68 @@ def test_absent_classes_count_for_f1_and_not_for_recall() -> None:
     assert metrics.per_class_recall(scores, labels).tolist() == [1.0, 0.5, 0.0, 0.0]
     assert metrics.mean_per_class_recall(scores, labels) == 0.75
     assert metrics.f1_scores(scores, labels) == pytest.approx([1, 2 / 3, 0, 0])
-    assert metrics.compute_metrics(scores, labels)["macro_f1"].value == pytest.approx(5 / 12)
+    assert metrics.compute_metrics(scores, labels)["macro_f1"].value == pytest.approx(5 / 9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_averages_over_classes_cover_those_present(seed: int) -> None:
+    """As scikit-learn and torchmetrics do by default, whatever classes have no example or are never given."""
+    from torchmetrics.functional.classification import multiclass_f1_score
+
+    rng = np.random.default_rng(seed)
+    n_classes = int(rng.integers(3, 12))
+    of_labels = rng.choice(n_classes, int(rng.integers(1, n_classes)), replace=False)
+    labels = rng.choice(of_labels, int(rng.integers(1, 60)))
+    scores = rng.normal(size=(len(labels), n_classes)).astype(np.float32)
+    scores[np.arange(len(labels)), labels] += 1.0
+    scores[:, rng.integers(n_classes)] -= 100  # never given
+    predicted = scores.argmax(axis=1)
+
+    got = {name: m.value for name, m in metrics.compute_metrics(scores, labels).items()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # predicted classes without examples
+        recall = sk.balanced_accuracy_score(labels, predicted)
+        f1 = sk.f1_score(labels, predicted, average="macro")
+    assert got["mean_per_class_recall"] == pytest.approx(recall, abs=1e-12)
+    assert got["macro_f1"] == pytest.approx(f1, abs=1e-12)
+    for average in ("macro", "weighted"):
+        theirs = multiclass_f1_score(
+            torch.tensor(predicted), torch.tensor(labels), n_classes, average=average
+        )
+        assert got[f"{average}_f1"] == pytest.approx(float(theirs), abs=1e-6)
+    for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score)):
+        value = score(labels, predicted, average="weighted", zero_division=0.0)
+        assert got[f"weighted_{name}"] == pytest.approx(value, abs=1e-12)
+
+
+def test_all_right_on_three_of_five_classes_is_a_macro_f1_of_one() -> None:
+    labels = np.array([0, 2, 4, 0, 2, 4])
+
+    got = metrics.compute_metrics(np.eye(5, dtype=np.float32)[labels], labels)
+
+    for name in ("macro_f1", "mean_per_class_recall", "weighted_f1", "weighted_precision"):
+        assert got[name].value == 1.0
+        assert got[name].high == 1.0
+        assert got[name].low is not None
+        assert 0.2 < got[name].low < 0.9  # six examples prove no perfection
+
+
+@pytest.mark.parametrize("name", metrics.OVER_CLASSES)
+def test_the_interval_of_an_average_over_classes_is_that_of_a_bootstrap(name: str) -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.choice(4, 400, p=[0.4, 0.3, 0.2, 0.1])
+    scores = rng.normal(size=(400, 4)).astype(np.float32)
+    scores[np.arange(400), labels] += 1.5
+
+    got = metrics.compute_metrics(scores, labels)[name]
+
+    predicted = scores.argmax(axis=1)
+    draws = []
+    for _ in range(800):
+        drawn = rng.integers(400, size=400)
+        draws.append(metrics.example_values(name, predicted[drawn], labels[drawn])[0].mean())
+    assert (got.low, got.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.012)
 
 
 def test_confusion_agrees_with_scikit_learn_for_any_integer_type(case: Case) -> None:

@@ -93,6 +93,7 @@ def test_the_fields_are_those_of_the_design():
         "schema_version", "run_id", "fit_id", "status", "error", "attempt", "config", "seed", "data",
         "evaluation", "model", "method", "selection", "calibration", "n_trainable_params", "n_total_params", "metrics",
         "cost", "flags", "leakage", "per_class", "predictions_sha256", "environment", "started_at",
+        "metrics_version",
     ]  # fmt: skip
     assert list(fields["environment"]) == [
         "git_commit", "git_dirty", "python", "platform", "cpu_flags", "device", "threads", "packages",

@@ -11,7 +11,9 @@ from clipadapt.core.statistics import (
     Interval,
     crossed_interval,
     crossed_p_value,
+    difference_interval,
     examples_needed,
+    fraction_interval,
     harmonic_interval,
     holm,
     letters_of_ties,
@@ -58,9 +60,9 @@ def test_t_interval_agrees_with_scipy() -> None:
     assert got.n == 3
 
 
-def test_t_interval_of_one_value_has_no_bounds_and_of_equal_values_no_width() -> None:
+def test_t_interval_of_one_value_or_of_equal_values_has_no_bounds() -> None:
     assert t_interval([0.5]) == Interval(0.5, None, None, 0.95, 1)
-    assert t_interval([0.5, 0.5, 0.5]) == Interval(0.5, 0.5, 0.5, 0.95, 3)
+    assert t_interval([0.5, 0.5, 0.5]) == Interval(0.5, None, None, 0.95, 3)
     with pytest.raises(ValueError, match="n >= 1"):
         t_interval([])
 
@@ -180,10 +182,10 @@ def test_crossed_interval_degenerate_shapes() -> None:
     assert crossed_interval(numbers) == t_interval(numbers[0])
     assert crossed_interval(numbers.T) == t_interval(numbers[0])
     assert crossed_interval(np.array([[0.5]])) == Interval(0.5, None, None, 0.95, 1)
-    # All right in every seed: as sure as the examples allow, not certain; a difference of 0 is just that.
+    # All right in every seed: as sure as the examples allow, not certain.
     assert crossed_interval(np.ones((3, 20), dtype=bool)) == wilson(20, 20)
     assert crossed_interval(np.zeros((3, 20), dtype=bool)) == wilson(0, 20)
-    assert crossed_interval(np.zeros((3, 20))) == Interval(0.0, 0.0, 0.0, 0.95, 20)
+    assert crossed_interval(np.zeros((3, 20))) == Interval(0.0, None, None, 0.95, 20)
     for shape in ((3,), (0, 4), (4, 0)):
         with pytest.raises(ValueError, match="seeds, examples"):
             crossed_interval(np.zeros(shape))
@@ -408,7 +410,7 @@ def test_95_percent_intervals_cover_91_to_98(regime: str) -> None:
     for both, new in zip(right, other, strict=True):
         for i, (interval, truth) in enumerate((
             (crossed_interval(both[0]), ACCURACY),
-            (crossed_interval(both[0].astype(float) - both[1]), 0.0),
+            (difference_interval(both[0].astype(float) - both[1]), 0.0),
             (harmonic_interval(both[0], new[0]), harmonic),
         )):
             low, high = bounds(interval)
@@ -462,3 +464,78 @@ def test_mcnemar_of_equal_methods_keeps_its_level() -> None:
         middle = int(k[len(k) // 3])
         a = np.repeat([True, False], [middle, n - middle])
         assert mcnemar_exact(a, ~a).p_value == pytest.approx(p[middle])
+
+
+# ---------------------------------------------------------------- the limits: perfect, equal, nearly equal
+
+
+def hits(*counts: int, n: int = 100) -> NDArray[np.bool_]:
+    """Return seeds of which the last ``counts`` examples are right."""
+    return np.array([np.arange(n) >= n - k for k in counts])
+
+
+@pytest.mark.parametrize("k", [0, 1, 50, 90, 99, 100])
+@pytest.mark.parametrize("step", [-1, 1])
+def test_one_example_more_or_less_in_one_seed_changes_an_interval_little(k: int, step: int) -> None:
+    equal = bounds(crossed_interval(hits(k, k, k)))
+    near = bounds(crossed_interval(hits(k, k, min(max(k + step, 0), 100))))
+
+    assert equal == bounds(wilson(k, 100))
+    assert near == pytest.approx(equal, abs=0.012)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 2, 10, 1000])
+def test_nothing_perfect_is_certain(seeds: int, n: int) -> None:
+    ones = np.ones((seeds, n), dtype=bool)
+    for interval in (
+        crossed_interval(ones),
+        crossed_interval(~ones),
+        harmonic_interval(ones, ones),
+        harmonic_interval(~ones, ones),
+        harmonic_interval(~ones, ~ones),
+        fraction_interval(ones.astype(float), weight=3.0),
+    ):
+        low, high = bounds(interval)
+        assert 0 <= low <= interval.value <= high <= 1
+        assert high > low
+    for difference in (ones * 1.0, ones * 0.0, ones * -1.0):
+        interval = difference_interval(difference)
+        low, high = bounds(interval)
+        assert -1 <= low <= interval.value <= high <= 1
+        assert high > low
+
+
+def test_no_interval_leaves_its_range() -> None:
+    rng = np.random.default_rng(30)
+    for _ in range(300):
+        seeds, n = int(rng.integers(1, 4)), int(rng.integers(1, 8))
+        a, b = (rng.random((seeds, n)) < rng.random((seeds, 1)) for _ in "ab")
+        low, high = bounds(crossed_interval(a))
+        assert 0 <= low <= a.mean() <= high <= 1
+        low, high = bounds(harmonic_interval(a, b))
+        assert 0 <= low <= high <= 1
+        low, high = bounds(difference_interval(a.astype(float) - b))
+        assert -1 <= low <= a.mean() - b.mean() + 1e-12
+        assert a.mean() - b.mean() - 1e-12 <= high <= 1
+
+
+@pytest.mark.parametrize("accuracy", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize(("seeds", "n", "skill"), [(2, 40, 0.0), (3, 100, 0.1), (3, 30, 0.0)])
+def test_intervals_of_small_test_splits_and_high_accuracies_cover(
+    accuracy: float, seeds: int, n: int, skill: float
+) -> None:
+    """At least 93 %: near 1 few examples are wrong, and the interval is on the safe side."""
+    rng, times = np.random.default_rng(31), 500
+    level = stats.norm.ppf(accuracy) * np.sqrt(2 + skill**2)
+    level = level + rng.normal(size=(times, 1, 1, n))
+    level = level + rng.normal(size=(times, 2, seeds, 1)) * skill
+    right = level + rng.normal(size=(times, 2, seeds, n)) > 0
+    covered = np.zeros(2)
+    for a, b in right:
+        low, high = bounds(crossed_interval(a))
+        covered[0] += low <= accuracy <= high
+        low, high = bounds(difference_interval(a.astype(float) - b))
+        covered[1] += low <= 0 <= high
+
+    assert (covered / times >= 0.93).all(), covered / times

@@ -11,8 +11,14 @@ from scipy import stats
 from clipadapt.core.errors import RecordError, UnknownNameError
 from clipadapt.core.metrics import compute_metrics, confusion_matrix
 from clipadapt.core.records import Predictions, RunStore, Selection
-from clipadapt.core.statistics import crossed_interval, crossed_p_value, wilson
+from clipadapt.core.statistics import (
+    crossed_interval,
+    crossed_p_value,
+    difference_interval,
+    wilson,
+)
 from clipadapt.core.summary import build_summary, render_summary
+from clipadapt.core.tables import build_table
 from tests.unit.core.test_records import make_failure, make_record
 
 N = 60
@@ -135,7 +141,8 @@ def test_one_seed_each_is_mcnemar_on_examples_joined_by_id(store):
     assert pair.p_adjusted == pair.p_value
     assert pair.difference.value == pytest.approx((n10 - n01) / N)
     difference = a.astype(float) - b
-    t = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
+    # Bonett and Price: one example more that only the first gets right, and one that only the second does.
+    t = stats.ttest_1samp([*difference, 1.0, -1.0], 0).confidence_interval(0.95)
     assert (pair.difference.low, pair.difference.high) == pytest.approx((t.low, t.high))
     assert (pair.first, pair.second, pair.test) == ("text/lora", "text/svm", "McNemar")
 
@@ -168,12 +175,12 @@ def test_several_seeds_are_tested_on_the_differences(store):
     pairs = {(c.first, c.second): c for c in only(store).comparisons}
 
     difference = a.astype(float) - b
-    assert pairs["text/lora", "text/head"].difference == crossed_interval(difference)
+    assert pairs["text/lora", "text/head"].difference == difference_interval(difference)
     assert pairs["text/lora", "text/head"].p_value == pytest.approx(
         crossed_p_value(difference, cautious=True)
     )
     against_one = pairs["text/lora", "text/svm"]
-    expected = crossed_interval(a.astype(float) - b[0])
+    expected = difference_interval(a.astype(float) - b[0])
     assert (against_one.difference.value, against_one.difference.low) == pytest.approx((
         expected.value,
         expected.low,
@@ -198,7 +205,31 @@ def test_methods_without_a_common_seed_are_not_compared(store):
     for method, seeds in (("text/lora", (1, 2)), ("text/head", (3, 4))):
         for seed in seeds:
             save(store, method, right(5 + seed), seed=seed)
-    assert only(store).comparisons == ()
+    block = only(store)
+    assert block.comparisons == ()
+    assert [m.letters for m in block.methods] == ["a", "b"]  # never compared: no letter in common
+
+
+def test_one_seed_each_needs_to_be_the_same_and_zero_shot_shares_every_seed(store):
+    save(store, "text/lora", right(5), seed=1)
+    save(store, "text/head", right(6), seed=2)
+    save(store, "text/zero_shot", right(7), seed=1)
+    block = only(store)
+    assert {(c.first, c.second) for c in block.comparisons} == {
+        ("text/lora", "text/zero_shot"),
+        ("text/head", "text/zero_shot"),
+    }
+    letters = {m.method: set(m.letters) for m in block.methods}
+    assert not letters["text/lora"] & letters["text/head"]
+    assert letters["text/lora"] & letters["text/zero_shot"]
+
+
+def test_methods_without_common_examples_share_no_letter(store):
+    save(store, "text/lora", right(5)[:30], ids=IDS[:30], labels=LABELS[:30])
+    save(store, "text/head", right(5)[30:], ids=IDS[30:], labels=LABELS[30:])
+    block = only(store)
+    assert block.comparisons == ()
+    assert len({m.letters for m in block.methods}) == 2
 
 
 def test_the_p_value_is_where_the_interval_meets_zero():
@@ -215,7 +246,8 @@ def test_the_p_value_is_where_the_interval_meets_zero():
         interval = crossed_interval(sign * several, 1 - p)
         assert min(abs(interval.low), abs(interval.high)) == pytest.approx(0, abs=1e-6)
     assert crossed_p_value(np.zeros((3, 10))) == 1.0
-    assert crossed_p_value(np.ones((3, 10))) < 1e-9
+    # Every difference the same: the spread is not known to be 0, it is the sign test of ten examples.
+    assert crossed_p_value(np.ones((3, 10))) == stats.binomtest(10, 10).pvalue
 
 
 def test_the_p_value_is_not_too_small_under_the_null():
@@ -305,9 +337,33 @@ def test_failed_runs_are_counted_and_named(store):
 
 def test_unlike_runs_are_refused(store):
     save(store, "text/lora", right(5), seed=1)
-    save(store, "text/lora", right(5), seed=2, data__sha256="d2")
-    with pytest.raises(RecordError, match=r"data.sha256: 'd1'"):
+    save(store, "text/lora", right(5), seed=2, model__weights_sha256="w2")
+    with pytest.raises(RecordError, match=r"model.weights_sha256: 'w1'"):
         build_summary(store)
+
+
+def test_states_of_a_data_set_are_blocks_of_their_own_with_their_hash(store):
+    states = ("d1" + "0" * 62, "d2" + "0" * 62)
+    for sha, seed in zip(states, (1, 2), strict=True):
+        save(store, "text/lora", right(5), seed=seed, data__sha256=sha)
+        save(store, "text/head", right(6), seed=seed, data__sha256=sha)
+    summary = build_summary(store)
+    assert [b.title for b in summary.blocks] == [f"reviews, data {sha[:8]}, test" for sha in states]
+    for block in summary.blocks:
+        assert [len(m.seeds) for m in block.methods] == [1, 1]
+    rows = build_table(store.load_all(), store=store).rows
+    assert {(r.method, r.settings) for r in rows} == {
+        (m, (f"data={sha[:8]}",)) for m in ("text/lora", "text/head") for sha in states
+    }
+
+
+def test_a_run_whose_predictions_cannot_be_read_is_left_out_and_named(store):
+    kept = save(store, "text/head", right(6))
+    lost = store.run_dir(save(store, "text/lora", right(5)))
+    (lost / "predictions.npz").write_bytes(b"no archive")
+    summary = build_summary(store)
+    assert [m.run_ids for m in summary.blocks[0].methods] == [(kept.run_id,)]
+    assert str(lost) in summary.notes[0]
 
 
 def test_a_val_run_of_its_own_is_a_block(store):

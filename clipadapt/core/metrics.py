@@ -73,8 +73,8 @@ def compute_metrics(
 
     ``accuracy``, ``top5_accuracy`` (left out below five classes), ``mean_per_class_recall`` (over the classes
     that occur in ``labels``), ``macro_f1`` (over the classes that occur in ``labels`` or are predicted),
-    ``weighted_f1``, ``weighted_precision``, ``weighted_recall`` (weighted by support). ``nll``, ``brier``, ``ece`` (bins of equal
-    width), ``ece_mass`` (bins of equal mass) and ``aurc`` (area under the risk-coverage curve) are those of
+    ``weighted_f1``, ``weighted_precision``, ``weighted_recall`` (weighted by support). ``nll``, ``brier``, ``ece``
+    (bins of equal width), ``ece_mass`` (bins of equal mass) and ``aurc`` (area under the risk-coverage curve) are of
     ``softmax(scores)``, uncalibrated; margins are no logits, so they have none. With a temperature, the same names
     with ``_calibrated`` are those of ``softmax(scores / temperature)``, for logits and margins alike. Accuracies carry
     Wilson intervals, averages over classes the like (see :func:`example_values`), mean losses t intervals; calibration

@@ -677,8 +677,8 @@ def _notes(
     if failed:
         yield failure_note(failed)
     yield (
-        "Intervals are 95 %: of an accuracy over examples and seeds together (Wilson's for one seed). n: test examples. "
-        "Other figures are means over seeds; memory and saved size are the largest."
+        "Intervals are 95 %: of an accuracy over examples and seeds together (Wilson's for one seed). "
+        "n: test examples. Other figures are means over seeds; memory and saved size are the largest."
     )
     yield (
         "Bold: better than the runner-up at 5 % after Holm over the pairs of its block. McNemar: exact, one seed "

@@ -85,7 +85,7 @@ def test_record_holds_the_same_numbers(name: str) -> None:
         "acc5": "top5_accuracy",
         "brier_sum": "brier",
         "ece15_l1_torchmetrics": "ece",
-        "macro_f1_sklearn_all_classes": "macro_f1",
+        "macro_f1_sklearn_default": "macro_f1",
         "mean_per_class_recall_sklearn_balanced_accuracy": "mean_per_class_recall",
         "nll": "nll",
     }

@@ -285,7 +285,7 @@ def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> floa
         if len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual:
             df = min(df, dfs[0])
     if variance <= 0:  # every entry is the same: as sure as the sign test of so many examples
-        return max(_SMALLEST_P, 2 * 0.5 ** table.shape[1])
+        return max(_SMALLEST_P, 2 * math.pow(0.5, table.shape[1]))
     from scipy.stats import t
 
     return max(_SMALLEST_P, 2 * float(t.sf(abs(mean) / np.sqrt(variance), df)))

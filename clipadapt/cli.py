@@ -101,9 +101,11 @@ def zeroshot(
     print_records(found, out, as_json=as_json)
     if per_class and not as_json:
         from clipadapt.core import tables
+        from clipadapt.core.records import RunStore
 
         for record in found:
-            typer.echo(f"\n{tables.render_per_class(record)}", nl=False)
+            predictions = RunStore.load_predictions(RunStore(out).run_dir(record), record)
+            typer.echo(f"\n{tables.render_per_class(record, predictions)}", nl=False)
 
 
 @app.command(

@@ -25,13 +25,14 @@ from clipadapt.core import _processes
 from clipadapt.core.errors import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 LEFTOVER_SECONDS: Final = 24 * 3600.0
 """A temporary name untouched for this long is a leftover where its process cannot be seen from here."""
 _TRIES: Final = 100  # where other processes come in between
 _OURS: Final = re.compile(r"(?:\.tmp-|clipadapt-)(?:(\d+-[0-9a-f]{8}-\d+)-|\d+-)?[0-9a-f]{16}")
+_SEAL: Final = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 
 def is_temporary(path: Path) -> bool:
@@ -119,6 +120,52 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: If a number is not finite; JSON has no word for it.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sealed(text: str) -> bytes:
+    """Return the JSON of a mapping with the sha256 of its own bytes as the last member, on a line of its own.
+
+    Every byte counts: a file that was cut short, or in which one bit is another, no longer fits its seal.
+
+    Args:
+        text: JSON of a mapping that is not empty and has no member ``sha256``; ASCII.
+    """
+    body = text.rstrip().removesuffix("}").rstrip().encode("ascii")
+    return body + f',\n  "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode("ascii")
+
+
+def has_seal(content: bytes) -> bool:
+    """Tell whether the content is what :func:`sealed` returned.
+
+    Raises:
+        ValueError: If it has a seal that does not fit it.
+    """
+    found = _SEAL.search(content)
+    if found is None:
+        return False
+    if hashlib.sha256(content[: found.start()]).hexdigest() != found[1].decode("ascii"):
+        raise ValueError("its content is not what was written (its sha256 differs)")
+    return True
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping atomically, as :func:`sealed` JSON; see :func:`write_json`."""
+    write_bytes(path, sealed(json.dumps(value, indent=2, allow_nan=False)))
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_sealed_json` wrote.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not, byte for byte, what was written.
+    """
+    content = path.read_bytes()
+    if not has_seal(content):
+        raise ValueError("it does not end in the sha256 of its content")
+    value: dict[str, Any] = json.loads(content)
+    del value["sha256"]
+    return value
 
 
 @contextlib.contextmanager

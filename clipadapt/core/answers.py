@@ -44,6 +44,7 @@ class Answers:
         labels: Shape ``(n,)``.
         values: Shape ``(S, n)``: for an accuracy bool, whether the example is right; the mean is the metric.
         seeds: ``S`` seeds.
+        predicted: Classes given, shape ``(S, n)``.
         weight: See :func:`~clipadapt.core.metrics.example_values`.
         unit: Unit of the metric.
     """
@@ -52,6 +53,7 @@ class Answers:
     labels: NDArray[np.int64]
     values: NDArray[Any]
     seeds: tuple[int, ...]
+    predicted: NDArray[np.int64]
     weight: float = 1.0
     unit: str = "fraction"
 
@@ -74,7 +76,7 @@ def read_answers(store: RunStore, record: RunRecord, metric: str = "accuracy") -
     Raises:
         RecordError: If its predictions are missing, damaged or not those of the record.
     """
-    found = RunStore.load_predictions(run_folder(store, record))
+    found = RunStore.load_predictions(run_folder(store, record), record)
     valued = _values(found, record, metric)
     if valued is None:
         return None
@@ -83,7 +85,13 @@ def read_answers(store: RunStore, record: RunRecord, metric: str = "accuracy") -
     values, weight = valued
     unit = record.metrics[metric].unit if metric in record.metrics else "fraction"
     return Answers(
-        ids[order], found.labels[order], values[order][None], (record.seed,), weight, unit
+        ids[order],
+        found.labels[order],
+        values[order][None],
+        (record.seed,),
+        found.predicted[order][None],
+        weight,
+        unit,
     )
 
 
@@ -101,6 +109,7 @@ def join(answers: Sequence[Answers]) -> Answers:
             joined.labels[of_joined],
             np.concatenate([joined.values[:, of_joined], one.values[:, of_one]]),
             joined.seeds + one.seeds,
+            np.concatenate([joined.predicted[:, of_joined], one.predicted[:, of_one]]),
             fmean([joined.weight] * len(joined.seeds) + [one.weight]),
             joined.unit,
         )

@@ -198,6 +198,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
     ) -> None:
         """Print one table of the records in a folder."""
         from clipadapt.core import tables
+        from clipadapt.core.progress import on_stderr
         from clipadapt.core.records import RunStore
 
         if not directory.is_dir():
@@ -206,10 +207,11 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
                 hint=f"records are written by '{program} run', into 'runs'",
             )
         store = RunStore(directory)
-        found = store.load_all()
+        found = store.load_all(on_stderr().note)
         if not found:
             raise RecordError(
-                f"no records in '{directory}'", hint=f"records are written by '{program} run'"
+                f"no records in '{directory}'",
+                hint=f"records are written by '{program} run'",
             )
         typer.echo(
             tables.render(
@@ -470,11 +472,15 @@ def _print_plan(experiments: Sequence[Experiment], out: Path, *, as_json: bool) 
     from clipadapt.core.sweep import plan_sweep
 
     _, jobs = plan_sweep(experiments, out, on_stderr())
-    plan = forecast.plan(jobs, RunStore(out).load_all() if out.is_dir() else [])
+    plan = forecast.plan(jobs, RunStore(out).load_all(_quiet) if out.is_dir() else [])
     if as_json:
         print_json(plan)
     else:
         typer.echo(forecast.render(plan), nl=False)
+
+
+def _quiet(note: str) -> None:
+    """Pass over what was said before."""
 
 
 @contextlib.contextmanager

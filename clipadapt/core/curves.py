@@ -100,7 +100,8 @@ def plot_run(run_dir: Path) -> Path | None:
         ClipAdaptError: If matplotlib is not installed.
         RecordError: If the record or the history is damaged.
     """
-    record, epochs = RunStore.load(run_dir), read_epochs(run_dir)
+    record = RunStore.load(run_dir)
+    epochs = read_epochs(run_dir, record)
     if len(epochs) < 2:
         return None
     path = run_dir / PICTURE
@@ -129,7 +130,7 @@ def _read(runs: RunStore | Sequence[Path]) -> dict[str, tuple[RunRecord, tuple[E
     found: dict[str, tuple[RunRecord, tuple[Epoch, ...]]] = {}
     for record, folder in pairs:
         if record.fit_id not in found:
-            found[record.fit_id] = record, read_epochs(folder)
+            found[record.fit_id] = record, read_epochs(folder, record)
     return found
 
 

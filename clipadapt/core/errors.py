@@ -51,6 +51,10 @@ class RecordError(ClipAdaptError):
     """A run directory or record that cannot be read, written or combined."""
 
 
+class DamagedError(RecordError):
+    """A file of a run that is not, byte for byte, what was written."""
+
+
 def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
     """Return ``"; did you mean 'a' or 'b'?"``, or an empty string where nothing is near.
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core.errors import RecordError
-from clipadapt.core.records import RECORD
+from clipadapt.core.errors import DamagedError, RecordError
+from clipadapt.core.records import RECORD, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,31 +38,35 @@ class Epoch:
     val_accuracy: float | None
 
 
-def read_epochs(run_dir: Path) -> tuple[Epoch, ...]:
+def read_epochs(run_dir: Path, record: RunRecord | None = None) -> tuple[Epoch, ...]:
     """Return the epochs of a run in order; empty where it logged none.
 
     Lines without an epoch (the trials of a search, for example) are no learning curve and are passed over.
+
+    Args:
+        run_dir: Folder of the run.
+        record: Its record, against which the history is checked; None reads what is there.
 
     Raises:
         RecordError: If the history is damaged.
     """
     path = run_dir / HISTORY
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if record is not None:
+        content = read_file(run_dir, record, HISTORY)
+    else:
+        content = path.read_bytes() if path.is_file() else None
+    if content is None:
         return ()
-    except OSError as err:
-        raise RecordError(f"cannot read {path}: {err.strerror}") from err
     by_epoch: dict[float, list[Mapping[str, Any]]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             step = json.loads(line)
             if step.get("epoch") is not None:
                 by_epoch.setdefault(float(step["epoch"]), []).append(step)
         except (ValueError, TypeError, AttributeError) as err:
-            raise RecordError(
+            raise DamagedError(
                 f"{path} is damaged: line {number}: {err}",
-                hint="remove its folder and run the experiment again",
+                hint="run the experiment again; what is damaged is kept aside",
             ) from err
     return tuple(
         Epoch(

@@ -14,7 +14,7 @@ from clipadapt.core.config import fault_lines
 from clipadapt.core.context import Services
 from clipadapt.core.errors import ConfigError, ModelError, RecordError, did_you_mean
 from clipadapt.core.protocols import Exportable, Inspectable, ModelOptions, OpenVocabulary
-from clipadapt.core.records import RECORD, RunStore
+from clipadapt.core.records import CLASSIFIER, RECORD, RunStore, check_files
 from clipadapt.core.registry import METHODS, MODELS, program, track_of
 from clipadapt.core.store import FeatureStore
 
@@ -92,7 +92,7 @@ def load_run(
         track: ``clip`` or ``text`` where only a run of that track will do.
 
     Raises:
-        RecordError: If there is no such run, it failed, or holds no classifier.
+        RecordError: If there is no such run, it failed, holds no classifier, or a damaged one.
         ConfigError: If it is of another track.
         ModelError: If the model's weights are not those of the run.
     """
@@ -108,7 +108,7 @@ def load_run(
             f"the run in '{run_dir}' failed and has no classifier: {record.error}",
             hint="run the experiment again",
         )
-    folder = _classifier_dir(run_dir, record)
+    folder = _classifier_dir(run_dir, record, check=True)
     method_class = METHODS.get(record.method.name)
     if method_class.version != record.method.version:
         raise RecordError(
@@ -185,6 +185,7 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
         ModelError: If the model's weights are not those of the run.
     """
     record = RunStore.load(run_dir)
+    check_files(run_dir, record)
     learnt, files = None, {}
     if record.status == "ok":
         classifier = load_run(run_dir, progress).classifier
@@ -258,21 +259,34 @@ def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None
     return output
 
 
-def _classifier_dir(run_dir: Path, record: RunRecord) -> Path:
-    """Return the folder of the classifier: the run's own, or that of the run it shares its fit with."""
-    own = run_dir / "classifier"
+def _classifier_dir(run_dir: Path, record: RunRecord, *, check: bool = False) -> Path:
+    """Return the folder of the classifier: the run's own, or that of the run it shares its fit with.
+
+    Args:
+        run_dir: Folder of the run.
+        record: Its record.
+        check: Whether every file in it is compared with its record.
+
+    Raises:
+        RecordError: If there is none, or a file in it is not what was written.
+    """
+    own = run_dir / CLASSIFIER
     if own.is_dir():
+        if check:
+            check_files(run_dir, record, f"{CLASSIFIER}/")
         return own
     above = run_dir.resolve().parents
     # Only in the layout <out>/<dataset>/<method>/<run id>: a run copied elsewhere searches no stranger's folders.
     if run_dir.resolve().name == record.run_id and len(above) > 2:
         for other in sorted(above[2].glob(f"*/*/*/{RECORD}")):
-            if not (other.parent / "classifier").is_dir():
+            if not (other.parent / CLASSIFIER).is_dir():
                 continue
             try:
                 found = RunStore.load(other.parent)
             except RecordError:
                 continue  # another run's damage is told where that run is asked for
             if found.fit_id == record.fit_id:
-                return other.parent / "classifier"
+                if check:
+                    check_files(other.parent, found, f"{CLASSIFIER}/")
+                return other.parent / CLASSIFIER
     raise RecordError(f"the run in '{run_dir}' holds no classifier", hint="run it again")

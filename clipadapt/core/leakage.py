@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import NonNegativeInt
 
-from clipadapt.core._files import cache_dir, write_text
+from clipadapt.core._files import cache_dir, read_sealed_json, write_sealed_json
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.duplicates import (
     MAX_COMPARISONS,
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
 
     from clipadapt.core.protocols import Dataset, Inputs
 
-VERSION: Final = 1
+log = logging.getLogger(__name__)
+
+VERSION: Final = 2
 """Raised when the same data come to give other counts; part of the cache's key."""
 NEAR_IMAGE: Final = 0.95
 """Cosine of the gradients of two thumbnails from which two images count as near-duplicates."""
@@ -115,12 +118,14 @@ def examine(
     learnt = tuple(s for s in learnable(home, held_out) if not (same and s == judged))
     path = _cached(home, learnt, target, judged)
     try:
-        return LeakageFacts.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError):
-        pass  # not looked at yet, or damaged
+        return LeakageFacts.model_validate(read_sealed_json(path))
+    except FileNotFoundError:
+        pass  # not looked at yet
+    except (OSError, ValueError, RecursionError) as err:
+        log.warning("%s is damaged (%s); duplicates are looked for again", path, err)
     facts = _examine(home, learnt, target, judged)
     try:
-        write_text(path, facts.model_dump_json())
+        write_sealed_json(path, facts.model_dump(mode="json"))
     except OSError:
         return facts  # a cache that cannot be written only costs the next look
     return facts

@@ -150,7 +150,8 @@ def example_values(
     n, right = len(labels), predicted == labels
     if name in {"accuracy", "weighted_recall"}:
         return right, 1.0
-    support, given, hits = _counts(predicted, labels)
+    n_classes = int(max(predicted.max(), labels.max())) + 1
+    support, given, hits = class_counts(predicted, labels, n_classes)
     recall, f1 = hits / np.maximum(support, 1), 2 * hits / np.maximum(support + given, 1)
     if name in {"mean_per_class_recall", "macro_f1"}:
         present = support > 0
@@ -231,7 +232,11 @@ def confusion_matrix(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray
         RecordError: If a score is not finite, or scores and labels do not fit together.
     """
     _check(scores, labels)
-    return _confusion(scores.argmax(axis=1), labels, scores.shape[1])
+    n_classes = scores.shape[1]
+    # A short integer type would overflow.
+    index = labels.astype(np.int64) * n_classes + scores.argmax(axis=1)
+    cells = np.bincount(index, minlength=n_classes**2)
+    return cells.reshape(n_classes, n_classes).astype(np.int64, copy=False)
 
 
 def per_class_recall(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -240,7 +245,8 @@ def per_class_recall(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray
     Raises:
         RecordError: If a score is not finite, or scores and labels do not fit together.
     """
-    return _recall(confusion_matrix(scores, labels))
+    _check(scores, labels)
+    return class_figures(*class_counts(scores.argmax(axis=1), labels, scores.shape[1]))[0]
 
 
 def mean_per_class_recall(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
@@ -249,8 +255,7 @@ def mean_per_class_recall(scores: NDArray[Any], labels: NDArray[np.int64]) -> fl
     Raises:
         RecordError: If a score is not finite, or scores and labels do not fit together.
     """
-    confusion = confusion_matrix(scores, labels)
-    return float(_recall(confusion)[confusion.sum(axis=1) > 0].mean())
+    return float(per_class_recall(scores, labels)[np.unique(labels)].mean())
 
 
 def f1_scores(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -259,7 +264,29 @@ def f1_scores(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.flo
     Raises:
         RecordError: If a score is not finite, or scores and labels do not fit together.
     """
-    return _f1(confusion_matrix(scores, labels))
+    _check(scores, labels)
+    return class_figures(*class_counts(scores.argmax(axis=1), labels, scores.shape[1]))[2]
+
+
+def class_counts(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64], n_classes: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Return of each class the examples, how often it was given and how often rightly, shape ``(C,)`` each."""
+    return (
+        np.bincount(labels, minlength=n_classes),
+        np.bincount(predicted, minlength=n_classes),
+        np.bincount(labels[predicted == labels], minlength=n_classes),
+    )
+
+
+def class_figures(
+    support: NDArray[np.intp], given: NDArray[np.intp], hits: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return recall, precision and F1 of each class, shape ``(C,)`` each; 0 where there is nothing to divide by."""
+    recall: NDArray[np.float64] = hits / np.maximum(support, 1)
+    precision: NDArray[np.float64] = hits / np.maximum(given, 1)
+    f1: NDArray[np.float64] = 2 * hits / np.maximum(support + given, 1)
+    return recall, precision, f1
 
 
 def nll(scores: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0) -> float:
@@ -477,38 +504,6 @@ def _ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]
         before |= block > value
         ranks[rows] = before.sum(axis=1)
     return ranks
-
-
-def _confusion(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], n_classes: int
-) -> NDArray[np.int64]:
-    index = labels.astype(np.int64) * n_classes + predicted  # a short integer type would overflow
-    cells = np.bincount(index, minlength=n_classes**2)
-    return cells.reshape(n_classes, n_classes).astype(np.int64, copy=False)
-
-
-def _counts(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Return of each class the examples, how often it was given and how often rightly, shape (C,) each."""
-    n_classes = int(max(predicted.max(), labels.max())) + 1
-    return (
-        np.bincount(labels, minlength=n_classes),
-        np.bincount(predicted, minlength=n_classes),
-        np.bincount(labels[predicted == labels], minlength=n_classes),
-    )
-
-
-def _recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the diagonal over the row sums; of the transpose, this is precision."""
-    recall: NDArray[np.float64] = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
-    return recall
-
-
-def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    present_or_predicted = confusion.sum(axis=0) + confusion.sum(axis=1)
-    f1: NDArray[np.float64] = 2 * np.diag(confusion) / np.maximum(present_or_predicted, 1)
-    return f1
 
 
 def bin_index(

@@ -9,6 +9,10 @@ One folder per fit and evaluation, written whole or not at all::
                                        classifier/       what was learnt
                                        attempt-1.json    an earlier attempt that failed
 
+A record ends in the sha256 of its own bytes and holds that of every other file, so that none is read that is not what
+was written. A run that is damaged counts as one that is not there; made anew, it takes the folder's place, and the
+damaged one is kept beside it as ``.damaged-<run_id>``.
+
 Metrics are fractions in [0, 1], nats, seconds or bytes; percent exists only in tables.
 """
 
@@ -17,7 +21,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
+import logging
 import math
 import os
 import platform
@@ -27,6 +33,7 @@ import subprocess
 import zipfile
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -43,30 +50,41 @@ from pydantic import (
     model_validator,
 )
 
-from clipadapt.core._files import atomic_directory, remove_leftovers
+from clipadapt.core._files import (
+    atomic_directory,
+    has_seal,
+    remove_leftovers,
+    sealed,
+    sha256_file,
+)
 from clipadapt.core._strict import StrictModel
-from clipadapt.core.errors import RecordError
+from clipadapt.core.errors import DamagedError, RecordError
 from clipadapt.core.hardware import cpu_count, cpu_flags
 from clipadapt.core.leakage import LeakageFacts
 from clipadapt.core.metrics import MetricValue
 from clipadapt.core.protocols import Classes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from clipadapt.core.sampling import Manifest
 
-SCHEMA_VERSION: Final = 1
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION: Final = 2
+"""Version 1 had no checksums, and a whole confusion matrix in ``per_class``."""
 MAX_SCORES: Final = 10_000_000
 """Above so many scores only the best of each example are kept."""
 KEPT_SCORES: Final = 20
 
 RECORD: Final = "record.json"
 PREDICTIONS: Final = "predictions.npz"
+CLASSIFIER: Final = "classifier"
 
-_REMAKE: Final = "remove its folder and run the experiment again"
+_REMAKE: Final = "run the experiment again; what is damaged is kept aside"
+_OTHER: Final = "read it with the clipadapt that wrote it, or name another folder"
 
 
 class DataFacts(StrictModel):
@@ -221,14 +239,15 @@ class RunRecord(StrictModel):
         cost: Seconds and bytes.
         flags: Facts every table shows, such as ``collapse`` or ``below_zero_shot``.
         leakage: Duplicates between what was learnt from and what was judged, None where they were not looked for.
-        per_class: Figures by class, or None.
+        per_class: ``classnames`` of what was judged, or None; figures by class follow from the predictions.
         predictions_sha256: Hash of the content of the predictions, None in a failed run.
+        files: sha256 of every other file of the run by its path in the folder; empty in version 1.
         environment: Where the run took place.
         started_at: When it began, UTC.
         metrics_version: Version of what the metrics mean, see :data:`~clipadapt.core.metrics.METRICS_VERSION`.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     run_id: str
     fit_id: str
     status: Literal["ok", "failed"]
@@ -250,6 +269,7 @@ class RunRecord(StrictModel):
     leakage: LeakageFacts | None = None
     per_class: dict[str, JsonValue] | None = None
     predictions_sha256: str | None = None
+    files: dict[str, str] = Field(default_factory=dict)
     environment: Environment
     started_at: AwareDatetime
     metrics_version: PositiveInt = 1
@@ -352,6 +372,16 @@ class Predictions:
         best: NDArray[np.int64] = self.scores.argmax(axis=1)
         return best
 
+    def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the confusion matrix without its zeros: true classes, classes given and counts, in that order.
+
+        There are at most as many as there are examples; the whole matrix of 20,000 classes has 400 million cells.
+        """
+        given = self.predicted
+        width = int(max(given.max(initial=0), self.labels.max(initial=0))) + 1
+        cells, counts = np.unique(self.labels * width + given, return_counts=True)
+        return cells // width, cells % width, counts
+
     def shortened(self, most: int = MAX_SCORES, keep: int = KEPT_SCORES) -> Predictions:
         """Return the short form where there are more than ``most`` scores, else these predictions.
 
@@ -418,14 +448,50 @@ class Predictions:
         Raises:
             RecordError: If the file is missing or not such a file.
         """
+        return cls.parse(_bytes_of(path), path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Predictions:
+        """Return the predictions in the content of the file ``path``; see :meth:`read`."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                rest = {name: arrays[name] for name in arrays.files}
-            return cls(tuple(rest.pop("ids").tolist()), **rest)
-        except FileNotFoundError:
-            raise RecordError(f"there are no predictions at {path}", hint=_REMAKE) from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
-            raise RecordError(f"{path} is damaged: {err}", hint=_REMAKE) from err
+            arrays = _arrays_in(content)
+            return cls(tuple(arrays.pop("ids").tolist()), **arrays)
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
+            raise DamagedError(f"{path} is damaged: {err}", hint=_REMAKE) from err
+
+
+def _arrays_in(content: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz`` file; none is larger than the bytes that are there for it.
+
+    Raises:
+        ValueError: If a header claims another size than its entry has, or objects.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            # Deflate shrinks to a thousandth at the most.
+            if entry.file_size > 1100 * entry.compress_size + 1024:
+                raise ValueError(f"{entry.filename} claims {entry.file_size} bytes")
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, by_columns, dtype = header(file)
+                size = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or min(shape, default=0) < 0:
+                    raise ValueError(f"{entry.filename} holds {dtype} {shape}")
+                if size != entry.file_size - file.tell():
+                    raise ValueError(
+                        f"{entry.filename} claims {dtype} {shape}, {size} bytes, and has "
+                        f"{entry.file_size - file.tell()}"
+                    )
+                flat = np.frombuffer(bytearray(file.read()), dtype)
+            arrays[entry.filename.removesuffix(".npy")] = flat.reshape(
+                shape, order="F" if by_columns else "C"
+            )
+    return arrays
 
 
 # ---------------------------------------------------------------- the store of runs
@@ -436,6 +502,7 @@ class RunStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._damaged: dict[Path, tuple[int, ...]] = {}
 
     def run_dir(self, record: RunRecord) -> Path:
         """Return the folder of a run."""
@@ -443,17 +510,43 @@ class RunStore:
         return self.root / dataset / method / record.run_id
 
     def find(self, run_id: str) -> RunRecord | None:
-        """Return the record of a run, failed ones too, or None.
+        """Return the record of a run, failed ones too, or None; a damaged one is not there.
 
         Raises:
-            RecordError: If there is a record that cannot be read.
+            RecordError: If there is a record that cannot be read, or one of a newer clipadapt.
         """
+        for path in self._records_of(run_id):
+            if path in self._damaged and self._damaged[path] == _stamp(path):
+                continue
+            try:
+                record = _read_if_there(path)
+            except DamagedError:
+                continue
+            if record is not None:
+                return record
+        return None
+
+    def damage(self, run_id: str) -> str:
+        """Look at every file of a run; return what is damaged, or an empty text.
+
+        A run found damaged is not there any more for :meth:`find`, until it is made anew.
+
+        Raises:
+            RecordError: If there is a record that cannot be read, or one of a newer clipadapt.
+        """
+        for path in self._records_of(run_id):
+            why = _damage_in(path.parent)
+            if why:
+                self._damaged[path] = _stamp(path)
+                return why
+        return ""
+
+    def _records_of(self, run_id: str) -> Iterator[Path]:
         for dataset in _folders_in(self.root):
             for method in _folders_in(dataset):
-                record = _read_if_there(method / run_id / RECORD)
-                if record is not None:
-                    return record
-        return None
+                path = method / run_id / RECORD
+                if path.is_file():
+                    yield path
 
     def is_complete(self, run_id: str) -> bool:
         """Tell whether the run is there and did not fail."""
@@ -472,7 +565,7 @@ class RunStore:
         """Write the folder of a run that is ok, whole or not at all.
 
         Args:
-            record: The record; ``predictions_sha256`` and ``attempt`` are filled in here.
+            record: The record; ``predictions_sha256``, ``files`` and ``attempt`` are filled in here.
             predictions: Scores of every example evaluated; shortened above ten million scores.
             history: One mapping per logged step.
             classifier_dir: Folder of what was learnt, copied.
@@ -486,13 +579,10 @@ class RunStore:
         """
         if record.status != "ok":
             raise ValueError(f"run {record.run_id} has status '{record.status}'; use save_failure")
-        folder = self.run_dir(record)
-        earlier = _earlier_attempts(folder)
         short = predictions.shortened()
-        record = record.model_copy(
-            update={"predictions_sha256": short.sha256(), "attempt": len(earlier) + 1}
-        )
-        with _folder_of(record, folder, earlier) as new:
+        record = record.model_copy(update={"predictions_sha256": short.sha256()})
+
+        def fill(new: Path) -> None:
             short.write(new / PREDICTIONS)
             if history is not None:
                 lines = [json.dumps(_finite(step), default=_plain) + "\n" for step in history]
@@ -500,8 +590,9 @@ class RunStore:
             if manifest is not None:
                 manifest.write(new / "manifest.json")
             if classifier_dir is not None:
-                shutil.copytree(classifier_dir, new / "classifier")
-        return record
+                shutil.copytree(classifier_dir, new / CLASSIFIER)
+
+        return _write(record, self.run_dir(record), fill)
 
     def save_failure(self, record: RunRecord) -> RunRecord:
         """Write the record of a failed run; an earlier attempt is kept as ``attempt-1.json``.
@@ -514,14 +605,10 @@ class RunStore:
         """
         if record.status != "failed":
             raise ValueError(f"run {record.run_id} has status '{record.status}'; use save")
-        folder = self.run_dir(record)
         there = self.find(record.run_id)
         if there is not None and there.status == "ok":
             return there
-        earlier = _earlier_attempts(folder)
-        record = record.model_copy(update={"attempt": len(earlier) + 1})
-        with _folder_of(record, folder, earlier):
-            return record
+        return _write(record, self.run_dir(record), lambda _: None)
 
     def adopt(self, files: Mapping[str, bytes]) -> RunRecord:
         """Write a run that was made elsewhere, from the files of its folder; see :meth:`save`.
@@ -533,35 +620,48 @@ class RunStore:
             The record as written, ``attempt`` counted here; or the complete one that is there already.
 
         Raises:
-            RecordError: If the record is not valid, or the folder cannot be written.
+            RecordError: If the record is not valid, a file is not that of the record, or the folder cannot be written.
         """
         record = _parse_record(files[RECORD], Path(RECORD))
+        for name, wanted in record.files.items():
+            if hashlib.sha256(files.get(name, b"")).hexdigest() != wanted:
+                raise DamagedError(
+                    f"{name} of the run {record.run_id} arrived damaged", hint=_REMAKE
+                )
         there = self.find(record.run_id)
         if there is not None and there.status == "ok":
             return there
-        folder = self.run_dir(record)
-        earlier = _earlier_attempts(folder)
-        record = record.model_copy(update={"attempt": len(earlier) + 1})
-        with _folder_of(record, folder, earlier) as new:
+
+        def fill(new: Path) -> None:
             for name, content in files.items():
                 path = new / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-        return record
 
-    def load_all(self) -> list[RunRecord]:
-        """Return every record below the root, by path; unfinished folders are passed over.
+        return _write(record, self.run_dir(record), fill)
+
+    def load_all(self, note: Callable[[str], None] = log.warning) -> list[RunRecord]:
+        """Return every record below the root that can be read, by path; unfinished folders are passed over.
+
+        Args:
+            note: Told of each record or folder that cannot be read; the others are returned.
 
         Raises:
-            RecordError: If there is no such folder, or a record cannot be read.
+            RecordError: If there is no such folder.
         """
         if not self.root.is_dir():
             raise RecordError(
                 f"there is no folder '{self.root}'",
                 hint="name the folder given as --out when the experiments were run",
             )
+        faults: list[RecordError] = []
+
+        def closed(err: OSError) -> None:
+            if not isinstance(err, FileNotFoundError):  # another process removed that one
+                faults.append(_unreadable(err))
+
         found = []
-        for folder, folders, files in os.walk(self.root, onerror=_unreadable):
+        for folder, folders, files in os.walk(self.root, onerror=closed):
             if RECORD in files:
                 found.append(Path(folder, RECORD))
                 folders.clear()  # what lies inside a run belongs to it
@@ -569,8 +669,17 @@ class RunStore:
                 folders[:] = [
                     f for f in folders if not f.startswith(".")
                 ]  # claims, unfinished work
-        records = (_read_if_there(path) for path in sorted(found))
-        return [record for record in records if record is not None]
+        records = []
+        for path in sorted(found):
+            try:
+                record = _read_if_there(path)
+            except RecordError as err:
+                faults.append(err)
+            else:
+                records += [record] if record is not None else []
+        for fault in faults:
+            note(f"warning: left out: {fault.problem}" + (f" ({fault.hint})" if fault.hint else ""))
+        return records
 
     @staticmethod
     def load(run_dir: Path) -> RunRecord:
@@ -587,41 +696,145 @@ class RunStore:
         return _read_record(run_dir / RECORD)
 
     @staticmethod
-    def load_predictions(run_dir: Path) -> Predictions:
+    def load_predictions(run_dir: Path, record: RunRecord | None = None) -> Predictions:
         """Return the predictions of a run, checked against its record.
+
+        Args:
+            run_dir: Folder of the run.
+            record: Its record, where it is read already.
 
         Raises:
             RecordError: If they are missing, damaged, or not those of the record.
         """
-        record = RunStore.load(run_dir)
+        record = record or RunStore.load(run_dir)
         if record.status != "ok":
             raise RecordError(
                 f"the run in '{run_dir}' failed and has no predictions: {record.error}"
             )
-        predictions = Predictions.read(run_dir / PREDICTIONS)
+        path = run_dir / PREDICTIONS
+        content = read_file(run_dir, record, PREDICTIONS)
+        if content is None:
+            raise DamagedError(f"there are no predictions at {path}", hint=_REMAKE)
+        predictions = Predictions.parse(content, path)
         if predictions.sha256() != record.predictions_sha256:
-            raise RecordError(
-                f"{run_dir / PREDICTIONS} is not what its record says (sha256 differs)",
-                hint=_REMAKE,
-            )
+            raise DamagedError(f"{path} is not what its record says (sha256 differs)", hint=_REMAKE)
         return predictions
 
 
-@contextlib.contextmanager
-def _folder_of(record: RunRecord, folder: Path, earlier: Mapping[str, bytes]) -> Iterator[Path]:
-    """Give a folder to fill that takes its place, record and earlier attempts included, in one step."""
+def read_file(run_dir: Path, record: RunRecord, name: str) -> bytes | None:
+    """Return the content of one file of a run, or None where the run has no such file.
+
+    Args:
+        run_dir: Folder of the run.
+        record: Its record.
+        name: Path in the folder.
+
+    Raises:
+        DamagedError: If the file is missing, or not what was written.
+        RecordError: If it cannot be read.
+    """
+    path, wanted = run_dir / name, record.files.get(name)
+    if wanted is None and (record.schema_version > 1 or not path.is_file()):
+        return None
+    content = _bytes_of(path)
+    if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+        raise _not_as_written(path)
+    return content
+
+
+def check_files(run_dir: Path, record: RunRecord, folder: str = "") -> None:
+    """Check the files of a run, or those in one folder of it, against its record.
+
+    Raises:
+        DamagedError: If one is missing, or not what was written.
+        RecordError: If one cannot be read.
+    """
+    for name, wanted in record.files.items():
+        if not name.startswith(folder):
+            continue
+        path = run_dir / name
+        if not path.is_file():
+            raise DamagedError(f"the file {path} is missing", hint=_REMAKE)
+        try:
+            found = sha256_file(path)
+        except OSError as err:
+            raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
+        if found != wanted:
+            raise _not_as_written(path)
+
+
+def _not_as_written(path: Path) -> DamagedError:
+    return DamagedError(f"{path} is not what its record says (sha256 differs)", hint=_REMAKE)
+
+
+def _bytes_of(path: Path) -> bytes:
+    if not path.is_file():
+        raise DamagedError(f"the file {path} is missing", hint=_REMAKE)
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
+
+
+def _damage_in(folder: Path) -> str:
+    """Return what is damaged in the folder of a run, or an empty text."""
+    try:
+        record = _read_if_there(folder / RECORD)
+        if record is not None:
+            check_files(folder, record)
+    except DamagedError as err:
+        return err.problem
+    return ""
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        now = path.stat()
+    except OSError:
+        return ()
+    return now.st_size, now.st_mtime_ns, now.st_ino
+
+
+def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> RunRecord:
+    """Make a folder that takes its place in one step, earlier attempts included; return the record as written.
+
+    Args:
+        record: The record; ``attempt`` and ``files`` are filled in here.
+        folder: Where it goes; a damaged run that is there is kept aside.
+        fill: Writes the other files into an empty folder.
+    """
     remove_leftovers(folder.parent)
+    damaged = _damage_in(folder)
+    earlier = _earlier_attempts(folder)
     try:
         with atomic_directory(folder) as new:
-            yield new
+            fill(new)
             for name, raw in earlier.items():
                 (new / name).write_bytes(raw)
-            (new / RECORD).write_text(_record_text(record), encoding="ascii")
+            files = {
+                p.relative_to(new).as_posix(): sha256_file(p)
+                for p in sorted(new.rglob("*"))
+                if p.is_file() and p != new / RECORD
+            }
+            record = record.model_copy(
+                update={"attempt": len(earlier) + 1, "files": files, "schema_version": 2}
+            )
+            (new / RECORD).write_bytes(sealed(_record_text(record)))
+            if damaged:
+                with contextlib.suppress(FileNotFoundError):  # another process did so
+                    folder.rename(_aside(folder))
     except OSError as err:
         raise RecordError(
             f"cannot write the run to '{folder}': {err.strerror or err}",
             hint="make room, or name another folder with --out DIR",
         ) from err
+    return record
+
+
+def _aside(folder: Path) -> Path:
+    """Return a name for a damaged folder beside its place; hidden, so that it is never read as a run."""
+    names = (f".damaged-{folder.name}{f'-{n}' if n > 1 else ''}" for n in count(1))
+    return next(p for name in names if not (p := folder.with_name(name)).exists())
 
 
 def _record_text(record: RunRecord) -> str:
@@ -635,9 +848,9 @@ def _record_text(record: RunRecord) -> str:
 def _earlier_attempts(folder: Path) -> dict[str, bytes]:
     """Return file name and content of every attempt that failed before."""
     earlier = {p.name: p.read_bytes() for p in sorted(folder.glob("attempt-*.json"))}
-    if (folder / RECORD).exists():
-        record = _read_record(folder / RECORD)
-        if record.status == "failed":
+    with contextlib.suppress(DamagedError):  # it is kept aside, whole
+        record = _read_if_there(folder / RECORD)
+        if record is not None and record.status == "failed":
             earlier[f"attempt-{record.attempt}.json"] = (folder / RECORD).read_bytes()
     return earlier
 
@@ -663,8 +876,7 @@ def _folders_in(folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as err:
-        _unreadable(err)
-        raise
+        raise _unreadable(err) from err
 
 
 def _read_if_there(path: Path) -> RunRecord | None:
@@ -679,10 +891,8 @@ def _read_if_there(path: Path) -> RunRecord | None:
         return None
 
 
-def _unreadable(err: OSError) -> None:
-    if isinstance(err, FileNotFoundError):
-        return  # another process removed it while it was looked through
-    raise RecordError(f"cannot read the folder {err.filename}: {err.strerror}") from err
+def _unreadable(err: OSError) -> RecordError:
+    return RecordError(f"cannot read the folder {err.filename}: {err.strerror}")
 
 
 def _read_record(path: Path) -> RunRecord:
@@ -695,6 +905,10 @@ def _read_record(path: Path) -> RunRecord:
 
 def _parse_record(content: bytes, path: Path) -> RunRecord:
     try:
+        whole = has_seal(content)
+    except ValueError as err:
+        raise DamagedError(f"{path} is damaged: {err}", hint=_REMAKE) from None
+    try:
         raw = json.loads(content)
         version = raw["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -702,15 +916,20 @@ def _parse_record(content: bytes, path: Path) -> RunRecord:
                 f"{path} has schema version {version}; this clipadapt reads up to {SCHEMA_VERSION}",
                 hint="upgrade clipadapt: pip install --upgrade clipadapt",
             )
+        if whole:
+            del raw["sha256"]
+        elif version != 1:  # which had no seal
+            raise DamagedError(
+                f"{path} is damaged: it does not end in the sha256 of its content", hint=_REMAKE
+            )
         return RunRecord.model_validate(raw)
     except ValidationError as err:
         fault = err.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise RecordError(
-            f"{path} is not a valid record: {where}: {fault['msg']}", hint=_REMAKE
-        ) from err
-    except (ValueError, KeyError, TypeError) as err:
-        raise RecordError(f"{path} is truncated or not a record: {err}", hint=_REMAKE) from err
+        kind, hint = (RecordError, _OTHER) if whole else (DamagedError, _REMAKE)
+        raise kind(f"{path} is not a valid record: {where}: {fault['msg']}", hint=hint) from err
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise DamagedError(f"{path} is truncated or not a record: {err}", hint=_REMAKE) from err
 
 
 # ---------------------------------------------------------------- environment and memory

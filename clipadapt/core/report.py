@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 MOST_CLASSES: Final = 30
 HARDEST: Final = 20
 CONFUSIONS: Final = 8
+MOST_SHADED: Final = 2000
+"""With more classes than that the confusion matrix is not drawn; a picture of it would have millions of pixels."""
 MOST_RIVALS: Final = 6
 """Of more methods in a block only the pairs with the best one are shown example by example."""
 SAMPLES: Final = 8
@@ -134,15 +136,16 @@ class Entry:
     @cached_property
     def predictions(self) -> tuple[Predictions, ...]:
         """Stored predictions of every run that is ok, checked against the record."""
-        return tuple(RunStore.load_predictions(folder) for folder in self.folders)
+        runs = zip(self.folders, self.records, strict=True)
+        return tuple(RunStore.load_predictions(folder, record) for folder, record in runs)
 
     @cached_property
     def epochs(self) -> tuple[tuple[Epoch, ...], ...]:
         """What every run that is ok logged; nothing where it cannot be read, which a note of the summary says."""
         found = []
-        for folder in self.folders:
+        for folder, record in zip(self.folders, self.records, strict=True):
             try:
-                found.append(read_epochs(folder))
+                found.append(read_epochs(folder, record))
             except RecordError:
                 found.append(())
         return tuple(found)
@@ -233,7 +236,8 @@ def build_report(
     """Return the page as HTML and how many runs it shows; see :func:`write_report`."""
     template, markup = _template()
     store = RunStore(directory)
-    records = list({r.run_id: r for r in store.load_all()}.values())
+    progress = progress or Silent()
+    records = list({r.run_id: r for r in store.load_all(progress.note)}.values())
     if not records:
         raise RecordError(
             f"there are no records in '{directory}'",
@@ -242,7 +246,7 @@ def build_report(
     summary = build_summary(store, records=records)
     entries = _entries(store, summary, {r.run_id: r for r in records})
     shown = [e for e in entries if e.records]
-    album = _Album(progress or Silent(), wanted=examples)
+    album = _Album(progress, wanted=examples)
     context = {
         "n_runs": len(records),
         "n_failed": sum(r.status == "failed" for r in records),
@@ -689,30 +693,42 @@ class ClassCard:
     entry: Entry
     rows: Sequence[ClassRow]
     left_out: int
-    heat: str
+    heat: str  # empty for very many classes
     confusions: Sequence[tuple[str, str, float]]
 
 
 def _class_card(e: Entry) -> ClassCard:
     names = e.classnames
-    counts = np.mean(
-        [np.asarray(r.per_class["confusion"]) for r in e.records if r.per_class], axis=0
-    )
+    true, given, counts = _mean_confusions(e)
     rows = [ClassRow(c.name, c.support, c.precision, c.recall, c.f1) for c in e.method.classes]
     left_out = 0
     if len(rows) > MOST_CLASSES:
         rows = sorted(rows, key=lambda c: (c.recall, c.name))[:HARDEST]
         left_out = len(names) - HARDEST
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [divmod(int(k), len(names)) for k in order]
+    heat = ""
+    if len(names) <= MOST_SHADED:
+        matrix = np.zeros((len(names), len(names)))
+        matrix[true, given] = counts
+        heat = _svg.heat(f"Confusion matrix of {e.title}", names, matrix)
+    wrong = np.flatnonzero(true != given)
+    most = wrong[np.argsort(-counts[wrong], kind="stable")[:CONFUSIONS]]
     return ClassCard(
         e,
         rows,
         left_out,
-        _svg.heat(f"Confusion matrix of {e.title}", names, counts),
-        [(names[i], names[j], float(wrong[i, j])) for i, j in pairs if wrong[i, j] > 0],
+        heat,
+        [(names[true[k]], names[given[k]], float(counts[k])) for k in most],
     )
+
+
+def _mean_confusions(
+    e: Entry,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the cells of the confusion matrix that are not 0: true classes, classes given, means over seeds."""
+    parts = [p.confusions() for p in e.predictions]
+    true, given, counts = (np.concatenate(x) for x in zip(*parts, strict=True))
+    cells, of_cell = np.unique(np.stack([true, given]), axis=1, return_inverse=True)
+    return cells[0], cells[1], np.bincount(of_cell.ravel(), counts) / len(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -370,6 +370,8 @@ class Session:
         Raises:
             ClipAdaptError: If a draw cannot be made, or two data sets have one name.
         """
+        for item in prepared:
+            self.note_damage(item)
         jobs = [[Job.plan(p, seed) for seed in p.experiment.config.seeds] for p in prepared]
         for job in (job for of_one in jobs for job in of_one if job.is_open()):
             tasks.draw_task(
@@ -377,6 +379,16 @@ class Session:
             )
         refuse_namesakes(prepared)
         return jobs
+
+    def note_damage(self, prepared: Prepared) -> None:
+        """Look at every file of the runs that are there, and say which are damaged: those are not complete."""
+        for seed in prepared.experiment.config.seeds:
+            for run_id in dict.fromkeys(prepared.run_id(seed, t) for t in prepared.targets):
+                if damage := prepared.store.damage(run_id):
+                    self.progress.note(
+                        f"warning: {damage}; the run is done again, and its damaged folder kept beside it as "
+                        f".damaged-{run_id}"
+                    )
 
     def run(self, experiments: Sequence[Experiment]) -> list[RunRecord]:
         """Run experiments; see :func:`run`."""
@@ -578,7 +590,7 @@ class _Run:
                 n_trainable_params=classifier.n_trainable_params,
                 n_total_params=_total_params(classifier, backbone),
                 metrics=judged,
-                per_class=_per_class(scores, test.labels, target.classnames),
+                per_class={"classnames": list(target.classnames)},
                 cost=records.Cost(
                     fit_seconds=fitted.fit_seconds,
                     encode_seconds=encode_seconds,
@@ -783,10 +795,3 @@ def _total_params(classifier: Classifier, backbone: Backbone | None) -> int | No
 def _selection(classifier: Classifier) -> records.Selection | None:
     chosen = classifier.selection if isinstance(classifier, Selected) else None
     return None if chosen is None else records.Selection(**chosen)
-
-
-def _per_class(
-    scores: NDArray[Any], labels: NDArray[Any], classnames: tuple[str, ...]
-) -> dict[str, Any]:
-    matrix = metrics.confusion_matrix(scores, labels)
-    return {"classnames": list(classnames), "confusion": matrix.tolist()}

@@ -201,7 +201,7 @@ class Manifest(StrictModel):
                 for fault in err.errors()
             )
             raise DataError(f"'{path}' is not a valid manifest:{faults}", hint=again) from err
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise DataError(f"'{path}' is not a valid manifest: {err}", hint=again) from err
         if manifest.sha256 != (content := manifest.content_sha256()):
             raise DataError(

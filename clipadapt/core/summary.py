@@ -25,6 +25,7 @@ import numpy as np
 from clipadapt.core.answers import LEVEL, join, read_answers, shared
 from clipadapt.core.errors import RecordError, unknown
 from clipadapt.core.history import accuracy_gap, loss_rise, read_epochs, run_folder
+from clipadapt.core.metrics import class_counts, class_figures
 from clipadapt.core.statistics import (
     crossed_p_value,
     difference_interval,
@@ -439,7 +440,7 @@ class _Entry:
             flags=tuple(sorted({flag for r in ok for flag in r.flags})),
             best=False,
             run_ids=tuple(r.run_id for r in group.records),
-            classes=_classes(ok),
+            classes=_classes(ok, [read[r.run_id] for r in ok]),
             published=tuple(_published(group)) if reference else (),
         )
         return cls(group, answers, summary)
@@ -447,7 +448,7 @@ class _Entry:
 
 def _epochs_of(store: RunStore, record: RunRecord, faults: list[str]) -> tuple[Epoch, ...]:
     try:
-        return read_epochs(run_folder(store, record))
+        return read_epochs(run_folder(store, record), record)
     except RecordError as err:
         faults.append(err.problem)
         return ()
@@ -470,31 +471,18 @@ def _companions(records: Sequence[RunRecord]) -> dict[_Fitted, RunRecord]:
     }
 
 
-def _classes(records: Sequence[RunRecord]) -> tuple[ClassFigures, ...]:
-    known = [r.per_class for r in records if r.per_class is not None]
-    if not known:
+def _classes(records: Sequence[RunRecord], answers: Sequence[Answers]) -> tuple[ClassFigures, ...]:
+    facts = next((r.per_class for r in records if r.per_class is not None), None)
+    if facts is None:
         return ()
-    names: Any = known[0]["classnames"]
-    confusion = np.stack([np.asarray(k["confusion"], dtype=np.float64) for k in known])
-    right = np.diagonal(confusion, axis1=1, axis2=2)  # (S, C)
-    of_class, given = confusion.sum(axis=2), confusion.sum(axis=1)
-    precision = _ratio(right, given).mean(axis=0)  # (C,)
-    recall = _ratio(right, of_class).mean(axis=0)
-    f1 = _ratio(2 * right, of_class + given).mean(axis=0)
+    names: Any = facts["classnames"]
+    counts = [class_counts(a.predicted[0], a.labels, len(names)) for a in answers]
+    figures = np.mean([class_figures(*c) for c in counts], axis=0)  # (3, C)
+    support = np.mean([c[0] for c in counts], axis=0)
     return tuple(
-        ClassFigures(
-            str(name),
-            round(float(of_class[:, c].mean())),
-            float(precision[c]),
-            float(recall[c]),
-            float(f1[c]),
-        )
-        for c, name in enumerate(names)
+        ClassFigures(str(name), round(float(n)), float(precision), float(recall), float(f1))
+        for name, n, (recall, precision, f1) in zip(names, support, figures.T, strict=True)
     )
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def _published(group: Group) -> Iterable[PublishedRow]:

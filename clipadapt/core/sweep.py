@@ -32,8 +32,7 @@ from clipadapt.core import config, leftovers, runner
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.claims import Claims
 from clipadapt.core.config import TargetConfig
-from clipadapt.core.errors import ClipAdaptError, ConfigError, RecordError
-from clipadapt.core.records import RunStore
+from clipadapt.core.errors import ClipAdaptError, ConfigError
 from clipadapt.core.registry import METHODS, track_of
 from clipadapt.core.schedule import Local, work_through
 
@@ -452,9 +451,8 @@ def plan_sweep(
         The session, and the jobs of each experiment.
 
     Raises:
-        ClipAdaptError: Naming every experiment that cannot be run, or a record in ``out`` that cannot be read.
+        ClipAdaptError: Naming every experiment that cannot be run.
     """
-    present = RunStore(out).load_all() if out.is_dir() else []
     session = runner.Session(out, progress)
     prepared, jobs, faults = [], [], []
     for experiment in experiments:
@@ -467,7 +465,6 @@ def plan_sweep(
     if faults:
         raise _joined(faults)
     runner.refuse_namesakes(prepared)
-    _refuse_other_data(prepared, present, out)
     return session, jobs
 
 
@@ -553,22 +550,3 @@ def _joined(faults: Sequence[tuple[Experiment, ClipAdaptError]]) -> ClipAdaptErr
         f"{len(faults)} of the sweep's experiments cannot be run:\n" + "\n".join(lines),
         hint=faults[0][1].hint,
     )
-
-
-def _refuse_other_data(
-    prepared: Sequence[runner.Prepared], present: Sequence[RunRecord], out: Path
-) -> None:
-    """Raise where the folder holds runs on other data of the same name; no table could show both.
-
-    Raises:
-        RecordError: Naming the data set.
-    """
-    homes = {p.targets[0].dataset.name: p.targets[0].dataset.fingerprint for p in prepared}
-    for record in present:
-        want = homes.get(record.data.name)
-        if want is not None and record.data.sha256 != want:
-            raise RecordError(
-                f"'{out}' holds runs on another data set called '{record.data.name}': "
-                f"sha256 {record.data.sha256[:16]} in {record.run_id}, here {want[:16]}",
-                hint="name another folder with --out DIR",
-            )

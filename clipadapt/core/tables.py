@@ -31,7 +31,7 @@ from clipadapt.core.statistics import harmonic, harmonic_interval, wilson
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from clipadapt.core.records import RunRecord, RunStore
+    from clipadapt.core.records import Predictions, RunRecord, RunStore
     from clipadapt.core.statistics import Interval
 
 NOTHING: Final = "-"
@@ -219,23 +219,25 @@ def render(table: Table, format: str = "markdown") -> str:  # noqa: A002  named 
     return _RENDERERS[format](table)
 
 
-def render_per_class(record: RunRecord) -> str:
+def render_per_class(record: RunRecord, predictions: Predictions) -> str:
     """Return a Markdown table of one record's recall per class, with 95 % Wilson intervals.
 
     Raises:
-        RecordError: If the record holds no confusion matrix.
+        RecordError: If the record does not name the classes.
     """
     if record.per_class is None:
         raise RecordError(f"the record {record.run_id} has no figures per class")
     names: Any = record.per_class["classnames"]
-    confusion: Any = record.per_class["confusion"]  # (C, C), [true][predicted]
+    given: list[dict[int, int]] = [{} for _ in names]  # of each true class
+    for c, k, times in zip(*(a.tolist() for a in predictions.confusions()), strict=True):
+        given[c][k] = times
     lines = ["| class | n | recall, % | most taken for |", "| --- | ---: | ---: | --- |"]
-    for c, (name, counts) in enumerate(zip(names, confusion, strict=True)):
-        n = sum(counts)
-        wrong = max((k for k in range(len(counts)) if k != c), key=lambda k: counts[k], default=c)
-        other = escape_markdown(names[wrong]) if wrong != c and counts[wrong] else NOTHING
+    for c, (name, counts) in enumerate(zip(names, given, strict=True)):
+        n = sum(counts.values())
+        wrong = max((k for k in counts if k != c), key=counts.__getitem__, default=None)
+        other = NOTHING if wrong is None else escape_markdown(names[wrong])
         if n:
-            recall = wilson(counts[c], n)
+            recall = wilson(counts.get(c, 0), n)
             low, high = figure(recall.low, "fraction"), figure(recall.high, "fraction")
             shown = f"{figure(recall.value, 'fraction')} [{low}, {high}]"
         else:

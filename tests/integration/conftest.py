@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipadapt.core._files import sealed
+
 COLOURS = {"red_thing": (210, 40, 40), "blue_thing": (40, 60, 210), "green_thing": (50, 170, 60)}
 
 
@@ -19,6 +21,23 @@ def picture(path: Path, colour: tuple[int, int, int], seed: int) -> None:
     noise = rng.normal(0, 25, (40, 48, 3)) + np.array(colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def rewrite(folder: Path, change: Callable[[dict], object]) -> None:
+    """Write the record of a run anew with ``change`` made to its fields, as if it had always been so."""
+    path = folder / "record.json"
+    fields = json.loads(path.read_text())
+    del fields["sha256"]
+    change(fields)
+    path.write_bytes(sealed(json.dumps(fields)))
+
+
+def as_version_1(folder: Path) -> None:
+    """Write the record of a run as it was before there were checksums."""
+    path = folder / "record.json"
+    fields = json.loads(path.read_text())
+    del fields["sha256"], fields["files"]
+    path.write_text(json.dumps({**fields, "schema_version": 1}))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipadapt.core import metrics
 from clipadapt.core.inference import load_run
-from tests.integration.conftest import COLOURS, picture
+from tests.integration.conftest import COLOURS, as_version_1, picture, rewrite
 
 
 def only_run(root: Path) -> Path:
@@ -196,9 +196,8 @@ def test_a_failed_run_can_be_inspected(cli, fitted, tmp_path):
     shutil.copytree(fitted, tmp_path / "a" / "b" / "c" / "run")
     folder = tmp_path / "a" / "b" / "c" / "run"
     shutil.rmtree(folder / "classifier")
-    record = json.loads((folder / "record.json").read_text())
-    record |= {"status": "failed", "error": "RuntimeError: no memory", "metrics": {}}
-    (folder / "record.json").write_text(json.dumps(record))
+    failure = {"status": "failed", "error": "RuntimeError: no memory", "metrics": {}, "files": {}}
+    rewrite(folder, lambda record: record.update(failure))
 
     lines = cli("inspect", folder).out.splitlines()
     predicted = cli("predict", folder, fitted)
@@ -326,6 +325,9 @@ def test_a_classifier_that_is_damaged(wrong, fitted, module_pictures, tmp_path):
     shutil.copytree(fitted, run)
     (run / "classifier" / "classifier.safetensors").write_bytes(b"x" * 40)
 
+    for command in (("predict", run, module_pictures), ("inspect", run)):
+        assert "classifier.safetensors is not what its record says" in wrong(*command)
+    as_version_1(run)
     assert "no readable classifier" in wrong("predict", run, module_pictures)
 
 
@@ -413,10 +415,9 @@ def test_a_damaged_run_is_told(damage, cli, tiny_clip, tmp_path):
     assert done.code == 0, done.err
     (folder,) = (p.parent for p in (tmp_path / "runs").glob("*/*/*/record.json"))
     if damage == "settings":
-        record = json.loads((folder / "record.json").read_text())
-        record["config"]["method"]["old_key"] = 1
-        (folder / "record.json").write_text(json.dumps(record))
+        rewrite(folder, lambda record: record["config"]["method"].update(old_key=1))
     elif damage == "names":
+        as_version_1(folder)
         facts = folder / "classifier" / "classifier.json"
         facts.write_text(
             facts.read_text().replace('"classnames": [', '"classnames": ["one more", ')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipadapt.core.metrics import compute_metrics, confusion_matrix, fit_temperature
+from clipadapt.core.metrics import compute_metrics, fit_temperature
 from clipadapt.core.protocols import DatasetOptions
 from clipadapt.core.records import Predictions, RunRecord, RunStore
 from clipadapt.core.registry import DATASETS
@@ -65,10 +65,7 @@ def save_run(
             score_kind="margin" if kind == "margin" else "logit",
             temperature=temperature,
         ),
-        "per_class": {
-            "classnames": list(NAMES),
-            "confusion": confusion_matrix(scores, test.labels).tolist(),
-        },
+        "per_class": {"classnames": list(NAMES)},
         "flags": ["leakage"],
         "leakage": {
             "overlaps": [

@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from clipadapt.core import records
-from clipadapt.core.errors import RecordError
+from clipadapt.core._files import sealed
+from clipadapt.core.errors import DamagedError, RecordError
 from clipadapt.core.metrics import MetricValue
 from clipadapt.core.records import (
     Calibration,
@@ -92,8 +93,8 @@ def test_the_fields_are_those_of_the_design():
     assert list(fields) == [
         "schema_version", "run_id", "fit_id", "status", "error", "attempt", "config", "seed", "data",
         "evaluation", "model", "method", "selection", "calibration", "n_trainable_params", "n_total_params", "metrics",
-        "cost", "flags", "leakage", "per_class", "predictions_sha256", "environment", "started_at",
-        "metrics_version",
+        "cost", "flags", "leakage", "per_class", "predictions_sha256", "files", "environment",
+        "started_at", "metrics_version",
     ]  # fmt: skip
     assert list(fields["environment"]) == [
         "git_commit", "git_dirty", "python", "platform", "cpu_flags", "device", "threads", "packages",
@@ -225,6 +226,15 @@ def test_equal_scores_are_kept_in_the_order_of_their_classes():
     assert flat.shortened(most=10).classes.tolist() == [list(range(0, 140, 7))]
 
 
+def test_the_cells_of_the_confusion_matrix_that_are_not_0():
+    labels = np.array([2, 0, 0, 2, 1], np.int64)
+    scores = np.eye(4, dtype=np.float32)[[2, 3, 3, 0, 1]]
+    found = Predictions(tuple("abcde"), labels, scores)
+    cells = list(zip(*(a.tolist() for a in found.confusions()), strict=True))
+    assert cells == [(0, 3, 2), (1, 1, 1), (2, 0, 1), (2, 2, 1)]
+    assert all(a.size == 0 for a in Predictions((), labels[:0], scores[:0]).confusions())
+
+
 def test_the_short_form_round_trips(tmp_path):
     short = make_predictions(n=40, n_classes=30).shortened(most=10, keep=5)
     short.write(tmp_path / "x.npz")
@@ -347,14 +357,17 @@ def test_a_missing_folder_is_a_clear_error(tmp_path):
         (lambda _: b"", "is truncated or not a record"),
         (lambda _: b"[]", "is truncated or not a record"),
         (lambda _: b"\xff\xfe", "is truncated or not a record"),
-        (lambda raw: raw.replace(b'"seed": 1', b'"seed": "x"'), "is not a valid record: seed: "),
-        (lambda raw: raw.replace(b'"seed": 1', b'"sed": 1'), "is not a valid record: seed: "),
+        (lambda _: b"[" * 100_000, "is truncated or not a record"),
+        (lambda raw: raw[:-1], "it does not end in the sha256 of its content"),
+        (lambda raw: raw.replace(b'"seed": 1', b'"seed": 2'), "its content is not what was written"),
         (
-            lambda raw: raw.replace(b'"schema_version": 1', b'"schema_version": 2'),
-            "has schema version 2; this clipadapt reads up to 1",
+            lambda raw: raw.replace(b'"schema_version": 2', b'"schema_version": 1'),
+            "its content is not what was written",
         ),
+        (lambda raw: as_version_1(raw).replace(b'"seed": 1', b'"seed": "x"'), "is not a valid record: seed: "),
+        (lambda raw: as_version_1(raw).replace(b'"seed": 1', b'"sed": 1'), "is not a valid record: seed: "),
     ],
-)
+)  # fmt: skip
 def test_a_record_that_cannot_be_read_is_named_with_a_way_out(tmp_path, change, message):
     store = RunStore(tmp_path)
     store.save(make_record(), make_predictions())
@@ -362,12 +375,125 @@ def test_a_record_that_cannot_be_read_is_named_with_a_way_out(tmp_path, change, 
     raw = path.read_bytes()
     path.write_bytes(change(raw))
     assert path.read_bytes() != raw
-    for read in (store.load_all, lambda: store.find(make_record().run_id)):
-        with pytest.raises(RecordError) as caught:
+    with pytest.raises(DamagedError) as caught:
+        store.load(path.parent)
+    assert str(path) in caught.value.problem
+    assert message in caught.value.problem
+    assert caught.value.hint
+    said: list[str] = []
+    assert store.load_all(said.append) == []
+    assert caught.value.problem in said[0]
+    assert store.find(make_record().run_id) is None
+
+
+def test_one_bad_record_is_named_and_the_rest_is_shown(tmp_path):
+    store = RunStore(tmp_path)
+    for run_id in ("a" * 16, "b" * 16):
+        store.save(make_record(run_id=run_id), make_predictions())
+    bad = store.run_dir(make_record(run_id="a" * 16)) / "record.json"
+    bad.write_bytes(bad.read_bytes()[:-100])
+    said: list[str] = []
+
+    assert [r.run_id for r in store.load_all(said.append)] == ["b" * 16]
+    assert len(said) == 1
+    assert str(bad) in said[0]
+    assert store.find("b" * 16).run_id == "b" * 16
+
+
+@pytest.mark.parametrize(
+    "name", ["record.json", "predictions.npz", "history.jsonl", "classifier/w"]
+)
+def test_a_damaged_run_is_made_anew_and_kept_aside(tmp_path, name):
+    store, made = RunStore(tmp_path / "runs"), tmp_path / "made"
+    made.mkdir()
+    (made / "w").write_bytes(b"weights")
+    parts = {"history": [{"loss": 1.0}], "classifier_dir": made}
+    store.save(make_record(), make_predictions(), **parts)
+    folder = store.run_dir(make_record())
+    raw = bytearray((folder / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (folder / name).write_bytes(raw)
+
+    why = store.damage(make_record().run_id)
+    assert str(folder / name) in why
+    assert store.find(make_record().run_id) is None
+    again = store.save(make_record(), make_predictions(), **parts)
+
+    assert again.attempt == 1
+    assert store.find(again.run_id) == again
+    assert not store.damage(again.run_id)
+    aside = folder.with_name(f".damaged-{folder.name}")
+    assert (aside / name).read_bytes() == raw
+    assert [r.run_id for r in store.load_all()] == [again.run_id]
+
+
+def test_a_record_of_a_newer_version_is_named_and_never_replaced(tmp_path):
+    store = RunStore(tmp_path)
+    store.save(make_record(), make_predictions())
+    path = store.run_dir(make_record()) / "record.json"
+    body = path.read_text().partition(',\n  "sha256"')[0].replace('version": 2', 'version": 99')
+    path.write_bytes(sealed(body + "}"))
+    before = path.read_bytes()
+
+    for read in (
+        lambda: store.load(path.parent),
+        lambda: store.find(make_record().run_id),
+        lambda: store.save(make_record(), make_predictions()),
+    ):
+        with pytest.raises(
+            RecordError, match=r"has schema version 99; this clipadapt reads up to 2"
+        ):
             read()
-        assert str(path) in caught.value.problem
-        assert message in caught.value.problem
-        assert caught.value.hint
+    assert path.read_bytes() == before
+
+
+def test_records_of_version_1_are_read(tmp_path):
+    store = RunStore(tmp_path)
+    dense = {"classnames": ["a", "b"], "confusion": [[1, 0], [0, 1]]}
+    saved = store.save(make_record(per_class=dense), make_predictions())
+    path = store.run_dir(saved) / "record.json"
+    path.write_bytes(as_version_1(path.read_bytes()))
+
+    (read,) = store.load_all()
+    assert read == saved.model_copy(update={"schema_version": 1, "files": {}})
+    assert RunStore.load_predictions(path.parent).predicted.shape == (10,)
+
+
+def as_version_1(raw):
+    """The same record as it was written before there were checksums."""
+    fields = json.loads(raw)
+    del fields["sha256"], fields["files"]
+    return json.dumps({**fields, "schema_version": 1}).encode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"descr": "<f4", "shape": (200_000_000_000,)},
+        {"descr": "<f4", "shape": (3, 10**30)},
+        {"descr": "<f4", "shape": (-1, -4)},
+        {"descr": "|O", "shape": (1,)},
+        {"descr": "<U400000000", "shape": (500,)},
+    ],
+)
+def test_a_header_that_claims_more_than_there_is_costs_no_memory(tmp_path, header):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("scores.npy", "w") as file:
+        np.lib.format.write_array_header_2_0(file, {"fortran_order": False, **header})
+        file.write(b"\0" * 64)
+    with pytest.raises(DamagedError, match=r"x\.npz is damaged"):
+        Predictions.read(path)
+
+
+def test_an_entry_that_claims_800_gb_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    make_predictions().write(path)
+    raw = bytearray(path.read_bytes())
+    at = raw.find(b"PK\x01\x02")  # of the first entry: sizes stand at 20 (packed) and 24
+    raw[at + 24 : at + 28] = (0xFFFFFFF0).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(DamagedError, match=r"x\.npz is damaged"):
+        Predictions.read(path)
 
 
 def test_predictions_that_are_not_the_records_are_refused(tmp_path):
@@ -380,13 +506,15 @@ def test_predictions_that_are_not_the_records_are_refused(tmp_path):
     with pytest.raises(RecordError, match="is not what its record says"):
         store.load_predictions(folder)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RecordError, match="is damaged"):
+    with pytest.raises(RecordError, match="is not what its record says"):
         store.load_predictions(folder)
+    with pytest.raises(RecordError, match="is damaged"):
+        Predictions.read(path)
     np.savez(path, ids=np.array(["a", 1], dtype=object))
     with pytest.raises(RecordError, match="is damaged"):
-        store.load_predictions(folder)
+        Predictions.read(path)
     path.unlink()
-    with pytest.raises(RecordError, match="there are no predictions"):
+    with pytest.raises(RecordError, match=r"the file .*predictions\.npz is missing"):
         store.load_predictions(folder)
     failed = store.save_failure(make_failure(run_id="f" * 16))
     with pytest.raises(RecordError, match="failed and has no predictions: ValueError: nan"):

@@ -195,9 +195,7 @@ def damaged(root, change):
         (lambda root: root.mkdir(), "there are no records in"),
         (lambda root: damaged(root, lambda t: t[: len(t) // 2]), "truncated or not a record"),
         (
-            lambda root: damaged(
-                root, lambda t: t.replace('"schema_version": 1', '"schema_version": 99')
-            ),
+            lambda root: damaged(root, lambda t: json.dumps({"schema_version": 99})),
             "schema version 99",
         ),
         (

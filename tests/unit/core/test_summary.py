@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from clipadapt.core.errors import RecordError, UnknownNameError
-from clipadapt.core.metrics import compute_metrics, confusion_matrix
+from clipadapt.core.metrics import compute_metrics
 from clipadapt.core.records import Predictions, RunStore, Selection
 from clipadapt.core.statistics import (
     crossed_interval,
@@ -53,10 +53,7 @@ def save(store, method, correct, *, seed=1, split="test", ids=IDS, labels=LABELS
         "evaluation__templates": [],
         "config": {"data": {"name": "reviews"}, "method": {"name": method}},
         "metrics": compute_metrics(scores, labels),
-        "per_class": {
-            "classnames": ["neg|ative", "positive"],
-            "confusion": confusion_matrix(scores, labels).tolist(),
-        },
+        "per_class": {"classnames": ["neg|ative", "positive"]},
         **changes,
     }
     return store.save(
@@ -441,10 +438,7 @@ def test_of_many_classes_only_the_hardest_are_printed(store):
     record = make_record(
         metrics=compute_metrics(scores, labels),
         data__n_test=N,
-        per_class={
-            "classnames": [f"c{i:02d}" for i in range(n)],
-            "confusion": confusion_matrix(scores, labels).tolist(),
-        },
+        per_class={"classnames": [f"c{i:02d}" for i in range(n)]},
     )
     store.save(record, Predictions(IDS, labels, scores))
     summary = build_summary(store)

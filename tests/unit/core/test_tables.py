@@ -4,9 +4,11 @@ import csv
 import io
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from clipadapt.core.errors import RecordError, UnknownNameError
+from clipadapt.core.records import Predictions
 from clipadapt.core.tables import build_table, render, render_per_class
 from tests.unit.core.test_records import make_failure, make_record, metric
 
@@ -280,11 +282,17 @@ def test_an_unknown_format_is_named():
 
 
 def test_recall_per_class_with_its_interval():
-    record = run(per_class={"classnames": ["a|b", "c"], "confusion": [[8, 2], [5, 5]]})
+    record = run(per_class={"classnames": ["a|b", "c", "none"]})
+    labels = np.repeat([0, 1], 10)
+    given = np.repeat([0, 1, 0, 1], [8, 2, 5, 5])
+    scores = np.eye(3, dtype=np.float32)[given]
 
-    lines = render_per_class(record).splitlines()
+    lines = render_per_class(
+        record, Predictions(tuple(map(str, range(20))), labels, scores)
+    ).splitlines()
 
     assert lines[0] == "| class | n | recall, % | most taken for |"
     assert lines[2].startswith("| a\\|b | 10 | 80.0 [")
     assert lines[2].endswith("| c |")
     assert lines[3].startswith("| c | 10 | 50.0 [")
+    assert lines[4] == "| none | 0 | - | - |"

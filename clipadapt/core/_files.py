@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from clipadapt.core import _processes
+from clipadapt.core._given import user_path
 from clipadapt.core.errors import RecordError
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def cache_dir() -> Path:
     """Return the cache folder: ``CLIPADAPT_CACHE``, or the user's cache folder of the platform."""
     given = os.environ.get("CLIPADAPT_CACHE")
     if given:
-        return Path(given).expanduser().absolute()
+        return user_path(given).absolute()
     import platformdirs
 
     return platformdirs.user_cache_path("clipadapt", appauthor=False)

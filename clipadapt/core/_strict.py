@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from clipadapt.core import _given
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_given.name)]
+Identifier = Annotated[str, AfterValidator(_given.identifier)]
 
 
 class StrictModel(BaseModel):
-    """Frozen, closed model: a misspelt key never passes in silence."""
+    """Frozen, closed model: a misspelt key never passes in silence, nor ``true`` for a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        items = value if isinstance(value, list | tuple) else (value,)
+        if any(item is True or item is False for item in items):
+            annotation = str(cls.model_fields[str(info.field_name)].annotation)
+            if not any(kind in annotation for kind in ("bool", "Any", "JsonValue")):
+                raise ValueError("true and false are no values of this setting")
+        return value

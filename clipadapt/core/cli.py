@@ -268,10 +268,11 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
     def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOption = False) -> None:
         """List what is registered or shipped; nothing is imported."""
         from clipadapt.core import config, registry
+        from clipadapt.core import sweep as sweeps
 
         shipped = {
             Kind.configs: lambda: config.config_names(track),
-            Kind.sweeps: config.sweep_names,
+            Kind.sweeps: lambda: sweeps.names_for(track),
             Kind.protocols: config.protocol_names,
         }
         if kind in shipped:

@@ -19,10 +19,19 @@ from pydantic import (
     field_validator,
 )
 
-from clipadapt.core._strict import StrictModel
+from clipadapt.core import _yaml
+from clipadapt.core._given import (
+    identifier,
+    read_text,
+    shown,
+    text_faults,
+    user_path,
+    visible,
+)
+from clipadapt.core._strict import Identifier, Name, StrictModel
 from clipadapt.core.errors import ConfigError, did_you_mean
 from clipadapt.core.protocols import Classes, MethodConfig, OnBadImage, Precision, SplitName
-from clipadapt.core.registry import METHODS, track_of
+from clipadapt.core.registry import METHODS, program, track_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +59,7 @@ class DataConfig(StrictModel):
         coerce_numbers_to_str=True
     )  # templates: 7 is a name, as is 7 on the shell
 
-    name: str = Field(min_length=1)
+    name: Name
     shots: PositiveInt | None = None
     allow_fewer: bool = False
     manifest: str | None = None
@@ -70,7 +79,7 @@ class ModelConfig(StrictModel):
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
     """
 
-    name: str = Field(min_length=1)
+    name: Name
     precision: Precision = "auto"
     device: str = "auto"
 
@@ -84,7 +93,7 @@ class TargetConfig(StrictModel):
         classes: ``all``, ``base`` or ``new`` classes; None is those learnt, or all of another data set.
     """
 
-    dataset: str | None = None
+    dataset: Name | None = None
     split: SplitName = "test"
     classes: Classes | None = None
 
@@ -101,7 +110,7 @@ class EvaluationConfig(StrictModel):
     """
 
     split: SplitName = "test"
-    protocol: str = "standard"
+    protocol: Identifier = "standard"
     calibrate: bool = True
     also: tuple[TargetConfig, ...] = ()
     leakage: Literal["on", "off"] = "on"
@@ -265,25 +274,34 @@ def find_config(
     Raises:
         ConfigError: If there is none; the message offers the nearest names.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise ConfigError(f"'{name}' is a folder, not a config file", hint="name a .yaml file")
-    bare = name.removesuffix(".yaml")
+    if path.exists():
+        what = "is a folder" if path.is_dir() else "is no regular file"
+        raise ConfigError(f"'{name}' {what}, not a config file", hint="name a .yaml file")
+    bare = name.strip().removesuffix(".yaml")
+    own = track
     if kind == "recipe":
-        own, slash, rest = bare.partition("/")
-        if slash and own in {"clip", "text"}:
-            track, bare = own, rest
-        known = config_names(track)
+        first, slash, rest = bare.partition("/")
+        if slash and first in {"clip", "text"}:
+            own, bare = first, rest
+        known = config_names(own)
     else:
         known = _shipped(f"{kind}s")
     if bare in known:
         return known[bare]
+    if kind == "recipe" and bare in config_names():
+        other = "clip" if own == "text" else "text"
+        raise ConfigError(
+            f"'{bare}' is no recipe of the track {own}, but of {other}",
+            hint=f"take '{program(other)}', or write {other}/{bare}",
+        )
+    what = f"{kind}s" if kind != "recipe" else "configs"
     raise ConfigError(
-        f"no config '{name}': neither a file nor a shipped {kind}{did_you_mean(bare, sorted(known)) or ';'} "
-        f"Known: {', '.join(sorted(known))}",
-        hint="list them with 'clipadapt ls configs'" if kind == "recipe" else "name a .yaml file",
+        f"no config '{visible(name)}': neither a file nor a shipped {kind}"
+        f"{did_you_mean(bare, sorted(known)) or ';'} Known: {', '.join(sorted(known))}",
+        hint=f"list them with '{program(track)} ls {what}'",
     )
 
 
@@ -293,19 +311,17 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: If one is not ``KEY=VALUE``.
     """
-    import yaml
-
     out: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*", key.strip()):
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key.strip()):
             raise ConfigError(
-                f"--set takes KEY=VALUE, got '{setting}'", hint="for example --set data.shots=4"
+                f"--set takes KEY=VALUE, got {shown(setting)}",
+                hint="for example --set data.shots=4",
             )
-        # YAML 1.1 calls on/off/yes/no booleans; here they are words, as a shell user types them.
         try:
-            value = text if text.lower() in {"on", "off", "yes", "no"} else yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _yaml.parse(text)
+        except _yaml.YamlError:
             value = text
         # A name is taken as it was typed: "folder:C: x" is no mapping, "folder:my #1" no comment.
         if isinstance(value, (dict, str)) and not text.startswith(("'", '"', "{")):
@@ -315,7 +331,9 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         for part in parents:
             child = node.setdefault(part, {})
             if not isinstance(child, dict):
-                raise ConfigError(f"--set {setting}: '{part}' already has the value {child!r}")
+                raise ConfigError(
+                    f"--set {visible(setting)}: '{part}' already has the value {shown(child)}"
+                )
             node = child
         node[last] = value
     return out
@@ -327,21 +345,13 @@ def read_fragment(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: If it cannot be read, is not YAML, or is not a mapping.
     """
-    import yaml
-
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise ConfigError(f"cannot read the config {path}: {err.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(err).split())}") from None
+        data = _yaml.parse(read_text(path, "config", _yaml.MAX_BYTES))
+    except _yaml.YamlError as err:
+        raise ConfigError(f"{path} is not YAML: {err}") from None
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path} holds {type(data).__name__}, expected a mapping with data, model, method"
-        )
-    for key in ("store", "fast", "compile"):
-        if isinstance(data.get(key), bool):  # YAML 1.1 reads a bare on/off as a boolean
-            data[key] = "on" if data[key] else "off"
+        holds = "nothing" if data is None else shown(data)
+        raise ConfigError(f"{path} holds {holds}, expected a mapping with data, model, method")
     return data
 
 
@@ -374,23 +384,24 @@ def build(
     fragments: Sequence[tuple[str, Mapping[str, Any]]], *, source: str, track: str = "clip"
 ) -> Experiment:
     """Merge labelled fragments of plain data into one valid experiment; see :func:`load`."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        merged = OmegaConf.merge(*(OmegaConf.create(dict(f)) for _, f in fragments))
-        raw: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as err:
-        raise ConfigError(
-            f"{source} is not a valid experiment: {' '.join(str(err).split())}"
-        ) from None
+    raw: dict[str, Any] = {}
+    for _, data in fragments:
+        merge(raw, data)
     origins = {key: label for label, data in fragments for key in _flatten(data)}
 
     method_raw = raw.pop("method", None)
-    faults: list[str] = []
+    faults = [
+        f"  {visible(key)}: a setting holds no control characters and no halves of characters"
+        for key in text_faults({**raw, "method": method_raw})
+    ]
     method_name, method = "", MethodConfig()
-    if not isinstance(method_raw, dict) or not isinstance(method_raw.get("name"), str):
-        faults.append("  method.name: Field required (got nothing); for example clip/zero_shot")
+    name = method_raw.get("name") if isinstance(method_raw, dict) else method_raw
+    if not isinstance(method_raw, dict) or not isinstance(name, str):
+        key = "method.name" if isinstance(method_raw, dict) or name is None else "method"
+        got = "nothing" if name is None else shown(name)
+        faults.append(
+            f"  {key}: Field required (got {got}); for example method.name=clip/zero_shot"
+        )
     else:
         method_raw = dict(method_raw)
         method_name = METHODS.complete(method_raw.pop("name"), track)
@@ -412,21 +423,49 @@ def build(
         (
             label
             for label, data in fragments
-            if label != "--set" and "name" in (data.get("method") or {})
+            if label != "--set" and isinstance(own := data.get("method"), Mapping) and "name" in own
         ),
         None,
     )
-    experiment = Experiment(config, method_name, method, Path(recipe).stem if recipe else None)
+    stem = Path(recipe).stem if recipe else None
+    if stem is not None:
+        check_identifier(stem, "recipe")
+    experiment = Experiment(config, method_name, method, stem)
     everything = {k: origins.get(k, "default") for k in _flatten(experiment.resolved())}
     return Experiment(config, method_name, method, experiment.recipe, everything)
+
+
+def check_identifier(name: str, what: str) -> str:
+    """Return the name of a recipe or sweep, which is that of its file, where it may be one.
+
+    Raises:
+        ConfigError: If it may not stand in records and tables.
+    """
+    try:
+        return identifier(name)
+    except ValueError as err:
+        raise ConfigError(
+            f"{shown(name)} is no name of a {what}: {err}", hint="rename the file"
+        ) from None
+
+
+def merge(into: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Set what one mapping says over another, key by key; lists and single values replace."""
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            own = into.get(key)
+            into[key] = dict(own) if isinstance(own, Mapping) else {}
+            merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def fault_lines(err: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
     """Return one line per fault: path, message, the value got, the nearest key."""
     lines = []
     for fault in err.errors(include_url=False):
-        key = prefix + ".".join(str(part) for part in fault["loc"])
-        got = "nothing" if fault["type"] == "missing" else repr(fault["input"])
+        key = visible(prefix + ".".join(str(part) for part in fault["loc"]))
+        got = "nothing" if fault["type"] == "missing" else shown(fault["input"])
         near = ""
         if fault["type"] == "extra_forbidden":
             near = _nearest_key(model, fault["loc"])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 EXIT_DEFECT: Final = 1
 EXIT_USER_ERROR: Final = 2
 EXIT_INTERRUPTED: Final = 130
+MAX_COMPARED: Final = 200
 
 
 class ClipAdaptError(Exception):
@@ -63,8 +64,8 @@ def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
         known: The names accepted.
         most: How many to offer at the most.
     """
-    folded = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(name.lower(), list(folded), n=most, cutoff=0.6)
+    folded = {k.lower(): k for k in known if k != name.strip()}
+    near = difflib.get_close_matches(name[:MAX_COMPARED].lower(), list(folded), n=most, cutoff=0.6)
     if not near:
         return ""
     return "; did you mean " + " or ".join(f"'{folded[n]}'" for n in near) + "?"
@@ -73,6 +74,7 @@ def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
 def unknown(kind: str, name: str, known: Sequence[str], *, hint: str = "") -> UnknownNameError:
     """Build the error for a name that is not among ``known``."""
     near = did_you_mean(name, known) or ";"
+    short = name if len(name) <= MAX_COMPARED else f"{name[: MAX_COMPARED - 3]}..."
     return UnknownNameError(
-        f"unknown {kind} '{name}'{near} Known: {', '.join(known) or 'none'}", hint=hint
+        f"unknown {kind} '{short}'{near} Known: {', '.join(known) or 'none'}", hint=hint
     )

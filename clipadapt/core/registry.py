@@ -9,6 +9,7 @@ unless it says ``TRACK = "text"``.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -22,11 +23,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from clipadapt.core.errors import ConfigError, UnknownNameError, unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from clipadapt.core.protocols import DatasetProvider, Method, ModelProvider
 
 T = TypeVar("T")
 PLUGINS_ENV = "CLIPADAPT_PLUGINS"
 DEFAULT_TRACK = "clip"
+TRACKS = ("clip", "text")
+EXPORTS = ("METHOD", "DATASET", "MODEL")
+MAX_PLUGIN_BYTES = 10 << 20
+_COMPUTED: Any = object()  # the value of a name that is no literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +69,35 @@ class Resolved(Generic[T]):
 class Registry(Generic[T]):
     """Names of one kind (methods, data sets, models), listed without importing them."""
 
-    def __init__(self, kind: str, group: str, export: str) -> None:
+    def __init__(self, kind: str, group: str, export: str, has: tuple[str, ...]) -> None:
         self.kind = kind
         self.group = group
         self.export = export
+        self.has = has  # what the exported object must have
 
     def entries(self) -> dict[str, Entry]:
-        """Return every registered file by name; nothing is imported but the provider's package."""
-        found = dict(_package_entries(self.group))
-        for folder in filter(None, os.environ.get(PLUGINS_ENV, "").split(os.pathsep)):
-            for entry in _plugin_entries(Path(folder), self.export):
-                if entry.name in found:
-                    raise ConfigError(
-                        f"the plug-in {entry.path} would replace '{entry.name}' ({found[entry.name].path})",
-                        hint="give the plug-in file another name",
-                    )
-                found[entry.name] = entry
+        """Return every registered file by name; nothing is imported but the provider's package.
+
+        Raises:
+            ConfigError: If a plug-in cannot be used; the message names every such file.
+        """
+        found, faults = self.survey()
+        refuse_plugins(faults)
         return found
+
+    def survey(self) -> tuple[dict[str, Entry], list[str]]:
+        """Return the files that can be used by name, and what is wrong with each plug-in that cannot."""
+        found = dict(_package_entries(self.group))
+        faults: list[str] = []
+        for folder in filter(None, os.environ.get(PLUGINS_ENV, "").split(os.pathsep)):
+            for entry in _plugin_entries(folder, self.export, faults):
+                if entry.name in found:
+                    faults.append(
+                        f"the plug-in {entry.path} would replace '{entry.name}' ({found[entry.name].path})"
+                    )
+                else:
+                    found[entry.name] = entry
+        return found, faults
 
     def names(self, track: str | None = None) -> tuple[str, ...]:
         """Return the registered names in order, of one track or of all."""
@@ -110,17 +129,22 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: If no file has that name.
-            ConfigError: If the file exports nothing under the kind's name.
+            ConfigError: If the file cannot be imported, or does not export what the kind takes.
         """
         entry = self.entries()[self.complete(name, track)]
         module = importlib.import_module(entry.module) if entry.module else _import_file(entry.path)
-        try:
-            return cast("T", getattr(module, self.export))
-        except AttributeError:
+        found = getattr(module, self.export, None)
+        lacks = [name for name in self.has if not hasattr(found, name)]
+        config = getattr(found, "Config", None)
+        if self.kind == "method" and not lacks and not _is_config(config):
+            lacks = ["a Config that is a MethodConfig"]
+        if found is None or lacks:
+            what = "nothing" if found is None else repr(found)
             raise ConfigError(
-                f"{entry.path} exports no {self.export}",
-                hint=f"end the file with '{self.export} = YourClass'",
-            ) from None
+                f"{entry.path}: {self.export} is {what[:100]}, which lacks {', '.join(lacks)}",
+                hint=f"end the file with '{self.export} = ...', as CONTRIBUTING.md shows",
+            )
+        return cast("T", found)
 
     def resolve(self, name: str, track: str) -> Resolved[T]:
         """Split ``scheme:argument`` and return the file that serves it.
@@ -191,42 +215,107 @@ def _default_of(group: str, track: str) -> str | None:
     return None
 
 
-def _plugin_entries(folder: Path, export: str) -> list[Entry]:
-    if not folder.is_dir():
+def refuse_plugins(faults: Sequence[str]) -> None:
+    """Raise where plug-ins cannot be used.
+
+    Raises:
+        ConfigError: With what is wrong with each.
+    """
+    if faults:
         raise ConfigError(
-            f"{PLUGINS_ENV} names '{folder}', which is not a folder",
-            hint=f"set {PLUGINS_ENV} to folders of .py files, separated by '{os.pathsep}'",
+            "\n  ".join(faults),
+            hint=f"mend it, or move it out of the folder that {PLUGINS_ENV} names",
         )
+
+
+def _plugin_entries(folder: str, export: str, faults: list[str]) -> list[Entry]:
+    """Return the plug-ins of one kind in a folder; what is wrong with others is added to ``faults``."""
+    from clipadapt.core._given import user_path
+
+    try:
+        paths = sorted(p for p in user_path(folder).iterdir() if p.suffix == ".py")
+    except (OSError, ConfigError) as err:
+        why = err.problem if isinstance(err, ConfigError) else err.strerror
+        what = "is not a folder" if not Path(folder).is_dir() else "cannot be read"
+        faults.append(
+            f"{PLUGINS_ENV} names '{folder}', which {what} ({why}); "
+            f"it takes folders of .py files, separated by '{os.pathsep}'"
+        )
+        return []
     entries = []
-    for path in sorted(folder.glob("*.py")):
-        if path.stem.startswith("_") or not path.is_file():
+    for path in paths:
+        if path.stem.startswith("_") or path.is_dir():
             continue
-        names = _assigned(path)
+        try:
+            names = _assigned(path)
+            track = _checked_track(path, names)
+        except ConfigError as err:
+            faults.append(err.problem)
+            continue
         if export in names:
-            track = names.get("TRACK") or DEFAULT_TRACK
             entries.append(Entry(f"{track}/{path.stem}", path, None))
     return entries
 
 
-def _assigned(path: Path) -> dict[str, str | None]:
-    """Return the names a file assigns at its top level, with their text where that is a literal."""
+def _checked_track(path: Path, names: Mapping[str, Any]) -> str:
+    """Return the track of a plug-in.
+
+    Raises:
+        ConfigError: If the file is none, as far as can be told without importing it.
+    """
+    track = names.get("TRACK", DEFAULT_TRACK)
+    if not path.stem.isidentifier():
+        raise ConfigError(
+            f"the plug-in {path} can have no such name: a name has letters, digits and '_'"
+        )
+    if track not in TRACKS:
+        raise ConfigError(f"the plug-in {path}: TRACK is {track!r}; accepted: {', '.join(TRACKS)}")
+    exported = [name for name in EXPORTS if name in names]
+    if not exported:
+        raise ConfigError(
+            f"the plug-in {path} assigns none of {', '.join(EXPORTS)}; "
+            "the name of a file that others import begins with '_'"
+        )
+    for name in exported:
+        if names[name] is not _COMPUTED:
+            raise ConfigError(
+                f"the plug-in {path}: {name} is {names[name]!r}, not a class or function"
+            )
+    return str(track)
+
+
+def _assigned(path: Path) -> dict[str, Any]:
+    """Return the names a file defines at its top level, with their values where those are literals."""
+    from clipadapt.core._given import read_text
+
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as err:
-        raise ConfigError(f"the plug-in {path} is not valid Python: {err}") from None
-    names: dict[str, str | None] = {}
+        tree = ast.parse(read_text(path, "plug-in", MAX_PLUGIN_BYTES))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
+        raise ConfigError(
+            f"the plug-in {path} is not valid Python: {err or type(err).__name__}"
+        ) from None
+    names: dict[str, Any] = {}
     for node in tree.body:
         targets: list[ast.expr] = []
         if isinstance(node, ast.Assign):
             targets = node.targets
         elif isinstance(node, ast.AnnAssign) and node.value is not None:
             targets = [node.target]
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names[node.name] = _COMPUTED
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name: _COMPUTED for alias in node.names}
         for target in targets:
             if isinstance(target, ast.Name):
                 value = getattr(node, "value", None)
-                text = value.value if isinstance(value, ast.Constant) else None
-                names[target.id] = text if isinstance(text, str) else None
+                names[target.id] = value.value if isinstance(value, ast.Constant) else _COMPUTED
     return names
+
+
+def _is_config(config: Any) -> bool:
+    from clipadapt.core.protocols import MethodConfig
+
+    return isinstance(config, type) and issubclass(config, MethodConfig)
 
 
 def _import_file(path: Path) -> Any:
@@ -239,17 +328,27 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # What a plug-in prints is not what a command answers.
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except BaseException as err:
         del sys.modules[name]
-        if isinstance(err, Exception):
-            raise ConfigError(
-                f"the plug-in {path} cannot be imported: {type(err).__name__}: {err}"
-            ) from err
-        raise
+        if isinstance(err, KeyboardInterrupt):
+            raise
+        # SystemExit among them: a file that is read does not end the program, least of all with success.
+        raise ConfigError(
+            f"the plug-in {path} cannot be imported: {type(err).__name__}: {err}",
+            hint="--debug before the command shows where",
+        ) from err
     return module
 
 
-METHODS: Registry[type[Method]] = Registry("method", "clipadapt.methods", "METHOD")
-DATASETS: Registry[DatasetProvider] = Registry("dataset", "clipadapt.datasets", "DATASET")
-MODELS: Registry[ModelProvider] = Registry("model", "clipadapt.models", "MODEL")
+METHODS: Registry[type[Method]] = Registry(
+    "method", "clipadapt.methods", "METHOD", ("Config", "version", "requires", "fit", "load")
+)
+DATASETS: Registry[DatasetProvider] = Registry(
+    "dataset", "clipadapt.datasets", "DATASET", ("__call__",)
+)
+MODELS: Registry[ModelProvider] = Registry(
+    "model", "clipadapt.models", "MODEL", ("identify", "load")
+)

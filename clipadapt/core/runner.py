@@ -18,6 +18,7 @@ import numpy as np
 
 from clipadapt.core import leakage, leftovers, metrics, records, sampling, tasks
 from clipadapt.core._files import check_writable, full_error, is_full, scratch_folder
+from clipadapt.core._given import user_path
 from clipadapt.core.claims import Claims
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
@@ -255,7 +256,7 @@ def prepare(
             _columns(home, targets[-1])
     manifest = None
     if config.data.manifest is not None:
-        manifest = sampling.Manifest.read(Path(config.data.manifest))
+        manifest = sampling.Manifest.read(user_path(config.data.manifest))
         if config.data.shots not in {None, manifest.shots}:
             raise ConfigError(
                 f"data.shots is {config.data.shots}, but the manifest holds {manifest.shots} shots",

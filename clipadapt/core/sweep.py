@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from pydantic import Field, PositiveInt, ValidationError
 
 from clipadapt.core import config, leftovers, runner
-from clipadapt.core._strict import StrictModel
+from clipadapt.core._strict import Name, StrictModel
 from clipadapt.core.claims import Claims
 from clipadapt.core.config import TargetConfig
 from clipadapt.core.errors import ClipAdaptError, ConfigError
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from clipadapt.core.runner import Job, Session
     from clipadapt.core.schedule import Executor
 
-Targets = tuple[str | TargetConfig, ...]
+Targets = tuple[Name | TargetConfig, ...]
+MAX_COMBINATIONS: Final = 10_000
 
 
 class MethodAxis(StrictModel):
@@ -101,8 +102,8 @@ class Axes(StrictModel):
     """
 
     protocol: str | None = None
-    datasets: tuple[str, ...] | None = Field(default=None, min_length=1)
-    models: tuple[str, ...] | None = None
+    datasets: tuple[Name, ...] | None = Field(default=None, min_length=1)
+    models: tuple[Name, ...] | None = None
     methods: tuple[str | MethodAxis, ...] | None = Field(default=None, min_length=1)
     shots: tuple[PositiveInt | None, ...] | None = Field(default=None, min_length=1)
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -190,7 +191,7 @@ def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") 
     sweep = cast("SweepConfig", _validated(SweepConfig, {**raw, **axes}, path, "sweep"))
     experiments: list[Experiment] = []
     for part in sweep.parts or (sweep,):
-        builder = _Builder(path.stem, over, track)
+        builder = _Builder(config.check_identifier(path.stem, "sweep"), over, track)
         top = _axes(sweep) if sweep.parts else {}
         own = {**top, **_axes(part), "settings": {**sweep.settings, **part.settings}}
         excludes = (*sweep.exclude, *part.exclude) if sweep.parts else part.exclude
@@ -208,6 +209,22 @@ def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") 
     return list(found.values())
 
 
+def names_for(track: str) -> list[str]:
+    """Return the shipped sweeps whose methods the program of a track knows, by name."""
+
+    def known(path: Path) -> bool:
+        raw = config.read_fragment(path)
+        entries = [m for block in (raw, *_blocks(raw)) for m in block.get("methods") or ()]
+        try:
+            for entry in entries:
+                config.find_config(entry["recipe"] if isinstance(entry, dict) else entry, track)
+        except ConfigError:
+            return False
+        return True
+
+    return [name for name, path in sorted(config.sweep_names().items()) if known(path)]
+
+
 def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
     """Return name and rules of a protocol, given by path or bare name.
 
@@ -216,6 +233,7 @@ def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
     """
     path = config.find_config(name, kind="protocol")
     raw = config.read_fragment(path)
+    config.check_identifier(path.stem, "protocol")
     return path.stem, cast("ProtocolConfig", _validated(ProtocolConfig, raw, path, "protocol"))
 
 
@@ -227,13 +245,13 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for key, value in settings.items():
-        node = out
         *parents, last = key.split(".")
+        node: Any = out
         for part in parents:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"the setting '{key}': '{part}' already has the value {node!r}")
-        node[last] = value
+        config.merge(node, {last: value})
     return out
 
 
@@ -292,6 +310,13 @@ class _Builder:
                 f"the sweep {self.label} lacks {' and '.join(absent)}",
                 hint="see configs/sweeps/ for examples",
             )
+        n = len(axes["datasets"]) * len(axes.get("models") or (None,)) * len(axes["methods"])
+        if n > MAX_COMBINATIONS:
+            raise ConfigError(
+                f"the sweep {self.label} has {n:,} combinations of data set, model and method; "
+                f"at most {MAX_COMBINATIONS:,}",
+                hint="make several sweeps of it",
+            )
         found = []
         for dataset, model, entry in product(
             axes["datasets"], axes.get("models") or (None,), axes["methods"]
@@ -321,8 +346,9 @@ class _Builder:
         name, rules = load_protocol(axes["protocol"])
         given = {"shots": rules.shots, "seeds": rules.seeds, "eval_on": rules.eval_on}
         settings = {"evaluation.protocol": name, **rules.settings, **axes["settings"]}
-        if _ALSO in rules.settings and _ALSO in axes["settings"]:
-            settings[_ALSO] = [*rules.settings[_ALSO], *axes["settings"][_ALSO]]
+        both = [*_also(nested(rules.settings)), *_also(nested(axes["settings"]))]
+        if both:
+            settings[_ALSO] = both
         return {**{k: v for k, v in given.items() if v is not None}, **axes, "settings": settings}
 
     def _method_name(self, method: MethodAxis) -> str:
@@ -362,16 +388,22 @@ class _Builder:
         ]
         also = _targets(axes, dataset, self.label)
         if also:
-            own_also = nested(axes["settings"]).get("evaluation", {}).get("also", ())
+            own_also = _also(nested(axes["settings"]))
             fragments.insert(-1, (self.label, {"evaluation": {"also": [*own_also, *also]}}))
         if METHODS.get(full).requires is None:
-            for _, fragment in fragments:
-                fragment.pop("model", None)
+            fragments = [(f, {k: v for k, v in d.items() if k != "model"}) for f, d in fragments]
         return config.build(fragments, source=f"{self.label}: {method.recipe}", track=track)
 
 
 _AS_THE_RECIPE: Any = object()
 _ALSO: Final = "evaluation.also"
+
+
+def _also(settings: Mapping[str, Any]) -> list[Any]:
+    """Return the further targets among nested settings; what is none is found when the experiment is built."""
+    evaluation = settings.get("evaluation")
+    also = evaluation.get("also") if isinstance(evaluation, dict) else None
+    return list(also) if isinstance(also, list | tuple) else [] if also is None else [also]
 
 
 def _targets(axes: Mapping[str, Any], dataset: str, label: str) -> list[dict[str, Any]]:

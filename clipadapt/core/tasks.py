@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from clipadapt.core import _imagenet, sampling
+from clipadapt.core._given import read_text, user_path
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import class_key
 from clipadapt.core.protocols import DatasetOptions, Split, Task
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clipadapt.core.config import DataConfig, Experiment
     from clipadapt.core.protocols import Classes, Dataset, Progress, SplitName
 
+MAX_LIST_BYTES: Final = 100 << 20  # of class names or templates
 TEMPLATE_SETS: Mapping[str, tuple[str, ...]] = {
     "7": _imagenet.TEMPLATES_7,
     "80": _imagenet.TEMPLATES_80,
@@ -270,7 +271,7 @@ def read_templates(choice: str, dataset: Dataset[Any]) -> tuple[str, ...]:
         return tuple(dataset.templates)
     if choice in TEMPLATE_SETS:
         return TEMPLATE_SETS[choice]
-    if not Path(choice).expanduser().exists():
+    if not user_path(choice).exists():
         raise DataError(
             f"no templates '{choice}'; accepted: single, {', '.join(TEMPLATE_SETS)}, or a file",
             hint="write a file with one template a line, such as 'a photo of a {}.'",
@@ -305,14 +306,7 @@ def classnames_sha256(classnames: Sequence[str]) -> str:
 
 
 def _lines(path: str, what: str) -> list[str]:
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except OSError as err:
-        raise DataError(
-            f"cannot read the {what} file '{path}': {err.strerror}", hint="name a UTF-8 text file"
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"the {what} file '{path}' is not UTF-8 text") from None
+    text = read_text(user_path(path), f"{what} file", MAX_LIST_BYTES)
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 

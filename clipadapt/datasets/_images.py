@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipadapt.core._files import sha256_file
+from clipadapt.core._given import user_path
 from clipadapt.core.errors import DataError, did_you_mean
 from clipadapt.core.hardware import cpu_count
 from clipadapt.core.labelled import split_by_hash
@@ -193,7 +194,7 @@ def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
     """
     found: list[str] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name)
         try:
             is_folder, is_there = path.is_dir(), path.exists()
         except OSError as err:
@@ -289,7 +290,7 @@ def existing_folder(argument: str, scheme: str) -> Path:
     """
     if not argument.strip():
         raise DataError(f"'{scheme}:' names no folder", hint=f"write {scheme}:PATH")
-    path = Path(argument).expanduser()
+    path = user_path(argument)
     try:
         if path.is_dir():
             return path

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from clipadapt.core._files import atomic_directory, cache_dir
+from clipadapt.core._given import user_path
 from clipadapt.core.errors import DataError, unknown
 from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS
@@ -292,7 +293,7 @@ def _unknown(argument: str) -> UnknownNameError:
     own = (name.partition("/")[2] for name in DATASETS.names("clip"))
     names = sorted({*KNOWN, *own} - {"torchvision"})
     hint = "list them with 'clipadapt ls datasets'"
-    if Path(argument).expanduser().exists():
+    if user_path(argument).exists():
         hint = f"for a folder of your own images write folder:{argument}"
     return unknown("dataset", argument, names, hint=hint)
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from clipadapt.core._given import user_path
 from clipadapt.core.errors import ModelError, did_you_mean
 
 ALIASES: Final = {
@@ -105,7 +106,7 @@ def parse(name: str) -> Name:
     if slash and rest.endswith(WEIGHT_SUFFIXES):
         return Name("file", arch=known_architecture(arch), path=_weights_file(rest))
     if slash and rest:
-        if arch not in architectures() and Path(name).expanduser().is_dir():
+        if arch not in architectures() and user_path(name).is_dir():
             raise ModelError(f"'{name}' is a folder", hint=f"write local-dir:{name}")
         return Name("tag", arch=known_architecture(arch), tag=rest)
     if name in architectures():
@@ -221,7 +222,7 @@ def _config_folder() -> Path:
 
 
 def _absolute(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    return user_path(text).absolute()
 
 
 def _folder(text: str) -> Path:

@@ -11,9 +11,9 @@ the separator is not found out, and ``quote=none`` where quotation marks are par
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipadapt.core._given import user_path
 from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, many_left_out, split_named
@@ -29,6 +29,8 @@ from textsent.datasets._tables import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from clipadapt.core.protocols import DatasetOptions, SplitName
     from textsent.datasets._rows import Row
     from textsent.datasets._tables import Table
@@ -49,9 +51,9 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         DataError: If a file, column, text or label is missing or cannot be used; the message says where.
     """
     # A "?" may belong to the file's own name.
-    exists = Path(argument).expanduser().exists()
+    exists = user_path(argument).exists()
     name, query = (argument, {}) if exists else split_query(argument, OPTIONS)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not name:
         raise DataError("csv: names no file", hint=f"write csv:PATH, where PATH is {LAYOUTS}")
     if not path.exists():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipadapt.core import hub
+from clipadapt.core._given import user_path
 from clipadapt.core.duplicates import duplicate_groups, normalise
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, make_split
@@ -71,7 +72,7 @@ def open_rotten_tomatoes(argument: str, options: DatasetOptions, /) -> LabelledS
         return _from_hub()
     if argument == "offline":
         return _from_wheel()
-    return _from_folder(Path(argument).expanduser())
+    return _from_folder(user_path(argument))
 
 
 def cut(n: int) -> tuple[slice, slice, slice]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from clipadapt.core import hub, wheels
+from clipadapt.core._given import user_path
 from clipadapt.core.errors import ModelError, did_you_mean
 from textsent.models._configurations import KNOWN, ORGANISATIONS, UNCASED
 
@@ -112,7 +113,7 @@ def parse(name: str) -> Name:
     if colon and scheme == "random":
         inner = rest.strip()
         plain = next((k for k, v in ORGANISATIONS.items() if inner == v), inner)
-        if plain in {MINILM, *KNOWN} and not Path(inner).is_dir():
+        if plain in {MINILM, *KNOWN} and not user_path(inner).is_dir():
             return Name("known", random=True, repo=plain)
         if not inner:
             raise ModelError(
@@ -124,7 +125,7 @@ def parse(name: str) -> Name:
     text = rest.strip() if colon and scheme == "local-dir" else name.strip()
     if not text:
         raise ModelError(f"'{name}' names no model", hint=f"accepted are {FORMS}")
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         return Name("folder", path=path.resolve())
     if path.is_file():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core.errors import DataError
+from clipadapt.core.errors import ConfigError, DataError
 from clipadapt.core.protocols import DatasetOptions
 from clipadapt.core.registry import DATASETS
 from clipadapt.datasets.folder import open_folder
@@ -281,5 +281,5 @@ def test_names_in_any_script_and_one_that_is_no_text(split_folder):
 
 
 def test_a_name_that_is_too_long_for_a_folder():
-    with pytest.raises(DataError, match=r"cannot open the folder .*: File name too long"):
+    with pytest.raises(ConfigError, match=r"cannot use the path .*: File name too long"):
         open_folder("x" * 5000, STRICT)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from clipadapt.core._given import user_path
 from clipadapt.core.cli import (
     DEFAULT_OUT,
     JsonOption,
@@ -21,6 +22,7 @@ from clipadapt.core.cli import (
     print_predictions,
     print_records,
     run_app,
+    run_experiments,
 )
 from clipadapt.core.errors import ConfigError, DataError
 
@@ -70,8 +72,7 @@ def zeroshot(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate models zero-shot: class names in, accuracy with its interval out."""
-    from clipadapt.core import config, runner
-    from clipadapt.core.progress import on_stderr
+    from clipadapt.core import config
 
     if limit is not None and limit < 1:
         raise ConfigError(
@@ -97,7 +98,7 @@ def zeroshot(
             }
             fragments = [("zero_shot", options), ("--set", own)]
             experiments.append(config.build(fragments, source="zeroshot", track="clip"))
-    found = runner.run(experiments, out, on_stderr())
+    found = run_experiments(experiments, out, as_json=as_json)
     print_records(found, out, as_json=as_json)
     if per_class and not as_json:
         from clipadapt.core import tables
@@ -120,7 +121,12 @@ def predict(
     top: TopOption = 1,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a sheet of thumbnails, one HTML file."),
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write a sheet of thumbnails, one HTML file.",
+            parser=user_path,
+        ),
     ] = None,
     on_bad_image: Annotated[
         BadImage, typer.Option(help="Stop at an unreadable image, or leave it out.")

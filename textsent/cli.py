@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipadapt.core._given import user_path
 from clipadapt.core.cli import (
     JsonOption,
     RunDirArgument,
@@ -59,7 +60,7 @@ def explore(
         BadRow, typer.Option(help="Stop at a row without a text or label, or leave it out.")
     ] = BadRow.error,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of the picture.")
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the picture.", parser=user_path)
     ] = Path("runs/explore"),
     as_json: JsonOption = False,
 ) -> None:
@@ -142,7 +143,8 @@ def predict(
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none reads stdin.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="FILE", help="Read one text a line.")
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Read one text a line.", parser=user_path),
     ] = None,
     top: TopOption = 1,
     as_json: JsonOption = False,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipadapt.core._files import full_error, is_full
+from clipadapt.core._given import user_path, visible
 from clipadapt.core.errors import (
     EXIT_DEFECT,
     EXIT_INTERRUPTED,
@@ -36,9 +39,17 @@ SettingOption = Annotated[
     ),
 ]
 OutOption = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Folder of the records.", show_default=True)
+    Path,
+    typer.Option(
+        "--out", metavar="DIR", help="Folder of the records.", show_default=True, parser=user_path
+    ),
 ]
-RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
+RunDirArgument = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.", parser=user_path)
+]
+RecordsArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of the records.", parser=user_path)
+]
 TopOption = Annotated[int, typer.Option("--top", help="Classes to name of each input.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DEFAULT_OUT = Path("runs")
@@ -115,11 +126,10 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         as_json: JsonOption = False,
     ) -> None:
         """Fit a method, evaluate it and write one record per seed; complete runs are skipped."""
-        from clipadapt.core import config, runner
-        from clipadapt.core.progress import on_stderr
+        from clipadapt.core import config
 
         experiment = config.load(configs, settings or (), track=track)
-        found = runner.run([experiment], out, on_stderr())
+        found = run_experiments([experiment], out, as_json=as_json)
         print_records(found, out, as_json=as_json)
         _draw_runs(found, out)
         if any(r.status == "failed" for r in found):
@@ -179,7 +189,8 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         run_dir: RunDirArgument,
         form: Annotated[str, typer.Option("--format", help="One of those of the method.")],
         output: Annotated[
-            Path, typer.Option(metavar="PATH", help="A path that does not exist yet.")
+            Path,
+            typer.Option(metavar="PATH", help="A path that does not exist yet.", parser=user_path),
         ],
     ) -> None:
         """Write a run's classifier in the format of another library."""
@@ -189,7 +200,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
 
     @app.command("table", epilog=_example(f"{program} table runs --format latex"))
     def table(
-        directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the records.")],
+        directory: RecordsArgument,
         form: Annotated[TableFormat, typer.Option("--format")] = TableFormat.markdown,
         metric: Annotated[str, typer.Option(help="Metric of the table.")] = "accuracy",
         reference: Annotated[
@@ -223,9 +234,10 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
 
     @app.command("report", epilog=_example(f"{program} report runs --output report.html"))
     def report(
-        directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the records.")],
+        directory: RecordsArgument,
         output: Annotated[
-            Path, typer.Option("--output", metavar="FILE", help="HTML file to write.")
+            Path,
+            typer.Option("--output", metavar="FILE", help="HTML file to write.", parser=user_path),
         ] = Path("report.html"),
         examples: Annotated[
             bool,
@@ -275,6 +287,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
             Kind.sweeps: lambda: sweeps.names_for(track),
             Kind.protocols: config.protocol_names,
         }
+        faults: list[str] = []
         if kind in shipped:
             names = sorted(shipped[kind]())
         else:
@@ -283,13 +296,15 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
                 Kind.datasets: registry.DATASETS,
                 Kind.models: registry.MODELS,
             }
-            names = list(registries[kind].names(track))
+            entries, faults = registries[kind].survey()
+            names = sorted(name for name in entries if name.startswith(f"{track}/"))
             if kind is not Kind.methods:
                 names = [n.partition("/")[2] for n in names]
         if as_json:
             print_json({kind.value: names})
         else:
             typer.echo("\n".join(names))
+        registry.refuse_plugins(faults)
 
     @app.command("doctor", epilog=_example(f"{program} doctor --dataset {example_data}"))
     def doctor(
@@ -452,6 +467,22 @@ def print_predictions(
         )
 
 
+def run_experiments(
+    experiments: Sequence[Experiment], out: Path, *, as_json: bool
+) -> list[RunRecord]:
+    """Run experiments; with ``as_json``, what has been recorded is printed although one fails."""
+    from clipadapt.core.progress import on_stderr
+    from clipadapt.core.runner import Session
+
+    session = Session(out, on_stderr())
+    try:
+        return session.run(experiments)
+    except Exception:
+        if as_json and session.planned:
+            print_records(session.records(), out, as_json=True)
+        raise
+
+
 def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> None:
     """Print records as one JSON document, or as a table with the folder they lie in."""
     if as_json:
@@ -541,23 +572,85 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     args = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]  # accepted anywhere, not only before the command
+    if arguments is None:
+        guard_streams()
     _interrupt_when_told_to_end()
     try:
         app(args=args)
     except ClipAdaptError as err:
         if debug:
             raise
-        typer.secho(f"error: {err}", fg=typer.colors.RED, err=True)
-        sys.exit(EXIT_USER_ERROR)
-    except OSError as err:
-        if debug or not is_full(err):
+        _end(str(err))
+    except OSError as err:  # of the machine: no right, no room, a disk that fails
+        if debug or err.errno is None:
             raise
-        typer.secho(f"error: {full_error(err)}", fg=typer.colors.RED, err=True)
-        sys.exit(EXIT_USER_ERROR)
+        where = f"'{err.filename}': " if err.filename else ""
+        _end(str(full_error(err)) if is_full(err) else f"{where}{err.strerror or err}")
+    except MemoryError as err:
+        if debug:
+            raise
+        _end(f"there is not enough memory: {err or 'it is used up'}")
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
             typer.echo("interrupted; complete runs are kept, the same command goes on", err=True)
+        try:
+            sys.stdout.flush()
+        except ClipAdaptError as err:
+            _end(str(err))
         raise
+
+
+def _end(message: str) -> None:
+    """Print an error without what a terminal would obey, and end."""
+    text = visible(f"error: {message}", lines=True)
+    typer.secho(text, fg=typer.colors.RED, err=True)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def guard_streams() -> None:
+    """Have output go nowhere where nobody takes it: a closed stream or a pipe without a reader.
+
+    A run goes on then and its exit code is that of the work. Characters that the console's encoding lacks are escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; a file opened later would take its place, and what is printed
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif name != "stdin":
+            old = getattr(sys, name)
+            raw = _Output(number, "w", closefd=False)
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(
+                    io.BufferedWriter(raw),
+                    encoding=old.encoding,
+                    errors="backslashreplace",
+                    line_buffering=old.line_buffering,
+                ),
+            )
+
+
+class _Output(io.FileIO):
+    """A standard stream whose reader may leave."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as err:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if self.fileno() == 1 and not isinstance(err, BrokenPipeError):
+                raise RecordError(
+                    f"cannot write to the standard output: {err.strerror}",
+                    hint="write it to a place that has room",
+                ) from None
+            return len(data)
 
 
 def _interrupt_when_told_to_end() -> None:

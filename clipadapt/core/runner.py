@@ -11,7 +11,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from clipadapt.core.tasks import classnames_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -360,6 +360,7 @@ class Session:
         self.progress: Progress = progress or Silent()
         self.opened = opened or tasks.OpenSets()
         self.backbones = Backbones(Services(FeatureStore(enabled=False), self.progress))
+        self.planned: list[Job] = []
 
     def prepare(self, experiment: Experiment) -> Prepared:
         """Prepare an experiment; see :func:`prepare`."""
@@ -396,7 +397,7 @@ class Session:
         jobs = self.jobs([self.prepare(e) for e in experiments])
         for of_one in jobs:
             self.note_skipped(of_one)
-        flat = [job for of_one in jobs for job in of_one]
+        flat = self.planned = [job for of_one in jobs for job in of_one]
         diverged: list[DivergedError] = []
         with (
             self.progress.track("runs", len(flat), "runs") as bar,
@@ -411,7 +412,11 @@ class Session:
                 bar.advance(1)
         if diverged:
             raise diverged[0]
-        return [record for job in flat for record in job.records()]
+        return self.records()
+
+    def records(self) -> list[RunRecord]:
+        """Return the records there are of what :meth:`run` was given, in order; failed ones too."""
+        return [record for job in self.planned for record in job.records()]
 
     def execute(self, job: Job) -> None:
         """Do one job; see :func:`execute`."""

@@ -1,8 +1,9 @@
 """Published numbers, to be set beside one's own: ``configs/references/*.yaml``.
 
-A number fits a run where data set, training data, model, method, shots and the settings it names are the same. Where
-the examples still differ (another split, a part of it), :func:`caveats` says so and a table must repeat it: such
-numbers are not comparable.
+A number fits a run where data set, training data, model, method, shots, the very templates and the settings it names
+are the same. Where what decides the number still differs (another split or a part of it, other or fewer classes, other
+names of them, images that could not be read, other arithmetic), :func:`caveats` says so and a table must repeat it:
+such numbers are not comparable.
 """
 
 from __future__ import annotations
@@ -10,20 +11,30 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import Field, FiniteFloat, JsonValue, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import ConfigError
+from clipadapt.core.tasks import TEMPLATE_SETS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from clipadapt.core.records import RunRecord
 
-OTHER_EXAMPLES: Final = {
+UNLIKE: Final = {
     "not_the_official_split": "not the official split",
     "not_the_official_data": "not the official data",
+    "allow_fewer": "a class had fewer examples than shots",
 }
 
 
@@ -38,9 +49,12 @@ class Reference(StrictModel):
         models: Names of the backbone, any of them.
         method: Registered name.
         shots: Training examples per class, None for all.
-        templates: Number of prompt templates, None where it does not matter.
+        templates: Prompt templates, in any order, or the name of a set of them; None where there are none.
         where: Settings that must have these values, by dotted key.
         n_test: Examples judged, None where it is not said.
+        n_classes: Classes judged among, None where it is not said.
+        classnames_sha256: Hash of the class names in their order, as in a record; None where none go into prompts.
+        dtypes: Arithmetic of the model that does not change the number: what was used, and what is at least as exact.
         val: Metrics on val, by name, as in a record.
         test: Metrics on test, by name, as in a record.
         n_trainable_params: Parameters learnt, or None.
@@ -54,13 +68,28 @@ class Reference(StrictModel):
     models: tuple[str, ...] = Field(min_length=1)
     method: str
     shots: PositiveInt | None = None
-    templates: PositiveInt | None = None
+    templates: str | tuple[str, ...] | None = None
     where: dict[str, JsonValue] = Field(default_factory=dict)
     n_test: PositiveInt | None = None
+    n_classes: PositiveInt | None = None
+    classnames_sha256: str | None = None
+    dtypes: tuple[str, ...] = ("fp32",)
     val: dict[str, FiniteFloat] = Field(default_factory=dict)
     test: dict[str, FiniteFloat] = Field(default_factory=dict)
     n_trainable_params: NonNegativeInt | None = None
     n_total_params: NonNegativeInt | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...] | None:
+        """The templates themselves."""
+        return TEMPLATE_SETS[self.templates] if isinstance(self.templates, str) else self.templates
+
+    @field_validator("templates")
+    @classmethod
+    def _known(cls, templates: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(templates, str) and templates not in TEMPLATE_SETS:
+            raise ValueError(f"no set of templates is called '{templates}'")
+        return templates
 
     def value(self, metric: str, split: str) -> float | None:
         """Return a figure of ``val`` or ``test``, None where it was not published."""
@@ -99,9 +128,8 @@ def differences(record: RunRecord, reference: Reference) -> tuple[str, ...]:
         found.append(f"learnt from {record.data.name}, published from {learnt_from}")
     if model not in reference.models:
         found.append(f"model {model or 'none'}, published with {reference.models[0]}")
-    n_templates = len(record.evaluation.templates)
-    if reference.templates is not None and n_templates != reference.templates:
-        found.append(f"{n_templates} templates, published with {reference.templates}")
+    if reference.prompts is not None:
+        found += _other_templates(record.evaluation.templates, reference.prompts)
     for key, wanted in reference.where.items():
         got = _setting(record.config, key)
         if got != wanted:
@@ -109,16 +137,53 @@ def differences(record: RunRecord, reference: Reference) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _other_templates(own: Sequence[str], published: Sequence[str]) -> list[str]:
+    if sorted(own) == sorted(published):
+        return []
+    if len(own) != len(published):
+        return [f"{len(own)} templates, published with {len(published)}"]
+    if len(own) == 1:
+        return [f"template '{own[0]}', published with '{published[0]}'"]
+    others = len(set(own) - set(published))
+    return [f"{len(own)} templates, {others} of them not the published ones"]
+
+
 def caveats(record: RunRecord, reference: Reference) -> tuple[str, ...]:
-    """Return why a number that fits is not comparable all the same: other examples; empty where it is."""
-    found = [words for flag, words in OTHER_EXAMPLES.items() if flag in record.flags]
+    """Return why a number that fits is not comparable all the same; empty where it is.
+
+    What decides it: the examples, the classes among which is chosen and their names, and the arithmetic.
+    """
+    found = [words for flag, words in UNLIKE.items() if flag in record.flags]
     # The published size is that of test; nothing is known of val's.
-    judged = record.data.n_test
-    if record.evaluation.split == "test" and reference.n_test not in {None, judged}:
-        found.append(f"judged on {judged:,} examples, published on {reference.n_test:,}")
+    judged, data = record.evaluation, record.data
+    if judged.split == "test" and reference.n_test not in {None, data.n_test}:
+        found.append(f"judged on {data.n_test:,} examples, published on {reference.n_test:,}")
     elif _setting(record.config, "data.limit") is not None:
-        found.append(f"judged on {judged:,} examples only")
+        found.append(f"judged on {data.n_test:,} examples only")
+    if data.skipped:
+        found.append(f"{data.skipped:,} examples could not be read and were left out")
+    if judged.classes != "all":
+        found.append(f"judged among the {judged.classes} classes, published among all")
+    elif reference.n_classes not in {None, _n_classes(record)}:
+        found.append(
+            f"judged among {_n_classes(record):,} classes, published among {reference.n_classes:,}"
+        )
+    elif reference.classnames_sha256 not in {None, judged.classnames_sha256}:
+        found.append("other class names, or another order of them")
+    elif reference.prompts is not None and _setting(record.config, "data.classnames") is not None:
+        found.append("class names of one's own")
+    learnt = _setting(record.config, "data.classes")
+    if not _learns_nothing(record) and learnt not in {None, "all"} and judged.classes == "all":
+        found.append(f"learnt on the {learnt} classes, published on all")
+    if record.model is not None and record.model.dtype not in reference.dtypes:
+        found.append(f"computed in {record.model.dtype}, published in {reference.dtypes[-1]}")
     return tuple(found)
+
+
+def _n_classes(record: RunRecord) -> int:
+    """Return the number of classes judged among; those learnt from may be others."""
+    names: Any = (record.per_class or {}).get("classnames")
+    return len(names) if names else record.data.n_classes
 
 
 @cache
@@ -134,12 +199,28 @@ def all_references() -> tuple[Reference, ...]:
     return tuple(
         reference
         for path in sorted(folder.glob("*.yaml"))
-        for reference in parse(_groups(path, read_fragment(path)), str(path))
+        for reference in _parse_file(path, read_fragment(path))
     )
 
 
-def parse(groups: list[dict[str, Any]], origin: str) -> list[Reference]:
+def _parse_file(path: Path, raw: dict[str, Any]) -> list[Reference]:
+    groups, datasets = raw.get("references"), raw.get("datasets", {})
+    if not isinstance(groups, list):
+        raise ConfigError(f"{path} has no list 'references'")
+    return parse(groups, str(path), datasets)
+
+
+def parse(
+    groups: list[dict[str, Any]],
+    origin: str,
+    datasets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Reference]:
     """Turn groups of numbers into references: a number's own keys go before those of its group.
+
+    Args:
+        groups: Groups as in a file.
+        origin: The file's name, for messages.
+        datasets: Keys of every number on a data set, by its name; those of group and number go before them.
 
     Raises:
         ConfigError: If one is not valid.
@@ -149,7 +230,9 @@ def parse(groups: list[dict[str, Any]], origin: str) -> list[Reference]:
         common = {k: v for k, v in group.items() if k != "numbers"}
         for number in group.get("numbers", ()):
             try:
-                out.append(Reference.model_validate({**common, **number}))
+                own = {**common, **number}
+                of_set = (datasets or {}).get(str(own.get("dataset")), {})
+                out.append(Reference.model_validate({**of_set, **own}))
             except ValidationError as err:
                 fault = err.errors(include_url=False)[0]
                 where = ".".join(str(part) for part in fault["loc"])
@@ -157,13 +240,6 @@ def parse(groups: list[dict[str, Any]], origin: str) -> list[Reference]:
                     f"{origin} is no file of published numbers: {where}: {fault['msg']} in {number}"
                 ) from None
     return out
-
-
-def _groups(path: Path, raw: dict[str, Any]) -> list[dict[str, Any]]:
-    groups = raw.get("references")
-    if not isinstance(groups, list):
-        raise ConfigError(f"{path} has no list 'references'")
-    return groups
 
 
 def _same_kind(record: RunRecord, reference: Reference) -> bool:

@@ -56,7 +56,7 @@ class Published:
         value: The figure, in the metric's unit.
         source: Where it was published; where it is not comparable, why not.
         number: Number of the source in the notes, from 1.
-        comparable: Whether it was got on the same examples.
+        comparable: Whether all that decides it is the same.
     """
 
     value: float
@@ -181,10 +181,11 @@ def build_table(
     sources: dict[str, int] = {}
     groups = group_records(distinct)
     unread: list[str] = []
+    near: list[str] = []
     for group in groups:
         row = _row(group, metric, store, unread)
         rows.append(
-            replace(row, published=_published(group, metric, sources)) if reference else row
+            replace(row, published=_published(group, metric, sources, near)) if reference else row
         )
     if values and values[0].unit == "fraction" and values[0].higher_is_better:
         rows = _with_harmonic_means(groups, rows, metric, store, unread)
@@ -199,6 +200,7 @@ def build_table(
             *([conditions(ok)] if ok else ()),
             *(f"Published ({number}): {cited}." for cited, number in sources.items()),
             *([NONE_FITS] if reference and not sources else ()),
+            *dict.fromkeys(near),
         ),
         reference=reference,
     )
@@ -491,18 +493,31 @@ def conditions(records: Sequence[RunRecord]) -> str:
     return "Judged: " + "; ".join(f"{k}: {' or '.join(v)}" for k, v in found.items()) + "."
 
 
-def _published(group: Group, metric: str, sources: dict[str, int]) -> tuple[Published, ...]:
-    """Return the published figures that fit a group; new sources are numbered in ``sources``."""
-    from clipadapt.core.references import caveats, references_for
+def _published(
+    group: Group, metric: str, sources: dict[str, int], near: list[str]
+) -> tuple[Published, ...]:
+    """Return the published figures that fit a group; new sources are numbered, and what nearly fits is noted."""
+    from clipadapt.core.references import caveats, differences, nearest_references, references_for
 
+    first = group.first
+    split = first.evaluation.split
     found = []
-    for reference in references_for(group.first):
-        value = reference.value(metric, group.first.evaluation.split)
+    for reference in references_for(first):
+        value = reference.value(metric, split)
         if value is not None:
             unlike = {words: None for r in group.records for words in caveats(r, reference)}
             cited = reference.cited + (f"; not comparable: {'; '.join(unlike)}" if unlike else "")
             number = sources.setdefault(cited, len(sources) + 1)
             found.append(Published(value, cited, number, comparable=not unlike))
+    if not found:
+        for reference in nearest_references(first):
+            value, unlike = reference.value(metric, split), differences(first, reference)
+            if value is not None and unlike:
+                title = method_title(first.method.name, first.method.recipe)
+                near.append(
+                    f"The nearest published number does not fit {title} on {first.evaluation.dataset}: "
+                    f"{'; '.join(unlike)} ({reference.cited})."
+                )
     return tuple(found)
 
 

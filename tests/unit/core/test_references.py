@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from clipadapt.core._imagenet import CLASSNAMES, TEMPLATES_7, TEMPLATES_80, WNIDS
 from clipadapt.core.errors import ConfigError
 from clipadapt.core.references import (
     all_references,
@@ -15,6 +16,8 @@ from clipadapt.core.references import (
     references_for,
 )
 from clipadapt.core.tables import build_table, render
+from clipadapt.core.tasks import classnames_sha256
+from clipadapt.datasets._wnid import imagenet_names
 from tests.unit.core.test_records import make_record, metric
 
 SVM = {"kernel": "rbf", "C": 1.0, "C_grid": [], "pooling": "cls", "layer": -1, "standardize": False}
@@ -29,6 +32,7 @@ def sentiment(method="text/svm", *, dataset="rotten_tomatoes", settings=None, **
         "data__name": dataset,
         "data__shots": None,
         "data__n_test": 1066,
+        "data__n_classes": 2,
         "evaluation__dataset": dataset,
         "evaluation__templates": [],
         "model__name": "distilbert-base-uncased",
@@ -39,22 +43,33 @@ def sentiment(method="text/svm", *, dataset="rotten_tomatoes", settings=None, **
     return make_record(**{**values, **changes})
 
 
+MODEL = "ViT-B-32-quickgelu/openai"
+TEMPLATES = {1: ["a photo of a {}."], 7: list(TEMPLATES_7), 80: list(TEMPLATES_80)}
+
+
 def zero_shot(dataset, model, n_templates, **changes):
-    return make_record(
-        method__name="clip/zero_shot",
-        evaluation__dataset=dataset,
-        evaluation__templates=["{}"] * n_templates,
-        model__name=model,
-        **changes,
-    )
+    fields = {
+        "method__name": "clip/zero_shot",
+        "evaluation__dataset": dataset,
+        "evaluation__templates": TEMPLATES[n_templates],
+        "evaluation__classnames_sha256": classnames_sha256(CLASSNAMES),
+        "model__name": model,
+        "data__name": dataset,
+        "data__n_classes": 1000,
+        "data__n_test": 50_000,
+    }
+    return make_record(**{**fields, **changes})
 
 
 def test_every_published_number_is_a_fraction_with_a_source():
     found = all_references()
 
-    assert len(found) > 80
+    assert len(found) > 60
     for reference in found:
         assert reference.source
+        assert "not recorded" not in reference.cited
+        assert reference.n_test
+        assert reference.n_classes or "TextAttack" in reference.source
         assert reference.test
         assert all(0 < v < 1 for name, v in reference.test.items() if name != "nll")
     keys = [r.model_dump_json(exclude={"test", "val"}) for r in found]
@@ -110,9 +125,93 @@ def test_other_examples_are_a_caveat():
         "judged on 200 examples, published on 1,066",
     )
     limited = zero_shot(
-        "imagenet", "ViT-B-32-quickgelu/openai", 80, config={"data": {"name": "i", "limit": 100}}
+        "imagenet", MODEL, 80, data__n_test=100, config={"data": {"name": "i", "limit": 100}}
     )
-    assert caveats(limited, references_for(limited)[0]) == ("judged on 100 examples only",)
+    assert caveats(limited, references_for(limited)[0]) == (
+        "judged on 100 examples, published on 50,000",
+    )
+    val = sentiment(evaluation__split="val", config={"data": {"limit": 50}, "method": SVM})
+    assert caveats(val, references_for(val)[0]) == ("judged on 1,066 examples only",)
+
+
+def test_the_same_in_all_that_decides_it_is_comparable():
+    record = zero_shot("imagenet", MODEL, 80)
+    (reference,) = references_for(record)
+    assert reference.test["accuracy"] == 0.6333
+    assert caveats(record, reference) == ()
+    assert caveats(zero_shot("imagenet", MODEL, 80, model__dtype="fp16"), reference) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"evaluation__classes": "base"}, "judged among the base classes, published among all"),
+        ({"data__n_classes": 7}, "judged among 7 classes, published among 1,000"),
+        (
+            {"per_class": {"classnames": list("abcdefg")}},
+            "judged among 7 classes, published among 1,000",
+        ),
+        (
+            {"evaluation__classnames_sha256": classnames_sha256(CLASSNAMES[::-1])},
+            "other class names, or another order of them",
+        ),
+        ({"model__dtype": "bf16"}, "computed in bf16, published in fp16"),
+        ({"data__skipped": 3}, "3 examples could not be read and were left out"),
+        ({"data__n_test": 49_000}, "judged on 49,000 examples, published on 50,000"),
+        ({"flags": ("not_the_official_data",)}, "not the official data"),
+    ],
+)
+def test_what_decides_a_number_is_compared(changes, words):
+    record = zero_shot("imagenet", MODEL, 80, **changes)
+    (reference,) = references_for(record)
+    assert words in caveats(record, reference)
+    table = build_table([record], reference=True)
+    assert words in table.notes[-1]
+    assert "not comparable" in render(table)
+
+
+def test_seven_of_the_200_classes_of_imagenet_r_are_another_task():
+    record = zero_shot("imagenet-r", MODEL, 80, data__n_classes=7, data__n_test=30_000)
+    assert caveats(record, references_for(record)[0]) == (
+        "judged among 7 classes, published among 200",
+    )
+
+
+def test_a_method_that_learnt_the_base_classes_alone_is_not_comparable():
+    changes = {
+        "method__name": "clip/coop",
+        "model__name": "RN50-quickgelu/openai",
+        "data__shots": 16,
+    }
+    config = {"data": {"name": "imagenet", "classes": "base"}, "method": {"n_ctx": 16}}
+    record = zero_shot("imagenet", MODEL, 1, config=config, **changes)
+    (reference,) = references_for(record)
+    assert "learnt on the base classes, published on all" in caveats(record, reference)
+
+
+def test_templates_are_compared_by_content():
+    own = ["a picture of a {}.", *TEMPLATES_80[1:]]
+    record = zero_shot("imagenet", MODEL, 80, evaluation__templates=own)
+    assert references_for(record) == []
+    (near,) = nearest_references(record)
+    assert differences(record, near) == ("80 templates, 1 of them not the published ones",)
+    backwards = zero_shot("imagenet", MODEL, 80, evaluation__templates=TEMPLATES[80][::-1])
+    assert references_for(backwards)
+    one = zero_shot("imagenet", MODEL, 1, evaluation__templates=["{}"])
+    assert any("template '{}', published with" in d for d in differences(one, references_for(
+        zero_shot("imagenet", MODEL, 1))[0]))  # fmt: skip
+
+
+def test_the_table_says_why_the_nearest_number_does_not_fit():
+    table = build_table([zero_shot("imagenet", MODEL, 7)], reference=True)
+    assert table.rows[0].published == ()
+    assert "7 templates, published with" in table.notes[-1]
+    assert "does not fit clip/zero_shot" in table.notes[-1]
+
+
+def test_hashes_of_class_names_in_the_files_are_those_of_the_data_sets():
+    hashes = {r.classnames_sha256 for r in all_references()} - {None}
+    assert hashes == {classnames_sha256(imagenet_names(WNIDS))}
 
 
 def test_templates_tell_zero_shot_numbers_apart_and_shots_do_not():
@@ -170,9 +269,13 @@ def test_the_table_has_published_figures_where_they_fit_and_only_when_asked():
         ("minilm", "-"),
     ]
     notes = build_table(records, reference=True).notes
-    assert notes[-2].startswith("Published (1): sentiment tracks")
-    assert notes[-2].endswith("not comparable: not the official split.")
-    assert "not comparable" not in notes[-1]
+    first, second, near = notes[-3:]
+    assert first.startswith("Published (1): sentiment tracks")
+    assert first.endswith("not comparable: not the official split.")
+    assert "not comparable" not in second
+    assert near.startswith(
+        "The nearest published number does not fit text/svm on rotten_tomatoes: model minilm,"
+    )
     assert "published" not in header_and_rows(build_table(records))[0]
 
 

@@ -511,12 +511,12 @@ def _published(
             found.append(Published(value, cited, number, comparable=not unlike))
     if not found:
         for reference in nearest_references(first):
-            value, unlike = reference.value(metric, split), differences(first, reference)
-            if value is not None and unlike:
+            unfit = differences(first, reference)
+            if reference.value(metric, split) is not None and unfit:
                 title = method_title(first.method.name, first.method.recipe)
                 near.append(
                     f"The nearest published number does not fit {title} on {first.evaluation.dataset}: "
-                    f"{'; '.join(unlike)} ({reference.cited})."
+                    f"{'; '.join(unfit)} ({reference.cited})."
                 )
     return tuple(found)
 

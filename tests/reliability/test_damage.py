@@ -1,0 +1,171 @@
+"""Flipped bits and truncations in every kind of file that is read back: none goes unnoticed, none is a traceback.
+
+A kind is a function that makes its file below a folder and returns the file and what reads it, as a command would. What
+is read is either refused with a message that names the file, or equal to what an undamaged file gives (a cache's entry
+is then made anew). Add a kind by adding a function to :data:`KINDS`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipadapt.core import leakage
+from clipadapt.core.errors import ClipAdaptError
+from clipadapt.core.history import read_epochs
+from clipadapt.core.inference import inspect_run, load_run
+from clipadapt.core.protocols import DatasetOptions
+from clipadapt.core.records import RunStore
+from clipadapt.core.registry import DATASETS
+from clipadapt.core.sampling import Manifest
+from clipadapt.core.store import FeatureStore, Space
+from tests.unit.core.test_records import make_failure, make_predictions, make_record
+
+TIMES = 20
+
+Made = tuple[Path, Callable[[], Any]]
+
+
+def saved(root: Path) -> Path:
+    """A run with a history, a draw, a classifier and an earlier attempt; returns its folder."""
+    store, made = RunStore(root / "runs"), root / "made"
+    made.mkdir(parents=True)
+    (made / "weights.bin").write_bytes(random.Random(0).randbytes(500))
+    manifest = Manifest.create(
+        dataset="folder:photo", dataset_sha256="d1", seed=1, shots=2, train=["a", "b\udcff"], val=["c"]
+    )  # fmt: skip
+    store.save_failure(make_failure())
+    record = store.save(
+        make_record(per_class={"classnames": list("abcd")}, flags=["collapse"]),
+        make_predictions(),
+        history=[{"epoch": e, "train_loss": 1 / e} for e in (1, 2, 3)],
+        classifier_dir=made,
+        manifest=manifest,
+    )
+    return store.run_dir(record)
+
+
+def record(root: Path) -> Made:
+    folder = saved(root)
+    return folder / "record.json", lambda: RunStore.load(folder)
+
+
+def predictions(root: Path) -> Made:
+    folder = saved(root)
+    return folder / "predictions.npz", lambda: RunStore.load_predictions(folder).sha256()
+
+
+def history(root: Path) -> Made:
+    folder = saved(root)
+    return folder / "history.jsonl", lambda: read_epochs(folder, RunStore.load(folder))
+
+
+def manifest_of_a_run(root: Path) -> Made:
+    folder = saved(root)
+    return folder / "manifest.json", lambda: RunStore(root / "runs").damage(folder.name)
+
+
+def manifest(root: Path) -> Made:
+    folder = saved(root)
+    return folder / "manifest.json", lambda: Manifest.read(folder / "manifest.json")
+
+
+def earlier_attempt(root: Path) -> Made:
+    folder = saved(root)
+    return folder / "attempt-1.json", lambda: RunStore(root / "runs").damage(folder.name)
+
+
+def classifier_of_a_run(root: Path) -> Made:
+    folder = saved(root)
+    return folder / "classifier" / "weights.bin", lambda: RunStore(root / "runs").damage(folder.name)  # fmt: skip
+
+
+def duplicates_found(root: Path) -> Made:
+    resolved = DATASETS.resolve("synthetic:3x4", "clip")
+    data = resolved.provider(resolved.argument, DatasetOptions())
+    look = lambda: leakage.examine(data, "test", data, "test")  # noqa: E731
+    look()
+    path = leakage._cached(data, ("train", "val"), data, "test")
+    return path, look
+
+
+def features(root: Path) -> Made:
+    space = Space("w", "gelu", "output", "p", "fp32", 0, "image")
+    keys = np.random.default_rng(0).integers(0, 256, (20, 32), dtype=np.uint8)
+    rows = np.arange(160, dtype=np.float32).reshape(20, 8)
+
+    def read() -> list[list[float]]:
+        store = FeatureStore(root / "cache")
+        return store.get_or_compute(space, keys, lambda i: iter([(i, rows[i])])).rows.tolist()
+
+    read()
+    (path,) = (root / "cache" / "features").rglob("*.safetensors")
+    return path, read
+
+
+KINDS: dict[str, Callable[[Path], Made]] = {
+    f.__name__: f
+    for f in (
+        record, predictions, history, manifest, manifest_of_a_run, earlier_attempt, classifier_of_a_run,
+        duplicates_found, features,
+    )
+}  # fmt: skip
+
+
+def flipped(whole: bytes, number: int) -> bytes:
+    """One bit is another, each time elsewhere."""
+    at = random.Random(number).randrange(8 * len(whole))
+    raw = bytearray(whole)
+    raw[at // 8] ^= 1 << at % 8
+    return bytes(raw)
+
+
+def cut(whole: bytes, number: int) -> bytes:
+    """The end is missing: nothing is left, or all but the last byte, or something between."""
+    return whole[: number * (len(whole) - 1) // (TIMES - 1)]
+
+
+def survives(path: Path, read: Callable[[], Any], harm: Callable[[bytes, int], bytes]) -> None:
+    """Damage a file time after time; what reads it must refuse it by name, or give what it should."""
+    whole = path.read_bytes()
+    expected = read()
+    for number in range(TIMES):
+        path.write_bytes(harm(whole, number))
+        try:
+            found = read()
+        except ClipAdaptError as err:
+            found = err.problem
+        named = isinstance(found, str) and path.name in found and found != expected
+        assert named or found == expected, f"{harm.__name__} {number} goes unnoticed"
+    path.write_bytes(whole)
+    assert read() == expected
+
+
+@pytest.mark.parametrize("harm", [flipped, cut])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_damage_goes_unnoticed(kind, harm, tmp_path):
+    survives(*KINDS[kind](tmp_path), harm)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, tiny_clip):
+    """A real run with a classifier, and the folder of its records."""
+    from clipadapt.core import config, runner
+
+    out = tmp_path_factory.mktemp("real")
+    settings = [f"model.name={tiny_clip}", "data.name=synthetic:3x6", "seeds=[1]"]
+    (made,) = runner.run([config.load(["linear_probe-quick"], settings)], out)
+    return RunStore(out).run_dir(made)
+
+
+@pytest.mark.parametrize("harm", [flipped, cut])
+@pytest.mark.parametrize("name", ["classifier.safetensors", "classifier.json"])
+def test_no_classifier_is_loaded_that_is_not_what_was_saved(fitted, name, harm):
+    path = fitted / "classifier" / name
+    for read in (load_run, inspect_run):
+        survives(path, lambda read=read: (read(fitted), path.read_bytes())[1], harm)

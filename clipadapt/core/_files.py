@@ -120,7 +120,12 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         ValueError: If a number is not finite; JSON has no word for it.
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return what :func:`write_json` writes."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def sealed(text: str) -> bytes:
@@ -296,18 +301,20 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
 
 
-def is_full(err: OSError) -> bool:
-    """Tell whether nothing more can be written: no room, over a quota or a limit, or a file system to be read only."""
-    return err.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def full_error(err: OSError) -> RecordError:
-    """Return the error for a file that has to be written and cannot be, see :func:`is_full`."""
-    where = f" '{err.filename}'" if err.filename else ""
-    return RecordError(
-        f"cannot write{where}: {err.strerror or err}",
-        hint="make room (the feature store: 'clipadapt cache prune --max-bytes N'), then start the same command again",
-    )
+def refusal(err: BaseException) -> RecordError | None:
+    """Return what to say where the system refuses a file for want of room or of permission; None for other errors."""
+    if not isinstance(err, OSError) or err.errno not in _NO_ROOM | _NOT_ALLOWED:
+        return None
+    where = f" '{os.fsdecode(err.filename)}'" if err.filename else " a file"
+    if err.errno in _NO_ROOM:
+        hint = "make room, for example with 'clipadapt cache prune --max-bytes N', and start the same command again"
+        return RecordError(f"cannot write{where}: {err.strerror}", hint=hint)
+    hint = "check owner and mode; CLIPADAPT_CACHE names the cache folder, --out that of the records"
+    return RecordError(f"cannot use{where}: {err.strerror}", hint=hint)
 
 
 def cache_dir() -> Path:
@@ -324,6 +331,32 @@ def sha256_file(path: Path) -> str:
     """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(directory: Path) -> dict[str, str]:
+    """Return the sha256 of every file in a folder, by its path there."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    return {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
+
+
+def first_changed(directory: Path, expected: Mapping[str, str], besides: str) -> str:
+    """Return the first file of a folder that is not as it was, or an empty string.
+
+    Args:
+        directory: The folder.
+        expected: What :func:`checksums` said of it.
+        besides: Name of a file written after that.
+    """
+    there = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
+    for name in sorted(there.symmetric_difference({*expected, besides})):
+        return name
+    for name, known in expected.items():
+        try:
+            if not (directory / name).is_file() or sha256_file(directory / name) != known:
+                return name
+        except OSError:  # one that cannot be read is as good as lost
+            return name
+    return ""
 
 
 def temporary_beside(path: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipadapt.core._files import full_error, is_full
+from clipadapt.core._files import refusal
 from clipadapt.core._given import user_path, visible
 from clipadapt.core.errors import (
     EXIT_DEFECT,
@@ -585,7 +585,7 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         if debug or err.errno is None:
             raise
         where = f"'{err.filename}': " if err.filename else ""
-        _end(str(full_error(err)) if is_full(err) else f"{where}{err.strerror or err}")
+        _end(str(refusal(err) or f"{where}{err.strerror or err}"))
     except MemoryError as err:
         if debug:
             raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipadapt.core import leakage, leftovers, metrics, records, sampling, tasks
-from clipadapt.core._files import check_writable, full_error, is_full, scratch_folder
+from clipadapt.core._files import check_writable, refusal, scratch_folder
 from clipadapt.core._given import user_path
 from clipadapt.core.claims import Claims
 from clipadapt.core.context import RunContext, Services
@@ -469,8 +469,9 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
     except ClipAdaptError:
         raise
     except Exception as err:
-        if isinstance(err, OSError) and is_full(err):
-            raise full_error(err) from err  # no attempt of the run
+        refused = refusal(err)
+        if refused is not None:
+            raise refused from err  # no fault of the run: it counts as no attempt
         run.record_failure(f"{type(err).__name__}: {err}")
         raise
 

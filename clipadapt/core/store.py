@@ -692,7 +692,8 @@ class FeatureStore:
     @property
     def scratch(self) -> Path | None:
         """Folder for large results, or None for the system's own."""
-        return self.directory if self.enabled and self.directory.is_dir() else None
+        there = os.path.isdir(self.directory)  # noqa: PTH112  never raises, whoever it belongs to
+        return self.directory if self.enabled and there else None
 
     def open(self, space: Space) -> SpaceHandle:
         """Return the handle of a space; the same one every time."""
@@ -877,13 +878,35 @@ class FeatureStore:
         if not self._warned:
             self._warned = True
             log.warning(
-                "cannot write to the feature store %s (%s); features are computed anew each time",
+                "cannot write to the feature store %s (%s); features are computed anew each time, "
+                "unless CLIPADAPT_CACHE is set to a folder that can be written",
                 self.directory,
                 err.strerror or err,
             )
 
     def _folders(self) -> list[Path]:
-        found = self.directory.glob("[0-9a-f][0-9a-f]/*")
+        """Return the folders of all spaces; one that cannot be listed stands for those in it.
+
+        Raises:
+            ConfigError: If the store itself cannot be listed.
+        """
+        try:
+            tops = [p for p in self.directory.iterdir() if re.fullmatch("[0-9a-f]{2}", p.name)]
+        except FileNotFoundError:
+            return []
+        except OSError as err:
+            raise ConfigError(
+                f"cannot read the feature store '{self.directory}': {err.strerror or err}",
+                hint="set CLIPADAPT_CACHE to a folder of your own",
+            ) from err
+        found = []
+        for top in tops:
+            try:
+                found += list(top.iterdir())
+            except NotADirectoryError:
+                continue
+            except OSError:
+                found.append(top)
         return sorted(p for p in found if os.path.isdir(p))  # noqa: PTH112  never raises
 
 

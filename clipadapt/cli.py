@@ -148,7 +148,7 @@ def predict(
     ignored: Counter[str] = Counter()
     files = _images.find_images(images, ignored)
     if ignored:
-        progress.note(f"files that are no images are passed over: {sum(ignored.values())}")
+        progress.note(f"left out: {_images.listed(ignored)}")
     if on_bad_image is BadImage.skip:
         keep = _images.readable(files)
         names = [name for name, good in zip(files.names, keep, strict=True) if good]

@@ -33,7 +33,7 @@ from clipadapt.core.protocols import Inputs, ModelOptions, SelfCalibrated, Split
 from clipadapt.core.registry import METHODS, MODELS, track_of
 from clipadapt.core.store import FeatureStore
 from clipadapt.core.tasks import duplicate_names
-from clipadapt.datasets._images import ImageFiles, to_rgb
+from clipadapt.datasets._images import ImageFiles, opened_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,7 +190,9 @@ class _Pictures(Sequence[Image.Image]):
         item = self._items[index]
         if _is_path(item):
             return self._files[index]
-        return to_rgb(item) if isinstance(item, Image.Image) else Image.fromarray(item)
+        if isinstance(item, Image.Image):
+            return opened_rgb(item, f"picture {index}")
+        return Image.fromarray(item)
 
     def digest(self, index: int) -> bytes:
         """Return the hash of one picture's content, of a file's bytes where it is one."""
@@ -329,20 +331,39 @@ def _labels(y: Any, n: int) -> list[Any]:
     """Return ``n`` labels as Python's own values.
 
     Raises:
-        ValueError: If there are more or fewer, or they are not one value each.
+        ValueError: If there are more or fewer, they are not one value each, or one is missing.
     """
     if y is None or isinstance(y, str | bytes):
         raise ValueError(f"expected one label per picture, got y={y!r}")
+    if hasattr(y, "detach"):  # a tensor, which may need gradients or be on another device
+        y = y.detach().cpu().numpy()
     array = y if isinstance(y, np.ndarray) else getattr(y, "to_numpy", lambda: None)()
+    if array is None and hasattr(y, "__array__"):
+        array = np.asarray(y)
     if array is not None and array.ndim != 1:
         raise ValueError(f"y should be a 1d array, got an array of shape {array.shape} instead")
     labels = list(y) if array is None else array.tolist()
-    labels = [v.item() if isinstance(v, np.generic) else v for v in labels]
+    # Single values of numpy and torch are their own value.
+    labels = [v.item() if getattr(v, "ndim", None) == 0 else v for v in labels]
+    missing = [i for i, value in enumerate(labels) if _is_missing(value)]
+    if missing:
+        raise ValueError(
+            f"Input y contains missing values: {labels[missing[0]]!r} at position {missing[0]} "
+            f"(cases: {len(missing)} of {len(labels)})"
+        )
     if len(labels) != n:
         raise ValueError(
             f"found input variables with inconsistent numbers of samples: {[n, len(labels)]}"
         )
     return labels
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell whether a label is none: None, NaN, NaT or pandas' NA, which is neither equal to itself nor unequal."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):
+        return type(value).__name__ == "NAType"
 
 
 def _encode(y: Any, n: int) -> tuple[NDArray[Any], NDArray[np.int64]]:

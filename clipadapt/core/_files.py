@@ -327,6 +327,19 @@ def cache_dir() -> Path:
     return platformdirs.user_cache_path("clipadapt", appauthor=False)
 
 
+def require_regular(path: Path) -> None:
+    """Check that a path leads to a regular file: reading a FIFO, a socket or a device may never end.
+
+    Raises:
+        OSError: If it does not, or cannot be looked at; ``strerror`` says what it is.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
+        what = next((name for test, name in kinds.items() if test(mode)), "a device")
+        raise OSError(errno.EINVAL, f"it is {what}, not a regular file", str(path))
+
+
 def sha256_file(path: Path) -> str:
     """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -100,6 +100,9 @@ class DataFacts(StrictModel):
         shots: Training examples per class asked for, None for all.
         manifest_sha256: Hash of the few-shot draw, None without one.
         skipped: Examples left out because they cannot be read.
+        n_found: Files or rows found in the data set evaluated, None where that is not counted.
+        n_read: Examples read of it, over all splits; None in old records.
+        left_out: Reason -> files or rows of it that were found and not read.
     """
 
     name: str
@@ -111,6 +114,9 @@ class DataFacts(StrictModel):
     shots: PositiveInt | None
     manifest_sha256: str | None
     skipped: NonNegativeInt
+    n_found: NonNegativeInt | None = None
+    n_read: NonNegativeInt | None = None
+    left_out: dict[str, NonNegativeInt] = Field(default_factory=dict)
 
 
 class EvaluationFacts(StrictModel):

@@ -688,6 +688,9 @@ class _Run:
                 shots=self.manifest.shots if self.manifest else config.data.shots,
                 manifest_sha256=self.manifest.sha256 if self.manifest else None,
                 skipped=target.dataset.skipped,
+                n_found=getattr(target.dataset, "found", None),
+                n_read=getattr(target.dataset, "n_read", None),
+                left_out={r: n for r, n in getattr(target.dataset, "left_out", {}).items() if n},
                 **self.sizes,
             ),
             evaluation=records.EvaluationFacts(

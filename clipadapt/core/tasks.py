@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipadapt.core import _imagenet, sampling
+from clipadapt.core import _imagenet, _yaml, sampling
 from clipadapt.core._given import read_text, user_path
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import class_key
+from clipadapt.core.errors import DataError, did_you_mean
+from clipadapt.core.labelled import class_key, is_number
 from clipadapt.core.protocols import DatasetOptions, Split, Task
 from clipadapt.core.registry import DATASETS
 
@@ -90,10 +91,17 @@ class Draw:
 
 
 class OpenSets:
-    """Data sets by name, each opened once and its warnings shown once."""
+    """Data sets by name, each opened once, and what is told of them told once."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, str, str], Dataset[Any]] = {}
+        self._told: set[str] = set()
+
+    def tell(self, progress: Progress, message: str) -> None:
+        """Show a line, unless it was shown before."""
+        if message not in self._told:
+            self._told.add(message)
+            progress.note(message)
 
     def get(self, name: str, data: DataConfig, track: str, progress: Progress) -> Dataset[Any]:
         """Open a data set, or return the one that is open.
@@ -106,8 +114,10 @@ class OpenSets:
         if key not in self._open:
             resolved = DATASETS.resolve(name, track)
             dataset = resolved.provider(resolved.argument, DatasetOptions(data.on_bad_image))
+            if inventory := getattr(dataset, "inventory", ""):
+                self.tell(progress, f"{dataset.name}: {inventory}")
             for note in getattr(dataset, "notes", ()):
-                progress.note(f"warning: {note}")
+                self.tell(progress, f"warning: {note}")
             self._open[key] = dataset
         return self._open[key]
 
@@ -134,7 +144,8 @@ def open_target(
         DataError: If it cannot be opened, lacks the split, or its files of names or templates are wrong.
         UnknownNameError: If there is no such data set.
     """
-    dataset = (opened or OpenSets()).get(name, data, track, progress)
+    opened = opened or OpenSets()
+    dataset = opened.get(name, data, track, progress)
     if split not in dataset.splits:
         other = dataset.splits[-1]
         raise DataError(
@@ -142,15 +153,24 @@ def open_target(
             hint=f"add --set evaluation.split={other} (zeroshot: --split {other})",
         )
     flags = list(dataset.flags)
-    classnames = read_classnames(data.classnames, dataset)
+    classnames, pairing = read_classnames(data.classnames, dataset)
+    if pairing:
+        opened.tell(progress, f"{dataset.name}: class names by position: {pairing}")
     pairs = duplicate_names(classnames)
     if pairs and track == "clip":
         shown = "; ".join(f"'{a}' and '{b}'" for a, b in pairs[:3])
-        progress.note(
+        opened.tell(
+            progress,
             f"warning: {dataset.name} has class names that are the same text: {shown}; "
-            "no prompt can tell these classes apart"
+            "no prompt can tell these classes apart",
         )
         flags.append("duplicate_classnames")
+    if track == "clip" and all(map(is_number, classnames)):
+        opened.tell(
+            progress,
+            f"warning: {dataset.name}: the classes have numbers for names, {classnames[0]} to {classnames[-1]}, which "
+            "mean nothing in a prompt: name them with --classnames FILE (run: --set data.classnames=FILE)",
+        )
     templates = read_templates(data.templates, dataset)
     chosen = class_indices(data.classes, len(classnames))
     names = tuple(classnames[c] for c in chosen)
@@ -242,23 +262,87 @@ def _few_shot(
     return drawn, drawn_val, manifest
 
 
-def read_classnames(path: str | None, dataset: Dataset[Any]) -> tuple[str, ...]:
-    """Return the class names of a file, one a line in class order, or the set's own.
+def read_classnames(path: str | None, dataset: Dataset[Any]) -> tuple[tuple[str, ...], str]:
+    """Return the class names of a file, or the set's own, and the pairing of both where it must be shown.
+
+    The file holds one name a line in the order of the classes, or says which class each name is for: lines
+    ``folder<TAB>name``, ``folder: name`` or ``folder,name`` for every class, or a mapping or list in YAML or JSON.
+    Names that are the classes' own in another order are put in order.
 
     Raises:
         DataError: If the file cannot be read or does not hold one name per class.
     """
+    own = tuple(dataset.classnames)
     if path is None:
-        return tuple(dataset.classnames)
-    names = _lines(path, "class names")
-    want = dataset.classnames
-    if len(names) != len(want):
-        shown = ", ".join(want[:20]) + (" ..." if len(want) > 20 else "")
+        return own, ""
+    keys = tuple(getattr(dataset, "keys", ())) or own
+    names = _read_names(path, keys)
+    if isinstance(names, dict):
+        return tuple(
+            _name_of(key, name, names, path) for key, name in zip(keys, own, strict=True)
+        ), ""
+    if len(names) != len(own):
+        shown = ", ".join(keys[:20]) + (" ..." if len(keys) > 20 else "")
         raise DataError(
-            f"the class-names file {path} has {len(names)} names; {dataset.name} has {len(want)} classes: {shown}",
-            hint="write one name a line, in this order",
+            f"the class-names file {path} has {len(names)} names; {dataset.name} has {len(own)} classes: {shown}",
+            hint="write one name a line, in this order, or 'CLASS<TAB>NAME' lines",
         )
-    return tuple(names)
+    for theirs in (own, keys):
+        wanted, given = list(map(class_key, theirs)), {class_key(name): name for name in names}
+        if wanted == list(given):
+            return tuple(names), ""
+        if len(given) == len(wanted) and set(given) == set(wanted):
+            return tuple(given[key] for key in wanted), ""
+    pairs = [f"{key} -> {name}" for key, name in zip(keys, names, strict=True)]
+    more = f" and {len(pairs) - 20} more" if pairs[20:] else ""
+    return tuple(names), ", ".join(pairs[:20]) + more
+
+
+def _read_names(path: str, keys: Sequence[str]) -> list[str] | dict[str, str]:
+    """Return what a class-names file holds: names in order, or class -> name."""
+    if PurePath(path).suffix.lower() in {".yaml", ".yml", ".json"}:
+        return _structured_names(path)
+    lines = _lines(path, "class names")
+    for mark in ("\t", ":", "=", ","):
+        cells = [[cell.strip() for cell in line.split(mark, 1)] for line in lines]
+        if not lines or any(len(pair) != 2 for pair in cells):
+            continue
+        pairs = {cell[0]: cell[1] for cell in cells}
+        # A name may hold such a mark: only where what stands before it are the classes is it a mapping.
+        if mark == "\t" or pairs.keys() >= set(keys):
+            return pairs
+    return lines
+
+
+def _structured_names(path: str) -> list[str] | dict[str, str]:
+    text = _text(path, "class names")
+    accepted = "a mapping of class to name, or a list of names"
+    try:
+        value = json.loads(text) if path.lower().endswith(".json") else _yaml.parse(text)
+    except (ValueError, RecursionError) as err:
+        raise DataError(
+            f"the class-names file '{path}' cannot be read: {err}", hint=f"write {accepted}"
+        ) from None
+    values = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(values, list) or not all(
+        isinstance(v, str | int) and not isinstance(v, bool) and str(v).strip() for v in values
+    ):
+        raise DataError(f"the class-names file '{path}' is not {accepted}, each name a text")
+    if isinstance(value, dict):
+        return {str(key).strip(): str(name).strip() for key, name in value.items()}
+    return [str(name).strip() for name in values]
+
+
+def _name_of(key: str, name: str, names: Mapping[str, str], path: str) -> str:
+    found = names.get(key, names.get(name, ""))
+    if not found:
+        near = did_you_mean(key, tuple(names)) or ""
+        raise DataError(
+            f"the class-names file {path} has no name for the class '{key}'{near or ';'} "
+            f"it names {len(names)} classes: {', '.join([*names][:8])}{' ...' if len(names) > 8 else ''}",
+            hint="write one line 'CLASS<TAB>NAME' for every class",
+        )
+    return found
 
 
 def read_templates(choice: str, dataset: Dataset[Any]) -> tuple[str, ...]:
@@ -306,8 +390,12 @@ def classnames_sha256(classnames: Sequence[str]) -> str:
 
 
 def _lines(path: str, what: str) -> list[str]:
-    text = read_text(user_path(path), f"{what} file", MAX_LIST_BYTES)
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    return [line.strip() for line in _text(path, what).split("
+") if line.strip()]
+
+
+def _text(path: str, what: str) -> str:
+    return read_text(user_path(path), f"{what} file", MAX_LIST_BYTES)
 
 
 def _digest(text: str) -> bytes:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from clipadapt.core.labelled import split_evenly
+from clipadapt.core.protocols import SPLITS
 
-    from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
     from clipadapt.core.protocols import Split, SplitName
 
@@ -37,14 +38,17 @@ def with_val(train: Split[X], sha256s: Iterable[str]) -> dict[SplitName, Split[X
 
     Args:
         train: The published train split.
-        sha256s: One hash per image, which alone decides where it goes.
+        sha256s: One hash per image, which decides where it goes; see :func:`split_evenly` for small classes.
     """
-    out = np.asarray([held_out(sha256) for sha256 in sha256s], dtype=bool)
-    rows: dict[SplitName, NDArray[np.int64]] = {
-        "train": np.flatnonzero(~out),
-        "val": np.flatnonzero(out),
-    }
-    return {name: train.take(chosen) for name, chosen in rows.items() if len(chosen)}
+    where = split_evenly(list(sha256s), train.labels, {"val": VAL_SHARE, "train": 1 - VAL_SHARE})
+    return by_split(train, where)
+
+
+def by_split(part: Split[X], where: Sequence[SplitName]) -> dict[SplitName, Split[X]]:
+    """Return the splits that examples are put into, those that are not empty, in the order train, val, test."""
+    at = np.asarray(where)
+    rows = {split: np.flatnonzero(at == split) for split in SPLITS}
+    return {split: part.take(chosen) for split, chosen in rows.items() if len(chosen)}
 
 
 def val_as_test(

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipadapt.core.labelled import many_left_out
+from clipadapt.datasets._images import OTHER_FILES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -72,6 +75,23 @@ class Report:
                 "duplicates_across_classes",
                 f"the same bytes lie in two classes (cases: {len(conflicts)}): {example}",
             )
+
+    def left_out(self, read: int, reasons: Mapping[str, int]) -> None:
+        """Report images that are not read; other files are only counted, see ``LabelledSet.inventory``."""
+        images = {r: n for r, n in reasons.items() if n and not r.startswith(OTHER_FILES)}
+        if images:
+            self.notes.append("left out: " + ", ".join(f"{n} {r}" for r, n in images.items()))
+        self.flags += many_left_out(read, sum(images.values()))
+
+    def empty_splits(self, parts: Mapping[SplitName, Split[Any]]) -> None:
+        """Report splits that a small set leaves without an image."""
+        what = {
+            "val": "no setting is selected, and probabilities are calibrated by no method that needs it",
+            "test": "evaluate on another split",
+        }
+        for split, so in what.items():
+            if split not in parts:
+                self.notes.append(f"there are too few images for a split '{split}': {so}")
 
 
 def shown(names: Sequence[str]) -> str:

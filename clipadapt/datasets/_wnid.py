@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clipadapt.core.protocols import OnBadImage
 
 _WNID: Final = re.compile(r"n\d{8}")
+_NAMED_WNID: Final = re.compile(r"n\d{8}[-_ .]+(\D.*)")
 
 
 def wnid_folders(folder: Path) -> tuple[str, ...]:
@@ -68,6 +69,20 @@ def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...]:
     """
     index = wnid_index()
     return tuple(CLASSNAMES[index[wnid]] for wnid in wnids)
+
+
+def prompt_names(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names of folders or labels: ``_`` as a space, WordNet ids by ImageNet's names.
+
+    ``n02085620-Chihuahua``, as the Stanford Dogs have it, is ``Chihuahua``.
+    """
+    if wnid_index().keys() >= set(keys):
+        return imagenet_names(keys)
+    after = [_NAMED_WNID.fullmatch(key) for key in keys]
+    plain = [found[1] if found else key for found, key in zip(after, keys, strict=True)]
+    if not all(after) or len(set(plain)) < len(plain):
+        plain = list(keys)
+    return tuple(name.replace("_", " ") for name in plain)
 
 
 def read_folders(

@@ -1,72 +1,80 @@
 """``folder:PATH``: one's own images, one folder per class.
 
-Either ``PATH/{train,val,test}/CLASS/*.jpg`` (any of the three; ``valid`` and ``validation`` are ``val``), or
-``PATH/CLASS/*.jpg``, which is split 60/20/20 by a hash of each file's bytes: files added later move none of the
-others, and equal files fall into one split. The class names are the folders' names with ``_`` as a space.
+Either ``PATH/{train,val,test}/CLASS/*.jpg`` (any of the three, by any usual name: ``Training``, ``valid``,
+``test_set``), or ``PATH/CLASS/*.jpg``, which is split 60/20/20 by a hash of each file's bytes: files added later move
+none of the others, and equal files fall into one split; a class too small for its share has an image in train, then
+test, then val. Linked folders are followed. A folder without an image is no class.
+
+Classes are in natural order (1, 2, 10) and named like their folders, with ``_`` as a space; WordNet ids have
+ImageNet's names. Folders of two splits whose names differ by case or spaces alone are one class.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.core.labelled import (
+    LabelledSet,
+    class_key,
+    make_split,
+    natural_key,
+    split_evenly,
+    split_named,
+)
 from clipadapt.core.protocols import SPLITS, Subset
 from clipadapt.datasets._images import (
-    EXTENSIONS,
+    FORMATS,
+    SHARES,
+    UNREADABLE,
     ImageFiles,
     existing_folder,
-    hash_split,
     in_threads,
     list_images,
+    listed,
     readable,
     subfolders,
 )
 from clipadapt.datasets._report import Report, shown
+from clipadapt.datasets._wnid import prompt_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, SplitName
+    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
 
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 LAYOUTS = (
     "PATH/train/CLASS/*.jpg, PATH/val/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
 )
+ELSEWHERE = "images outside the class folders"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Found:
     """What lies in the folder, before it is split.
 
     Attributes:
-        folders: Names of the class folders, sorted, over all splits.
+        folders: Name of every class, in natural order.
         ids: Relative path of every image, sorted.
         labels: Index into ``folders`` of every image.
         where: Split of every image; empty where the bytes decide.
-        ignored: Extensions of other files, counted.
-        beside: Folders beside those of the splits, which are not read.
+        left_out: Reason -> files that are not read.
+        notes: What is worth telling, one sentence each.
     """
 
-    folders: list[str]
-    ids: list[str]
-    labels: list[int]
-    where: list[SplitName]
-    ignored: Counter[str]
-    beside: list[str]
+    folders: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    where: list[SplitName] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
@@ -84,34 +92,40 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
     name = f"folder:{root.resolve().name or root.resolve().anchor}"
     found = _find(root)
     files = ImageFiles(root, found.ids)
-    keep = np.asarray(
-        readable(files) if options.on_bad_image == "skip" else [True] * len(files), dtype=bool
-    )
-    contents = in_threads(files.content, range(len(files)))
-    where = found.where or [hash_split(content) for content in contents]
-
-    classnames = tuple(folder.replace("_", " ") for folder in found.folders)
-    parts = {}
-    for split in SPLITS:
-        rows = [i for i in range(len(files)) if keep[i] and where[i] == split]
-        if rows:
-            ids = [found.ids[i] for i in rows]
-            labels = [found.labels[i] for i in rows]
-            parts[split] = make_split(Subset(files, np.asarray(rows)), ids, labels, classnames)
-    if not parts:
+    skip = options.on_bad_image == "skip"
+    kept = [i for i, good in enumerate(readable(files) if skip else [True] * len(files)) if good]
+    if not kept:
         raise DataError(f"none of the {len(files)} images in '{argument}' can be decoded")
+    contents = in_threads(files.content, kept)
+    labels = [found.labels[i] for i in kept]
+    where = (
+        [found.where[i] for i in kept] if found.where else split_evenly(contents, labels, SHARES)
+    )
 
-    report = Report()
-    report.classes(found.folders, parts)
-    kept = [i for i in range(len(files)) if keep[i]]
-    report.duplicates((contents[i], where[i], found.ids[i], found.labels[i]) for i in kept)
+    classnames = prompt_names(found.folders)
+    rows: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
+    for i, split in zip(kept, where, strict=True):
+        rows[split].append(i)
+    parts: dict[SplitName, Split[Image]] = {}
+    for split, chosen in rows.items():
+        if chosen:
+            parts[split] = make_split(
+                Subset(files, np.asarray(chosen)),
+                [found.ids[i] for i in chosen],
+                [found.labels[i] for i in chosen],
+                classnames,
+            )
     skipped = len(files) - len(kept)
-    if skipped:
-        report.notes.append(f"{skipped} unreadable images are left out")
-    if found.beside:
-        report.notes.append(f"folders that are no split are not read: {shown(found.beside)}")
-    if found.ignored:
-        report.notes.append(f"files that are no images are ignored: {_listed(found.ignored)}")
+    found.left_out[UNREADABLE] += skipped
+    report = Report(notes=found.notes)
+    report.classes(found.folders, parts)
+    report.duplicates(
+        (content, split, found.ids[i], found.labels[i])
+        for i, content, split in zip(kept, contents, where, strict=True)
+    )
+    report.left_out(len(kept), found.left_out)
+    if not found.where:
+        report.empty_splits(parts)
     return LabelledSet(
         name=name,
         classnames=classnames,
@@ -123,76 +137,120 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
         skipped=skipped,
         flags=tuple(report.flags),
         notes=tuple(f"{name}: {note}" for note in report.notes),
+        keys=tuple(found.folders),
+        found=len(files) + sum(found.left_out.values()) - skipped,
+        left_out=dict(found.left_out),
     )
 
 
 def _find(root: Path) -> _Found:
-    children = subfolders(root)
-    split_of = {c: SPLIT_FOLDERS[c.casefold()] for c in children if c.casefold() in SPLIT_FOLDERS}
-    ignored: Counter[str] = Counter()
-    places: list[tuple[SplitName | None, Path]] = [(None, root)]
-    beside: list[str] = []
-    # A class may be called "test": what makes a split is that it holds class folders.
-    if any(subfolders(root / c) for c in split_of):
-        twice = [s for s, n in Counter(split_of.values()).items() if n > 1]
-        if twice:
-            both = [c for c, s in split_of.items() if s in twice]
-            raise DataError(f"'{root}' has more than one folder for a split: {', '.join(both)}")
-        places = [(split, root / child) for child, split in split_of.items()]
-        beside = [c for c in children if c not in split_of]
-    elif split_of and len(split_of) == len(children):
-        raise DataError(
-            f"'{root}' holds {', '.join(split_of)} but no class folders in them",
-            hint=f"lay the images out as {LAYOUTS}",
-        )
-
-    by_folder: dict[str, list[tuple[str, SplitName | None]]] = defaultdict(list)
-    for split, place in places:
-        prefix = "" if split is None else f"{place.name}/"
-        for folder in subfolders(place):
-            images = list_images(place / folder, ignored)
-            by_folder[folder] += [(f"{prefix}{folder}/{image}", split) for image in images]
-    folders = sorted(by_folder)
+    found = _Found()
+    places = _places(root, found)
+    # Of every place: its class folders, and the images below each.
+    held: dict[str, dict[str, list[str]]] = {}
+    for prefix in places:
+        place = root / prefix
+        held[prefix] = {f: list_images(place / f, found.left_out) for f in subfolders(place)}
+        loose = list_images(place, Counter(), deep=False)
+        found.left_out[ELSEWHERE] += len(loose)
+    named = _class_of(held, found.notes)
+    found.folders = sorted(set(named.values()), key=natural_key)
+    _require_classes(root, held, found)
+    label = {folder: i for i, folder in enumerate(found.folders)}
     rows = sorted(
-        (key, label, split)
-        for label, folder in enumerate(folders)
-        for key, split in by_folder[folder]
+        (f"{prefix}{folder}/{image}", label[named[folder]], prefix)
+        for prefix, folders in held.items()
+        for folder, images in folders.items()
+        for image in images
     )
-    _require_classes(root, folders, rows, ignored)
-    return _Found(
-        folders=folders,
-        ids=[key for key, _, _ in rows],
-        labels=[label for _, label, _ in rows],
-        where=[split for _, _, split in rows if split is not None],
-        ignored=ignored,
-        beside=beside,
-    )
+    found.ids = [key for key, _, _ in rows]
+    found.labels = [of for _, of, _ in rows]
+    found.where = [split for _, _, prefix in rows if (split := places[prefix]) is not None]
+    return found
+
+
+def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
+    """Return where class folders lie, as prefixes of ids, and the split of each; None where the bytes decide."""
+    children = subfolders(root)
+    split_of = {c: split for c in children if (split := split_named(c)) is not None}
+    # A class may be called "test": what makes a split is that it holds class folders.
+    holding = {c: split for c, split in split_of.items() if subfolders(root / c)}
+    if not holding:
+        if split_of and len(split_of) == len(children):
+            raise DataError(
+                f"'{root}' holds {', '.join(split_of)} but no class folders in them",
+                hint=f"lay the images out as {LAYOUTS}",
+            )
+        if split_of:
+            found.notes.append(
+                f"taken for classes, though called like a split, for they hold no class folders: {shown([*split_of])}"
+            )
+        return {"": None}
+    twice = [split for split, n in Counter(split_of.values()).items() if n > 1]
+    if twice:
+        both = [c for c, split in split_of.items() if split in twice]
+        raise DataError(
+            f"'{root}' has more than one folder for the split '{twice[0]}': {', '.join(both)}",
+            hint="merge them, or move one away",
+        )
+    beside = {c: len(list_images(root / c, Counter())) for c in children if c not in holding}
+    images = sum(beside.values())
+    found.left_out[ELSEWHERE] += images + len(list_images(root, Counter(), deep=False))
+    if images:
+        found.notes.append(
+            f"folders beside {', '.join(holding)} that are no split of class folders are not read: "
+            + shown([c for c, n in beside.items() if n])
+        )
+    return {f"{c}/": split for c, split in holding.items()}
+
+
+def _class_of(held: Mapping[str, Mapping[str, list[str]]], notes: list[str]) -> dict[str, str]:
+    """Return the class of every folder with an image: folders of two splits may differ by case or spaces."""
+    spelt: dict[str, dict[str, None]] = {}
+    empty: dict[str, None] = {}
+    apart: set[str] = set()
+    for folders in held.values():
+        here: Counter[str] = Counter()
+        for folder, images in folders.items():
+            (spelt.setdefault(class_key(folder), {}) if images else empty)[folder] = None
+            here[class_key(folder)] += bool(images)
+        apart |= {key for key, n in here.items() if n > 1}
+    class_of: dict[str, str] = {}
+    for key, folders_ in spelt.items():
+        first = next(iter(folders_))
+        class_of |= {f: f if key in apart else first for f in folders_}
+        if len(folders_) > 1 and key not in apart:
+            notes.append(f"{shown([repr(f) for f in folders_])} are taken for one class, '{first}'")
+    if gone := [folder for folder in empty if folder not in class_of]:
+        notes.append(f"folders without an image that can be read are no classes: {shown(gone)}")
+    return class_of
 
 
 def _require_classes(
-    root: Path, folders: list[str], rows: Sequence[object], ignored: Counter[str]
+    root: Path, held: Mapping[str, Mapping[str, list[str]]], found: _Found
 ) -> None:
-    accepted = f"accepted extensions: {' '.join(EXTENSIONS)}"
-    if not rows:
-        direct = list_images(root, Counter())
-        if direct:
-            raise DataError(
-                f"'{root}' holds {len(direct)} images but no class folders: '{direct[0]}'",
-                hint=f"lay them out as {LAYOUTS}",
-            )
-        held = f"{len(folders)} class folders, other files: {_listed(ignored) or 'none'}"
+    """Raise where there is nothing to classify; the message says what is there."""
+    layouts = f"lay the images out as {LAYOUTS}"
+    direct = list_images(root, Counter(), deep=False)
+    if not found.folders and direct:
         raise DataError(
-            f"no images in '{root}' ({held}); {accepted}", hint=f"lay them out as {LAYOUTS}"
+            f"'{root}' holds {len(direct)} images but no class folders: '{direct[0]}'", hint=layouts
         )
-    if len(folders) < 2:
+    folders = [folder for place in held.values() for folder in place]
+    if not found.folders:
         raise DataError(
-            f"'{root}' holds one class only, '{folders[0]}'; at least two are needed",
-            hint=f"lay the images out as {LAYOUTS}",
+            f"no images in '{root}': it holds {len(folders)} class folders; in them: {listed(found.left_out)}",
+            hint=f"{layouts}; formats that are read: {', '.join(FORMATS)}",
         )
-
-
-def _listed(ignored: Counter[str]) -> str:
-    return ", ".join(f"{n} {extension}" for extension, n in ignored.most_common(5))
+    if len(found.folders) < 2:
+        only = root / next(iter(held)) / found.folders[0]
+        below = subfolders(only) if only.is_dir() else []
+        raise DataError(
+            f"'{root}' holds one class only, '{found.folders[0]}'; at least two are needed",
+            hint=f"its folders may be the classes: try folder:{only.as_posix()}"
+            if len(below) > 1
+            else layouts,
+        )
 
 
 DATASET = open_folder

@@ -25,16 +25,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from clipadapt.core import hub
-from clipadapt.core._imagenet import wnid_index
 from clipadapt.core.columns import split_query
 from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split, match_splits, split_named
+from clipadapt.core.labelled import (
+    LabelledSet,
+    make_split,
+    match_splits,
+    natural_key,
+    split_evenly,
+    split_named,
+)
 from clipadapt.core.protocols import SPLITS
 from clipadapt.datasets import _hub
-from clipadapt.datasets._images import hash_split, in_threads, readable
-from clipadapt.datasets._published import Arranged, val_as_test, with_val
+from clipadapt.datasets._images import SHARES, in_threads, readable
+from clipadapt.datasets._published import Arranged, by_split, val_as_test, with_val
 from clipadapt.datasets._report import Report
-from clipadapt.datasets._wnid import imagenet_names
+from clipadapt.datasets._wnid import prompt_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,12 +80,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     )
     report.notes += left_out
     classes = tables.declared or _values(title, tables, published.values())
-    classnames = _named(classes)
-    if all(name.lstrip("-").isdigit() for name in classnames):
-        report.notes.append(
-            f"the classes have numbers for names, {classnames[0]} to {classnames[-1]}, which mean nothing in a "
-            "prompt: name them with --classnames FILE"
-        )
+    classnames = prompt_names(classes)
 
     parts: dict[SplitName, Split[Image]] = {}
     contents: dict[str, str] = {}
@@ -134,17 +135,11 @@ def _values(title: str, tables: _hub.HubTables, used: Iterable[str]) -> tuple[st
         )
     if all(isinstance(v, int) for v in values):
         return tuple(sorted(different, key=int))
-    return tuple(sorted(different))
+    return tuple(sorted(different, key=natural_key))
 
 
 def _text(value: Any) -> str:
     return str(int(value) if isinstance(value, bool) else value).strip()
-
-
-def _named(classes: tuple[str, ...]) -> tuple[str, ...]:
-    if wnid_index().keys() >= set(classes):
-        return imagenet_names(classes)
-    return tuple(name.replace("_", " ") for name in classes)
 
 
 def _rows(
@@ -190,11 +185,8 @@ def _arranged(
     if val is not None:
         return val_as_test(train, val, hashes)
     assert train is not None
-    where = np.asarray([hash_split(content) for content in hashes])
-    rows = {s: np.flatnonzero(where == s) for s in SPLITS}
-    return Arranged(
-        {s: train.take(chosen) for s, chosen in rows.items() if len(chosen)}, {}, ("split_by_hash",)
-    )
+    where = split_evenly(hashes, train.labels, SHARES)
+    return Arranged(by_split(train, where), {}, ("split_by_hash",))
 
 
 DATASET = open_hf

@@ -12,6 +12,7 @@ import sys
 import joblib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
@@ -124,7 +125,7 @@ def test_pictures_may_be_arrays_images_or_paths(classifier, pictures, tmp_path):
         [True, False, True],
         ["b", "a", "c"],
         [("x", 1), ("x", 2), ("y", 0)],
-        [None, "a", 2],
+        ["b", "a", 2],
         [1.0, 2.0, 3.0],
     ],
     ids=str,
@@ -150,6 +151,35 @@ def test_numbers_of_numpy_are_labels_too(classifier, pictures):
     assert fitted.classes_.tolist() == [0, 1, 2]
     assert fitted.classes_.dtype.kind == "i"
     assert fitted.classifier_.classnames == ("0", "1", "2")
+
+
+def test_tensors_are_labels_by_value(classifier, pictures):
+    array, labels = pictures
+    y = [list(COLOURS).index(name) for name in labels]
+    for given in (
+        torch.tensor(y),
+        [torch.tensor(v) for v in y],
+        torch.tensor(y, dtype=torch.uint8),
+    ):
+        assert classifier.fit(array, given).classes_.tolist() == [0, 1, 2]
+    assert classifier.score(array, torch.tensor(y)) > 0.8
+    grown = torch.tensor([float(v) for v in y], requires_grad=True)
+    assert classifier.fit(array, grown).classes_.tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "missing", [None, float("nan"), np.float32("nan"), np.datetime64("NaT"), "pandas"], ids=str
+)
+def test_missing_labels_are_refused_as_scikit_learn_does(classifier, pictures, missing):
+    array, labels = pictures
+    if missing == "pandas":
+        missing = pytest.importorskip("pandas").NA
+    y = [labels[0], missing, *labels[2:]]
+    for given in (y, np.array(y, dtype=object)):
+        with pytest.raises(
+            ValueError, match=r"missing values: .* at position 1 \(cases: 1 of 24\)"
+        ):
+            classifier.fit(array, given)
 
 
 def test_classes_that_no_prompt_tells_apart_are_warned_of(classifier, pictures):
@@ -316,7 +346,7 @@ def test_wrong_parameters(classifier, pictures, change, message):
         (lambda a: [*a[:3], 5], "picture 3: expected PIL images"),
         (lambda a: [a[0][..., 0]], r"picture 0: expected a uint8 array .* got uint8 \(40, 40\)"),
         (lambda a: ["/nowhere/at.png"] * 2, "cannot read the file '/nowhere/at.png'"),
-        (lambda a: [__file__] * 2, r"is not an image: .*TIFF$"),
+        (lambda a: [__file__] * 2, r"is not an image: it begins like text"),
     ],
 )
 def test_wrong_pictures(classifier, pictures, make, message):
@@ -357,7 +387,7 @@ def test_series_are_taken(classifier, pictures, tmp_path):
         (["a"] * 24, "at least two classes are needed, got only 'a'"),
         (np.zeros((24, 2)), r"y should be a 1d array, got an array of shape \(24, 2\)"),
         (np.linspace(0, 1, 24), "Unknown label type"),
-        ([float("nan")] * 24, "Unknown label type"),
+        ([float("nan")] * 24, "missing values: nan at position 0"),
         ([["a"]] * 24, "labels must be hashable"),
         (None, "expected one label per picture"),
         ("ab" * 12, "expected one label per picture"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from clipadapt.datasets.folder import open_folder
 
 STRICT = DatasetOptions()
 SKIP = DatasetOptions(on_bad_image="skip")
+NOTHING = {"images outside the class folders": 0, "unreadable images": 0}
 
 
 def write(path, colour):
@@ -142,17 +145,26 @@ def test_a_class_that_train_lacks_and_an_empty_class_are_reported(split_folder):
     write(split_folder / "test" / "fox" / "0.png", (5, 5, 5))
     (split_folder / "train" / "wolf").mkdir()
     data = open_(split_folder)
-    assert data.classnames == ("big dog", "cat", "fox", "wolf")
-    assert data.flags == ("empty_class", "class_missing_in_train")
-    assert "classes without a readable image: wolf" in data.notes[0]
+    assert data.classnames == ("big dog", "cat", "fox")
+    assert data.flags == ("class_missing_in_train",)
+    assert data.notes[0].endswith("folders without an image that can be read are no classes: wolf")
     assert "classes with images in test but none in train: fox" in data.notes[1]
 
 
 def test_other_files_are_ignored_and_counted(split_folder):
-    (split_folder / "train" / "cat" / "Thumbs.db").touch()
-    (split_folder / "train" / "cat" / ".DS_Store").touch()
-    assert open_(split_folder).notes == (
-        "folder:pets: files that are no images are ignored: 1 .db",
+    cats = split_folder / "train" / "cat"
+    for name in ("Thumbs.db", ".DS_Store", "labels.txt", "more.TXT", "README"):
+        (cats / name).touch()
+    for name in ("__MACOSX", ".ipynb_checkpoints"):
+        write(split_folder / "train" / name / "x.png", "red")
+        write(cats / name / "x.png", "red")
+    data = open_(split_folder)
+    assert (data.notes, data.flags) == ((), ())
+    assert (data.n_read, data.found) == (18, 21)
+    assert data.left_out == {"other files (no ending)": 1, "other files (.txt)": 2, **NOTHING}
+    assert data.inventory == (
+        "18 read of 21 found in 2 classes (train 6, val 6, test 6); "
+        "left out: 1 other files (no ending), 2 other files (.txt)"
     )
 
 
@@ -169,7 +181,9 @@ def test_a_bad_image_is_an_error_when_loaded_and_left_out_on_request(split_folde
     assert lenient.skipped == 1
     assert "test/cat/1.png" not in lenient.split("test").inputs.ids
     assert lenient.split("test").labels.tolist() == [0, 0, 0, 1, 1]
-    assert lenient.notes == ("folder:pets: 1 unreadable images are left out",)
+    assert lenient.notes == ("folder:pets: left out: 1 unreadable images",)
+    assert lenient.flags == ("many_left_out",)  # 1 of 18
+    assert lenient.inventory.startswith("17 read of 18 found in 2 classes")
 
 
 def test_nothing_readable_is_an_error(tmp_path):
@@ -198,12 +212,15 @@ def test_a_file_is_no_folder(split_folder):
 
 def test_an_empty_folder_says_what_is_accepted(tmp_path):
     with pytest.raises(
-        DataError, match=r"no images in .* \(0 class folders.*accepted extensions: \.jpg"
+        DataError,
+        match=r"no images in .*: it holds 0 class folders; in them: nothing\n.*that are read: JPEG",
     ):
         open_(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.heic").touch()
-    with pytest.raises(DataError, match=r"1 class folders, other files: 1 \.heic"):
+    with pytest.raises(
+        DataError, match=r"in them: 1 images of a format that is not read \(\.heic\)"
+    ):
         open_(tmp_path)
 
 
@@ -211,7 +228,7 @@ def test_images_without_class_folders_say_how_it_must_look(tmp_path):
     write(tmp_path / "x.png", "red")
     with pytest.raises(
         DataError,
-        match=r"holds 1 images but no class folders: 'x\.png'\n  hint: lay them out as PATH/",
+        match=r"holds 1 images but no class folders: 'x\.png'\n  hint: lay the images out as PATH/",
     ):
         open_(tmp_path)
 
@@ -224,7 +241,7 @@ def test_one_class_is_not_enough(tmp_path):
 
 def test_two_folders_for_one_split(split_folder):
     write(split_folder / "val" / "cat" / "0.png", "red")
-    with pytest.raises(DataError, match="more than one folder for a split: val, valid"):
+    with pytest.raises(DataError, match="more than one folder for the split 'val': val, valid"):
         open_(split_folder)
 
 
@@ -261,9 +278,12 @@ def test_splits_without_class_folders_are_not_taken_for_classes(tmp_path):
 
 def test_folders_beside_the_splits_are_named(split_folder):
     write(split_folder / "drafts" / "x.png", "red")
-    assert open_(split_folder).notes == (
-        "folder:pets: folders that are no split are not read: drafts",
+    data = open_(split_folder)
+    assert data.notes == (
+        "folder:pets: folders beside test, train, valid that are no split of class folders are not read: drafts",
+        "folder:pets: left out: 1 images outside the class folders",
     )
+    assert data.flags == ("many_left_out",)
 
 
 def test_names_in_any_script_and_one_that_is_no_text(split_folder):
@@ -283,3 +303,183 @@ def test_names_in_any_script_and_one_that_is_no_text(split_folder):
 def test_a_name_that_is_too_long_for_a_folder():
     with pytest.raises(ConfigError, match=r"cannot use the path .*: File name too long"):
         open_folder("x" * 5000, STRICT)
+
+
+def classes_of(data, split):
+    part = data.split(split)
+    return {
+        key: data.classnames[label] for key, label in zip(part.inputs.ids, part.labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("TRAIN", "Test"), ("training_set", "eval")]
+)
+def test_splits_by_any_usual_name(tmp_path, names):
+    for split, name in zip(("train", "test"), names, strict=True):
+        for c in ("cat", "dog"):
+            write(tmp_path / name / c / "x.png", {"cat": 1, "dog": 2}[c] + len(split))
+    data = open_(tmp_path)
+    assert (data.splits, data.classnames) == (("train", "test"), ("cat", "dog"))
+    assert data.split("test").inputs.ids == (f"{names[1]}/cat/x.png", f"{names[1]}/dog/x.png")
+
+
+def test_a_split_without_class_folders_is_counted_and_named(tmp_path):
+    for i in range(4):
+        write(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", (i, 0, 0))
+        write(tmp_path / "test" / f"{i}.png", (0, i, 0))
+    data = open_(tmp_path)
+    assert data.splits == ("train",)
+    assert "not read: test" in data.notes[0]
+    assert data.left_out["images outside the class folders"] == 4
+    assert data.flags == ("many_left_out",)
+
+
+def test_numbered_classes_are_in_natural_order(tmp_path):
+    for i, name in enumerate(("1", "2", "10", "b2", "b10")):
+        write(tmp_path / "test" / name / "x.png", (i, i, i))
+    data = open_(tmp_path)
+    assert data.classnames == ("1", "2", "10", "b2", "b10")
+    assert classes_of(data, "test") == {f"test/{c}/x.png": c for c in data.classnames}
+    assert data.split("test").inputs.ids[1] == "test/10/x.png"  # ids keep their order
+
+
+def test_wordnet_ids_get_their_names(tmp_path):
+    for i, name in enumerate(("n01440764", "n02099601", "n03445777")):
+        write(tmp_path / "wnid" / "val" / name / "x.png", (i, i, i))
+        write(tmp_path / "dogs" / "val" / f"{name}-Some_{i}_dog" / "x.png", (i, i, i))
+        write(tmp_path / "mixed" / "val" / (name if i else "cat") / "x.png", (i, i, i))
+    data = open_(tmp_path / "wnid")
+    assert data.classnames == ("tench", "Golden Retriever", "golf ball")
+    assert data.keys == ("n01440764", "n02099601", "n03445777")
+    assert open_(tmp_path / "dogs").classnames == ("Some 0 dog", "Some 1 dog", "Some 2 dog")
+    assert open_(tmp_path / "mixed").classnames == ("cat", "n02099601", "n03445777")
+
+
+def test_folders_of_two_splits_that_differ_by_case_are_one_class(tmp_path):
+    for name in ("train/Cat", "test/cat", "train/big_dog", "test/Big dog ", "test/0.0", "train/0"):
+        write(tmp_path / name / "x.png", len(name))
+    data = open_(tmp_path)
+    assert len(data.classnames) == 3
+    assert set(classes_of(data, "train").values()) == set(classes_of(data, "test").values())
+    assert sum("are taken for one class" in note for note in data.notes) == 3
+
+
+def test_folders_of_one_place_that_differ_by_case_stay_two_classes(tmp_path):
+    for i, name in enumerate(("test/Cat", "test/cat", "test/dog")):
+        write(tmp_path / name / "x.png", i)
+    assert open_(tmp_path).classnames == (
+        "Cat",
+        "cat",
+        "dog",
+    )  # and are reported: duplicate_classnames
+
+
+def test_linked_folders_are_followed_and_loops_end(class_folder, tmp_path):
+    shutil.move(class_folder / "cup", tmp_path / "cups")
+    (class_folder / "cup").symlink_to(tmp_path / "cups")
+    shutil.move(class_folder / "plate", tmp_path / "plates")
+    (class_folder / "plate").mkdir()
+    (class_folder / "plate" / "more").symlink_to(tmp_path / "plates")
+    (class_folder / "spoon" / "up").symlink_to(class_folder)
+    (class_folder / "spoon" / "here").symlink_to(".")
+    (class_folder / "loop").symlink_to("loop")
+    (class_folder / "round").symlink_to(class_folder)
+
+    data = open_(class_folder)
+
+    assert data.classnames == ("cup", "plate", "spoon")
+    counts = np.bincount(np.concatenate([data.split(s).labels for s in data.splits]))
+    assert counts.tolist() == [40, 40, 40]
+    assert "plate/more/00.png" in {i for s in data.splits for i in data.split(s).inputs.ids}
+
+
+def test_every_format_that_is_read_counts_as_an_image(tmp_path):
+    endings = ["jpg", "JPEG", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp"]
+    endings += ["ppm", "pgm", "pbm", "avif", "jp2", "tga", "ico", "dib", "pcx"]
+    for i, ending in enumerate(endings):
+        write(tmp_path / "test" / "a" / f"x.{ending}", (i, 0, 0))
+    write(tmp_path / "test" / "b" / "x.png", "red")
+    shutil.copy(tmp_path / "test" / "b" / "x.png", tmp_path / "test" / "b" / "without ending")
+    (tmp_path / "test" / "b" / "raw.heic").write_bytes(b"?")
+
+    data = open_(tmp_path)
+
+    assert np.bincount(data.split("test").labels).tolist() == [len(endings), 2]
+    assert all(data.split("test").inputs.examples[i].mode == "RGB" for i in range(len(endings)))
+    assert data.notes == (
+        f"folder:{tmp_path.name}: left out: 1 images of a format that is not read (.heic)",
+    )
+
+
+def make_unreadable(folder):
+    """Files that cannot be read, each for another reason."""
+    (folder / "gone.png").symlink_to("/nonexistent/x.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "fifo.png")
+    with contextlib.chdir(folder):  # a socket's path must be short
+        socket.socket(socket.AF_UNIX).bind("s.png")
+    return 5
+
+
+def test_what_cannot_be_read_is_skipped_and_counted_and_never_waited_for(split_folder):
+    n = make_unreadable(split_folder / "test" / "cat")
+    with pytest.raises(
+        DataError,
+        match=r"cannot read the file .*cat/fifo\.png': it is a FIFO.*\n.*--on-bad-image skip",
+    ):
+        open_(split_folder)
+
+    data = open_(split_folder, SKIP)
+
+    assert (data.skipped, len(data.split("test"))) == (n, 6)
+    assert data.flags == ("many_left_out",)
+    assert data.fingerprint
+
+
+def test_a_file_without_permission(split_folder):
+    secret = split_folder / "test" / "cat" / "0.png"
+    secret.chmod(0)
+    if os.access(secret, os.R_OK):
+        pytest.skip("this user reads every file")
+    with pytest.raises(DataError, match=r"cannot read the file .*Permission denied"):
+        open_(split_folder)
+    assert open_(split_folder, SKIP).skipped == 1
+
+
+def test_run_records_among_the_images_are_no_class(class_folder):
+    before = open_(class_folder)
+    for out in (class_folder / "runs", class_folder / "cup" / "runs"):
+        run = out / "folder-things" / "zero_shot" / "abc"
+        write(run / "sheet" / "x.png", "red")
+        (run / "record.json").write_text("{}")
+    after = open_(class_folder)
+    assert after.classnames == before.classnames
+    assert after.fingerprint == before.fingerprint
+
+
+def test_small_classes_have_an_image_in_train_then_test_then_val(tmp_path):
+    for size in (1, 2, 3):
+        for i in range(size):
+            write(tmp_path / f"c{size}" / f"{i}.png", (size, i, 0))
+    data = open_(tmp_path)
+    counts = {s: np.bincount(data.split(s).labels, minlength=3).tolist() for s in data.splits}
+    assert counts == {"train": [1, 1, 1], "val": [0, 0, 1], "test": [0, 1, 1]}
+    assert data.flags == ("class_missing_in_test",)
+
+
+def test_too_few_images_for_val_are_told(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name / "1.png", name == "a")
+        write(tmp_path / name / "2.png", (7, name == "a", 0))
+    data = open_(tmp_path)
+    assert data.splits == ("train", "test")
+    assert "too few images for a split 'val'" in data.notes[0]
+
+
+def test_a_folder_around_the_classes_is_offered(tmp_path):
+    for name in ("cat", "dog"):
+        write(tmp_path / "archive" / name / "x.png", len(name))
+    with pytest.raises(DataError, match=r"one class only, 'archive'.*\n.*try folder:.*/archive$"):
+        open_(tmp_path)

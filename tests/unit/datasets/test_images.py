@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +16,7 @@ from PIL import Image, TiffImagePlugin
 from clipadapt.core.errors import DataError
 from clipadapt.core.protocols import digest
 from clipadapt.datasets import _images
-from clipadapt.datasets._images import ImageFiles, list_images, load_rgb, readable
+from clipadapt.datasets._images import ImageFiles, list_images, load_rgb, opened_rgb, readable
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -194,8 +196,60 @@ def test_an_empty_and_a_missing_file(tmp_path):
 
 
 def test_other_formats_are_refused_by_their_first_bytes():
-    with pytest.raises(DataError, match=r"its first bytes are 00 00 01 00.*accepted: JPEG"):
-        load_rgb(encoded(two_halves(), "ICO"))
+    with pytest.raises(DataError, match=r"it begins like text, '%!PS.*accepted: JPEG"):
+        load_rgb(encoded(two_halves(), "EPS"))
+    with pytest.raises(DataError, match=r"its first bytes are 00 01 02 03.*accepted: JPEG"):
+        load_rgb(bytes(range(64)))
+
+
+def png_with(kind: bytes, size: int) -> bytes:
+    """A PNG with a chunk of packed text before its pixels that is much larger when unpacked."""
+    data = encoded(two_halves(), "PNG")
+    body = {b"zTXt": b"Comment\0\0", b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0", b"iCCP": b"p\0\0"}[
+        kind
+    ]
+    body += zlib.compress(b"x" * size)
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_png_with_large_text_is_read(kind):
+    data = png_with(kind, 8 << 20)
+    with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"):
+        Image.open(io.BytesIO(data)).load()
+    np.testing.assert_array_equal(np.asarray(load_rgb(data)), np.asarray(two_halves()))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: encoded(two_halves(), "JPEG", exif=turned()),
+        lambda: encoded(two_halves().convert("CMYK"), "JPEG"),
+        lambda: encoded(Image.new("LA", (4, 4), (7, 0)), "PNG"),
+        lambda: encoded(Image.fromarray(np.array([[0, 25700, 65535]], dtype=np.uint16)), "PNG"),
+        lambda: encoded(two_halves().convert("P"), "PNG", transparency=0),
+        lambda: encoded(two_halves().convert("L"), "PNG"),
+    ],
+)
+def test_an_opened_picture_is_the_picture_of_its_file(make):
+    data = make()
+    opened = opened_rgb(Image.open(io.BytesIO(data)), "picture 0")
+    np.testing.assert_array_equal(np.asarray(opened), np.asarray(load_rgb(data)))
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = 6
+    return exif
+
+
+def test_an_opened_picture_that_is_cut_off_is_named():
+    data = encoded(gradient(256), "JPEG")
+    with pytest.raises(
+        DataError, match="cannot decode the image 'picture 3': image file is truncated"
+    ):
+        opened_rgb(Image.open(io.BytesIO(data[: len(data) // 2])), "picture 3")
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch):
@@ -280,7 +334,7 @@ def test_listing_passes_over_hidden_files_and_counts_others(tmp_path):
     ignored: Counter[str] = Counter()
 
     assert list_images(tmp_path, ignored) == ["b/deep/a.tiff", "z.JPG"]
-    assert ignored == {".txt": 2, "README": 1}
+    assert ignored == {"other files (.txt)": 2, "other files (no ending)": 1}
 
 
 def test_sixteen_bit_big_endian_tiff():

@@ -67,7 +67,12 @@ MEANINGS: Final = {
     "allow_fewer": "a class had fewer examples than shots",
     "not_the_official_split": "judged on another split than published numbers",
     "not_the_official_data": "other data than published numbers",
-    "duplicate_classnames": "two classes have the same name",
+    "duplicate_classnames": "two classes have the same name, or names of the same tokens",
+    "unknown_tokens": "the model's tokenizer does not know many tokens of the class names",
+    "many_left_out": "more than one in twenty images or rows was not read",
+    "empty_class": "a class has no example that can be read",
+    "class_missing_in_train": "a class has no example to learn from: its scores and all probabilities are unreliable",
+    "class_missing_in_test": "a class has no example to evaluate",
     "texts_cut": "many texts are longer than the tokens read of them",
     "judged_on_val": "judged on the split that selected",
 }

@@ -159,7 +159,7 @@ def test_a_class_names_file_with_one_name_missing(wrong, tiny_clip, pictures, tm
     text = wrong(*zeroshot(tiny_clip, f"folder:{pictures}", "--classnames", tmp_path / "names.txt"))
 
     assert "has 2 names" in text
-    assert "has 3 classes: blue thing, green thing, red thing" in text
+    assert "has 3 classes: blue_thing, green_thing, red_thing" in text
 
 
 def test_an_output_that_cannot_be_written(wrong, tiny_clip, pictures, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -390,8 +391,7 @@ def classnames_sha256(classnames: Sequence[str]) -> str:
 
 
 def _lines(path: str, what: str) -> list[str]:
-    return [line.strip() for line in _text(path, what).split("
-") if line.strip()]
+    return [line.strip() for line in _text(path, what).split("\n") if line.strip()]
 
 
 def _text(path: str, what: str) -> str:

@@ -193,10 +193,11 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
             typer.Option(metavar="PATH", help="A path that does not exist yet.", parser=user_path),
         ],
     ) -> None:
-        """Write a run's classifier in the format of another library."""
+        """Write a run's classifier in the format of another library, with a README that loads it."""
         from clipadapt.core.inference import export_run
+        from clipadapt.core.progress import on_stderr
 
-        typer.echo(export_run(run_dir, form, output))
+        typer.echo(export_run(run_dir, form, output, on_stderr()))
 
     @app.command("table", epilog=_example(f"{program} table runs --format latex"))
     def table(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from pydantic import ValidationError
 
-from clipadapt.core import metrics
-from clipadapt.core._files import atomic_directory
+from clipadapt.core import card, metrics
+from clipadapt.core._files import atomic_directory, write_text
 from clipadapt.core.config import fault_lines
 from clipadapt.core.context import Services
 from clipadapt.core.errors import ConfigError, ModelError, RecordError, did_you_mean
@@ -223,18 +223,18 @@ def _interval(metric: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None = None) -> Path:
-    """Write a run's classifier in a format of another library.
+    """Write a run's classifier in a format of another library, with a ``README.md`` that says how to load it.
 
     Args:
         run_dir: Folder of the run.
         form: One of the classifier's formats.
         output: A path that does not exist yet.
-        progress: Where bars are shown.
+        progress: Where bars and notes are shown.
 
     Raises:
         ConfigError: If the method has no such format, or ``output`` exists.
     """
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise ConfigError(
             f"'{output}' exists already and is left alone", hint="name a new path with --output"
         )
@@ -243,20 +243,35 @@ def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None
     formats = classifier.export_formats if isinstance(classifier, Exportable) else ()
     if form not in formats or not isinstance(classifier, Exportable):
         accepted = f"accepted: {', '.join(formats)}" if formats else "it has no export formats"
+        hint = f"take --format {formats[0]}" if formats else _own_files(loaded.record)
         raise ConfigError(
             f"a run of {loaded.record.method.name} cannot be exported as '{form}'"
             f"{did_you_mean(form, formats) or ';'} {accepted}",
-            hint="its own files lie in the run's folder 'classifier'",
+            hint=hint,
         )
+    temperature = loaded.temperature
     try:
         with atomic_directory(output) as folder:
-            classifier.export(form, folder)
+            exported = classifier.export(form, folder, temperature=temperature, output=output)
+            text = card.render(loaded.record, form, classifier.classnames, temperature, exported)
+            write_text(folder / card.NAME, text)
     except OSError as err:
         raise RecordError(
             f"cannot write '{output}': {err.strerror or err}",
             hint="name another path with --output",
         ) from None
+    if progress is not None:
+        for note in exported.notes:
+            progress.note(f"note: {note}")
     return output
+
+
+def _own_files(record: RunRecord) -> str:
+    """Say where a run's own files are and what reads them."""
+    return (
+        "its own files are in the run's folder 'classifier', which "
+        f"'{program(track_of(record.method.name))} predict' reads"
+    )
 
 
 def _classifier_dir(run_dir: Path, record: RunRecord, *, check: bool = False) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -26,7 +26,7 @@ from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -423,6 +423,22 @@ class Inspectable(Classifier, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export says of itself; its ``README.md`` is made of it and of the run's record.
+
+    Attributes:
+        snippet: Python that loads the export with the other library alone, from inside its folder, and prints
+            classes with their probabilities.
+        notes: What a user has to know, such as what the format cannot hold; shown on the screen too.
+        facts: Further lines of the README by their names.
+    """
+
+    snippet: str
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
 @runtime_checkable
 class Exportable(Classifier, Protocol):
     """A classifier that other libraries can load in a format of theirs."""
@@ -432,12 +448,22 @@ class Exportable(Classifier, Protocol):
         """Return the names of the formats, as ``--format`` takes them."""
         ...
 
-    def export(self, form: str, path: Path, /) -> None:
-        """Write the classifier to ``path``, which does not exist yet.
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write the classifier to ``path``, an empty folder or a new one.
 
         Args:
             form: One of :attr:`export_formats`.
-            path: A new folder (or file, where the format is one); the caller moves it into place whole.
+            path: The folder; the caller moves it into place whole.
+            temperature: Softmax temperature of the run, which the export must not lose.
+            output: Where the folder will be, as the user named it; ``path`` if left out.
         """
         ...
 

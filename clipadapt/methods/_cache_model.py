@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from clipadapt.core import saved
 from clipadapt.core.protocols import MethodConfig
+from clipadapt.methods import _export
 from clipadapt.methods._images import tensor
 from clipadapt.methods._training import labelled
 
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, ScoreKind, Split
+    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Split
     from clipadapt.models import ImageTextModel
 
 BLOCK_BYTES: Final = 32 << 20
 """Scores of all alphas on one block of val, in bytes."""
 FIRST_VIEW: Final = 1
 GRID_START: Final = 0.1
+CACHE_FORMULA: Final = """votes = np.exp(a['beta'] * (x @ a['keys'].T - 1)) @ np.eye(len(a['weight']))[a['labels']]
+scores = a['logit_scale'] * x @ a['weight'].T + a['alpha'] * votes"""
 
 
 class SearchConfig(MethodConfig):
@@ -197,6 +200,7 @@ class CacheClassifier:
         n_trainable_params: Numbers that were learnt: the keys, or none.
         selection: What was chosen on val, or None.
         score_kind: The scores are logits.
+        export_formats: ``classifier``, and ``openclip``, with the model beside it.
     """
 
     model: ImageTextModel
@@ -209,6 +213,7 @@ class CacheClassifier:
     n_trainable_params: int
     selection: dict[str, Any] | None
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""
@@ -220,6 +225,34 @@ class CacheClassifier:
         """Return what the prompts alone would have scored, shape ``(n, C)``."""
         features = self.model.encode(inputs, "image")
         return np.float32(self.logit_scale) * (features @ self.weights.T)
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write cache and text features, alone or with the model; see :func:`_export.export`."""
+        arrays = _export.cosine_arrays(self.weights, self.logit_scale, 0.0)
+        arrays |= {
+            "keys": self.cache.keys.numpy(),
+            "labels": self.cache.labels,
+            "alpha": np.array(self.alpha, dtype=np.float32),
+            "beta": np.array(self.beta, dtype=np.float32),
+        }
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            arrays,
+            CACHE_FORMULA,
+            temperature=temperature,
+            output=output,
+        )
 
     def save(self, directory: Path) -> None:
         """Write keys, labels, text features and settings."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Task
     from clipadapt.models import ImageTextModel
 
 HEAD: Final = ("head.weight", "head.bias")
@@ -212,15 +212,31 @@ class FinetunedClassifier:
         """Return what the start would have scored, shape ``(n, C)``."""
         return cosine_scores(self.model, inputs, self.start)
 
-    def export(self, form: str, path: Path) -> None:
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
         """Write the model with the trained tower as an open_clip folder, and the head beside it."""
-        _export.require(form, self.export_formats)
-        path.mkdir(parents=True, exist_ok=True)
-        trained = self.tuned.tower.model
-        trained.save_folder(path)
         weight, bias = (p.detach().cpu().numpy() for p in self.tuned.head)
-        arrays = {"weight": weight, "bias": bias}
-        _export.write(path, arrays, self.model, self.classnames, {"features": "output"})
+        trained = self.tuned.tower.model
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            {"weight": weight, "bias": bias},
+            _export.LINEAR,
+            temperature=temperature,
+            output=output,
+            formats=self.export_formats,
+            dtype=trained.dtype,
+            network=trained,
+        )
 
     def save(self, directory: Path) -> None:
         """Write what was trained, the zero-shot start and the class names."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from clipadapt.core import saved
-from clipadapt.methods import _training
+from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
 from clipadapt.methods._training import TrainingConfig
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.core.protocols import Exported, Inputs, MethodConfig, ScoreKind, Task
+
+FORMULA: Final = (
+    """adapted = np.maximum(np.maximum(x @ a['down'].T, 0) @ a['up'].T, 0)
+x = a['ratio'] * adapted + (1 - a['ratio']) * x
+x /= np.linalg.norm(x, axis=1, keepdims=True)
+"""
+    + _export.COSINE
+)
 
 
 class CLIPAdapterConfig(TrainingConfig):
@@ -149,6 +157,7 @@ class CLIPAdapterClassifier:
         ratio: Weight of the adapted features.
         selection: The epoch chosen on val, or None.
         score_kind: The scores are logits.
+        export_formats: ``classifier``, and ``openclip``, with the model beside it.
     """
 
     model: ImageTextModel
@@ -159,6 +168,7 @@ class CLIPAdapterClassifier:
     ratio: float
     selection: dict[str, Any] | None
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
 
     @property
     def n_trainable_params(self) -> int:
@@ -184,6 +194,30 @@ class CLIPAdapterClassifier:
         weights = zero_shot_weights(self.model, names, templates)
         return CLIPAdapterClassifier(
             self.model, names, self.down, self.up, weights, self.ratio, self.selection
+        )
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write adapter and text features, alone or with the model; see :func:`_export.export`."""
+        arrays = _export.cosine_arrays(self.weights, self.model.logit_scale, self.model.logit_bias)
+        ratio = np.array(self.ratio, dtype=np.float32)
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            {**arrays, "down": self.down, "up": self.up, "ratio": ratio},
+            FORMULA,
+            temperature=temperature,
+            output=output,
+            layer="projected",
         )
 
     def save(self, directory: Path) -> None:

@@ -10,8 +10,7 @@ from pydantic import Field, PositiveInt
 
 from clipadapt.core import saved
 from clipadapt.core.errors import ConfigError, DataError
-from clipadapt.methods import _training
-from clipadapt.methods._export import EXPORT_WEIGHTS, export_weights
+from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
 from clipadapt.methods._training import TrainingConfig
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.core.protocols import Exported, Inputs, MethodConfig, ScoreKind, Task
 
 INIT_STD = 0.02
 NEAREST = 5
@@ -257,7 +256,7 @@ class CoOpClassifier:
     config: CoOpConfig
     selection: dict[str, Any] | None
     score_kind: ClassVar[ScoreKind] = "logit"
-    export_formats: ClassVar[tuple[str, ...]] = EXPORT_WEIGHTS
+    export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
 
     @property
     def n_trainable_params(self) -> int:
@@ -331,9 +330,27 @@ class CoOpClassifier:
             return {"context": [{"class": n, "vectors": words(c)} for n, c in per_class]}
         return {"context": words(self.context)}
 
-    def export(self, form: str, path: Path) -> None:
-        """Write the learnt prompts as a zero-shot weight matrix; see :func:`export_weights`."""
-        export_weights(self.model, self.classnames, self.weights, form, path)
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write the learned prompts as a weight matrix, alone or with the model; see :func:`_export.export`."""
+        arrays = _export.cosine_arrays(self.weights, self.model.logit_scale, self.model.logit_bias)
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            arrays,
+            _export.COSINE,
+            temperature=temperature,
+            output=output,
+        )
 
     def save(self, directory: Path) -> None:
         """Write context, text features and class names."""

@@ -22,6 +22,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from clipadapt.core import metrics, saved
 from clipadapt.core.errors import DataError
 from clipadapt.core.protocols import MethodConfig
+from clipadapt.methods import _export
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Task
 
     Attempt = Callable[[Sequence[float]], list["Trial"]]
 
@@ -260,6 +261,7 @@ class LinearProbeClassifier:
         temperature: Softmax temperature fitted on val before the refit, or None.
         selection: What was chosen on val, or None.
         score_kind: The scores are logits.
+        export_formats: ``classifier``, and ``openclip``, with the model beside it.
     """
 
     model: ImageTextModel
@@ -269,6 +271,7 @@ class LinearProbeClassifier:
     temperature: float | None = None
     selection: dict[str, Any] | None = None
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
 
     @property
     def n_trainable_params(self) -> int:
@@ -278,6 +281,28 @@ class LinearProbeClassifier:
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""
         return self.linear(self.model.encode(inputs, "image", self.features))
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write the layer, alone or with the model; see :func:`_export.export`."""
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            {"weight": self.linear.weight, "bias": self.linear.bias},
+            _export.LINEAR,
+            temperature=temperature,
+            output=output,
+            layer=self.features,
+        )
 
     def save(self, directory: Path) -> None:
         """Write the layer and the class names."""

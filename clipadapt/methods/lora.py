@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.core.protocols import Exported, Inputs, MethodConfig, ScoreKind, Task
     from clipadapt.models import Tower
 
 Role = Literal["q", "k", "v", "out", "mlp", "pointwise"]
@@ -327,6 +328,69 @@ class Adapted:
                 whole.parameters[name].copy_(parameter)
         return whole.merged()
 
+    def save_peft(self, path: Path) -> None:
+        """Write the adapters as PEFT's, for the network as open_clip builds it; the scaling is in the matrices.
+
+        Attention is one module there: its three updates of rank ``r`` become one of rank ``3 r`` whose second matrix
+        is made of blocks.
+
+        Raises:
+            ModelError: If PEFT has no such adapter.
+        """
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        config = self.config
+        scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        layers = {n.rpartition(".")[0] for n in self.parameters}
+        updates = {
+            layer: {
+                kind: self.parameters[f"{layer}.{kind}"].detach().cpu()
+                * (scaling if kind == "B" else 1)
+                for kind in ("A", "B", "magnitude")
+                if f"{layer}.{kind}" in self.parameters
+            }
+            for layer in layers
+        }
+        fused = self.model.fused_adapters(updates)
+        if "out" in config.roles and any(name.endswith(".out_proj") for name in fused):
+            raise ModelError(
+                f"PEFT has no true adapter for the role 'out' of '{self.base.name}': of torch's attention it adds "
+                "the update of the output projection twice",
+                hint="export with --format openclip, which holds the merged weights",
+            )
+        ranks = {
+            re.escape(name): len(parts["A"])
+            for name, parts in fused.items()
+            if not name.endswith(".out_proj")  # part of nn.MultiheadAttention
+        }
+        network = self.base.in_dtype("fp32").clone().module
+        settings = LoraConfig(
+            r=config.r,
+            lora_alpha=config.r,
+            rank_pattern=ranks,
+            alpha_pattern=ranks,  # a scaling of 1
+            use_dora=config.use_dora,
+            target_modules="|".join(ranks),
+            bias="none",
+        )
+        try:
+            peft: Any = get_peft_model(network, settings)
+        except ValueError as err:
+            raise ModelError(
+                f"PEFT has no such adapter for '{self.base.name}': {err}",
+                hint="export with --format openclip, which holds the merged weights",
+            ) from None
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if ".lora_" in name:
+                    layer, _, kind = _short(name).rpartition(".")
+                    found = fused[layer.replace(".base_layer.out_proj", ".out_proj")][kind]
+                    # A magnitude that was not learned stays what PEFT computes from the weights.
+                    parameter.copy_(torch.where(found.isnan(), parameter, found))
+        peft.peft_config[ADAPTER].base_model_name_or_path = self.base.name
+        peft.save_pretrained(path, save_embedding_layers=False)
+
 
 @dataclass(frozen=True, slots=True)
 class LoRAClassifier:
@@ -385,25 +449,42 @@ class LoRAClassifier:
             self.model, names, templates, self.adapted, weights, start, self.selection
         )
 
-    def export(self, form: str, path: Path) -> None:
-        """Write a merged open_clip folder with its text classifier, or an adapter that PEFT loads.
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write a merged open_clip folder, or an adapter that PEFT puts onto open_clip's model; texts beside it.
 
-        The adapter belongs to a network whose attention has separate projections; its layers' names say which.
+        Raises:
+            ModelError: If PEFT has no adapter of this kind for the model's attention.
         """
         _export.require(form, self.export_formats)
         path.mkdir(parents=True, exist_ok=True)
-        if form == "peft":
-            self.adapted.peft.peft_config[ADAPTER].base_model_name_or_path = self.model.name
-            self.adapted.peft.save_pretrained(path, save_embedding_layers=False)
-        else:
-            self.model.in_dtype("fp32").save_folder(path, self.adapted.merged())
         scale, bias = self._scale()
-        arrays = {
-            "weight": self.weights,
-            "logit_scale": np.array(scale, dtype=np.float32),
-            "logit_bias": np.array(bias, dtype=np.float32),
-        }
-        _export.write(path, arrays, self.model, self.classnames, {"features": "output"})
+        state = None
+        if form == "peft":
+            self.adapted.save_peft(path)
+        else:
+            state = _scaled(self.adapted.merged(), scale, bias)
+        tuned = self.adapted.config.encoder != "text"
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            _export.cosine_arrays(self.weights, scale, bias),
+            _export.COSINE,
+            temperature=temperature,
+            output=output,
+            formats=self.export_formats,
+            dtype=self.adapted.config.precision if tuned else None,
+            state=state,
+        )
 
     def save(self, directory: Path) -> None:
         """Write adapters, text features and class names."""
@@ -415,6 +496,14 @@ class LoRAClassifier:
             "selection": self.selection,
         }
         saved.save(directory, arrays, facts)
+
+
+def _scaled(state: dict[str, torch.Tensor], scale: float, bias: float) -> dict[str, torch.Tensor]:
+    """Return weights whose logit scale and bias are those of the run."""
+    import torch
+
+    own = {"logit_scale": math.log(scale), "logit_bias": bias}
+    return state | {n: torch.full_like(state[n], v) for n, v in own.items() if n in state}
 
 
 def _short(name: str) -> str:

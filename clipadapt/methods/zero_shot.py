@@ -9,7 +9,7 @@ from pydantic import PositiveFloat
 
 from clipadapt.core import saved
 from clipadapt.core.protocols import MethodConfig
-from clipadapt.methods._export import EXPORT_WEIGHTS, export_weights
+from clipadapt.methods import _export
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
 from clipadapt.models import ImageTextModel
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Task
 
 
 class ZeroShotConfig(MethodConfig):
@@ -73,7 +73,7 @@ class ZeroShotClassifier:
         logit_scale: Factor on the cosine, or None for the model's own.
         n_trainable_params: Always 0.
         score_kind: The scores are logits.
-        export_formats: ``classifier``, a weight matrix.
+        export_formats: ``classifier``, a weight matrix, and ``openclip``, with the model beside it.
     """
 
     model: ImageTextModel
@@ -82,7 +82,7 @@ class ZeroShotClassifier:
     logit_scale: float | None = None
     n_trainable_params: ClassVar[int] = 0
     score_kind: ClassVar[ScoreKind] = "logit"
-    export_formats: ClassVar[tuple[str, ...]] = EXPORT_WEIGHTS
+    export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""
@@ -95,9 +95,29 @@ class ZeroShotClassifier:
         weights = zero_shot_weights(self.model, classnames, templates)
         return ZeroShotClassifier(self.model, classnames, weights, self.logit_scale)
 
-    def export(self, form: str, path: Path) -> None:
-        """Write the text embeddings as a weight matrix; see :func:`export_weights`."""
-        export_weights(self.model, self.classnames, self.weights, form, path)
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write the text embeddings as a weight matrix, alone or with the model; see :func:`_export.export`."""
+        own = (self.model.logit_scale, self.model.logit_bias)
+        scale, bias = own if self.logit_scale is None else (self.logit_scale, 0.0)
+        arrays = _export.cosine_arrays(self.weights, scale, bias)
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            arrays,
+            _export.COSINE,
+            temperature=temperature,
+            output=output,
+        )
 
     def save(self, directory: Path) -> None:
         """Write the text embeddings and the class names."""

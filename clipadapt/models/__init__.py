@@ -6,6 +6,7 @@ Nothing here imports a framework at run time.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, runtime_checkable
 
 from clipadapt.core.protocols import Backbone
@@ -28,6 +29,21 @@ Tower = Literal["image", "text"]
 Layer = str
 """``output``, ``projected``, ``pre_projection``, or of the image tower ``unit:K``, what its unit ``K`` reads."""
 PromptPosition = Literal["end", "middle", "front"]
+
+
+@dataclass(frozen=True, slots=True)
+class PortableCode:
+    """Python that computes features ``x`` of ``IMAGES`` with open_clip alone, and what it cannot do by itself.
+
+    Attributes:
+        lines: The code, run from inside the export's folder.
+        notes: What a user has to know.
+        preprocessing: The steps from a picture to a tensor.
+    """
+
+    lines: str
+    notes: tuple[str, ...]
+    preprocessing: str
 
 
 @runtime_checkable
@@ -154,8 +170,31 @@ class ImageTextModel(Backbone, Protocol):
         """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
         ...
 
-    def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the model, or one with the weights ``state``, as a folder that open_clip loads."""
+    def save_folder(
+        self,
+        directory: Path,
+        state: Mapping[str, torch.Tensor] | None = None,
+        output: Path | None = None,
+    ) -> None:
+        """Write the model, or one with the weights ``state``, as a folder that open_clip loads.
+
+        Args:
+            directory: An existing folder.
+            state: Weights in the place of its own.
+            output: Where the folder will be, as the user named it.
+        """
+        ...
+
+    def open_clip_code(
+        self, layer: Layer = "output", *, saved: bool = False, adapter: bool = False
+    ) -> PortableCode:
+        """Return what computes image features with open_clip alone.
+
+        Args:
+            layer: Which features.
+            saved: Whether the model is in the folder, as :meth:`save_folder` writes it.
+            adapter: Whether PEFT's adapter in the folder goes onto it.
+        """
         ...
 
 
@@ -213,4 +252,14 @@ class AdapterTunable(PromptTunable, Protocol):
 
     def fused_state(self, network: torch.nn.Module, /) -> dict[str, torch.Tensor]:
         """Return the state of a network with split attention under the names of an ordinary one."""
+        ...
+
+    def fused_adapters(
+        self, updates: Mapping[str, Mapping[str, torch.Tensor]], /
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Return low-rank updates of this split clone's layers for those of an ordinary network.
+
+        Args:
+            updates: By layer: ``A`` of shape ``(r, in)``, ``B`` of shape ``(out, r)``, perhaps ``magnitude``.
+        """
         ...

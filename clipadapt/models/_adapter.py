@@ -28,7 +28,16 @@ from clipadapt.core import hardware
 from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import digest
 from clipadapt.core.store import Space
-from clipadapt.models import _attention, _augment, _blocks, _encode, _prompts, _sources
+from clipadapt.models import (
+    PortableCode,
+    _attention,
+    _augment,
+    _blocks,
+    _encode,
+    _prompts,
+    _snippet,
+    _sources,
+)
 from clipadapt.models._text_tower import OwnText
 
 if TYPE_CHECKING:
@@ -532,6 +541,12 @@ class OpenClipModel:
         """Return the state of a network with split attention under the names that this model's own has."""
         return _attention.fuse(network)
 
+    def fused_adapters(
+        self, updates: Mapping[str, Mapping[str, torch.Tensor]], /
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Return low-rank updates of this split clone for the network as open_clip builds it."""
+        return _attention.fuse_adapters(self._net, updates)
+
     def adapter_targets(self, tower: Tower, /) -> dict[str, list[str]]:
         """Return the layers that may carry adapters by role, input side first; of a split clone."""
         return _attention.targets(self._net)[tower]
@@ -588,14 +603,32 @@ class OpenClipModel:
             self._in_dtype[dtype] = self._with(cast_weights(module, self.device, dtype), dtype)
         return self._in_dtype[dtype]
 
-    def save_folder(self, directory: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    def save_folder(
+        self,
+        directory: Path,
+        state: Mapping[str, torch.Tensor] | None = None,
+        output: Path | None = None,
+    ) -> None:
         """Write the model as a folder that ``local-dir:`` and open_clip load.
 
         Args:
             directory: An existing folder.
             state: Weights of the same architecture in the place of its own.
+            output: Where the folder will be, as the user named it; ``directory`` if left out.
         """
-        _sources.save_folder(directory, self._net, self.tokenizer, self.source, state)
+        _sources.save_folder(
+            directory, self._net, self.tokenizer, self.source, state, output=output
+        )
+
+    def open_clip_code(
+        self, layer: Layer = "output", *, saved: bool = False, adapter: bool = False
+    ) -> PortableCode:
+        """Return what computes image features with open_clip alone."""
+        code = _snippet.code(
+            self.name, self.source, self._net.visual, layer, saved=saved, adapter=adapter
+        )
+        steps = ", ".join(str(step) for step in self._transform.transforms)
+        return PortableCode(*code, preprocessing=f"upright, RGB on white; {steps}")
 
     def _with(self, module: torch.nn.Module, dtype: str) -> OpenClipModel:
         return OpenClipModel(

@@ -6,13 +6,16 @@ matrix among the three, always adapts the output projection and leaves dropout o
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from timm.layers.attention import Attention
 from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROLES: Final = ("q", "k", "v", "out", "mlp", "pointwise")
 
@@ -201,6 +204,74 @@ def fuse(network: nn.Module) -> dict[str, torch.Tensor]:
             for kind in ("weight", "bias"):
                 fused[f"{name}.out_proj.{kind}"] = state.pop(f"{name}.out.{kind}")
     return {**state, **fused}
+
+
+def fuse_adapters(
+    network: nn.Module, updates: Mapping[str, Mapping[str, torch.Tensor]]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Return low-rank updates of a network that :func:`split` changed, for its layers from before.
+
+    The updates of query, key and value become one: the first matrices stand above each other, the second ones in
+    blocks, and what is not updated gets zeros. Of ``nn.MultiheadAttention`` the update of ``NAME.out_proj`` has the
+    rank of that of ``NAME``, as PEFT wants it.
+
+    Args:
+        network: The split network.
+        updates: By layer: ``A`` of shape ``(r, in)``, ``B`` of shape ``(out, r)``, perhaps DoRA's ``magnitude``.
+
+    Returns:
+        The same by fused layer; a magnitude is NaN in rows that have no update.
+    """
+    fused: dict[str, dict[str, torch.Tensor]] = {}
+    owners: dict[str, dict[str, Mapping[str, torch.Tensor]]] = {}
+    for name, parts in updates.items():
+        owner, _, role = name.rpartition(".")
+        if isinstance(network.get_submodule(owner), SplitAttention | SplitProjection):
+            owners.setdefault(owner, {})[role] = parts
+        else:
+            fused[name] = dict(parts)
+    for owner, roles in owners.items():
+        out = roles.pop("out", None)
+        if roles:
+            fused[owner] = _blocks_of(roles)
+        if not isinstance(network.get_submodule(owner), SplitAttention):
+            continue
+        if out is None:
+            rank, width = fused[owner]["A"].shape
+            out = {"A": torch.zeros(0, width), "B": torch.zeros(width, 0)}
+        elif not roles:
+            rank, width = out["A"].shape
+            fused[owner] = {"A": torch.zeros(rank, width), "B": torch.zeros(3 * width, rank)}
+        rank = max(len(fused[owner]["A"]), len(out["A"]))
+        fused[owner] = _of_rank(fused[owner], rank)
+        fused[f"{owner}.out_proj"] = _of_rank(out, rank)
+    return fused
+
+
+def _blocks_of(roles: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return one update of the fused query, key and value."""
+    present = [role for role in "qkv" if role in roles]
+    width = len(roles[present[0]]["B"])
+    blocks = [roles[role]["B"] if role in present else torch.zeros(width, 0) for role in "qkv"]
+    update = {
+        "A": torch.cat([roles[role]["A"] for role in present]),  # (r * roles, in)
+        "B": torch.block_diag(*blocks),  # (3 out, r * roles)
+    }
+    if "magnitude" in roles[present[0]]:
+        none = torch.full((width,), torch.nan)
+        update["magnitude"] = torch.cat([
+            roles[role]["magnitude"] if role in present else none for role in "qkv"
+        ])
+    return update
+
+
+def _of_rank(update: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """Fill an update up with zeros."""
+    more = rank - len(update["A"])
+    return {
+        "A": F.pad(update["A"], (0, 0, 0, more)),
+        "B": F.pad(update["B"], (0, more)),
+    }
 
 
 def targets(network: nn.Module) -> dict[str, dict[str, list[str]]]:

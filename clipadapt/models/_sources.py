@@ -99,8 +99,13 @@ def save_folder(
     tokenizer: Any,
     source: Source,
     state: Mapping[str, Any] | None = None,
+    output: Path | None = None,
 ) -> None:
     """Write config, weights, tokenizer and text tower config as an open_clip folder.
+
+    open_clip looks for the config of a Hugging Face text tower under a name: a folder, which it takes relative to the
+    current one, or else a repository of the hub. So that it needs no network, the name is that of the folder itself,
+    as the user wrote it. This package reads the folder it was given, wherever that has been moved.
 
     Args:
         directory: An existing folder.
@@ -108,6 +113,7 @@ def save_folder(
         tokenizer: open_clip's tokenizer of the model.
         source: Where the model came from.
         state: Weights in the place of the network's own.
+        output: Where the folder will be; ``directory`` if left out.
     """
     from safetensors.torch import save_file
 
@@ -118,7 +124,14 @@ def save_folder(
         metadata={"format": "pt"},
     )
     preprocess = {**network.visual.preprocess_cfg, **source.preprocess_cfg}
-    config = {"model_cfg": source.model_cfg, "preprocess_cfg": preprocess}
+    text_cfg = source.model_cfg["text_cfg"]
+    if text_cfg.get("hf_model_name"):
+        named = {"hf_model_name": str(output or directory), "hf_model_pretrained": False}
+        text_cfg = {**text_cfg, **named}
+    config = {
+        "model_cfg": {**source.model_cfg, "text_cfg": text_cfg},
+        "preprocess_cfg": preprocess,
+    }
     (directory / _names.CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
     text_config = getattr(getattr(network, "text", None), "config", None)
     if text_config is not None:

@@ -334,12 +334,12 @@ def test_a_classifier_that_is_damaged(wrong, fitted, module_pictures, tmp_path):
 def test_export_of_what_cannot_be_exported(wrong, fitted, tmp_path):
     (tmp_path / "there").mkdir()
 
-    text = wrong("export", fitted, "--format", "openclip", "--output", tmp_path / "new")
+    text = wrong("export", fitted, "--format", "peft", "--output", tmp_path / "new")
     taken = wrong("export", fitted, "--format", "openclip", "--output", tmp_path / "there")
     nothing = wrong("export", tmp_path, "--format", "openclip", "--output", tmp_path / "new")
 
-    assert "a run of clip/linear_probe cannot be exported as 'openclip'" in text
-    assert "it has no export formats" in text
+    assert "a run of clip/linear_probe cannot be exported as 'peft'" in text
+    assert "accepted: classifier, openclip" in text
     assert "exists already and is left alone" in taken
     assert "is not the folder of a run" in nothing
 

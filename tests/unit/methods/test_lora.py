@@ -310,17 +310,29 @@ def image_of(fitted, inputs) -> np.ndarray:
     return fitted.model.encode(inputs, "image")
 
 
-def test_peft_loads_the_adapter_onto_a_split_copy(fitted, small, tmp_path):
+def has_plain_attention(fitted) -> bool:
+    """Whether an adapted layer is one of torch's own attention, for which PEFT has no DoRA."""
+    return any(".attn.q" in name and "trunk" not in name for name in fitted.adapted.parameters)
+
+
+def test_peft_loads_the_adapter_onto_an_ordinary_network(fitted, small, tmp_path):
     from peft import PeftModel
 
+    if has_plain_attention(fitted) and "out" in fitted.adapted.config.roles:
+        with pytest.raises(ModelError, match="adds the update of the output projection twice"):
+            fitted.export("peft", tmp_path / "out")
+        return
+    if has_plain_attention(fitted) and fitted.adapted.config.use_dora:
+        with pytest.raises(ModelError, match="does not support DoRA"):
+            fitted.export("peft", tmp_path / "out")
+        return
     inputs = small[1]
     fitted.export("peft", tmp_path / "out")
 
-    copy = fitted.model.in_dtype("fp32").clone(split=True)
-    PeftModel.from_pretrained(copy.module, str(tmp_path / "out")).eval()
+    copy = fitted.model.in_dtype("fp32").clone()
+    PeftModel.from_pretrained(copy.module, str(tmp_path / "out")).merge_and_unload().eval()
 
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["r"] == 2
     assert config["base_model_name_or_path"] == fitted.model.name
     assert not list((tmp_path / "out").rglob("*.bin"))
     with torch.no_grad():
@@ -331,10 +343,39 @@ def test_peft_loads_the_adapter_onto_a_split_copy(fitted, small, tmp_path):
     np.testing.assert_allclose(100 * image @ text.T, fitted.predict_scores(inputs), atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("family", "roles"),
+    [
+        ("clip", ["q", "v"]),
+        ("clip", ["k", "mlp"]),
+        ("clip", ["q", "k", "v"]),
+        ("siglip", ["q", "v"]),
+        ("siglip", ["out"]),
+        ("siglip", ["q", "k", "v", "out", "mlp"]),
+    ],
+)
+def test_any_roles_fit_into_the_attention_of_open_clip(family, roles, models, small, tmp_path):
+    from peft import PeftModel
+
+    settings = SHORT | {"roles": roles, "lr": 0.1, "encoder": "image"}
+    fitted = method("lora", **settings).fit(models(family), small[0], context(tmp_path / "fit"))
+    fitted.export("peft", tmp_path / "out")
+
+    copy = fitted.model.in_dtype("fp32").clone()
+    PeftModel.from_pretrained(copy.module, str(tmp_path / "out")).merge_and_unload().eval()
+
+    inputs = small[1]
+    with torch.no_grad():
+        image = copy.encode_image(copy.pixels(inputs, np.arange(len(inputs)))).numpy()
+    assert np.abs(image - image_of(fitted, inputs)).max() > 1e-4  # there was something to carry
+    np.testing.assert_allclose(image, fitted.adapted.image_features(inputs), atol=1e-5)
+
+
 def test_exporting_changes_nothing(fitted, small, tmp_path):
     before = fitted.predict_scores(small[1])
 
     fitted.export("openclip", tmp_path / "a")
-    fitted.export("peft", tmp_path / "b")
+    if not has_plain_attention(fitted):
+        fitted.export("peft", tmp_path / "b")
 
     np.testing.assert_array_equal(fitted.predict_scores(small[1]), before)

@@ -1,0 +1,148 @@
+"""Python that builds a model with open_clip alone and computes its features, for the README of an export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+
+from clipadapt.core.errors import ModelError
+from clipadapt.models import _names
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipadapt.models import Layer
+    from clipadapt.models._sources import Source
+
+CREATE = "model, _, preprocess = open_clip.create_model_and_transforms"
+
+
+def code(
+    name: str, source: Source, visual: torch.nn.Module, layer: Layer, *, saved: bool, adapter: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Return the code and what a user has to know about it.
+
+    Args:
+        name: Name of the model, as records show it.
+        source: Where it came from.
+        visual: Its image tower.
+        layer: Which features.
+        saved: Whether the export's folder holds the model.
+        adapter: Whether it holds PEFT's adapter of the model.
+    """
+    build, notes = _build(name, source, saved=saved)
+    larger = source.preprocess_cfg.get("resize_size")
+    if larger is not None:
+        size = visual.image_size
+        crop = size[0] if isinstance(size, tuple | list) else size
+        resizing = (
+            f"the resizing: open_clip's config cannot say 'resize to {larger}, then crop {crop}', so that open_clip "
+            f"resizes to {crop} and scores differ; set 'preprocess.transforms[0].size = {larger}', as README.md does"
+        )
+        notes += (resizing,)
+    peft = ["from peft import PeftModel"] if adapter else []
+    lines = [
+        "import json",
+        "",
+        "import numpy as np",
+        "import open_clip",
+        "import torch",
+        *peft,
+        "from PIL import Image, ImageOps",
+        "from safetensors.numpy import load_file",
+        "",
+        'FOLDER = "."  # this folder',
+        'IMAGES = ["photo.jpg"]',
+        "",
+        *build,
+        *([f"preprocess.transforms[0].size = {larger}"] if larger is not None else []),
+        *(
+            ["model = PeftModel.from_pretrained(model, FOLDER).merge_and_unload()"]
+            if adapter
+            else []
+        ),
+        "model.eval()",
+        'upright = [ImageOps.exif_transpose(Image.open(f)).convert("RGB") for f in IMAGES]',
+        "pixels = torch.stack([preprocess(image) for image in upright])",
+        "with torch.no_grad():",
+        *(f"    {line}" for line in _features(visual, layer)),
+        "x = x.numpy()  # (n, D)",
+    ]
+    return "\n".join(lines), notes
+
+
+def _build(name: str, source: Source, *, saved: bool) -> tuple[list[str], tuple[str, ...]]:
+    """Return what creates ``model`` and ``preprocess``."""
+    if saved:
+        return _of_folder("FOLDER", source)
+    scheme, _, rest = name.partition(":")
+    if scheme == "hf-hub":
+        repo, _, revision = rest.partition("@")
+        at = (
+            f", at the revision {revision}, which open_clip cannot be asked for" if revision else ""
+        )
+        return [f'{CREATE}("hf-hub:{repo}")'], (f"the base model, '{name}'{at}",)
+    if source.arch and source.checkpoint is None:
+        note = f"the base model, '{name}', whose weights are drawn; --format openclip writes it too"
+        return [f"torch.manual_seed({_seed()})", f'{CREATE}("{source.arch}")'], (note,)
+    if source.arch and not name.endswith(_names.WEIGHT_SUFFIXES):
+        arch, _, tag = name.partition("/")
+        return [f'{CREATE}("{arch}", pretrained="{tag}")'], (f"the base model, '{name}'",)
+    where = "the weights file" if source.arch else "the open_clip folder"
+    note = (
+        f"the base model: BASE stands for {where} of '{name}'; --format openclip writes model and "
+        "classifier together"
+    )
+    base = [f'BASE = "base"  # {where} of {name}']
+    if source.arch:
+        return [*base, f'{CREATE}("{source.arch}", pretrained=BASE)'], (note,)
+    build, notes = _of_folder("BASE", source)
+    return [*base, *build], (note, *notes)
+
+
+def _of_folder(place: str, source: Source) -> tuple[list[str], tuple[str, ...]]:
+    plain = f'{CREATE}(f"local-dir:{{{place}}}"'
+    if not source.model_cfg["text_cfg"].get("hf_model_name"):
+        return [f"{plain})"], ()
+    note = (
+        "where its text tower's config is after a move: open_clip looks in the folder 'hf_model_name' of "
+        "open_clip_config.json, the name that the export was written to; README.md's code names the folder "
+        "itself, so that it works from anywhere"
+    )
+    return [
+        f'with open(f"{{{place}}}/open_clip_config.json", encoding="utf-8") as file:',
+        '    text_cfg = json.load(file)["model_cfg"]["text_cfg"]',
+        f'text_cfg |= {{"hf_model_name": {place}, "hf_model_pretrained": False}}',
+        f"{plain}, text_cfg=text_cfg)",
+    ], ((note,) if place == "FOLDER" else ())
+
+
+def _seed() -> int:
+    from clipadapt.models._adapter import RANDOM_SEED
+
+    return RANDOM_SEED
+
+
+def _features(visual: Any, layer: Layer) -> list[str]:
+    """Return what computes ``x`` from ``pixels``.
+
+    Raises:
+        ModelError: If open_clip does not give these features.
+    """
+    if layer == "output":
+        return ["x = torch.nn.functional.normalize(model.encode_image(pixels), dim=-1)"]
+    if layer == "projected":
+        return ["x = model.encode_image(pixels)"]
+    if isinstance(visual, VisionTransformer):
+        return ["model.visual.proj = None  # what the projection reads", "x = model.visual(pixels)"]
+    if isinstance(visual, TimmModel):
+        return [
+            "x = model.visual.trunk(pixels)  # what the projection reads",
+            "x = x if x.ndim == 2 else x.flatten(2).mean(-1)",
+        ]
+    if isinstance(visual, ModifiedResNet):
+        return ["x = model.visual(pixels)"]
+    raise ModelError(f"no features before the projection of a {type(visual).__name__}")

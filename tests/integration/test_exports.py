@@ -1,0 +1,156 @@
+"""Every method and format: the export's own code, in the other library alone and offline, gives the run's scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipadapt.core import config, runner
+from clipadapt.core.errors import ClipAdaptError
+from clipadapt.core.inference import export_run, load_run
+from clipadapt.core.protocols import Inputs
+from clipadapt.core.records import RunStore
+from clipadapt.core.registry import METHODS
+from clipadapt.datasets._images import ImageFiles
+from tests.contract.conftest import CLIP_FAMILIES, settings
+from tests.exports import run_readmes
+from tests.integration.conftest import COLOURS, picture
+
+CLIP_METHODS = [n for n in METHODS.names() if n.startswith("clip/")]
+FORMATS = ("classifier", "openclip", "peft")
+# All methods on one family, and on the others those whose exports differ by the network.
+CASES = [
+    (name, family)
+    for name in CLIP_METHODS
+    for family in CLIP_FAMILIES
+    if family == "clip" or name in {"clip/linear_probe", "clip/lora", "clip/zero_shot"}
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "photos"
+    seed = 0
+    for split in ("train", "val", "test"):
+        for name, colour in COLOURS.items():
+            for i in range(4):
+                seed += 1
+                picture(root / split / name / f"{i}.png", colour, seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(photos, tiny_models, tmp_path_factory):
+    """All exports of all cases, run at once: by method, family and format what came out and what was expected."""
+    root = tmp_path_factory.mktemp("exports")
+    places, expected = [], {}
+    for name, family in CASES:
+        model = tiny_models[family]
+        given = {
+            "data": {"name": f"folder:{photos}", "shots": 4},
+            "method": {"name": name, **settings(name, family)},
+            "model": {"name": model, "precision": "fp32"},
+            "seeds": [1],
+        }
+        out = root / "runs"
+        (record,) = runner.run([config.build([("test", given)], source="test", track="clip")], out)
+        run_dir = RunStore(out).run_dir(record)
+        run = load_run(run_dir)
+        image = photos / "test" / "red_thing" / "1.png"
+        inputs = Inputs(ImageFiles(Path(), [str(image)]), ("0",))
+        scores = run.classifier.predict_scores(inputs)
+        (prediction,) = run.predict(inputs, 9)
+        by_name = {t["label"]: t["probability"] for t in prediction["top"]}
+        kept = RunStore.load_predictions(run_dir)
+        row = kept.scores[kept.ids.index("test/red_thing/1.png")]
+        np.testing.assert_allclose(scores[0], row, atol=1e-4)
+        for form in run.classifier.export_formats:
+            folder = root / f"{name.partition('/')[2]}-{family}-{form}"
+            export_run(run_dir, form, root / "new")
+            (root / "new").rename(folder)  # moved since it was written
+            shutil.copy(image, folder / "photo.jpg")
+            (folder / "base").symlink_to(model.removeprefix("local-dir:"))
+            probabilities = [by_name[c] for c in run.classifier.classnames]
+            expected[name, family, form] = (folder, record, scores, probabilities)
+            places.append(folder)
+    found = dict(zip(expected, run_readmes(places, root), strict=True))
+    return {key: (found[key], *expected[key]) for key in expected}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_the_readme_gives_the_scores_of_the_run(name, family, form, exported):
+    if (name, family, form) not in exported:
+        pytest.skip(f"{name} has no format {form}")
+    found, folder, record, scores, probabilities = exported[name, family, form]
+
+    np.testing.assert_allclose(found["scores"], scores, atol=1e-4)
+    np.testing.assert_allclose(found["probabilities"][0], probabilities, atol=1e-4)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert json.dumps([c.replace("_", " ") for c in sorted(COLOURS)]) in text
+    assert record.run_id in text
+    facts = json.loads((folder / "classifier.json").read_text())
+    assert facts["temperature"] == record.calibration.temperature
+    for file in folder.iterdir():
+        if file.suffix in {".md", ".json"} and file.name != "open_clip_config.json":
+            assert str(folder.parent) not in file.read_text(encoding="utf-8"), file.name
+    assert sorted(p.name for p in folder.glob("*.safetensors")) != []
+
+
+@pytest.mark.parametrize("name", CLIP_METHODS)
+def test_every_method_offers_formats_and_says_which(name, exported):
+    formats = {form for (n, _, form) in exported if n == name}
+
+    others = {"clip/lora": {"peft"}, "clip/full_finetune": set(), "clip/wise_ft": set()}
+    assert formats == {"openclip", *others.get(name, {"classifier"})}
+
+
+def test_an_adapter_of_a_vit_is_one_of_open_clips_own_layers(exported):
+    _, folder, *_ = exported["clip/lora", "clip", "peft"]
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
+        names = set(file.keys())
+
+    block = "base_model.model.visual.transformer.resblocks.0.attn"
+    assert f"{block}.lora_A.weight" in names
+    assert not [n for n in names if ".attn.q." in n]
+
+
+def test_what_the_format_cannot_hold_is_said(exported):
+    _, folder, *_ = exported["clip/zero_shot", "hf", "openclip"]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+
+    assert "hf_model_name" in text.partition("## What it does not hold")[2]
+    _, folder, *_ = exported["clip/zero_shot", "clip", "classifier"]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "the base model: BASE stands for the open_clip folder" in text
+
+
+def test_dora_of_a_vit_is_refused_for_peft(photos, tiny_models, tmp_path):
+    given = {
+        "data": {"name": f"folder:{photos}", "shots": 1},
+        "method": {
+            "name": "clip/lora",
+            **settings("clip/lora", "clip"),
+            "epochs": 1,
+            "use_dora": True,
+        },
+        "model": {"name": tiny_models["clip"], "precision": "fp32"},
+        "seeds": [1],
+    }
+    built = config.build([("test", given)], source="test", track="clip")
+    (record,) = runner.run([built], tmp_path / "runs")
+    run_dir = RunStore(tmp_path / "runs").run_dir(record)
+
+    with pytest.raises(ClipAdaptError, match="does not support DoRA") as error:
+        export_run(run_dir, "peft", tmp_path / "adapter")
+
+    assert "--format openclip" in error.value.hint
+    assert not (tmp_path / "adapter").exists()
+    assert not list(tmp_path.glob(".tmp*"))
+    export_run(run_dir, "openclip", tmp_path / "merged")

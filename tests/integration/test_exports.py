@@ -154,3 +154,104 @@ def test_dora_of_a_vit_is_refused_for_peft(photos, tiny_models, tmp_path):
     assert not (tmp_path / "adapter").exists()
     assert not list(tmp_path.glob(".tmp*"))
     export_run(run_dir, "openclip", tmp_path / "merged")
+
+
+# ---------------------------------------------------------------- texts
+
+TEXT_METHODS = [n for n in METHODS.names() if n.startswith("text/")]
+TRAINED = ("text/bitfit", "text/full_finetune", "text/head", "text/lora")
+TEXTS = ["a fine film", "a dull one"]  # those of the READMEs
+TEXT_CASES = [
+    (name, family)
+    for name in TRAINED
+    for family in ("distilbert", "bert", "roberta", "no_pooler")
+    if family in {"distilbert", "no_pooler"} or name == "text/lora"
+]
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    rows = [
+        f"a {w} plot {i},{y}" for i in range(30) for y, w in (("bad", "dull"), ("good", "fine"))
+    ]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoders(tiny_texts, tmp_path_factory) -> dict[str, str]:
+    """The tiny encoders, and a BERT whose checkpoint has no pooler: it is drawn with the head."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("encoders") / "no_pooler"
+    shutil.copytree(tiny_texts["bert"], folder)
+    weights = folder / "model.safetensors"
+    kept = {k: v for k, v in load_file(weights).items() if "pooler" not in k}
+    save_file(kept, weights, metadata={"format": "pt"})
+    return {**tiny_texts, "no_pooler": str(folder)}
+
+
+def fit_text(name: str, model: str | None, data: Path, out: Path) -> Path:
+    """Fit on the reviews; return the run's folder."""
+    given = {
+        "data": {"name": f"csv:{data}"},
+        "method": {"name": name, **settings(name, "")},
+        **({"model": {"name": model, "precision": "fp32"}} if model else {}),
+        "seeds": [1],
+    }
+    (record,) = runner.run([config.build([("test", given)], source="test", track="text")], out)
+    return RunStore(out).run_dir(record)
+
+
+@pytest.fixture(scope="module")
+def exported_texts(reviews, encoders, tmp_path_factory):
+    """All exports of trained text classifiers, run at once."""
+    root = tmp_path_factory.mktemp("text-exports")
+    expected = {}
+    for name, family in TEXT_CASES:
+        run_dir = fit_text(name, encoders[family], reviews, root / "runs")
+        run = load_run(run_dir)
+        found = run.predict(Inputs(TEXTS, ("0", "1")), 2)
+        names = run.classifier.classnames
+        rows = [{t["label"]: t["probability"] for t in p["top"]} for p in found]
+        for form in run.classifier.export_formats:
+            folder = root / f"{name.partition('/')[2]}-{family}-{form}"
+            export_run(run_dir, form, root / "new")
+            (root / "new").rename(folder)
+            (folder / "base").symlink_to(encoders[family])
+            expected[name, family, form] = (folder, run, [[r[n] for n in names] for r in rows])
+    found = run_readmes([folder for folder, *_ in expected.values()], root)
+    return {key: (one, *expected[key]) for key, one in zip(expected, found, strict=True)}
+
+
+@pytest.mark.parametrize("form", ["hf", "peft"])
+@pytest.mark.parametrize(("name", "family"), TEXT_CASES)
+def test_a_text_classifier_is_calibrated_in_the_other_library(name, family, form, exported_texts):
+    if (name, family, form) not in exported_texts:
+        assert form == "peft"
+        assert name != "text/lora"
+        pytest.skip(f"{name} has no format {form}")
+    found, folder, run, probabilities = exported_texts[name, family, form]
+
+    assert run.temperature not in {None, 1.0}
+    got = found.get("probabilities")
+    if got is None:
+        rows = [{one["label"]: one["score"] for one in ranked} for ranked in found["found"]]
+        got = [[row[n] for n in run.classifier.classnames] for row in rows]
+    np.testing.assert_allclose(got, probabilities, atol=1e-4)
+    for file in folder.iterdir():
+        if file.suffix in {".md", ".json"}:
+            assert str(folder.parent) not in file.read_text(encoding="utf-8"), file.name
+
+
+@pytest.mark.parametrize("name", [n for n in TEXT_METHODS if n not in TRAINED])
+def test_a_method_without_formats_says_so(name, reviews, encoders, tmp_path):
+    model = encoders["distilbert"] if METHODS.get(name).requires else None
+    run_dir = fit_text(name, model, reviews, tmp_path / "runs")
+
+    with pytest.raises(ClipAdaptError, match="it has no export formats") as error:
+        export_run(run_dir, "hf", tmp_path / "new")
+
+    assert "'textsent predict' reads" in error.value.hint
+    assert not (tmp_path / "new").exists()

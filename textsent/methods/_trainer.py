@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 from torch import nn
 from transformers import (
@@ -34,7 +36,10 @@ from clipadapt.core._files import (
     read_sealed_json,
     remove,
     write_sealed_json,
+    write_text,
 )
+from clipadapt.core.errors import ModelError
+from clipadapt.core.protocols import Exported
 from textsent.models._encoder import PAD_TO, SMALLEST, batches, quiet
 
 if TYPE_CHECKING:
@@ -480,18 +485,147 @@ def overwrite(
 
 
 def export(
-    model: PreTrainedModel, encoder: TextEncoder, max_length: int, form: str, path: Path
-) -> None:
-    """Write a folder for ``from_pretrained`` (``hf``), or an adapter (``peft``), with the tokenizer."""
+    model: PreTrainedModel,
+    encoder: TextEncoder,
+    max_length: int,
+    form: str,
+    path: Path,
+    drawn: Sequence[str],
+    temperature: float | None,
+) -> Exported:
+    """Write a folder for ``from_pretrained`` (``hf``), or an adapter (``peft``), with the tokenizer.
+
+    Args:
+        model: Encoder and head.
+        encoder: The encoder it was made from.
+        max_length: Tokens read of a text.
+        form: ``hf`` or ``peft``.
+        path: The folder.
+        drawn: Parameters that the encoder's checkpoint lacks, which go with an adapter.
+        temperature: Divides the logits, so that the softmax of the export is calibrated.
+
+    Raises:
+        ModelError: If the temperature cannot be put into the last layer.
+    """
     tokenizer = copy.deepcopy(encoder.tokenizer)
     tokenizer.model_max_length = max_length  # other libraries cut texts where training did
     copied: Any = copy.deepcopy(model)
+    if temperature is not None:
+        _divide_logits(copied, encoder, temperature)
     with quiet():
         if form == "peft":
-            copied.peft_config["default"].base_model_name_or_path = encoder.name
+            base, _, revision = encoder.name.partition("@")
+            settings = copied.peft_config["default"]
+            settings.base_model_name_or_path = base
+            settings.revision = revision or None
             copied.save_pretrained(path, save_embedding_layers=False)
+            _add_to_adapter(path, copied, drawn)
         elif hasattr(copied, "peft_config"):
             copied.merge_and_unload().save_pretrained(path)
         else:
             copied.save_pretrained(path)
         tokenizer.save_pretrained(path)
+    divided = "divided by the temperature in the last layer: their softmax is calibrated"
+    facts = {
+        "Tokens read of a text": str(max_length),
+        "Logits": "as trained" if temperature is None else divided,
+    }
+    if form == "hf":
+        return Exported(HF_SNIPPET, (), facts)
+    labels = {i: str(name) for i, name in copied.config.id2label.items()}
+    return Exported(*_peft_snippet(encoder.name, labels), facts)
+
+
+def _divide_logits(model: Any, encoder: TextEncoder, temperature: float) -> None:
+    """Divide weight and bias of the last layer, in place; prove on two texts that the logits are divided.
+
+    Raises:
+        ModelError: If they are not.
+    """
+    ids = encoder.tokenize(["a", "a longer text of other words"])
+    padded: Any = DataCollatorWithPadding(encoder.tokenizer)([{"input_ids": row} for row in ids])
+    batch = padded.to(next(model.parameters()).device)
+    with torch.inference_mode():
+        before = model(**batch).logits
+    *_, last = (m for m in model.modules() if isinstance(m, nn.Linear))
+    with torch.no_grad():
+        last.weight.div_(temperature)
+        if last.bias is not None:
+            last.bias.div_(temperature)
+    with torch.inference_mode():
+        after = model(**batch).logits
+    if not torch.allclose(after * temperature, before, rtol=1e-4, atol=1e-4):
+        raise ModelError(
+            f"the temperature of the run cannot be put into the last layer of a {type(model).__name__}",
+            hint="export a run that fitted none: --set evaluation.calibrate=false",
+        )
+
+
+def _add_to_adapter(path: Path, model: Any, names: Sequence[str]) -> None:
+    """Save further parameters with an adapter, as PEFT saves modules that are trained in full."""
+    if not names:
+        return
+    weights, config = path / "adapter_model.safetensors", path / "adapter_config.json"
+    modules = {name.rpartition(".")[0] for name in names}
+    more = {
+        f"base_model.model.{name}": parameter.detach().cpu().contiguous()
+        for name, parameter in model.get_base_model().named_parameters()
+        if name.rpartition(".")[0] in modules  # PEFT wants all of a module
+    }
+    save_file({**load_file(weights), **more}, weights, metadata={"format": "pt"})
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    # PEFT matches names by their ends.
+    ends = sorted(module.partition(".")[2] for module in modules)
+    settings["modules_to_save"] = [*(settings["modules_to_save"] or ()), *ends]
+    write_text(config, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+HF_SNIPPET = """
+from transformers import pipeline
+
+FOLDER = "."  # this folder
+TEXTS = ["a fine film", "a dull one"]
+
+classify = pipeline("text-classification", model=FOLDER, tokenizer=FOLDER, top_k=None)
+found = classify(TEXTS, truncation=True)
+for text, ranked in zip(TEXTS, found):
+    print(text, ranked[0]["label"], f"{ranked[0]['score']:.4f}")
+"""
+
+
+def _peft_snippet(name: str, labels: dict[int, str]) -> tuple[str, tuple[str, ...]]:
+    """Return code that puts an adapter onto its base model, and what has to be known about it."""
+    base, _, revision = name.partition("@")
+    known = ":" not in base and base != "minilm"  # an id of the hub
+    where = repr(base) if known else f"\"base\"  # the folder of '{name}'"
+    note = (
+        f"the base model, '{base}'" + (f" at the revision {revision}" if revision else "")
+        if known
+        else f"the base model: BASE stands for the folder of '{name}' (config.json and model.safetensors); "
+        "--format hf writes one whole model"
+    )
+    at = f", revision={revision!r}" if known and revision else ""
+    return (
+        f"""
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+FOLDER = "."  # this folder
+BASE = {where}
+LABELS = {labels!r}
+TEXTS = ["a fine film", "a dull one"]
+
+base = AutoModelForSequenceClassification.from_pretrained(
+    BASE, num_labels=len(LABELS), id2label=LABELS{at}
+)
+model = PeftModel.from_pretrained(base, FOLDER).eval()
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokens = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
+with torch.no_grad():
+    probabilities = model(tokens["input_ids"], tokens["attention_mask"]).logits.softmax(dim=-1)
+for text, row in zip(TEXTS, probabilities.tolist()):
+    print(text, LABELS[row.index(max(row))], f"{{max(row):.4f}}")
+""",
+        (note,),
+    )

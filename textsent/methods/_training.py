@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, ScoreKind, Split, Task
+    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Split, Task
     from textsent.models import TextEncoder
 
 SAVED_FACTS = ("classnames", "drawn", "max_length", "from_features", "selection")
@@ -134,17 +134,28 @@ class SequenceClassifier:
         }
         saved.save(directory, arrays, {**facts, **self.settings})
 
-    def export(self, form: str, path: Path) -> None:
-        """Write model and tokenizer as Hugging Face's libraries load them.
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,  # noqa: ARG002
+    ) -> Exported:
+        """Write model and tokenizer as Hugging Face's libraries load them, the temperature in the last layer.
 
         Raises:
             UnknownNameError: If there is no such format.
+            ModelError: If the temperature cannot be put into the model.
         """
         from textsent.methods import _trainer
 
         if form not in self.export_formats:
             raise unknown("export format", form, self.export_formats)
-        _trainer.export(self.model, self.encoder, self.max_length, form, path)
+        return _trainer.export(
+            self.model, self.encoder, self.max_length, form, path, tuple(self.drawn), temperature
+        )
 
 
 def fit(

@@ -625,7 +625,13 @@ class OpenClipModel:
     ) -> PortableCode:
         """Return what computes image features with open_clip alone."""
         code = _snippet.code(
-            self.name, self.source, self._net.visual, layer, saved=saved, adapter=adapter
+            self.name,
+            self.source,
+            self._net.visual,
+            layer,
+            saved=saved,
+            adapter=adapter,
+            seed=RANDOM_SEED,
         )
         steps = ", ".join(str(step) for step in self._transform.transforms)
         return PortableCode(*code, preprocessing=f"upright, RGB on white; {steps}")

@@ -21,7 +21,14 @@ CREATE = "model, _, preprocess = open_clip.create_model_and_transforms"
 
 
 def code(
-    name: str, source: Source, visual: torch.nn.Module, layer: Layer, *, saved: bool, adapter: bool
+    name: str,
+    source: Source,
+    visual: torch.nn.Module,
+    layer: Layer,
+    *,
+    saved: bool,
+    adapter: bool,
+    seed: int,
 ) -> tuple[str, tuple[str, ...]]:
     """Return the code and what a user has to know about it.
 
@@ -32,8 +39,9 @@ def code(
         layer: Which features.
         saved: Whether the export's folder holds the model.
         adapter: Whether it holds PEFT's adapter of the model.
+        seed: What drawn weights are drawn from.
     """
-    build, notes = _build(name, source, saved=saved)
+    build, notes = _build(name, source, saved=saved, seed=seed)
     larger = source.preprocess_cfg.get("resize_size")
     if larger is not None:
         size = visual.image_size
@@ -74,7 +82,9 @@ def code(
     return "\n".join(lines), notes
 
 
-def _build(name: str, source: Source, *, saved: bool) -> tuple[list[str], tuple[str, ...]]:
+def _build(
+    name: str, source: Source, *, saved: bool, seed: int
+) -> tuple[list[str], tuple[str, ...]]:
     """Return what creates ``model`` and ``preprocess``."""
     if saved:
         return _of_folder("FOLDER", source)
@@ -87,7 +97,7 @@ def _build(name: str, source: Source, *, saved: bool) -> tuple[list[str], tuple[
         return [f'{CREATE}("hf-hub:{repo}")'], (f"the base model, '{name}'{at}",)
     if source.arch and source.checkpoint is None:
         note = f"the base model, '{name}', whose weights are drawn; --format openclip writes it too"
-        return [f"torch.manual_seed({_seed()})", f'{CREATE}("{source.arch}")'], (note,)
+        return [f"torch.manual_seed({seed})", f'{CREATE}("{source.arch}")'], (note,)
     if source.arch and not name.endswith(_names.WEIGHT_SUFFIXES):
         arch, _, tag = name.partition("/")
         return [f'{CREATE}("{arch}", pretrained="{tag}")'], (f"the base model, '{name}'",)
@@ -118,12 +128,6 @@ def _of_folder(place: str, source: Source) -> tuple[list[str], tuple[str, ...]]:
         f'text_cfg |= {{"hf_model_name": {place}, "hf_model_pretrained": False}}',
         f"{plain}, text_cfg=text_cfg)",
     ], ((note,) if place == "FOLDER" else ())
-
-
-def _seed() -> int:
-    from clipadapt.models._adapter import RANDOM_SEED
-
-    return RANDOM_SEED
 
 
 def _features(visual: Any, layer: Layer) -> list[str]:

@@ -23,6 +23,7 @@ from clipadapt.core.cli import (
     print_records,
     run_app,
     run_experiments,
+    say,
 )
 from clipadapt.core.errors import ConfigError, DataError
 
@@ -106,7 +107,7 @@ def zeroshot(
 
         for record in found:
             predictions = RunStore.load_predictions(RunStore(out).run_dir(record), record)
-            typer.echo(f"\n{tables.render_per_class(record, predictions)}", nl=False)
+            say(f"\n{tables.render_per_class(record, predictions)}", nl=False)
 
 
 @app.command(
@@ -142,8 +143,7 @@ def predict(
     from clipadapt.datasets import _images
 
     check_top(top)
-    if html is not None:
-        _check_sheet(html)
+    sheet = None if html is None else _sheet_file(html)
     progress = on_stderr()
     ignored: Counter[str] = Counter()
     files = _images.find_images(images, ignored)
@@ -160,11 +160,11 @@ def predict(
     run = load_run(run_dir, progress, track="clip")
     found = run.predict(Inputs(files, tuple(map(str, range(len(files))))), top)
     predictions = [{**p, "input": name} for p, name in zip(found, files.names, strict=True)]
-    if html is not None:
+    if sheet is not None:
         from clipadapt.core.sheet import write_sheet
 
-        write_sheet(html, run.record, predictions, _images.thumbnails(files))
-        typer.echo(f"sheet: {html}", err=True)
+        write_sheet(sheet, run.record, predictions, _images.thumbnails(files))
+        say(f"sheet: {html}", err=True)
     print_predictions(run, predictions, as_json=as_json)
 
 
@@ -189,16 +189,16 @@ def _interval(value: float, low: float | None = None, high: float | None = None)
     return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
-def _check_sheet(path: Path) -> None:
-    """Check that a sheet can be written, before any work.
+def _sheet_file(path: Path) -> Path:
+    """Return where a sheet is to be written, checked before any work.
 
     Raises:
-        ClipAdaptError: If the name is none of an HTML file, or the folder cannot be written.
+        ClipAdaptError: If the name is none of an HTML file, or it cannot be written.
     """
-    from clipadapt.core._files import check_writable
+    from clipadapt.core._files import output_file
 
     if path.suffix.lower() not in {".html", ".htm"} or path.is_dir():
         raise ConfigError(
             f"--html takes the name of an .html file (got '{path}')", hint="--html sheet.html"
         )
-    check_writable(path.parent, hint="name another file with --html FILE")
+    return output_file(path, "--html")

@@ -21,6 +21,7 @@ from clipadapt.core.cli import (
     print_json,
     print_predictions,
     run_app,
+    say,
 )
 from clipadapt.core.errors import ConfigError, DataError
 
@@ -112,9 +113,9 @@ def explore(
     if as_json:
         print_json(facts)
         return
-    typer.echo(_explore.render(facts), nl=False)
+    say(_explore.render(facts), nl=False)
     if facts["histogram"]:
-        typer.echo(f"\nhistogram: {facts['histogram']}")
+        say(f"\nhistogram: {facts['histogram']}")
 
 
 @app.command(

@@ -227,6 +227,29 @@ def check_writable(
         ) from err
 
 
+def output_file(path: Path, option: str) -> Path:
+    """Return where a file that a user named for output is to be written; a link is followed to what it means.
+
+    Raises:
+        RecordError: If it is a folder, a device or the like, or the folder of it cannot be written.
+    """
+    hint = f"name another file with {option} FILE"
+    try:
+        target = path.resolve()  # a link is kept, and what it leads to is replaced
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
+    except (OSError, RuntimeError) as err:  # RuntimeError: links that lead to one another
+        raise RecordError(
+            f"cannot write '{path}': {getattr(err, 'strerror', None) or err}", hint=hint
+        ) from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+        raise RecordError(f"'{path}' is {kind}, not a file", hint=hint)
+    check_writable(target.parent, hint=hint)
+    return target
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock of a name while the block runs; give whether it had to be waited for.

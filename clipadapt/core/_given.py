@@ -20,7 +20,9 @@ MAX_SHOWN: Final = 120
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 
 # Control characters, halves of characters, and marks that turn the direction of what follows.
-_INVISIBLE: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_INVISIBLE: Final = (
+    r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+)
 _NOT_IN_NAMES: Final = re.compile(f"[{_INVISIBLE}]")
 _NOT_IN_TEXT: Final = re.compile(f"[{_INVISIBLE}]".replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
 _NOT_IN_IDENTIFIERS: Final = re.compile(rf"[{_INVISIBLE}|`<>\"'\\\\]")

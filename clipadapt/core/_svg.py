@@ -11,10 +11,11 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+from clipadapt.core.tables import escape_html as escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

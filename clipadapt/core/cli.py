@@ -25,6 +25,7 @@ from clipadapt.core.errors import (
     ConfigError,
     RecordError,
 )
+from clipadapt.core.progress import no_colour
 
 if TYPE_CHECKING:
     from clipadapt.core.config import Experiment
@@ -133,7 +134,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         print_records(found, out, as_json=as_json)
         _draw_runs(found, out)
         if any(r.status == "failed" for r in found):
-            typer.echo("some runs failed twice; remove their folders to try them again", err=True)
+            say("some runs failed twice; remove their folders to try them again", err=True)
             raise typer.Exit(EXIT_DEFECT)
 
     @app.command("bench", epilog=_example(f"{program} bench {example_sweep} --dry-run"))
@@ -172,13 +173,11 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         elif outcome.records:
             _print_bench(outcome.records, out)
         for title, message in outcome.failures:
-            typer.echo(f"failed: {title}: {message}", err=True)
+            say(f"failed: {title}: {message}", err=True)
         earlier = sum(r.status == "failed" for r in outcome.records) > 0
         if outcome.failures or earlier:
             if not outcome.failures:
-                typer.echo(
-                    "some runs failed twice; remove their folders to try them again", err=True
-                )
+                say("some runs failed twice; remove their folders to try them again", err=True)
             raise typer.Exit(EXIT_DEFECT)
 
     @app.command(
@@ -197,7 +196,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         from clipadapt.core.inference import export_run
         from clipadapt.core.progress import on_stderr
 
-        typer.echo(export_run(run_dir, form, output, on_stderr()))
+        say(str(export_run(run_dir, form, output, on_stderr())))
 
     @app.command("table", epilog=_example(f"{program} table runs --format latex"))
     def table(
@@ -225,7 +224,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
                 f"no records in '{directory}'",
                 hint=f"records are written by '{program} run'",
             )
-        typer.echo(
+        say(
             tables.render(
                 tables.build_table(found, metric=metric, reference=reference, store=store),
                 form.value,
@@ -250,7 +249,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         from clipadapt.core.report import write_report
 
         n = write_report(directory, output, examples=examples, progress=on_stderr())
-        typer.echo(f"{n} runs: {output}")
+        say(f"{n} runs: {output}")
 
     @app.command(
         "validate", epilog=_example(f"{program} validate {example} --set data.name={example_data}")
@@ -275,7 +274,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
             value: Any = resolved
             for part in key.split("."):
                 value = value[part]
-            typer.echo(f"{key:<{width}}  {json.dumps(value, ensure_ascii=False):<24}  ({origin})")
+            say(f"{key:<{width}}  {json.dumps(value, ensure_ascii=False):<24}  ({origin})")
 
     @app.command("ls", epilog=_example(f"{program} ls methods"))
     def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOption = False) -> None:
@@ -304,7 +303,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
         if as_json:
             print_json({kind.value: names})
         else:
-            typer.echo("\n".join(names))
+            say("\n".join(names))
         registry.refuse_plugins(faults)
 
     @app.command("doctor", epilog=_example(f"{program} doctor --dataset {example_data}"))
@@ -321,9 +320,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
             print_json({"checks": findings})
         else:
             for check in findings:
-                typer.echo(
-                    f"{'ok' if check['ok'] else 'MISSING':<8}{check['name']}: {check['detail']}"
-                )
+                say(f"{'ok' if check['ok'] else 'MISSING':<8}{check['name']}: {check['detail']}")
         if (model or dataset) and not all(c["ok"] for c in findings if c["asked"]):
             raise typer.Exit(EXIT_USER_ERROR)
 
@@ -344,9 +341,9 @@ def _cache_app(program: str) -> typer.Typer:
         if as_json:
             print_json({"directory": str(store.directory), "spaces": [_plain(s) for s in spaces]})
             return
-        typer.echo(f"{store.directory}: {len(spaces)} feature spaces")
+        say(f"{store.directory}: {len(spaces)} feature spaces")
         for space in spaces:
-            typer.echo("  ".join(f"{k}={v}" for k, v in _plain(space).items()))
+            say("  ".join(f"{k}={v}" for k, v in _plain(space).items()))
 
     @cache.command("prune", epilog=_example(f"{program} cache prune --max-bytes 1000000000"))
     def prune(
@@ -379,9 +376,9 @@ def _show(report: Mapping[str, Any], *, as_json: bool) -> None:
         print_json(report)
         return
     counts = {k: len(v) if isinstance(v, list) else v for k, v in report.items()}
-    typer.echo("  ".join(f"{k}={v}" for k, v in counts.items()))
+    say("  ".join(f"{k}={v}" for k, v in counts.items()))
     for path in report["unreadable"]:
-        typer.echo(f"cannot read or remove {path}: it is left", err=True)
+        say(f"cannot read or remove {path}: it is left", err=True)
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -396,9 +393,14 @@ def _example(command: str) -> str:
     return f"Example: {command}"
 
 
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text for people, without what a terminal would obey: names, paths and errors may hold anything."""
+    typer.echo(visible(text, lines=True), err=err, nl=nl)
+
+
 def print_json(document: Any) -> None:
     """Print exactly one JSON document on stdout."""
-    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+    say(json.dumps(document, indent=2, allow_nan=False))
 
 
 def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
@@ -406,7 +408,7 @@ def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        typer.echo("\n".join(_fact_lines(facts)))
+        say("\n".join(_fact_lines(facts)))
 
 
 def _fact_lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
@@ -437,7 +439,7 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "none" if value is None else str(value)
+    return "none" if value is None else visible(str(value))
 
 
 def check_top(top: int) -> None:
@@ -460,12 +462,10 @@ def print_predictions(
         print_json({"predictions": predictions})
     else:
         for p in predictions:
-            ranked = ", ".join(f"{t['label']} {t['probability']:.3f}" for t in p["top"])
-            typer.echo(f"{ranked}\t{p['input']}")
+            ranked = ", ".join(f"{visible(t['label'])} {t['probability']:.3f}" for t in p["top"])
+            say(f"{ranked}\t{visible(p['input'])}")  # one line each, whatever a name holds
     if run.temperature is None:
-        typer.echo(
-            "the probabilities are not calibrated: the run fitted no temperature on val", err=True
-        )
+        say("the probabilities are not calibrated: the run fitted no temperature on val", err=True)
 
 
 def run_experiments(
@@ -493,8 +493,8 @@ def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> No
     from clipadapt.core.records import RunStore
 
     table = tables.build_table(found, store=RunStore(out))
-    typer.echo(tables.render(table, "markdown"), nl=False)
-    typer.echo(f"\nrecords: {out}", err=True)
+    say(tables.render(table, "markdown"), nl=False)
+    say(f"\nrecords: {out}", err=True)
 
 
 def _print_plan(experiments: Sequence[Experiment], out: Path, *, as_json: bool) -> None:
@@ -509,7 +509,7 @@ def _print_plan(experiments: Sequence[Experiment], out: Path, *, as_json: bool) 
     if as_json:
         print_json(plan)
     else:
-        typer.echo(forecast.render(plan), nl=False)
+        say(forecast.render(plan), nl=False)
 
 
 def _quiet(note: str) -> None:
@@ -535,20 +535,20 @@ def _print_bench(found: Sequence[RunRecord], out: Path) -> None:
     from clipadapt.core.records import RunStore
 
     text = summary.render_summary(summary.build_summary(RunStore(out), records=found), "markdown")
-    typer.echo(text)
+    say(text)
     try:
         write_text(out / "summary.md", text)
     except OSError as err:  # it stands above
-        typer.echo(f"no summary.md: {err}", err=True)
+        say(f"no summary.md: {err}", err=True)
     try:
         made = curves.plot_curves(RunStore(out), out / "curves")
     except (
         ClipAdaptError,
         OSError,
     ) as err:  # without the plotting extra the tables are still worth having
-        typer.echo(f"no curves: {err}", err=True)
+        say(f"no curves: {err}", err=True)
         made = []
-    typer.echo(f"records: {out}; summary: {out / 'summary.md'}; curves: {len(made)}", err=True)
+    say(f"records: {out}; summary: {out / 'summary.md'}; curves: {len(made)}", err=True)
 
 
 def _draw_runs(found: Sequence[RunRecord], out: Path) -> None:
@@ -562,10 +562,10 @@ def _draw_runs(found: Sequence[RunRecord], out: Path) -> None:
     try:
         made = [p for r in fits.values() if (p := curves.plot_run(run_folder(store, r)))]
     except (ClipAdaptError, OSError) as err:
-        typer.echo(f"no learning curves: {err}", err=True)
+        say(f"no learning curves: {err}", err=True)
         return
     for path in reversed(made):
-        typer.echo(f"learning curve: {path}", err=True)
+        say(f"learning curve: {path}", err=True)
 
 
 def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
@@ -575,6 +575,10 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     args = [a for a in args if a != "--debug"]  # accepted anywhere, not only before the command
     if arguments is None:
         guard_streams()
+    if no_colour():
+        import typer.rich_utils
+
+        typer.rich_utils.COLOR_SYSTEM = None  # of help and usage errors
     _interrupt_when_told_to_end()
     try:
         app(args=args)
@@ -593,7 +597,7 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         _end(f"there is not enough memory: {err or 'it is used up'}")
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
-            typer.echo("interrupted; complete runs are kept, the same command goes on", err=True)
+            say("interrupted; complete runs are kept, the same command goes on", err=True)
         try:
             sys.stdout.flush()
         except ClipAdaptError as err:
@@ -604,7 +608,7 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
 def _end(message: str) -> None:
     """Print an error without what a terminal would obey, and end."""
     text = visible(f"error: {message}", lines=True)
-    typer.secho(text, fg=typer.colors.RED, err=True)
+    typer.echo(text if no_colour() else typer.style(text, fg=typer.colors.RED), err=True)
     sys.exit(EXIT_USER_ERROR)
 
 

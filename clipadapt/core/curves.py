@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core._files import write_bytes
+from clipadapt.core._given import visible
 from clipadapt.core.errors import ClipAdaptError
 from clipadapt.core.history import read_epochs, run_folder
 from clipadapt.core.records import RunStore, slug
@@ -174,7 +175,7 @@ def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
         if not axes.lines:
             axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
     # parse_math off: a name with two dollar signs is no formula
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(visible(title), parse_math=False)
     seeds = {label: [c.seed for c in curves if c.label == label] for label in labels}
     handles = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
@@ -228,7 +229,7 @@ def _line(
 
 def _named(label: str, seeds: Sequence[int]) -> str:
     plural = "seed" if len(seeds) == 1 else "seeds"
-    return f"{label}, {plural} {', '.join(map(str, seeds))}"
+    return f"{visible(label)}, {plural} {', '.join(map(str, seeds))}"
 
 
 def _png(figure: Figure) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
+
+from clipadapt.core._given import visible
 
 if TYPE_CHECKING:
     from rich.progress import (
@@ -12,6 +15,11 @@ if TYPE_CHECKING:
     )
 
     from clipadapt.core.protocols import Progress, Tracker
+
+
+def no_colour() -> bool:
+    """Tell whether the user asked for output without colours (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
 
 
 class _SilentTracker:
@@ -42,7 +50,7 @@ class _LineTracker:
     every = 10.0
 
     def __init__(self, description: str, total: int | None, unit: str) -> None:
-        self.description, self.total, self.unit = description, total, unit
+        self.description, self.total, self.unit = visible(description), total, unit
         self.done = 0
         self.begun = self.shown = time.monotonic()
 
@@ -71,7 +79,7 @@ class _LineTracker:
 class _BarTracker:
     def __init__(self, owner: _Bars, description: str, total: int | None, unit: str) -> None:
         self.owner = owner
-        self.task = owner.bar.add_task(description, total=total, unit=unit, info="")
+        self.task = owner.bar.add_task(visible(description), total=total, unit=unit, info="")
 
     def advance(self, n: int = 1, /, **info: float) -> None:
         extra = " ".join(f"{k} {v:.4g}" for k, v in info.items())
@@ -105,9 +113,9 @@ class _Bars:
                 speed = task.finished_speed or task.speed
                 return Text(f"{speed:.1f} {task.fields['unit']}/s" if speed else "")
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, color_system=None if no_colour() else "auto")
         self.bar: Any = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total}"),
             Rate(),
@@ -132,7 +140,8 @@ class _Bars:
         return _BarTracker(self, description, total, unit)
 
     def note(self, message: str, /) -> None:
-        self.console.print(message, highlight=False, markup=False)
+        text = visible(message, lines=True)
+        self.console.print(text, highlight=False, markup=False, emoji=False)
 
 
 class _Lines:
@@ -140,7 +149,7 @@ class _Lines:
         return _LineTracker(description, total, unit)
 
     def note(self, message: str, /) -> None:
-        print(message, file=sys.stderr)
+        print(visible(message, lines=True), file=sys.stderr)
 
 
 def on_stderr() -> Progress:

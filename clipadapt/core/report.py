@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from clipadapt.core import _svg, calibration
-from clipadapt.core._files import check_writable, write_text
+from clipadapt.core._files import output_file, write_text
+from clipadapt.core._given import visible
 from clipadapt.core.errors import ClipAdaptError, RecordError
 from clipadapt.core.history import read_epochs, run_folder
 from clipadapt.core.progress import Silent
@@ -202,7 +203,7 @@ def write_report(
 
     Args:
         directory: Folder of the records.
-        output: The HTML file; one that is there is replaced.
+        output: The HTML file; one that is there is replaced, and a link to one is written through.
         examples: Show pictures and texts; their data sets are opened by name.
         progress: Where notes go.
 
@@ -211,22 +212,15 @@ def write_report(
             be written.
         ClipAdaptError: If jinja2 is not installed.
     """
-    if output.is_dir():
-        raise RecordError(
-            f"'{output}' is a folder, not a file",
-            hint="name a file, for example --output report.html",
-        )
     if not directory.is_dir():
         raise RecordError(
             f"there is no folder '{directory}'",
             hint="name the folder given as --out when the experiments were run",
         )
-    check_writable(
-        output.parent, hint="name a file in a folder that can be written with --output FILE"
-    )
+    target = output_file(output, "--output")
     html, n = build_report(directory, examples=examples, progress=progress)
     try:
-        write_text(output, html)
+        write_text(target, html)
     except OSError as err:
         raise RecordError(
             f"cannot write '{output}': {err.strerror or err}",
@@ -242,10 +236,16 @@ def build_report(
     template, markup = _template()
     store = RunStore(directory)
     progress = progress or Silent()
-    records = list({r.run_id: r for r in store.load_all(progress.note)}.values())
+    left_out: list[str] = []
+
+    def note(text: str) -> None:
+        left_out.append(text)
+        progress.note(text)
+
+    records = list({r.run_id: r for r in store.load_all(note)}.values())
     if not records:
         raise RecordError(
-            f"there are no records in '{directory}'",
+            f"there are no records in '{directory}'" + (" that can be read" if left_out else ""),
             hint="run an experiment or a sweep first; records are written into the folder given as --out",
         )
     summary = build_summary(store, records=records)
@@ -253,6 +253,7 @@ def build_report(
     shown = [e for e in entries if e.records]
     album = _Album(progress, wanted=examples)
     context = {
+        "left_out": [*(text.removeprefix("warning: ") for text in left_out), *summary.left_out],
         "n_runs": len(records),
         "n_failed": sum(r.status == "failed" for r in records),
         "begun": min(r.started_at for r in records).date().isoformat(),
@@ -328,7 +329,15 @@ def _template() -> tuple[Any, Any]:
             hint='pip install "clipadapt[report]"',
         ) from None
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=lambda value: (
+            visible(value, lines=True)
+            if isinstance(value, str) and not isinstance(value, Markup)
+            else value
+        ),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.from_string(_resource("page.html")), Markup
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core._files import atomic_file
-from clipadapt.core.tables import method_title
+from clipadapt.core.tables import escape_html, method_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -90,9 +89,9 @@ def write_sheet(
         OSError: If it cannot be written.
     """
     title = f"{len(predictions)} {'picture' if len(predictions) == 1 else 'pictures'}"
-    lines = "".join(f"<p>{html.escape(line)}</p>\n" for line in _about(record, predictions))
+    lines = "".join(f"<p>{escape_html(line)}</p>\n" for line in _about(record, predictions))
     with atomic_file(path) as file:
-        file.write(_bytes(HEAD.format(title=html.escape(title), lines=lines)))
+        file.write(_bytes(HEAD.format(title=escape_html(title), lines=lines)))
         for prediction, thumbnail in zip(predictions, thumbnails, strict=True):
             file.write(_bytes(_card(prediction, thumbnail)))
         file.write(_bytes(TAIL))
@@ -118,11 +117,11 @@ def _about(record: RunRecord, predictions: Sequence[Mapping[str, Any]]) -> list[
 
 def _card(prediction: Mapping[str, Any], thumbnail: Thumbnail) -> str:
     rows = "".join(
-        f'<li style="--p:{t["probability"]:.1%}"><span>{html.escape(t["label"])}</span>'
+        f'<li style="--p:{t["probability"]:.1%}"><span>{escape_html(t["label"])}</span>'
         f"<span>{t['probability']:.1%}</span></li>"
         for t in prediction["top"]
     )
-    name = html.escape(prediction["input"])
+    name = escape_html(prediction["input"])
     source = f"data:image/jpeg;base64,{base64.b64encode(thumbnail.jpeg).decode()}"
     return (
         f'<figure><img loading="lazy" width="{thumbnail.width}" height="{thumbnail.height}" alt="{name}" '

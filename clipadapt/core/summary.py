@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import html
 import json
 from dataclasses import dataclass
 from itertools import combinations
@@ -41,6 +40,7 @@ from clipadapt.core.tables import (
     NOTHING,
     Column,
     conditions,
+    escape_html,
     escape_markdown,
     failure_note,
     figure,
@@ -270,12 +270,14 @@ class Summary:
         notes: Lines below them.
         reference: Whether published numbers were asked for.
         base_to_new: One row per method and data set judged on base and on new classes.
+        left_out: Runs, or histories of runs, that cannot be read; they are named in the notes, too.
     """
 
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
     reference: bool
     base_to_new: tuple[BaseToNew, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def build_summary(
@@ -310,12 +312,13 @@ def build_summary(
     ]
     blocks = tuple(_block(key, members) for key, members in _competitors(entries))
     failed = [r for r in records if r.status == "failed"]
+    left_out = tuple(f"left out: {fault}" for fault in dict.fromkeys(faults))
     notes = [
-        *([f"Left out, for it cannot be read: {fault}." for fault in dict.fromkeys(faults)]),
+        *(f"L{text[1:]}." for text in left_out),
         *_notes(blocks, failed, reference=reference),
         conditions(records),
     ]
-    return Summary(blocks, tuple(notes), reference, tuple(_base_to_new(entries)))
+    return Summary(blocks, tuple(notes), reference, tuple(_base_to_new(entries)), left_out)
 
 
 def render_summary(summary: Summary, format: str = "markdown") -> str:  # noqa: A002  named as the option is
@@ -334,8 +337,8 @@ def render_summary(summary: Summary, format: str = "markdown") -> str:  # noqa: 
         return _paged(summary, lambda n, text: f"{'#' * n} {escape_markdown(text)}\n",
                       markdown_grid, lambda text: f"{escape_markdown(text)}\n")  # fmt: skip
     if format == "html":
-        return _paged(summary, lambda n, text: f"<h{n}>{html.escape(text)}</h{n}>\n",
-                      html_grid, lambda text: f"<p>{html.escape(text)}</p>\n")  # fmt: skip
+        return _paged(summary, lambda n, text: f"<h{n}>{escape_html(text)}</h{n}>\n",
+                      html_grid, lambda text: f"<p>{escape_html(text)}</p>\n")  # fmt: skip
     raise unknown("summary format", format, ["markdown", "html", "json"])
 
 

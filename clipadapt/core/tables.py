@@ -23,6 +23,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core import answers
+from clipadapt.core._given import visible
 from clipadapt.core.errors import RecordError, unknown
 from clipadapt.core.metrics import METRICS_VERSION
 from clipadapt.core.records import canonical_json
@@ -763,12 +764,12 @@ def html_grid(
 
     body = []
     for i, row in enumerate(rows):
-        cells = [html.escape(cell) for cell in row]
+        cells = [escape_html(cell) for cell in row]
         marked = [
             f"<strong>{cell}</strong>" if (i, j) in bold else cell for j, cell in enumerate(cells)
         ]
         body.append(line("td", marked))
-    head = line("th", [html.escape(c.title) for c in columns])
+    head = line("th", [escape_html(c.title) for c in columns])
     lines = ["<table>", f"<thead>{head}</thead>", "<tbody>", *body, "</tbody>", "</table>"]
     return "\n".join(lines) + "\n"
 
@@ -780,8 +781,18 @@ def _markdown(table: Table) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return text that Markdown shows as it is, in one line."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = (
+        visible(" ".join(text.split()))
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+
+
+def escape_html(text: str) -> str:
+    """Return text that HTML shows as it is, in an element or an attribute."""
+    return html.escape(visible(text, lines=True))
 
 
 def _latex(table: Table) -> str:
@@ -804,6 +815,7 @@ def _latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _LATEX: Final = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -817,11 +829,11 @@ _LATEX: Final = {
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+    return "".join(_LATEX.get(c, c) for c in visible(" ".join(text.split())))
 
 
 def _html(table: Table) -> str:
-    return html_grid(*_cells(table)) + "".join(f"<p>{html.escape(n)}</p>\n" for n in table.notes)
+    return html_grid(*_cells(table)) + "".join(f"<p>{escape_html(n)}</p>\n" for n in table.notes)
 
 
 def _csv(table: Table) -> str:
@@ -838,7 +850,7 @@ def _csv(table: Table) -> str:
     )  # fmt: skip
     for r in table.rows:
         writer.writerow(
-            [
+            _inert(cell) for cell in [
                 r.dataset, r.split, r.protocol, r.model, r.method, r.recipe, r.shots, r.seeds, r.failed, r.n,
                 table.metric, table.unit, r.value, r.low, r.high, r.n_trainable_params, r.fit_seconds,
                 r.encode_seconds, r.predict_seconds, r.peak_memory_bytes, ";".join(r.flags), ";".join(r.settings),
@@ -847,6 +859,14 @@ def _csv(table: Table) -> str:
             ]
         )  # fmt: skip
     return out.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    """Return text that no spreadsheet takes for a formula and no terminal obeys; numbers stay numbers."""
+    if not isinstance(cell, str):
+        return cell
+    text = visible(cell, lines=True)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _csv_published(table: Table, row: Row) -> tuple[str, ...]:

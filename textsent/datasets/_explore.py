@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapt.core._files import write_bytes
+from clipadapt.core._given import visible
 from clipadapt.core.duplicates import NEAR, comparisons, near_duplicates
 from clipadapt.core.errors import ClipAdaptError, DataError
 from clipadapt.core.protocols import SplitName
@@ -265,6 +266,7 @@ def _example_row(example: Mapping[str, str]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

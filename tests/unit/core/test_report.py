@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+import pty
 import re
 from html.parser import HTMLParser
 
@@ -241,3 +243,73 @@ def test_without_jinja2_the_extra_is_named(store, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ClipAdaptError, match=r"clipadapt\[report\]"):
         report.build_report(store.root)
+
+
+def test_a_record_and_predictions_that_cannot_be_read_are_named_and_the_rest_is_shown(
+    cli, tmp_path
+):
+    root, output = tmp_path / "runs", tmp_path / "report.html"
+    store = RunStore(root)
+    save_run(store, "clip/coop", 1.0, seed=1)
+    record = store.run_dir(save_run(store, "clip/coop", 1.0, seed=2))
+    scores = store.run_dir(save_run(store, "clip/lora", 1.0, seed=1))
+    (record / "record.json").write_text("{")
+    (scores / "predictions.npz").write_bytes(b"nothing")
+
+    done = cli("report", root, "--output", output, "--no-examples")
+
+    assert done.code == 0, done.err
+    assert str(record) in done.err
+    page = output.read_text(encoding="utf-8")
+    head = page.split("<form")[0]
+    assert str(record) in head
+    assert str(scores) in head
+    assert Reader(page).text("leaderboard").count("clip/coop") >= 1
+    table = cli("table", root)
+    assert table.code == 0
+    assert str(record) in table.err
+    assert "clip/lora" in table.out
+
+
+def test_states_of_a_data_set_are_rows_of_their_own(tmp_path):
+    store = RunStore(tmp_path)
+    save_run(store, "clip/coop", 1.0, seed=1, data__sha256="11112222" * 8)
+    save_run(store, "clip/coop", 1.0, seed=2, data__sha256="33334444" * 8)
+
+    page = Reader(report.build_report(tmp_path, examples=False)[0])
+
+    for state in ("11112222", "33334444"):
+        assert f"data {state}" in page.text("leaderboard")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_written_through(cli, store, tmp_path, exists):
+    target, link = tmp_path / "there" / "page.html", tmp_path / "report.html"
+    target.parent.mkdir()
+    if exists:
+        target.write_text("old")
+    link.symlink_to(target)
+
+    assert cli("report", store.root, "--output", link, "--no-examples").code == 0
+
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("kind", ["device", "fifo", "loop"])
+def test_devices_pipes_and_loops_are_refused(cli, store, tmp_path, kind):
+    output = tmp_path / "report.html"
+    if kind == "device":  # a terminal's: no test may risk the machine's own
+        _, side = pty.openpty()
+        output.symlink_to(os.ttyname(side))
+    elif kind == "fifo":
+        os.mkfifo(output)
+    else:
+        output.symlink_to(output)
+    before = os.lstat(output)
+
+    done = cli("report", store.root, "--output", output, "--no-examples")
+
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert os.path.samestat(before, os.lstat(output))

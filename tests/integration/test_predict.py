@@ -175,7 +175,7 @@ def test_inspect_gives_the_facts_of_the_record(cli, fitted):
     for part in ("model", "data", "evaluation", "selection", "calibration", "cost", "flags"):
         assert plain[part] == record[part]
     assert plain["metrics"]["accuracy"]["value"] == record["metrics"]["accuracy"]["value"]
-    assert set(plain["metrics"]["macro_f1"]) == {"value"}
+    assert set(plain["metrics"]["ece"]) == {"value"}
     assert plain["parameters"] == {
         "trainable": record["n_trainable_params"],
         "total": record["n_total_params"],

@@ -15,7 +15,6 @@ import open_clip
 import torch
 import torch.nn.functional as F
 import xxhash
-from open_clip.factory import load_checkpoint, load_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
@@ -33,6 +32,7 @@ from clipadapt.models import (
     _attention,
     _augment,
     _blocks,
+    _checkpoints,
     _encode,
     _prompts,
     _snippet,
@@ -138,27 +138,20 @@ def _made(make: Callable[[], torch.nn.Module], shown: str) -> torch.nn.Module:
 def _load_weights(module: Any, source: _sources.Source, shown: str) -> None:
     path = source.checkpoint
     assert path is not None
-    if path.suffix != ".safetensors":
-        try:
-            load_state_dict(str(path), weights_only=True)
-        except Exception as err:  # torch raises many types for a file that it will not read
-            first = str(err).strip().splitlines()[0]
-            raise ModelError(
-                f"'{path}' cannot be read as plain tensors: {first}",
-                hint="save the state dict as .safetensors",
-            ) from err
+    state = _checkpoints.read(path)
     try:
-        load_checkpoint(module, str(path), strict=True, weights_only=True)
+        state = _checkpoints.for_module(state, module)
+        module.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError, IndexError) as err:
         raise ModelError(
-            f"the weights '{path}' do not fit '{source.arch or shown}': {_misfit(module, str(path), err)}",
+            f"the weights '{path}' do not fit '{source.arch or shown}': {_misfit(module, state, err)}",
             hint="name the architecture that the weights were saved from",
         ) from err
 
 
-def _misfit(module: torch.nn.Module, path: str, err: BaseException) -> str:
+def _misfit(module: torch.nn.Module, state: Mapping[str, torch.Tensor], err: BaseException) -> str:
     """Name the first tensor whose shape differs, or that is missing or left over."""
-    got = {k: tuple(v.shape) for k, v in load_state_dict(path).items()}
+    got = {k: tuple(v.shape) for k, v in state.items()}
     expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     for name, shape in expected.items():
         if name in got and got[name] != shape:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from clipadapt.core._given import user_path
 from clipadapt.core.errors import ModelError, did_you_mean
+from clipadapt.models import _transformers_clip
 
 ALIASES: Final = {
     "openai/clip-vit-base-patch16": "ViT-B-16-quickgelu/openai",
@@ -157,10 +158,12 @@ def folder_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
+        kind = _transformers_clip.model_type(folder)
+        what = f", but a '{kind}' of transformers, of which only CLIP is read" if kind else ""
         raise ModelError(
-            f"the folder '{folder}' holds no {CONFIG_NAME}",
-            hint="local-dir: takes a folder as open_clip saves it: "
-            f"{CONFIG_NAME} beside {CHECKPOINT_NAMES[0]}",
+            f"the folder '{folder}' holds no {CONFIG_NAME}{what}",
+            hint="local-dir: takes a folder as open_clip saves it "
+            f"({CONFIG_NAME} beside {CHECKPOINT_NAMES[0]}), or a CLIP as transformers saves it",
         )
     return checked_config(path)
 

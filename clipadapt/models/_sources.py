@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.errors import ModelError, did_you_mean
-from clipadapt.models import _names
+from clipadapt.models import _names, _transformers_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -141,6 +141,8 @@ def save_folder(
 
 
 def _of_folder(folder: Path) -> Source:
+    if not (folder / _names.CONFIG_NAME).is_file() and _transformers_clip.is_folder(folder):
+        return _of_transformers(folder)
     config = _names.folder_config(folder)
     checkpoint = _names.folder_checkpoint(folder)
     check_weights_file(checkpoint)
@@ -154,6 +156,21 @@ def _of_folder(folder: Path) -> Source:
         checkpoint,
         folder,
         files=tuple(files),
+    )
+
+
+def _of_transformers(folder: Path) -> Source:
+    """Return the source of a CLIP that transformers saved; its tensors are renamed where they are read."""
+    model, preprocess = _transformers_clip.configs(folder)
+    checkpoint = folder / _transformers_clip.weights_name(folder)
+    check_weights_file(checkpoint)
+    preprocessor = folder / _transformers_clip.PREPROCESSOR
+    files = [folder / _transformers_clip.CONFIG, checkpoint]
+    return Source(
+        model,
+        preprocess,
+        checkpoint,
+        files=(*files, *([preprocessor] if preprocessor.is_file() else [])),
     )
 
 

@@ -1,0 +1,204 @@
+"""Weights as training code saves them: in wrappers, behind prefixes, beside other things, in transformers' names."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import types
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy._core import multiarray
+from open_clip.convert import convert_state_dict
+from open_clip.model import (
+    convert_to_custom_text_state_dict,
+    resize_pos_embed,
+    resize_text_pos_embed,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from clipadapt.core.errors import ModelError
+from clipadapt.models import _transformers_clip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+State = dict[str, torch.Tensor]
+
+# Classes that training code saves beside weights; to build one runs no code of the file.
+HARMLESS: Final[list[Any]] = [
+    argparse.Namespace,
+    types.SimpleNamespace,
+    Counter,
+    defaultdict,
+    dict,
+    set,
+    pathlib.PurePosixPath,
+    pathlib.PosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),
+    np.ndarray,
+    np.dtype,
+    (multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    multiarray.scalar,
+    multiarray._reconstruct,
+    *(getattr(np.dtypes, n) for n in np.dtypes.__all__ if n.endswith("DType")),
+]
+DEEPEST: Final = 3
+"""Wrappers inside wrappers that are looked through."""
+MARK: Final = "logit_scale"
+"""A tensor that every CLIP has: what stands before its name is a prefix."""
+
+
+def read(path: Path) -> State:
+    """Return the weights in a file, without the wrappers and the prefix that they were saved in.
+
+    Raises:
+        ModelError: If it cannot be read as plain tensors, or its weights are not told apart from the rest.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            found: Any = load_file(path)
+        except (OSError, SafetensorError) as err:
+            raise ModelError(
+                f"'{path}' cannot be read as safetensors: {err}", hint="fetch or save it again"
+            ) from err
+    else:
+        found = _unpickled(path)
+    return _without_prefix(path, *_unwrapped(path, found))
+
+
+def _unpickled(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, without running any code of the file.
+
+    Raises:
+        ModelError: If it holds more than plain values, or is damaged.
+    """
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # noqa: BLE001  torch raises many types for a file that it will not read
+        text, failure = str(err), err
+    if "TorchScript" in text or "torch.jit" in text:
+        raise ModelError(
+            f"'{path}' is a TorchScript archive, which is a program and not plain tensors",
+            hint="where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'plain.pt')",
+        ) from failure
+    strange = _strange(path)
+    if strange:
+        raise ModelError(
+            f"'{path}' holds objects of {', '.join(strange[:3])} beside its weights, which are not read from a file "
+            "that may come from anyone",
+            hint="where you trust it, keep the weights alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'plain.pt')",
+        ) from failure
+    first = text.strip().splitlines()[0] if text.strip() else type(failure).__name__
+    raise ModelError(
+        f"'{path}' cannot be read as plain tensors: {first}",
+        hint="it is damaged or no file of torch.save; save the state dict as .safetensors",
+    ) from failure
+
+
+def _strange(path: Path) -> list[str]:
+    """Return the names of classes and functions that are not read from a pickle."""
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # noqa: BLE001  not the zip format, or damaged: there is no list
+        return []
+
+
+def _unwrapped(path: Path, found: Any) -> tuple[str, State]:
+    """Return the one mapping in ``found`` that holds a CLIP's weights, and what it was wrapped in.
+
+    Raises:
+        ModelError: If there is none, or more than one.
+    """
+    mappings = list(_mappings(found, "", DEEPEST))
+    fits = [(where, state) for where, state in mappings if _prefixes(state)]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        names = " and ".join(f"'{where}'" for where, _ in fits)
+        raise ModelError(
+            f"'{path}' holds the weights of more than one model: {names}",
+            hint="save the one you mean as a file of its own",
+        )
+    if len(mappings) == 1:  # no CLIP, which the comparison with the architecture says better
+        return mappings[0]
+    what = [f"'{where or 'the file itself'}' ({len(state)} tensors)" for where, state in mappings]
+    raise ModelError(
+        f"'{path}' holds no weights of a CLIP"
+        + (f"; tensors are in {', '.join(what)}" if what else f" but a {type(found).__name__}"),
+        hint="save the state dict of the whole model",
+    )
+
+
+def _mappings(found: Any, where: str, depth: int) -> Iterator[tuple[str, State]]:
+    """Yield every mapping that holds tensors, with the keys that lead to it."""
+    if not isinstance(found, Mapping):
+        return
+    state = {k: v for k, v in found.items() if isinstance(k, str) and torch.is_tensor(v)}
+    if state:
+        yield where, state
+    if depth:
+        for key, value in found.items():
+            if isinstance(key, str):
+                yield from _mappings(value, f"{where}.{key}" if where else key, depth - 1)
+
+
+def _prefixes(state: State) -> list[str]:
+    return [k.removesuffix(MARK) for k in state if k == MARK or k.endswith(f".{MARK}")]
+
+
+def _without_prefix(path: Path, where: str, state: State) -> State:
+    """Take away what stands before all names.
+
+    Raises:
+        ModelError: If only some have it, or it stands for several models.
+    """
+    prefixes = _prefixes(state)
+    inside = f" in '{where}'" if where else ""
+    if len(prefixes) > 1:
+        names = " and ".join(f"'{p}'" for p in prefixes)
+        raise ModelError(
+            f"'{path}' holds the weights of more than one model{inside}: behind {names}",
+            hint="save the one you mean as a file of its own",
+        )
+    prefix = prefixes[0] if prefixes else ""
+    others = [name for name in state if not name.startswith(prefix)]
+    if others:
+        raise ModelError(
+            f"'{path}' holds {len(others)} tensors{inside} beside the CLIP behind '{prefix}', such as '{others[0]}'",
+            hint="save the state dict of the CLIP alone",
+        )
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def for_module(state: State, module: Any) -> State:
+    """Return the tensors under the names that ``module`` has, as :func:`open_clip.load_checkpoint` does."""
+    if _transformers_clip.is_state(state):
+        state = _transformers_clip.convert(state)
+    state = convert_state_dict(module, state)
+    if "positional_embedding" in state and not hasattr(module, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in (MARK, "logit_bias"):  # a number, or a vector of one
+        own = getattr(module, name, None)
+        if name in state and own is not None and own.ndim != state[name].ndim:
+            state[name] = state[name].reshape(own.shape)
+    if "logit_bias" not in state and module.logit_bias is not None and MARK in state:
+        state["logit_bias"] = torch.zeros_like(state[MARK])
+    ids = "text.transformer.embeddings.position_ids"
+    if ids in state and not hasattr(module, ids):
+        del state[ids]
+    for extra in ("input_resolution", "context_length", "vocab_size"):  # of OpenAI's archives
+        state.pop(extra, None)
+    if "visual.positional_embedding" in state or "positional_embedding" in state:
+        resize_pos_embed(state, module)
+    resize_text_pos_embed(state, module)
+    return state

@@ -1,0 +1,208 @@
+"""Weights of training code: equal features whatever they are wrapped in, or an error that names what was found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from clipadapt.core.context import Services
+from clipadapt.core.errors import ModelError
+from clipadapt.core.protocols import ModelOptions
+from clipadapt.core.registry import MODELS
+from clipadapt.core.store import FeatureStore
+
+TEXTS = ("a photo of a dog", "a photo of a red square")
+
+
+class Odd:
+    """A class of a training script."""
+
+
+def load(name: str):
+    found = MODELS.resolve(name, "clip")
+    services = Services(FeatureStore(enabled=False), workers=1)
+    return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
+
+
+def features(name: str) -> np.ndarray:
+    model = load(name)
+    return model.encode_text(model.tokenize(TEXTS)).detach().numpy()
+
+
+@pytest.fixture
+def folder(tiny_clip, tmp_path):
+    """A folder of the tiny CLIP whose weights are still to be written, as a pickle."""
+    where = tmp_path / "model"
+    where.mkdir()
+    shutil.copy(pathlib.Path(tiny_clip.removeprefix("local-dir:")) / "open_clip_config.json", where)
+    return where
+
+
+@pytest.fixture
+def state(tiny_clip) -> dict[str, torch.Tensor]:
+    return load_file(tiny_clip.removeprefix("local-dir:") + "/open_clip_model.safetensors")
+
+
+def behind(prefix: str, state):
+    return {prefix + k: v for k, v in state.items()}
+
+
+WRAPPERS = {
+    "plain": lambda s: s,
+    "state_dict": lambda s: {"epoch": 3, "state_dict": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+    "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": {}, "loss": 1.0},
+    "model": lambda s: {"model": s},
+    "module": lambda s: {"module": s, "step": torch.tensor(3)},
+    "ema": lambda s: {"ema": s},
+    "network": lambda s: {"network": {"state_dict": s}},
+    "unknown name": lambda s: {"my_weights_of_june": s},
+    "module.": lambda s: behind("module.", s),
+    "_orig_mod.": lambda s: behind("_orig_mod.", s),
+    "module._orig_mod.": lambda s: {"epoch": 3, "state_dict": behind("module._orig_mod.", s)},
+    "model.": lambda s: {"state_dict": behind("model.", s), "pytorch-lightning_version": "2"},
+    "clip.": lambda s: behind("clip.", s),
+    "module.clip.": lambda s: behind("module.clip.", s),
+    "open_clip_train": lambda s: {"epoch": 2, "name": "run", "state_dict": behind("module.", s)},
+    "numpy scalar": lambda s: {"state_dict": s, "optimizer": {"lr": np.float64(1e-3)}, "best": np.int64(3)},
+    "namespace": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1e-3, out=pathlib.PurePosixPath("x"))},
+    "numpy array": lambda s: {"state_dict": s, "rng": np.arange(3)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_whatever_the_weights_are_wrapped_in(how, folder, state, tiny_clip):
+    torch.save(WRAPPERS[how](state), folder / "open_clip_pytorch_model.bin")
+
+    np.testing.assert_array_equal(features(f"local-dir:{folder}"), features(tiny_clip))
+
+
+def test_half_precision_and_safetensors_with_a_prefix(folder, state, tiny_clip):
+    half = {k: v.half() for k, v in behind("module.", state).items()}
+    save_file(half, folder / "open_clip_model.safetensors")
+
+    np.testing.assert_allclose(features(f"local-dir:{folder}"), features(tiny_clip), atol=5e-3)
+
+
+REFUSED = {
+    "two models": (
+        lambda s: {"model": s, "ema": s},
+        "more than one model: 'model' and 'ema'",
+    ),
+    "two prefixes": (
+        lambda s: {"state_dict": {**behind("model.", s), **behind("ema.", s)}},
+        "more than one model in 'state_dict': behind 'model.' and 'ema.'",
+    ),
+    "a head beside it": (
+        lambda s: {**behind("clip.", s), "head.weight": torch.ones(3, 3)},
+        "1 tensors beside the CLIP behind 'clip.', such as 'head.weight'",
+    ),
+    "an optimizer alone": (
+        lambda s: {"a": {"x": torch.ones(3)}, "b": {"y": torch.ones(3)}},
+        "holds no weights of a CLIP; tensors are in 'a' (1 tensors), 'b' (1 tensors)",
+    ),
+    "no tensors": (lambda s: {"epoch": 3}, "holds no weights of a CLIP but a dict"),
+    "a class of one's own": (
+        lambda s: {"state_dict": s, "config": Odd()},
+        "holds objects of tests.unit.models.test_checkpoints.Odd beside its weights",
+    ),
+    "too few": (
+        lambda s: {"model": {k: v for k, v in s.items() if k != "ln_final.weight"}},
+        "tensor 'ln_final.weight' of shape (32,) is missing (1 of",
+    ),
+    "another shape": (
+        lambda s: {"model": s | {"ln_final.weight": torch.ones(5)}},
+        "tensor 'ln_final.weight' has shape (5,), expected (32,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_told_apart_is_named(what, folder, state):
+    make, message = REFUSED[what]
+    torch.save(make(state), folder / "open_clip_pytorch_model.bin")
+
+    with pytest.raises(ModelError) as error:
+        load(f"local-dir:{folder}")
+
+    assert message in str(error.value)
+    assert error.value.hint
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_damaged_bytes_and_programs_are_named(folder, state):
+    file = folder / "open_clip_pytorch_model.bin"
+    torch.save(state, file)
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(ModelError, match="cannot be read as plain tensors"):
+        load(f"local-dir:{folder}")
+
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(file))
+    with pytest.raises(ModelError, match="is a TorchScript archive"):
+        load(f"local-dir:{folder}")
+
+
+# ---------------------------------------------------------------- transformers
+
+
+@pytest.fixture
+def transformers_clip(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}  # fmt: skip
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": 49408, "eos_token_id": 49407},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    torch.manual_seed(5)
+    model = CLIPModel(config).eval()
+    model.save_pretrained(tmp_path / "hf")
+    processor = CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})  # fmt: skip
+    processor.save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf", model, processor
+
+
+def test_a_clip_of_transformers_gives_its_features(transformers_clip):
+    folder, theirs, processor = transformers_clip
+    ours = load(f"local-dir:{folder}")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 60, 3), dtype=np.uint8))
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    tokens = ours.tokenize(TEXTS)
+
+    with torch.no_grad():
+        out = theirs(input_ids=tokens, pixel_values=pixels, attention_mask=torch.ones_like(tokens))
+        image_features, text_features = ours.encode_image(pixels), ours.encode_text(tokens)
+
+    np.testing.assert_allclose(ours.preprocess()(image)[None], pixels, atol=0.02)
+    np.testing.assert_allclose(image_features, out.image_embeds, atol=1e-5)
+    np.testing.assert_allclose(text_features, out.text_embeds, atol=1e-5)
+    assert ours.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_config": {"vocab_size": 100}}, "its vocabulary has 100 tokens, not 49408"),
+        ({"vision_config": {"hidden_act": "gelu"}}, "its activations are gelu and quick_gelu"),
+        ({"model_type": "siglip"}, "but a 'siglip' of transformers, of which only CLIP is read"),
+    ],
+)
+def test_another_model_of_transformers_is_refused_by_what_it_is(change, message, transformers_clip):
+    folder, _, _ = transformers_clip
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(ModelError) as error:
+        load(f"local-dir:{folder}")
+
+    assert message in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,7 +21,6 @@ from clipadapt.core.store import FeatureStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from clipadapt.core.protocols import Classifier, Inputs, Progress
     from clipadapt.core.records import RunRecord
@@ -131,7 +131,7 @@ def load_run(
         services = Services(FeatureStore())
         if progress is not None:
             services.progress = progress
-        model = given["model"]
+        model = given["model"] | {"name": _findable(given["model"]["name"], record)}
         resolved = MODELS.resolve(model["name"], own)
         options = ModelOptions(model["precision"], model["device"])
         identity = resolved.provider.identify(resolved.argument, options)
@@ -144,6 +144,21 @@ def load_run(
         backbone = resolved.provider.load(resolved.argument, options, services)
     classifier = _for_judged(method.load(folder, backbone), record, run_dir)
     return LoadedRun(record, classifier, backbone)
+
+
+def _findable(name: str, record: RunRecord) -> str:
+    """Return a model's name as it works from here: a relative path in it begins where the run was started."""
+    if record.environment.folder is None:
+        return name
+    start = Path(record.environment.folder)
+    scheme, colon, rest = name.partition(":")
+    arch, slash, file = name.partition("/")
+    if (start / (rest if colon else name)).is_dir():
+        return f"{scheme}{colon}{start / rest}" if colon else str(start / name)
+    # Behind an architecture stands a file or else a tag, which has no suffix.
+    if slash and (start / file).suffix and (start / file).is_file():
+        return f"{arch}/{start / file}"
+    return name
 
 
 def _for_judged(classifier: Classifier, record: RunRecord, run_dir: Path) -> Classifier:

@@ -209,6 +209,7 @@ class Environment(StrictModel):
         device: Device of the model, such as ``cpu`` or ``cuda``.
         threads: Threads of the numeric libraries.
         packages: Installed versions of the package's dependencies.
+        folder: Where the run was started: relative paths in its config begin there. None in older records.
     """
 
     git_commit: str | None
@@ -219,6 +220,7 @@ class Environment(StrictModel):
     device: str
     threads: int
     packages: dict[str, str]
+    folder: str | None = None
 
 
 class RunRecord(StrictModel):
@@ -961,7 +963,15 @@ def environment(*, device: str | None = None, threads: int | None = None) -> Env
         device=device or "cpu",
         threads=threads,
         packages=_packages(),
+        folder=_folder(),
     )
+
+
+def _folder() -> str | None:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it was removed
+        return None
 
 
 def _git() -> tuple[str | None, bool | None]:

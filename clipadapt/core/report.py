@@ -1120,7 +1120,7 @@ def _environments(records: Sequence[RunRecord]) -> list[tuple[Any, int]]:
     """Return every environment that runs took place in, with their number."""
     found: dict[str, list[RunRecord]] = {}
     for r in records:
-        found.setdefault(r.environment.model_dump_json(), []).append(r)
+        found.setdefault(r.environment.model_dump_json(exclude={"folder"}), []).append(r)
     rows = [(members[0].environment, len(members)) for members in found.values()]
     return sorted(rows, key=lambda row: -row[1])
 

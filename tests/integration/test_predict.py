@@ -433,3 +433,33 @@ def test_a_damaged_run_is_told(damage, cli, tiny_clip, tmp_path):
     expected = {"settings": "old_key", "names": "classes", "gone": "holds no classifier"}
     assert expected[damage] in got.text
     assert "Traceback" not in got.err
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_relative_model_works_from_another_folder(
+    form, cli, records, tiny_models, module_pictures, tmp_path, monkeypatch
+):
+    (tmp_path / "work" / "models").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    if form == "folder":
+        shutil.copytree(tiny_models["clip"].removeprefix("local-dir:"), "models/mine")
+        spellings = ["local-dir:models/mine", f"local-dir:{tmp_path / 'work' / 'models' / 'mine'}"]
+    else:
+        import open_clip
+        from safetensors.torch import save_file
+
+        save_file(open_clip.create_model("RN50").state_dict(), "models/mine.safetensors")
+        spellings = ["RN50/models/mine.safetensors", "RN50/./models/mine.safetensors"]
+    ids = set()
+    for i, name in enumerate(spellings):
+        out = tmp_path / f"runs{i}"
+        command = ["zeroshot", "--model", name, "--dataset", f"folder:{module_pictures}", "--limit", "3"]  # fmt: skip
+        (record,) = records(cli(*command, "--out", out, "--json"))
+        ids.add(record["run_id"])
+    assert len(ids) == 1
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = cli("predict", only_run(tmp_path / "runs0"), module_pictures / "test" / "red_thing")
+
+    assert done.code == 0, done.err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +257,39 @@ def test_a_method_without_formats_says_so(name, reviews, encoders, tmp_path):
 
     assert "'textsent predict' reads" in error.value.hint
     assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------- the model that is not loaded by its name
+
+
+@pytest.mark.slow
+def test_an_export_of_stitched_needs_no_hub_and_gives_its_scores(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "data": {"name": f"folder:{photos}", "shots": 2},
+        "method": {"name": "clip/linear_probe"},
+        "model": {"name": "stitched", "precision": "fp32"},
+        "seeds": [1],
+    }
+    out = tmp_path / "runs"
+    (record,) = runner.run([config.build([("test", given)], source="test", track="clip")], out)
+    run = load_run(RunStore(out).run_dir(record))
+    image = photos / "test" / "red_thing" / "1.png"
+    inputs = Inputs(ImageFiles(Path(), [str(image)]), ("0",))
+    export_run(RunStore(out).run_dir(record), "openclip", Path("mine"))
+
+    load = (
+        "import open_clip; open_clip.create_model_and_transforms('local-dir:mine'); print('loaded')"
+    )
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "blank"), "PATH": ""}
+    command = [sys.executable, "-c", load]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "loaded\n", done.stderr[-2000:]
+
+    Path("mine").rename("moved")
+    shutil.copy(image, "moved/photo.jpg")
+    (found,) = run_readmes([tmp_path / "moved"], tmp_path)
+    np.testing.assert_allclose(found["scores"], run.classifier.predict_scores(inputs), atol=1e-4)
+    text = (tmp_path / "moved" / "README.md").read_text(encoding="utf-8")
+    assert "preprocess.transforms[0].size = 256" in text
+    assert str(tmp_path) not in text

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ _INVISIBLE: Final = (
 )
 _NOT_IN_NAMES: Final = re.compile(f"[{_INVISIBLE}]")
 _NOT_IN_TEXT: Final = re.compile(f"[{_INVISIBLE}]".replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
-_NOT_IN_IDENTIFIERS: Final = re.compile(rf"[{_INVISIBLE}|`<>\"'\\\\]")
+_MARKS: Final = " _.+-,:;()=@%/~&"
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -65,12 +66,14 @@ def identifier(text: str) -> str:
     Raises:
         ValueError: Saying what is accepted.
     """
-    if not text.strip() or text != text.strip() or len(text) > MAX_IDENTIFIER:
-        raise ValueError(f"a name has 1 to {MAX_IDENTIFIER} characters and no space at its ends")
-    if _NOT_IN_IDENTIFIERS.search(text):
+    if (
+        not 0 < len(text) <= MAX_IDENTIFIER
+        or text != text.strip()
+        or not any(c.isalnum() for c in text)
+        or not all(c.isalnum() or c in _MARKS or unicodedata.category(c)[0] == "M" for c in text)
+    ):
         raise ValueError(
-            "a name holds letters, digits and marks such as '-', '_' and '.', "
-            "but no control characters, line breaks, quotes or any of | < > ` \\"
+            f"a name has 1 to {MAX_IDENTIFIER} letters, digits, spaces and the marks {_MARKS.strip()}"
         )
     return text
 
@@ -97,6 +100,8 @@ def user_path(text: str | Path) -> Path:
             that may not be entered.
     """
     given = str(text)
+    if not given.strip():
+        raise ConfigError("a path is empty", hint="write . for the current folder")
     try:
         path = Path(given).expanduser()
         path.lstat()
@@ -105,8 +110,8 @@ def user_path(text: str | Path) -> Path:
             f"'{_short(given)}': there is no user '{given.partition('/')[0]}'",
             hint=f"write ./{given} for a file or folder whose name begins with '~'",
         ) from None
-    except ValueError:  # NUL
-        raise ConfigError(f"'{_short(given)}' is no path: it holds a NUL character") from None
+    except ValueError:  # NUL, half a character
+        raise ConfigError(f"{shown(given)} holds a character that no path can have") from None
     except OSError as err:
         if err.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
             raise ConfigError(f"cannot use the path '{_short(given)}': {err.strerror}") from None

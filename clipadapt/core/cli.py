@@ -280,11 +280,10 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
     def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOption = False) -> None:
         """List what is registered or shipped; nothing is imported."""
         from clipadapt.core import config, registry
-        from clipadapt.core import sweep as sweeps
 
         shipped = {
             Kind.configs: lambda: config.config_names(track),
-            Kind.sweeps: lambda: sweeps.names_for(track),
+            Kind.sweeps: lambda: config.sweep_names(track),
             Kind.protocols: config.protocol_names,
         }
         faults: list[str] = []

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import (
     ConfigDict,
@@ -34,7 +34,7 @@ from clipadapt.core.protocols import Classes, MethodConfig, OnBadImage, Precisio
 from clipadapt.core.registry import METHODS, program, track_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pydantic import BaseModel
 
@@ -184,6 +184,10 @@ class ExperimentConfig(StrictModel):
         return seeds
 
 
+# How pydantic names one kind of several, among the keys that lead to a fault.
+_KIND: Final = re.compile(r"(tuple|list|dict|union|function-\w+|constrained-str)\b")
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """One valid experiment, before data or weights are touched.
@@ -243,9 +247,25 @@ def config_names(track: str | None = None) -> dict[str, Path]:
     return {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
 
 
-def sweep_names() -> dict[str, Path]:
-    """Return the shipped sweeps by name."""
-    return _shipped("sweeps")
+def sweep_names(track: str) -> dict[str, Path]:
+    """Return the shipped sweeps whose methods the program of a track knows, by name."""
+
+    def known(path: Path) -> bool:
+        for entry in _methods_in(read_fragment(path)):
+            own, slash, name = entry.rpartition("/")
+            if name not in config_names(own if slash else track):
+                return False
+        return True
+
+    return {name: path for name, path in _shipped("sweeps").items() if known(path)}
+
+
+def _methods_in(block: Mapping[str, Any]) -> Iterator[str]:
+    for entry in block.get("methods") or ():
+        yield entry["recipe"] if isinstance(entry, dict) else entry
+    for key in ("parts", "include"):
+        for inner in block.get(key) or ():
+            yield from _methods_in(inner)
 
 
 def protocol_names() -> dict[str, Path]:
@@ -291,6 +311,8 @@ def find_config(
         known = _shipped(f"{kind}s")
     if bare in known:
         return known[bare]
+    if kind == "sweep" and track:
+        known = sweep_names(track)
     if kind == "recipe" and bare in config_names():
         other = "clip" if own == "text" else "text"
         raise ConfigError(
@@ -351,7 +373,7 @@ def read_fragment(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {err}") from None
     if not isinstance(data, dict):
         holds = "nothing" if data is None else shown(data)
-        raise ConfigError(f"{path} holds {holds}, expected a mapping with data, model, method")
+        raise ConfigError(f"{path} holds {holds}, expected a mapping of keys to values")
     return data
 
 
@@ -417,7 +439,7 @@ def build(
     if faults:
         raise ConfigError(
             f"{source} is not a valid experiment:\n" + "\n".join(faults),
-            hint="show the keys and defaults with 'clipadapt validate zero_shot --set data.name=synthetic'",
+            hint=f"show the keys and defaults with '{_example(method_name, track)}'",
         )
     recipe = next(
         (
@@ -433,6 +455,15 @@ def build(
     experiment = Experiment(config, method_name, method, stem)
     everything = {k: origins.get(k, "default") for k in _flatten(experiment.resolved())}
     return Experiment(config, method_name, method, experiment.recipe, everything)
+
+
+def _example(method_name: str, track: str) -> str:
+    """Return a command that shows the keys of a method, or of any."""
+    own, _, recipe = method_name.partition("/")
+    if recipe not in config_names(own):
+        own, recipe = track, "tfidf_svm" if track == "text" else "zero_shot"
+    data = "rotten_tomatoes:offline" if own == "text" else "synthetic"
+    return f"{program(own)} validate {recipe} --set data.name={data}"
 
 
 def check_identifier(name: str, what: str) -> str:
@@ -464,12 +495,15 @@ def fault_lines(err: ValidationError, model: type[BaseModel], prefix: str) -> li
     """Return one line per fault: path, message, the value got, the nearest key."""
     lines = []
     for fault in err.errors(include_url=False):
-        key = visible(prefix + ".".join(str(part) for part in fault["loc"]))
+        if fault["type"] == "too_short" and fault["input"]:
+            continue  # its items are wrong, each in a line of its own
+        parts = [p for part in fault["loc"] if not _KIND.match(p := str(part))]
+        key = visible(prefix + ".".join(parts))
         got = "nothing" if fault["type"] == "missing" else shown(fault["input"])
         near = ""
         if fault["type"] == "extra_forbidden":
             near = _nearest_key(model, fault["loc"])
-        message = fault["msg"]
+        message = fault["msg"].removeprefix("Value error, ")
         lines.append(f"  {key}: {message} (got {got}){near}")
     return lines
 

@@ -181,7 +181,7 @@ def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") 
     Raises:
         ConfigError: Naming every fault.
     """
-    path = config.find_config(name, kind="sweep")
+    path = config.find_config(name, track, kind="sweep")
     over = config.parse_settings(settings)
     axes = {key: over.pop(key) for key in list(over) if key in SweepConfig.model_fields}
     raw = config.read_fragment(path)
@@ -207,22 +207,6 @@ def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") 
             hint="see what there is with --dry-run after taking one away",
         )
     return list(found.values())
-
-
-def names_for(track: str) -> list[str]:
-    """Return the shipped sweeps whose methods the program of a track knows, by name."""
-
-    def known(path: Path) -> bool:
-        raw = config.read_fragment(path)
-        entries = [m for block in (raw, *_blocks(raw)) for m in block.get("methods") or ()]
-        try:
-            for entry in entries:
-                config.find_config(entry["recipe"] if isinstance(entry, dict) else entry, track)
-        except ConfigError:
-            return False
-        return True
-
-    return [name for name, path in sorted(config.sweep_names().items()) if known(path)]
 
 
 def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
@@ -270,8 +254,13 @@ def _validated(model: type[BaseModel], raw: Any, path: Path, what: str) -> BaseM
     except ValidationError as err:
         faults = "\n".join(config.fault_lines(err, model, ""))
         raise ConfigError(
-            f"{path} is not a valid {what}:\n{faults}", hint=f"see configs/{what}s/ for examples"
+            f"{path} is not a valid {what}:\n{faults}", hint=_examples(f"{what}s")
         ) from None
+
+
+def _examples(kind: str) -> str:
+    folder = next(f for f in config.config_folders() if f.name == kind)
+    return f"see the files in {folder} for examples"
 
 
 def _axes(block: Axes) -> dict[str, Any]:
@@ -308,7 +297,7 @@ class _Builder:
         if absent:
             raise ConfigError(
                 f"the sweep {self.label} lacks {' and '.join(absent)}",
-                hint="see configs/sweeps/ for examples",
+                hint=_examples("sweeps"),
             )
         n = len(axes["datasets"]) * len(axes.get("models") or (None,)) * len(axes["methods"])
         if n > MAX_COMBINATIONS:

@@ -216,7 +216,8 @@ def check_writable(
     """
     try:
         # Nothing is made that another process may be about to use, nor anything that a kill would leave behind.
-        there = next(p for p in (directory, *directory.parents) if p.exists())
+        # A link to nowhere is there, and is no folder.
+        there = next(p for p in (directory, *directory.parents) if os.path.lexists(p))
         remove_leftovers(there)
         with tempfile.TemporaryFile(dir=there, prefix=TEMPORARY_PREFIX) as probe:
             probe.write(b"0")

@@ -26,7 +26,10 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        items = value if isinstance(value, list | tuple) else (value,)
+        if isinstance(value, dict):
+            items = tuple(value.values())
+        else:
+            items = value if isinstance(value, list | tuple) else (value,)
         if any(item is True or item is False for item in items):
             annotation = str(cls.model_fields[str(info.field_name)].annotation)
             if not any(kind in annotation for kind in ("bool", "Any", "JsonValue")):

@@ -26,12 +26,11 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, dict):
-            items = tuple(value.values())
-        else:
-            items = value if isinstance(value, list | tuple) else (value,)
+        several = value.values() if isinstance(value, dict) else value
+        items = several if isinstance(value, dict | list | tuple) else (value,)
         if any(item is True or item is False for item in items):
             annotation = str(cls.model_fields[str(info.field_name)].annotation)
-            if not any(kind in annotation for kind in ("bool", "Any", "JsonValue")):
+            inner = isinstance(value, dict) and "dict[" not in annotation  # a model's own fields
+            if not inner and not any(kind in annotation for kind in ("bool", "Any", "JsonValue")):
                 raise ValueError("true and false are no values of this setting")
         return value

@@ -174,7 +174,7 @@ def test_what_looks_like_an_interpolation_is_text():
         ('evaluation.protocol="a|b\\n# c"', "evaluation.protocol: a name has 1 to 100 letters"),
         ("evaluation.protocol=" + "x" * 101, "evaluation.protocol: a name has 1 to 100 letters"),
         ("evaluation.protocol=..", "evaluation.protocol: a name has 1 to 100 letters"),
-        ("evaluation.also=[{dataset: \"a\\tb\"}]", "evaluation.also.0.dataset: a name holds no"),
+        ('evaluation.also=[{dataset: "a\\tb"}]', "evaluation.also.0.dataset: a name holds no"),
     ],
 )  # fmt: skip
 def test_values_that_no_setting_takes_are_one_message(setting, message):

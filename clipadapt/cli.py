@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -145,6 +146,8 @@ def predict(
     check_top(top)
     sheet = None if html is None else _sheet_file(html)
     progress = on_stderr()
+    for name in images:
+        _check_local(name)
     ignored: Counter[str] = Counter()
     files = _images.find_images(images, ignored)
     if ignored:
@@ -183,6 +186,23 @@ def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _check_local(name: str) -> None:
+    """Check that a name may be one of this machine's files.
+
+    Raises:
+        DataError: If it is an address or stands for stdin.
+    """
+    if name == "-" and not Path(name).exists():
+        raise DataError(
+            "'-' stands for stdin, which predict does not read", hint="name image files or folders"
+        )
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name) and not Path(name).exists():
+        raise DataError(
+            f"'{name}' is an address, and predict reads files of this machine",
+            hint="download the image and name its file",
+        )
 
 
 def _interval(value: float, low: float | None = None, high: float | None = None) -> str:

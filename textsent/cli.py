@@ -141,7 +141,8 @@ def inspect(
 def predict(
     run_dir: RunDirArgument,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none reads stdin.")
+        list[str] | None,
+        typer.Argument(metavar="TEXT...", help="Texts; none, or '-', reads stdin."),
     ] = None,
     file: Annotated[
         Path | None,
@@ -158,6 +159,8 @@ def predict(
     if texts and file is not None:
         raise ConfigError("texts and --file were both given", hint="give one of them")
     check_top(top)
+    if texts == ["-"] or file == Path("-"):  # stdin, as other programs have it
+        texts, file = None, None
     given = list(texts) if texts else _lines_of(file)
     if not given or any(not text.strip() for text in given):
         raise DataError(
@@ -192,7 +195,7 @@ def _lines_of(file: Path | None) -> list[str]:
         ) from None
     except UnicodeDecodeError:
         raise DataError(f"'{file or 'stdin'}' is not UTF-8 text", hint="save it as UTF-8") from None
-    return [line for line in text.split("\n") if line.strip()]
+    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
 
 
 def _tokenizer(name: str, max_length: int | None) -> tuple[Tokenize, int]:

@@ -463,3 +463,42 @@ def test_a_relative_model_works_from_another_folder(
     done = cli("predict", only_run(tmp_path / "runs0"), module_pictures / "test" / "red_thing")
 
     assert done.code == 0, done.err
+
+
+def test_an_address_and_stdin_are_no_images(wrong, fitted):
+    assert "'https://example.org/a.png' is an address" in wrong(
+        "predict", fitted, "https://example.org/a.png"
+    )
+    assert "'-' stands for stdin, which predict does not read" in wrong("predict", fitted, "-")
+
+
+def test_an_image_named_twice_is_predicted_twice_alike(predicted, module_pictures):
+    one = module_pictures / "test" / "red_thing" / "3.png"
+
+    found = predicted(one, one, one.parent)
+
+    assert [Path(p["input"]).name for p in found] == ["3.png", "3.png", "0.png", "1.png", "2.png", "3.png"]  # fmt: skip
+    assert found[0] == found[1] == found[5]
+
+
+def test_texts_come_from_stdin_by_either_way(cli, records, tmp_path, monkeypatch):
+    import io
+
+    path = tmp_path / "reviews.csv"
+    rows = [f"a {w} plot {i},{y}" for i in range(40) for y, w in (("neg", "dull"), ("pos", "fine"))]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    where = ["--set", f"data.name=csv:{path}", "--out", tmp_path / "runs", "--json"]
+    records(cli("run", "tfidf_svm", *where, program="textsent"))
+    run = only_run(tmp_path / "runs")
+
+    def from_stdin(*arguments):
+        stdin = io.TextIOWrapper(io.BytesIO(b"a fine plot\r\na dull plot\n\n"))
+        monkeypatch.setattr("sys.stdin", stdin)
+        done = cli("predict", run, *arguments, "--json", program="textsent")
+        assert done.code == 0, done.err
+        return json.loads(done.out)["predictions"]
+
+    plain = from_stdin()
+    assert [p["input"] for p in plain] == ["a fine plot", "a dull plot"]
+    assert [p["label"] for p in plain] == ["pos", "neg"]
+    assert from_stdin("-") == from_stdin("--file", "-") == plain

@@ -98,6 +98,7 @@ def test_the_fields_are_those_of_the_design():
     ]  # fmt: skip
     assert list(fields["environment"]) == [
         "git_commit", "git_dirty", "python", "platform", "cpu_flags", "device", "threads", "packages",
+        "folder",
     ]  # fmt: skip
 
 

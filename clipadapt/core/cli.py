@@ -164,7 +164,7 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
             )
         experiments = sweeps.load_sweep(sweep, settings or (), track=track)
         if dry_run:
-            _print_plan(experiments, out, as_json=as_json)
+            _print_plan(experiments, out, executor, as_json=as_json)
             return
         with _executor(executor, workers) as chosen:
             outcome = sweeps.run_sweep(experiments, out, on_stderr(), chosen)
@@ -496,14 +496,17 @@ def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> No
     say(f"\nrecords: {out}", err=True)
 
 
-def _print_plan(experiments: Sequence[Experiment], out: Path, *, as_json: bool) -> None:
+def _print_plan(
+    experiments: Sequence[Experiment], out: Path, executor: ExecutorName, *, as_json: bool
+) -> None:
     """Print the runs of a sweep, what is done, and what the rest will cost."""
-    from clipadapt.core import forecast
+    from clipadapt.core import distributed, forecast
     from clipadapt.core.progress import on_stderr
     from clipadapt.core.records import RunStore
     from clipadapt.core.sweep import plan_sweep
 
-    _, jobs = plan_sweep(experiments, out, on_stderr())
+    threads = distributed.THREADS if executor is ExecutorName.ray else None
+    _, jobs = plan_sweep(experiments, out, on_stderr(), threads)
     plan = forecast.plan(jobs, RunStore(out).load_all(_quiet) if out.is_dir() else [])
     if as_json:
         print_json(plan)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RETRIES: Final = 2
 """How often a task is done again whose worker was lost."""
 THREADS: Final = 1
-"""Threads of a run whose config names none."""
+"""Threads of a run whose config names none; they are part of its id, as they are where it is done locally."""
 _SHARED: Final = ("CLIPADAPT_", "HF_", "TORCH_HOME", "TRANSFORMERS_")
 """Beginnings of the environment variables that workers take from the driver."""
 
@@ -46,7 +46,12 @@ class Ray:
 
     Args:
         workers: Jobs at a time; None is as many as the cluster has processors for.
+
+    Attributes:
+        threads: Threads of a run whose config names none.
     """
+
+    threads = THREADS
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
@@ -124,15 +129,15 @@ def order(job: Job) -> dict[str, Any]:
         "origins": dict(experiment.origins),
         "seed": job.seed,
         "run_ids": [prepared.run_id(job.seed, t) for t in prepared.targets],
-        "threads": experiment.config.threads or THREADS,
+        "threads": prepared.threads,
         "environ": {k: v for k, v in os.environ.items() if k.startswith(_SHARED)},
         "folder": str(Path.cwd()),
     }
 
 
 _opened = tasks.OpenSets()
-_backbones: dict[int, Backbones] = {}
-"""What a worker keeps for its next task: open data sets and, by threads, the model loaded last."""
+_backbones: list[Backbones] = []
+"""What a worker keeps for its next task: open data sets and the model loaded last."""
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
@@ -167,17 +172,15 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 def _execute(task: dict[str, Any], out: Path) -> None:
     built = config.build([("the driver", task["config"])], source="a task", track=task["track"])
     experiment = replace(built, recipe=task["recipe"], origins=task["origins"])
-    threads = task["threads"]
-    if threads not in _backbones:
-        _backbones.clear()
-        _backbones[threads] = runner.Backbones(Services(FeatureStore(enabled=False)), threads)
-    prepared = runner.prepare(experiment, out, opened=_opened)
+    if not _backbones:
+        _backbones.append(runner.Backbones(Services(FeatureStore(enabled=False))))
+    prepared = runner.prepare(experiment, out, opened=_opened, threads=task["threads"])
     if [prepared.run_id(task["seed"], t) for t in prepared.targets] != task["run_ids"]:
         raise DataError(
             "data, weights or code on a worker are not those of the driver",
             hint="let every machine of the cluster see the same files and install the same clipadapt",
         )
-    runner.execute(prepared, task["seed"], _backbones[threads])
+    runner.execute(prepared, task["seed"], _backbones[0])
 
 
 def _take_in(job: Job, result: dict[str, Any]) -> Exception | None:
@@ -199,7 +202,7 @@ def _resources(job: Job) -> dict[str, Any]:
         model is not None and job.prepared.provider is not None and model.device.startswith("cuda")
     )
     options: dict[str, Any] = {
-        "num_cpus": asked.cpus or given.threads or THREADS,
+        "num_cpus": asked.cpus or job.prepared.threads,
         "num_gpus": (1 if cuda else 0) if asked.gpus is None else asked.gpus,
         "name": f"clipadapt {job.title}",
     }

@@ -176,7 +176,7 @@ def _traits(job: Job) -> dict[str, Any]:
         "model": prepared.identity.name if prepared.identity else None,
         "dataset": prepared.targets[0].dataset.name,
         "shots": experiment.config.data.shots,
-        "threads": experiment.config.threads,
+        "threads": prepared.threads,
     }
 
 
@@ -186,7 +186,7 @@ def _traits_of(record: RunRecord) -> dict[str, Any]:
         "model": record.model.name if record.model else None,
         "dataset": record.data.name,
         "shots": record.data.shots,
-        "threads": record.config.get("threads"),
+        "threads": record.environment.threads,
     }
 
 

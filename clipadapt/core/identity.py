@@ -6,10 +6,10 @@ A second look then needs no framework.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,14 @@ def of_files(key: str, paths: Sequence[Path]) -> str:
 
 def versions(*packages: str) -> str:
     """Return the releases of ``packages``, for identities that depend on them."""
-    return " ".join(f"{p} {version(p)}" for p in packages)
+
+    def of(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "none"
+
+    return " ".join(f"{p} {of(p)}" for p in packages)
 
 
 def _file(key: str) -> Path:

@@ -69,6 +69,7 @@ class Overlap(StrictModel):
         exact: Examples of ``judged`` whose content lies in ``learnt``, too.
         near: Further ones that are nearly equal to one in ``learnt``; None where it was not looked for.
         examples: Ids of the first pairs, learnt and judged.
+        before: Whether ``judged`` is the val split of the data learnt from, and not what the record judges.
     """
 
     learnt: SplitName
@@ -76,6 +77,7 @@ class Overlap(StrictModel):
     exact: NonNegativeInt
     near: NonNegativeInt | None
     examples: tuple[tuple[str, str], ...] = ()
+    before: bool = False
 
     @property
     def found(self) -> int:
@@ -96,11 +98,19 @@ class LeakageFacts(StrictModel):
     near_by: Literal["thumbnails", "words"] | None
     shared_classes: NonNegativeInt | None = None
 
-    def flags(self, judged: SplitName) -> tuple[str, ...]:
-        """Return the flags of a record: ``leakage`` into what is judged, ``duplicates_train_val`` before it."""
-        into = any(o.found for o in self.overlaps if o.judged == judged)
-        before = any(o.found for o in self.overlaps if o.judged != judged)
-        return ("leakage",) * into + ("duplicates_train_val",) * before
+    def flags(self, n_judged: int) -> tuple[str, ...]:
+        """Return the flags of a record: ``leakage`` into what is judged, ``duplicates_train_val`` before it.
+
+        Where every example judged has a copy in one split, it is that split, whatever its name: ``judged_on_train``.
+
+        Args:
+            n_judged: Examples judged.
+        """
+        into = [o for o in self.overlaps if not o.before]
+        whole = tuple(f"judged_on_{o.learnt}" for o in into if o.exact >= n_judged > 0)
+        leaks = any(o.found for o in into)
+        before = any(o.found for o in self.overlaps if o.before)
+        return whole + ("leakage",) * leaks + ("duplicates_train_val",) * before
 
 
 def examine(
@@ -187,12 +197,12 @@ def _examine(
     target: Dataset[Any],
     judged: SplitName,
 ) -> LeakageFacts:
-    sides: list[tuple[SplitName, Dataset[Any], SplitName]] = [(s, target, judged) for s in learnt]
-    if set(learnt) == {"train", "val"}:
-        sides.append(("train", home, "val"))
     total = sum(len(home.split(s)) for s in learnt) + len(target.split(judged))
     look = _search_of(target.split(judged).inputs) if total <= MAX_NEAR else None
-    overlaps = tuple(_overlap(home, s, other, o, look) for s, other, o in sides)
+    overlaps = tuple(_overlap(home, s, target, judged, look) for s in learnt)
+    if set(learnt) == {"train", "val"}:
+        inside = _overlap(home, "train", home, "val", look)
+        overlaps += (inside.model_copy(update={"before": True}),)
     return LeakageFacts(
         overlaps=overlaps,
         near_by=look[0] if look and overlaps else None,

@@ -314,11 +314,13 @@ class ModelIdentity:
         name: Name without any absolute path, as it stands in tables and records.
         weights_sha256: sha256 of the weights as they are stored.
         dtype: Effective dtype: ``fp32``, ``bf16`` or ``fp16``.
+        device: Device it runs on; its type (``cpu``, ``cuda``, ``mps``) decides the last bits.
     """
 
     name: str
     weights_sha256: str
     dtype: str
+    device: str = "cpu"
 
 
 class ModelProvider(Protocol):

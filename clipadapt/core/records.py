@@ -79,6 +79,11 @@ MAX_SCORES: Final = 10_000_000
 """Above so many scores only the best of each example are kept."""
 KEPT_SCORES: Final = 20
 
+LIBRARIES: Final = (
+    "torch", "torchvision", "open-clip-torch", "timm", "transformers", "tokenizers", "pillow", "peft", "scikit-learn",
+)  # fmt: skip
+"""Packages whose version decides numbers: runs of different ones have no mean."""
+
 RECORD: Final = "record.json"
 PREDICTIONS: Final = "predictions.npz"
 CLASSIFIER: Final = "classifier"
@@ -129,6 +134,7 @@ class EvaluationFacts(StrictModel):
         classnames_sha256: Hash of the class names in their order.
         protocol: Name of the rules.
         classes: ``all`` classes, the ``base`` ones or the ``new`` ones.
+        sha256: Fingerprint of the data set evaluated, None in records of version 1.
     """
 
     dataset: str
@@ -137,6 +143,7 @@ class EvaluationFacts(StrictModel):
     classnames_sha256: str
     protocol: str
     classes: Classes = "all"
+    sha256: str | None = None
 
 
 class ModelFacts(StrictModel):
@@ -1007,9 +1014,9 @@ def _packages() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         requirements = []
     names = [re.split(r"[^A-Za-z0-9._-]", r)[0] for r in requirements if "'dev'" not in r]
-    for name in ["clipadapt", *names]:
+    for name in ["clipadapt", *names, "tokenizers"]:  # the last comes with transformers
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+            versions[name.replace("_", "-").lower()] = importlib.metadata.version(name)
     return versions
 
 

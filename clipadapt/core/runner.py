@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import time
 from dataclasses import dataclass
@@ -73,6 +72,7 @@ class Prepared:
         identity: What tells the model apart, or None.
         store: Where records are written.
         manifest: A draw given by the user, or None.
+        threads: Threads of the numeric libraries; sums are split among them, which decides the last bits.
     """
 
     experiment: Experiment
@@ -82,6 +82,7 @@ class Prepared:
     identity: ModelIdentity | None
     store: RunStore
     manifest: sampling.Manifest | None
+    threads: int
 
     def run_id(self, seed: int, target: Target) -> str:
         """Return the id of one fit judged on one target; equal exactly where the result must be equal."""
@@ -98,6 +99,8 @@ class Prepared:
         }
         if target.classes != "all":
             judged["classes"] = target.classes
+        if config.evaluation.leakage == "off":  # the record then has no facts on it, and no flags
+            judged["leakage"] = "off"
         return records.make_run_id(fit=self._fit_key(seed), evaluation=judged)
 
     def fit_id(self, seed: int) -> str:
@@ -123,10 +126,23 @@ class Prepared:
                 "templates": list(home.templates),
                 **({} if home.classes == "all" else {"classes": home.classes}),
             },
-            "model": None if self.identity is None else dataclasses.asdict(self.identity),
+            "model": self._model_key(),
             "seed": seed,
-            "threads": config.threads,
+            "threads": self.threads,
+            "fast": config.fast,
             **({"compile": "on"} if config.compile == "on" else {}),
+        }
+
+    def _model_key(self) -> dict[str, str] | None:
+        """Return what decides the results of the model; what else its identity holds says where it comes from."""
+        own = self.identity
+        if own is None:
+            return None
+        return {
+            "name": own.name,
+            "weights_sha256": own.weights_sha256,
+            "dtype": own.dtype,
+            "device": own.device.partition(":")[0],
         }
 
     def missing(self, seed: int) -> list[Target]:
@@ -143,15 +159,13 @@ class Prepared:
 class Backbones:
     """Loads a model once for consecutive experiments that share it."""
 
-    def __init__(self, services: Services, threads: int | None = None) -> None:
+    def __init__(self, services: Services) -> None:
         """Begin without a model.
 
         Args:
             services: What models need to encode.
-            threads: Threads of runs whose config names none; None takes :func:`default_threads`.
         """
         self.services = services
-        self._default = threads or default_threads()
         self._stores = {"on": FeatureStore(), "off": FeatureStore(enabled=False)}
         self._key: tuple[Any, ...] | None = None
         self._loaded: Backbone | None = None
@@ -165,8 +179,8 @@ class Backbones:
         self.services.fast = config.fast == "on"
         self.services.compile = config.compile == "on"
         self.services.workers = config.workers
-        count = config.threads or self._default
-        self.services.threads = config.threads
+        count = prepared.threads
+        self.services.threads = count
         if count != self._threads:
             self._threads = count
             set_threads(count)
@@ -204,6 +218,7 @@ def prepare(
     out: Path,
     progress: Progress | None = None,
     opened: tasks.OpenSets | None = None,
+    threads: int | None = None,
 ) -> Prepared:
     """Open the data, identify the model and check everything that can be checked before work.
 
@@ -212,6 +227,7 @@ def prepare(
         out: Folder of the records.
         progress: Where warnings are shown.
         opened: Data sets that are open already; more are added.
+        threads: Threads of a config that names none; None takes :func:`default_threads`.
 
     Raises:
         ClipAdaptError: For any mistake of the user's.
@@ -241,12 +257,11 @@ def prepare(
     )
     targets = [home]
     for also in config.evaluation.also:
-        if also.dataset is None or also.dataset == config.data.name:
-            changed: dict[str, Any] = {"classes": also.classes or config.data.classes}
-            name = config.data.name
-        else:
-            changed = {"name": also.dataset, "classnames": None, "classes": also.classes or "all"}
-            name = also.dataset
+        name = also.dataset or config.data.name
+        content = opened.get(name, config.data, track, progress).fingerprint
+        changed: dict[str, Any] = {"name": name, "classes": also.classes or config.data.classes}
+        if content != home.dataset.fingerprint:
+            changed = {"name": name, "classnames": None, "classes": also.classes or "all"}
         data = config.data.model_copy(update=changed)
         targets.append(tasks.open_target(name, also.split, data, track, progress, opened))
         # Under a protocol the other targets are worth judging; the runner records what cannot be.
@@ -275,6 +290,7 @@ def prepare(
         identity=identity,
         store=RunStore(out),
         manifest=manifest,
+        threads=config.threads or threads or default_threads(),
     )
 
 
@@ -354,17 +370,22 @@ class Session:
     """Runs experiments that share an output folder and, one after another, loaded models."""
 
     def __init__(
-        self, out: Path, progress: Progress | None = None, opened: tasks.OpenSets | None = None
+        self,
+        out: Path,
+        progress: Progress | None = None,
+        opened: tasks.OpenSets | None = None,
+        threads: int | None = None,
     ) -> None:
         self.out = out
         self.progress: Progress = progress or Silent()
         self.opened = opened or tasks.OpenSets()
+        self.threads = threads
         self.backbones = Backbones(Services(FeatureStore(enabled=False), self.progress))
         self.planned: list[Job] = []
 
     def prepare(self, experiment: Experiment) -> Prepared:
         """Prepare an experiment; see :func:`prepare`."""
-        return prepare(experiment, self.out, self.progress, self.opened)
+        return prepare(experiment, self.out, self.progress, self.opened, self.threads)
 
     def jobs(self, prepared: Sequence[Prepared]) -> list[list[Job]]:
         """Return the jobs of each experiment, and find every draw that cannot be made before the first fit.
@@ -536,7 +557,7 @@ class _Run:
         meter = services.meter
         work = prepared.store.root / WORK / prepared.fit_id(self.seed)
         leftovers.make_work(work)
-        ctx = RunContext(self.seed, work, services, prepared.experiment.config.threads)
+        ctx = RunContext(self.seed, work, services, prepared.threads)
         method = prepared.method(prepared.experiment.method)
         meter.reset()
         services.flags.clear()
@@ -666,13 +687,15 @@ class _Run:
     def _record(self, **values: Any) -> RunRecord:
         prepared, experiment, target = self.prepared, self.prepared.experiment, self.target
         config, home = experiment.config, self.prepared.targets[0]
-        device = values.pop("device", None)
+        device = values.pop("device", prepared.identity.device if prepared.identity else "cpu")
         flags = [*home.flags, *target.flags, *self.flags, *values.pop("flags", ())]
-        if target.dataset is home.dataset and target.split != home.split:
+        # By content: the same data may go by another spelling of their name, or be a copy.
+        same = target.dataset.fingerprint == home.dataset.fingerprint
+        if same and target.split in leakage.learnable(home.dataset, home.split):
             flags.append("judged_on_" + target.split)
         leaks = self._leaks(target) if values["status"] == "ok" else None
         if leaks is not None:
-            flags += leaks.flags(target.split)
+            flags += leaks.flags(self.sizes["n_test"])
             # The new classes of base-to-new must be new; a domain shift has the same classes on purpose.
             if leaks.shared_classes and config.evaluation.protocol.startswith("base"):
                 flags.append("class_overlap")
@@ -700,10 +723,15 @@ class _Run:
                 classnames_sha256=classnames_sha256(target.classnames),
                 protocol=config.evaluation.protocol,
                 classes=target.classes,
+                sha256=target.dataset.fingerprint,
             ),
             model=None
             if prepared.identity is None
-            else records.ModelFacts(**dataclasses.asdict(prepared.identity)),
+            else records.ModelFacts(
+                name=prepared.identity.name,
+                weights_sha256=prepared.identity.weights_sha256,
+                dtype=prepared.identity.dtype,
+            ),
             method=records.MethodFacts(
                 name=experiment.method_name,
                 version=prepared.method.version,
@@ -712,7 +740,7 @@ class _Run:
             ),
             flags=tuple(dict.fromkeys(flags)),
             leakage=leaks,
-            environment=records.environment(device=device, threads=config.threads),
+            environment=records.environment(device=device, threads=prepared.threads),
             started_at=self.started,
             metrics_version=metrics.METRICS_VERSION,
             **values,

@@ -36,6 +36,11 @@ class Done:
 class Executor(Protocol):
     """Does jobs, here or elsewhere. Records are written in this process."""
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of a run whose config names none; None is as many as this process takes."""
+        ...
+
     def has_room(self) -> bool:
         """Tell whether another job may be started now."""
         ...
@@ -60,6 +65,8 @@ class Local:
     Args:
         execute: Does one job.
     """
+
+    threads = None
 
     def __init__(self, execute: Callable[[Job], None]) -> None:
         self.execute = execute

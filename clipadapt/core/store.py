@@ -97,6 +97,8 @@ class Space:
             decides the last bits, such as ``compiled``.
         view: Number of the augmented view; 0 is the plain one.
         tower: ``image`` or ``text``.
+        libraries: Releases of the packages that compute it, see :func:`~clipadapt.core.identity.versions`; another
+            release may give other bits.
     """
 
     weights: str
@@ -106,6 +108,7 @@ class Space:
     dtype: str
     view: int
     tower: str
+    libraries: str = ""
 
     @property
     def key(self) -> str:

@@ -459,7 +459,10 @@ def _with_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> Experiment:
 
 
 def plan_sweep(
-    experiments: Sequence[Experiment], out: Path, progress: Progress | None = None
+    experiments: Sequence[Experiment],
+    out: Path,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> tuple[Session, list[list[Job]]]:
     """Open all data and check everything before the first fit.
 
@@ -467,6 +470,7 @@ def plan_sweep(
         experiments: The experiments of a sweep.
         out: Folder of the records; those of other experiments are left alone.
         progress: Where warnings are shown.
+        threads: Threads of a config that names none, as the executor has them; None takes this process's.
 
     Returns:
         The session, and the jobs of each experiment.
@@ -474,7 +478,7 @@ def plan_sweep(
     Raises:
         ClipAdaptError: Naming every experiment that cannot be run.
     """
-    session = runner.Session(out, progress)
+    session = runner.Session(out, progress, threads=threads)
     prepared, jobs, faults = [], [], []
     for experiment in experiments:
         try:
@@ -506,7 +510,8 @@ def run_sweep(
     Raises:
         ClipAdaptError: If something is wrong before the first fit; then nothing is run.
     """
-    session, jobs = plan_sweep(experiments, out, progress)
+    threads = executor.threads if executor else None
+    session, jobs = plan_sweep(experiments, out, progress, threads)
     for of_one in jobs:
         session.note_skipped(of_one)
     flat = [job for of_one in jobs for job in of_one]
@@ -544,7 +549,7 @@ def in_good_order(jobs: Sequence[Job]) -> list[Job]:
         model = experiment.config.model if job.prepared.provider is not None else None
         return (
             models.setdefault((experiment.track, model), len(models)),
-            threads.setdefault(experiment.config.threads, len(threads)),
+            threads.setdefault(job.prepared.threads, len(threads)),
             datasets.setdefault(experiment.config.data.name, len(datasets)),
         )
 

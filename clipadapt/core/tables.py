@@ -26,7 +26,7 @@ from clipadapt.core import answers
 from clipadapt.core._given import visible
 from clipadapt.core.errors import RecordError, unknown
 from clipadapt.core.metrics import METRICS_VERSION
-from clipadapt.core.records import canonical_json
+from clipadapt.core.records import LIBRARIES, canonical_json
 from clipadapt.core.statistics import harmonic, harmonic_interval, wilson
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ NONE_FITS: Final = "No published number fits a row in data, model, method, shots
 
 # Settings that change no result, or that stand in the record by what they led to (hashes, effective dtype).
 _SETTINGS_ASIDE: Final = {
-    "seeds", "workers", "store", "fast", "out", "progress", "data.name", "data.manifest", "data.classnames",
-    "data.templates", "data.shots", "model", "model.name", "model.precision", "recipe.source",
+    "seeds", "workers", "store", "out", "progress", "data.name", "data.manifest", "data.classnames",
+    "data.templates", "data.shots", "model", "model.name", "model.precision", "model.device", "recipe.source",
     "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol", "evaluation.also",
-    "data.classes", "evaluation.leakage",
+    "data.classes", "threads",
 }  # fmt: skip
 
 
@@ -316,9 +316,12 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     manifest = given.get("manifest") if isinstance(given, Mapping) else None
     return {
         "data": record.data.sha256[:8],
+        "judged data": (judged.sha256 or "")[:8] if judged.dataset != record.data.name else "",
         "learnt from": record.data.name if record.data.name != judged.dataset else None,
         "learnt classes": given.get("classes", "all") if isinstance(given, Mapping) else "all",
         "dtype": record.model.dtype if record.model else None,
+        "device": record.environment.device.partition(":")[0],
+        "threads": record.environment.threads,
         "templates": list(judged.templates),
         "classnames": judged.classnames_sha256[:8],
         "manifest": (record.data.manifest_sha256 or "")[:8] if manifest else None,
@@ -546,7 +549,7 @@ def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
                 f"runs of {method_title(first.method.name, first.method.recipe)} on "
                 f"{first.evaluation.dataset} (seeds {first.seed} and {other.seed}) are not alike "
                 "and have no mean:\n  " + "\n  ".join(unlike),
-                hint="keep unlike runs in folders of their own, or give each setting its own recipe",
+                hint="move the folders of one of them elsewhere, or run all seeds again with another --out DIR",
             )
     seeds = Counter(r.seed for r in records)
     seed, times = seeds.most_common(1)[0]
@@ -562,12 +565,15 @@ def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
 def _facts(record: RunRecord, metric: str) -> dict[str, Any]:
     """Return everything that must be equal within one cell, by the field's name."""
     model, value = record.model, record.metrics.get(metric)
+    installed = record.environment.packages
     return {
+        "schema_version": record.schema_version,
         "data.n_test": record.data.n_test,
         "model.weights_sha256": model.weights_sha256 if model else None,
         "method.version": record.method.version,
         f"metrics.{metric}.unit": value.unit if value else None,
         **({"metrics_version": record.metrics_version} if metric in CHANGED_METRICS else {}),
+        **{f"environment.packages.{name}": installed.get(name) for name in LIBRARIES},
     }
 
 

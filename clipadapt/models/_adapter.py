@@ -23,7 +23,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from open_clip.transformer import VisionTransformer
 from torchvision.transforms import Compose, Resize
 
-from clipadapt.core import hardware
+from clipadapt.core import hardware, identity
 from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import digest
 from clipadapt.core.store import Space
@@ -56,6 +56,11 @@ DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 RANDOM_SEED: Final = 20210226
 DECODE_VERSION: Final = 1
 """Raised when pixels change for the same file."""
+LIBRARIES: Final = {
+    "image": ("torch", "torchvision", "timm", "open_clip_torch", "pillow"),
+    "text": ("torch", "open_clip_torch", "transformers", "tokenizers", "ftfy", "regex"),
+}
+"""Packages whose release may change a feature's bits, by tower."""
 IMAGE_BATCH: Final = 32
 TEXT_BATCH: Final = 64
 SMALLEST_CROP: Final = 0.08
@@ -679,6 +684,7 @@ class OpenClipModel:
             dtype=" ".join(self._arithmetic(tower)),
             view=view,
             tower=tower,
+            libraries=identity.versions(*LIBRARIES[tower]),
         )
 
     def _arithmetic(self, tower: Tower) -> Iterator[str]:

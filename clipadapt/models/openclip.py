@@ -32,8 +32,8 @@ class OpenClip:
             ModelError: If the model cannot be had; the message says what would work.
         """
         parsed = _names.parse(name)
-        _, dtype = effective_dtype(options)
-        return ModelIdentity(parsed.shown, _sha256(parsed), dtype)
+        device, dtype = effective_dtype(options)
+        return ModelIdentity(parsed.shown, _sha256(parsed), dtype, device=device)
 
     def load(self, name: str, options: ModelOptions, services: Services, /) -> ImageTextModel:
         """Build the model on its device, ready to encode.

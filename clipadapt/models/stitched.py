@@ -55,8 +55,8 @@ class Stitched:
             ModelError: If the packages it is made of are not installed.
         """
         _refuse_argument(name)
-        _, dtype = effective_dtype(options)
-        return ModelIdentity("stitched", _sha256(ensure()), dtype)
+        device, dtype = effective_dtype(options)
+        return ModelIdentity("stitched", _sha256(ensure()), dtype, device=device)
 
     def load(self, name: str, options: ModelOptions, services: Services, /) -> ImageTextModel:
         """Build the model on its device, ready to encode.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -204,3 +205,36 @@ def test_inspect_shows_what_the_classifier_says(known, cli, tmp_path):
     assert text[text.index("learnt:") :] == [
         "learnt:", "  start: wrong", "  words: word a, distance 0.25",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["slash", "relative", "copy", "renamed"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_was_learnt_from_is_flagged_however_it_is_named(
+    known, pictures, tmp_path, monkeypatch, way, split
+):
+    monkeypatch.chdir(tmp_path)
+    names = {"slash": f"{pictures}/", "relative": "pictures/../pictures/./"}
+    if way in {"copy", "renamed"}:
+        base = "pictures" if way == "copy" else "other"  # equal names of unequal data are refused
+        names[way] = str(shutil.copytree(pictures, tmp_path / "copy" / base))
+    if way == "renamed":
+        for i, path in enumerate(sorted((tmp_path / "copy").rglob("*.png"))):
+            path.rename(path.with_name(f"{i}_{path.name}"))
+
+    (home, away), _ = known(
+        "--set", f"evaluation.also=[{{dataset: 'folder:{names[way]}', split: {split}}}]",
+        "--set", "data.name=folder:pictures",
+    )  # fmt: skip
+
+    assert home["flags"] == []
+    assert f"judged_on_{split}" in away["flags"]
+
+
+def test_fast_off_is_another_run_in_the_same_folder(known):
+    (first,), _ = known()
+    (slow,), err = known("--set", "fast=off")
+    (again,), err_again = known("--set", "fast=off")
+
+    assert "skipped" not in err
+    assert first["run_id"] != slow["run_id"] == again["run_id"]
+    assert "1 of 1 runs were complete already, skipped" in err_again

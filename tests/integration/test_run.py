@@ -583,12 +583,12 @@ def test_duplicates_between_train_and_test_are_counted_and_flagged(cli, records,
         "overlaps": [
             {
                 "learnt": "train", "judged": "test", "exact": 1, "near": 0,
-                "examples": [["train/red_thing/1.png", "test/red_thing/copy.png"]],
+                "examples": [["train/red_thing/1.png", "test/red_thing/copy.png"]], "before": False,
             },
-            {"learnt": "val", "judged": "test", "exact": 0, "near": 0, "examples": []},
+            {"learnt": "val", "judged": "test", "exact": 0, "near": 0, "examples": [], "before": False},
             {
                 "learnt": "train", "judged": "val", "exact": 0, "near": 1,
-                "examples": [["train/blue_thing/scene.png", "val/blue_thing/near.jpg"]],
+                "examples": [["train/blue_thing/scene.png", "val/blue_thing/near.jpg"]], "before": True,
             },
         ],
         "near_by": "thumbnails",

@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from clipadapt.core import identity
 from clipadapt.core.errors import ModelError, did_you_mean
 from clipadapt.core.store import Space
 from textsent.models import Pooling
@@ -514,6 +515,7 @@ class Encoder:
             dtype=self.dtype if kind == "cpu" else f"{self.dtype} {kind}",
             view=0,
             tower="text",
+            libraries=identity.versions("torch", "transformers", "tokenizers"),
         )
 
     def _rows(

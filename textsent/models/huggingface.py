@@ -64,11 +64,12 @@ def identity_of(source: Source, shown: str, key: str, options: ModelOptions) -> 
     """
     if source.tokenizer is None:
         raise _sources.no_tokenizer(shown)
-    _, dtype = effective_dtype(options)
+    device, dtype = effective_dtype(options)
     if source.folder is not None:
-        return ModelIdentity(shown, identity.of_files(key, source.files), dtype)
+        return ModelIdentity(shown, identity.of_files(key, source.files), dtype, device=device)
     drawn = json.dumps([source.config, identity.versions(*RELEASES)], sort_keys=True)
-    return ModelIdentity(shown, hashlib.sha256(drawn.encode()).hexdigest(), dtype)
+    sha256 = hashlib.sha256(drawn.encode()).hexdigest()
+    return ModelIdentity(shown, sha256, dtype, device=device)
 
 
 def load_source(

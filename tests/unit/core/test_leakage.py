@@ -61,7 +61,7 @@ def test_exact_and_near_duplicates_of_images_are_counted_apart():
     assert facts.overlaps[0].examples == (
         ("train/1", "test/1"), ("train/2", "test/2"), ("train/3", "test/3"),
     )  # fmt: skip
-    assert facts.flags("test") == ("leakage", "duplicates_train_val")
+    assert facts.flags(5) == ("leakage", "duplicates_train_val")
     assert leakage.examine(data, "test", data, "test") == facts  # from the cache
 
 
@@ -131,6 +131,26 @@ def test_another_set_is_compared_with_what_is_learnt_here():
     assert counts(facts) == {("train", "test"): (1, 0)}
 
 
+def test_a_copy_of_a_split_is_that_split_under_any_name():
+    train, val = [scene(1), scene(2)], [scene(3), scene(4)]
+    home = labelled("home", train=train, val=val, test=[scene(5)])
+    away = labelled("away", test=train[::-1], val=val)
+
+    on_train = leakage.examine(home, "test", away, "test")
+    on_val = leakage.examine(home, "test", away, "val")
+
+    assert on_train.flags(2) == ("judged_on_train", "leakage")
+    assert on_val.flags(2) == ("judged_on_val", "leakage")
+    assert [o.before for o in on_val.overlaps] == [False, False, True]
+
+
+def test_duplicates_before_what_is_judged_are_told_from_those_within_it():
+    home = labelled("home", train=[scene(1), scene(2)], val=[scene(1)], test=[scene(5)])
+    away = labelled("away", val=[scene(6)])
+
+    assert leakage.examine(home, "test", away, "val").flags(1) == ("duplicates_train_val",)
+
+
 def test_what_is_held_out_is_not_learnt_from_under_another_name():
     parts = {"train": [scene(1), scene(2)], "val": [scene(3)], "test": [scene(3)]}
     data = labelled("alias", aliases={"val": "test"}, **parts)
@@ -170,7 +190,7 @@ def test_large_sets_are_searched_for_exact_copies_only(monkeypatch):
 
     assert counts(facts) == {("train", "test"): (1, None)}
     assert facts.near_by is None
-    assert facts.flags("test") == ("leakage",)
+    assert facts.flags(len(data.split("test"))) == ("leakage",)
 
 
 def test_a_sequence_may_bring_thumbnails_of_its_own_and_a_subset_passes_them_on():

@@ -10,7 +10,17 @@ import pytest
 from clipadapt.core.errors import RecordError, UnknownNameError
 from clipadapt.core.records import Predictions
 from clipadapt.core.tables import build_table, render, render_per_class
-from tests.unit.core.test_records import make_failure, make_record, metric
+from tests.unit.core.test_records import ENVIRONMENT, make_failure, make_record, metric
+
+TORCH = repr(ENVIRONMENT.packages["torch"])
+
+
+def somewhere(**changes):
+    return ENVIRONMENT.model_copy(update=changes)
+
+
+def installed(name, version):
+    return somewhere(packages={**ENVIRONMENT.packages, name: version})
 
 
 def run(seed=1, value=0.723, low=0.681, high=0.76, **changes):
@@ -98,6 +108,8 @@ def test_the_protocol_is_a_column_only_where_it_differs():
         ({"data__n_test": 50}, "data.n_test", "100", "50"),
         ({"model__weights_sha256": "w2"}, "model.weights_sha256", "'w1'", "'w2'"),
         ({"method__version": 2}, "method.version", "1", "2"),
+        ({"schema_version": 1}, "schema_version", "2", "1"),
+        ({"environment": installed("torch", "1.0")}, "environment.packages.torch", TORCH, "'1.0'"),
     ],
 )
 def test_unlike_records_are_refused_by_name_and_values(changes, field, first, second):
@@ -106,7 +118,7 @@ def test_unlike_records_are_refused_by_name_and_values(changes, field, first, se
     assert str(caught.value) == (
         "runs of clip/coop (coop-quick) on folder:photo (seeds 1 and 2) are not alike and have no mean:\n"
         f"  {field}: {first} in 0000000000000001, {second} in 0000000000000002\n"
-        "  hint: keep unlike runs in folders of their own, or give each setting its own recipe"
+        "  hint: move the folders of one of them elsewhere, or run all seeds again with another --out DIR"
     )
 
 
@@ -114,6 +126,13 @@ def test_unlike_records_are_refused_by_name_and_values(changes, field, first, se
     ("changes", "first", "second"),
     [
         ({"model__dtype": "bf16"}, "dtype=fp32", "dtype=bf16"),
+        ({"environment": somewhere(device="cuda:1")}, "device=cpu", "device=cuda"),
+        (
+            {"config": {"method": {"name": "clip/coop", "lr": 0.002}, "fast": "off"}},
+            "fast=None",
+            "fast=off",
+        ),
+        ({"environment": somewhere(threads=7)}, "threads=2", "threads=7"),
         ({"evaluation__templates": ["{}"]}, "templates=a photo of a {}.", "templates={}"),
         ({"evaluation__templates": ["{}", "a {}"]}, "templates=a photo of a {}.", "templates=2"),
         ({"evaluation__classnames_sha256": "c2"}, "classnames=c1", "classnames=c2"),

@@ -1,0 +1,81 @@
+"""Twenty thousand classes: nothing is stored, and nothing is held in memory, for each pair of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from clipadapt.core.records import Predictions, RunStore
+from tests.unit.core.test_records import make_record
+
+CLASSES, EXAMPLES = 20_000, 4_000
+
+# The peak of a process is its own; the whole matrix of int64 would take 3,200 MB.
+MEASURED = """
+import resource, sys
+import numpy as np
+from clipadapt.core.cli import run_app
+if sys.argv[1] == "metrics":
+    from clipadapt.core.metrics import compute_metrics, f1_scores, per_class_recall
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((200, 20_000), np.float32), rng.integers(0, 20_000, 200)
+    print(compute_metrics(scores, labels)["macro_f1"].value, per_class_recall(scores, labels).shape)
+    print(f1_scores(scores, labels).shape)
+else:
+    from clipadapt.cli import app
+    try:
+        run_app(app, sys.argv[1:])
+    except SystemExit as end:
+        assert not end.code, end.code
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds whose predictions are in their short form."""
+    store = RunStore(tmp_path_factory.mktemp("runs"))
+    labels = np.arange(EXAMPLES, dtype=np.int64) * 5
+    for seed in (1, 2):
+        rng = np.random.default_rng(seed)
+        best = np.where(rng.random(EXAMPLES) < 0.6, labels, labels + 1).astype(np.int32)
+        classes = np.stack([best, (best + 2) % CLASSES], axis=1)
+        scores = np.tile(np.array([2, 1], np.float32), (EXAMPLES, 1))
+        ids = tuple(f"test/{i}.png" for i in range(EXAMPLES))
+        store.save(
+            make_record(
+                run_id=f"{seed:016d}",
+                seed=seed,
+                per_class={"classnames": [f"class number {i}" for i in range(CLASSES)]},
+                data__n_classes=CLASSES,
+                data__n_test=EXAMPLES,
+            ),
+            Predictions(ids, labels, scores, classes, scores[:, 0], np.log(np.exp(scores).sum(1))),
+        )
+    return store
+
+
+def test_a_record_grows_with_the_classes_and_not_with_their_square(runs):
+    for path in runs.root.rglob("*.*"):
+        assert path.stat().st_size < 2_000_000, path
+
+
+@pytest.mark.parametrize("command", ["table", "report", "metrics"])
+def test_peak_memory(runs, tmp_path, command):
+    words = {
+        "table": ["table", runs.root],
+        "report": ["report", runs.root, "--no-examples", "--output", tmp_path / "page.html"],
+        "metrics": ["metrics"],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, words)], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.rpartition("PEAK ")[2]) < 400
+    if command == "report":
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert "With so many classes the confusion matrix is not drawn." in page
+        assert "Most often confused" in page

@@ -32,7 +32,7 @@ from clipadapt.core.errors import ClipAdaptError, DataError, ModelError
 from clipadapt.core.protocols import Inputs, ModelOptions, SelfCalibrated, Split, Task, digest
 from clipadapt.core.registry import METHODS, MODELS, track_of
 from clipadapt.core.store import FeatureStore
-from clipadapt.core.tasks import duplicate_names
+from clipadapt.core.tasks import duplicate_names, token_warnings
 from clipadapt.datasets._images import ImageFiles, opened_rgb
 
 if TYPE_CHECKING:
@@ -100,6 +100,9 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 )
             task = Task(names, TEMPLATES, Split(inputs, labels, names))
             loaded = _loaded(self.model, name, method)
+            if loaded is not None:
+                for why in token_warnings(loaded.backbone, names).values():
+                    warnings.warn(why, stacklevel=2)
             services = loaded.backbone.services if loaded else Services(FeatureStore())
             seed = self.random_state
             if not isinstance(seed, int | np.integer):

@@ -36,8 +36,12 @@ class YamlError(ValueError):
     """Text that is not YAML, or holds what no config may; the message says where."""
 
 
-def parse(text: str) -> Any:
+def parse(text: str, *, words: bool = False) -> Any:
     """Return the one document of a text as mappings, lists, text, numbers, booleans and None.
+
+    Args:
+        text: The text.
+        words: Take every number, boolean and null as the text that it is, also as a key.
 
     Raises:
         YamlError: If it is not YAML, or holds what no config may.
@@ -45,7 +49,7 @@ def parse(text: str) -> Any:
     if len(text) > MAX_BYTES:
         raise YamlError(f"more than {MAX_BYTES:,} characters")
     try:
-        return _Reader(text).document()
+        return _Reader(text, words=words).document()
     except yaml.MarkedYAMLError as err:
         told = " ".join(part for part in (err.context, err.problem) if part)
         raise _fault(told, err.problem_mark or err.context_mark) from None
@@ -61,7 +65,8 @@ def _fault(problem: str, mark: Any) -> YamlError:
 class _Reader:
     """Turns the events of one document into plain data, and keeps count of them."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, words: bool) -> None:
+        self.words = words
         self.events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         self.anchors: dict[str, tuple[Any, int, int]] = {}  # value, values in it, levels below it
         self.count = 0
@@ -102,7 +107,7 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise _fault(f"more than {MAX_DEPTH} levels deep", event.start_mark)
         if isinstance(event, events.ScalarEvent):
-            return _scalar(event), 0
+            return (event.value if self.words else _scalar(event)), 0
         if event.tag not in {None, "!", f"{_TAG}seq", f"{_TAG}map"}:
             raise _fault(f"the tag '{event.tag}' is not known", event.start_mark)
         if isinstance(event, events.SequenceStartEvent):

@@ -298,6 +298,15 @@ class Backbone(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsNames(Protocol):
+    """A backbone that says what its tokenizer makes of class names."""
+
+    def name_tokens(self, names: Sequence[str], /) -> list[tuple[tuple[int, ...], int]]:
+        """Return the token ids of each name, without special tokens, and how many of them stand for the unknown."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """What a user may ask of any model."""

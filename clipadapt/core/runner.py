@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -550,6 +551,13 @@ class _Run:
         )
         self.manifest = draw.manifest
         self.flags += draw.flags
+        told = set(draw.flags) & set(self.target.dataset.flags)  # when the data set was opened
+        if draw.untaught and not told and self.seed == prepared.experiment.config.seeds[0]:
+            self.progress.note(
+                f"warning: {prepared.experiment.method_name} on {self.target.dataset.name}: {len(draw.untaught)} of "
+                f"{len(draw.task.classnames)} classes have no training example: {', '.join(draw.untaught[:5])}; "
+                "nothing is learned of them, and no probability is reliable"
+            )
         self.sizes["n_train"] = len(draw.task.train) if draw.task.train else 0
         self.sizes["n_val"] = len(draw.task.val) if draw.task.val else 0
         backbone = backbones.get(prepared)
@@ -602,6 +610,8 @@ class _Run:
             start = _start_accuracy(classifier, test, columns)
             judged["zero_shot_accuracy"] = start
         warnings = _warnings(scores, test.labels, judged["accuracy"].value, start)
+        if self.prepared.experiment.track == "clip":
+            warnings |= tasks.token_warnings(backbone, target.classnames)
         for flag, why in warnings.items():
             ctx.progress.note(
                 f"warning: {prepared.experiment.method_name} on {target.dataset.name}, "
@@ -778,7 +788,8 @@ def _columns(home: Target, target: Target) -> list[int]:
             f"{', '.join(unlearnt[:5])}{' ...' if len(unlearnt) > 5 else ''}",
             hint="take a data set with the same class names, or a method with an open vocabulary",
         )
-    twice = [name for name in target.classnames if home.classnames.count(name) > 1]
+    counts = Counter(home.classnames)
+    twice = [name for name in target.classnames if counts[name] > 1]
     if twice:
         raise DataError(
             f"the class name '{twice[0]}' stands twice in {home.dataset.name}, so a class of "

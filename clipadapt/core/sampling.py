@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 import numpy as np
@@ -93,8 +94,9 @@ def short_classes(
     """
     counts = np.bincount(labels, minlength=len(classnames) if classnames is not None else 0)
     names = list(classnames) if classnames is not None else [str(c) for c in range(len(counts))]
+    same = Counter(names)
     return {
-        names[c] if names.count(names[c]) == 1 else f"{names[c]} (class {c})": int(counts[c])
+        names[c] if same[names[c]] == 1 else f"{names[c]} (class {c})": int(counts[c])
         for c in np.flatnonzero(counts < shots)
     }
 

@@ -14,7 +14,7 @@ from clipadapt.core import _imagenet, _yaml, sampling
 from clipadapt.core._given import read_text, user_path
 from clipadapt.core.errors import DataError, did_you_mean
 from clipadapt.core.labelled import class_key, is_number
-from clipadapt.core.protocols import DatasetOptions, Split, Task
+from clipadapt.core.protocols import DatasetOptions, ReadsNames, Split, Task
 from clipadapt.core.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clipadapt.core.protocols import Classes, Dataset, Progress, SplitName
 
 MAX_LIST_BYTES: Final = 100 << 20  # of class names or templates
+UNKNOWN_SHARE: Final = 0.02  # of the tokens of class names; above it every table says so
 TEMPLATE_SETS: Mapping[str, tuple[str, ...]] = {
     "7": _imagenet.TEMPLATES_7,
     "80": _imagenet.TEMPLATES_80,
@@ -84,11 +85,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The task of one seed, the manifest of its draw, and flags for the record."""
+    """The task of one seed.
+
+    Attributes:
+        task: What may be learned from.
+        manifest: The few-shot draw, or None.
+        flags: Flags for the record.
+        untaught: Classes without a training example.
+    """
 
     task: Task[Any]
     manifest: sampling.Manifest | None
     flags: tuple[str, ...]
+    untaught: tuple[str, ...] = ()
 
 
 class OpenSets:
@@ -216,8 +225,12 @@ def draw_task(
         train, val, manifest = _few_shot(target, train, val, data, seed)
     flags = ("allow_fewer",) if manifest is not None and manifest.fewer else ()
     names = target.classnames
+    taught = range(len(names)) if train is None else np.unique(train.labels).tolist()
+    untaught = tuple(names[c] for c in sorted(set(range(len(names))) - set(taught)))
+    if untaught:
+        flags += ("class_missing_in_train",)
     task = Task(names, target.templates, _renamed(train, names), _renamed(val, names))
-    return Draw(task, manifest, flags)
+    return Draw(task, manifest, flags, untaught)
 
 
 def _few_shot(
@@ -319,7 +332,8 @@ def _structured_names(path: str) -> list[str] | dict[str, str]:
     text = _text(path, "class names")
     accepted = "a mapping of class to name, or a list of names"
     try:
-        value = json.loads(text) if path.lower().endswith(".json") else _yaml.parse(text)
+        as_json = path.lower().endswith(".json")
+        value = json.loads(text) if as_json else _yaml.parse(text, words=True)
     except (ValueError, RecursionError) as err:
         raise DataError(
             f"the class-names file '{path}' cannot be read: {err}", hint=f"write {accepted}"
@@ -383,6 +397,38 @@ def duplicate_names(classnames: Sequence[str]) -> list[tuple[str, str]]:
             pairs.append((seen[key], name))
         seen.setdefault(key, name)
     return pairs
+
+
+def token_warnings(backbone: Any, classnames: Sequence[str]) -> dict[str, str]:
+    """Return the flags of class names that the model cannot tell apart or does not know, each with its reason.
+
+    Args:
+        backbone: The model; what does not read names gives no warning.
+        classnames: The class names that go into prompts.
+    """
+    if not isinstance(backbone, ReadsNames):
+        return {}
+    tokens = backbone.name_tokens(classnames)
+    same: dict[tuple[int, ...], list[str]] = {}
+    for name, (ids, _) in zip(classnames, tokens, strict=True):
+        same.setdefault(ids, []).append(name)
+    found = {}
+    # What is equal as text was told when the data set was opened.
+    alike = [names for names in same.values() if len(set(map(class_key, names))) > 1]
+    if alike:
+        shown = "; ".join(" = ".join(f"'{name}'" for name in names[:5]) for names in alike[:3])
+        found["duplicate_classnames"] = (
+            f"the tokenizer of {backbone.name} gives these class names the same tokens: {shown}; "
+            "no prompt can tell these classes apart"
+        )
+    unknown = [name for name, (_, n) in zip(classnames, tokens, strict=True) if n]
+    share = sum(n for _, n in tokens) / max(sum(len(ids) for ids, _ in tokens), 1)
+    if share > UNKNOWN_SHARE:
+        found["unknown_tokens"] = (
+            f"the tokenizer of {backbone.name} does not know {share:.0%} of the tokens of the class names "
+            f"({len(unknown)} of {len(classnames)} names, such as '{unknown[0]}'); name the classes in its language"
+        )
+    return found
 
 
 def classnames_sha256(classnames: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from clipadapt.core import hub
-from clipadapt.core._files import cache_dir
+from clipadapt.core._files import cache_dir, require_regular
 from clipadapt.core.columns import find_column
 from clipadapt.core.errors import DataError
 from clipadapt.core.protocols import Subset
@@ -43,9 +44,11 @@ class HubImages(Sequence[Image.Image]):
         rows: The library's table, whose column ``column`` gives ``{"bytes": ..., "path": ...}``.
         column: The image column.
         origin: What to call the split in a message.
+        roots: Folders that the files named in the table must be in.
     """
 
-    def __init__(self, rows: Any, column: str, origin: str) -> None:
+    def __init__(self, rows: Any, column: str, origin: str, roots: Sequence[Path]) -> None:
+        self._roots = [_plain(root) for root in roots]
         self._rows = rows
         self._column = column
         self._origin = origin
@@ -87,12 +90,24 @@ class HubImages(Sequence[Image.Image]):
                 f"{name}: there is no image in column '{self._column}'",
                 hint="leave such rows out with --on-bad-image skip",
             )
+        # A table may name any file of this machine.
+        if not any(_plain(path).is_relative_to(root) for root in self._roots):
+            raise DataError(
+                f"{self._origin}, row {index + 1}: the file '{path}' is outside the data set's folder",
+                hint="leave such rows out with --on-bad-image skip",
+            )
         try:
+            require_regular(Path(path))
             return Path(path).read_bytes(), name
         except OSError as err:
             raise DataError(
                 f"{name}: cannot read the file '{path}': {err.strerror or err}"
             ) from err
+
+
+def _plain(path: str | Path) -> Path:
+    """Return an absolute path without ``..``, its links as they are."""
+    return Path(os.path.normpath(Path.cwd() / path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +181,9 @@ def read(
             else None
         )
         splits = {}
+        # Its own files (links into the hub's cache), and what the library unpacked of archives.
+        repo = folder.parents[1] if folder.parent.name == "snapshots" else folder
+        roots = (repo, cache_dir() / "datasets" / "hf")
         for name, table in loaded.items():
             rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
             labels = list(table[label])
@@ -173,7 +191,9 @@ def read(
                 # The hub's sign for "no label" is -1.
                 labels = [None if v is None or v < 0 else names[v] for v in labels]
             labels = [None if isinstance(v, str) and not v.strip() else v for v in labels]
-            splits[str(name)] = HubSplit(HubImages(rows, image, f"{origin}, split {name}"), labels)
+            splits[str(name)] = HubSplit(
+                HubImages(rows, image, f"{origin}, split {name}", roots), labels
+            )
     return HubTables(splits, label, names)
 
 

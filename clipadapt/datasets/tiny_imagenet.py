@@ -13,6 +13,7 @@ Chihuahua for the dog, a unit of mass for the slug): :data:`MISNAMED` says which
 from __future__ import annotations
 
 import hashlib
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -224,6 +225,11 @@ def _read_val(root: Path, wnids: Sequence[str]) -> Split[Image]:
         if wnid not in index:
             raise DataError(
                 f"{path.name}, line {number}: '{wnid}' is not a class of wnids.txt (the line is {line!r:.80})",
+                hint="a line is FILE, WNID and four numbers, separated by tabs",
+            )
+        if name in {"", ".", ".."} or PurePath(name).name != name or "\\" in name:
+            raise DataError(
+                f"{path.name}, line {number}: {name!r:.80} is not the name of a file in val/images",
                 hint="a line is FILE, WNID and four numbers, separated by tabs",
             )
         labels[name] = index[wnid]

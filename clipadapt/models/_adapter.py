@@ -255,6 +255,21 @@ def _token_ids(tokenizer: Any, text: str) -> int:
     return len(tokenizer.tokenizer(clean(text) if clean else text).input_ids)
 
 
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text's own tokens, all of them."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return list(tokenizer.encode(text))
+    clean = getattr(tokenizer, "clean_fn", None)
+    inner = tokenizer.tokenizer(clean(text) if clean else text, add_special_tokens=False)
+    return list(inner.input_ids)
+
+
+def _unknown_id(tokenizer: Any) -> int | None:
+    """Return the id that stands for what the vocabulary lacks; None where a text's bytes are tokens."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    return None if inner is None else getattr(inner, "unk_token_id", None)
+
+
 def _tokenizer_text(tokenizer: Any) -> str:
     """Describe a tokenizer so that two which cut text otherwise differ."""
     kind = type(tokenizer).__name__
@@ -389,6 +404,14 @@ class OpenClipModel:
                     )
         tokens: torch.Tensor = self.tokenizer(list(texts))
         return tokens
+
+    def name_tokens(self, names: Sequence[str], /) -> list[tuple[tuple[int, ...], int]]:
+        """Return the token ids of each name, without special tokens, and how many of them stand for the unknown."""
+        found = []
+        for name in names:
+            ids = tuple(_plain_ids(self.tokenizer, name))
+            found.append((ids, ids.count(_unknown_id(self.tokenizer))))
+        return found
 
     def trim(self, tokens: torch.Tensor, /) -> torch.Tensor:
         """Cut tokens ``(n, L)`` behind the last one that decides a feature."""

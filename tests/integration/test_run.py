@@ -242,6 +242,62 @@ def test_duplicate_class_names_are_warned_of(cli, records, tiny_clip, pictures, 
     assert "duplicate_classnames" in record["flags"]
 
 
+def test_class_names_of_equal_or_unknown_tokens_are_warned_of(
+    cli, records, tiny_models, pictures, tmp_path
+):
+    (tmp_path / "names.txt").write_text("red\n蓝色圆圈\n黄色圆圈\n", encoding="utf-8")
+
+    done = cli(
+        "zeroshot", "--model", tiny_models["hf"], "--dataset", f"folder:{pictures}", "--classnames",
+        tmp_path / "names.txt", "--out", tmp_path / "runs", "--json",
+    )  # fmt: skip
+
+    (record,) = records(done)
+    assert {"duplicate_classnames", "unknown_tokens"} <= set(record["flags"])
+    assert (
+        "the same tokens: '蓝色圆圈' = '黄色圆圈'; no prompt can tell these classes apart"
+        in done.err
+    )
+    assert "class names by position: blue_thing -> red, green_thing -> 蓝色圆圈" in done.err
+
+
+def test_a_class_without_a_training_image_is_flagged(cli, records, tiny_clip, pictures, tmp_path):
+    shutil.rmtree(pictures / "train" / "red_thing")
+
+    done = cli(
+        "run", "linear_probe-quick", "--set", f"model.name={tiny_clip}", "--set", f"data.name=folder:{pictures}",
+        "--set", "seeds=[1]", "--out", tmp_path / "runs", "--json",
+    )  # fmt: skip
+
+    (record,) = records(done)
+    assert "class_missing_in_train" in record["flags"]
+    assert "none in train: red_thing" in done.err
+    assert record["data"]["n_read"] == 36
+
+
+def test_what_was_read_is_said_and_recorded_once(cli, records, tiny_clip, pictures, tmp_path):
+    (pictures / "test" / "red_thing" / "a.heic").write_bytes(b"?")
+    (pictures / "test" / "red_thing" / "gone.png").symlink_to("nowhere")
+    command = ["zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--json"]
+    command += ["--out", str(pictures / "test" / "red_thing" / "runs")]
+
+    refused = cli(*command)
+    done = cli(*command, "--on-bad-image", "skip")
+    again = cli(*command, "--on-bad-image", "skip")
+
+    assert refused.code == 2
+    assert "gone.png" in refused.text
+    assert "--on-bad-image skip" in refused.text
+    (record,) = records(done)
+    reasons = {"images of a format that is not read (.heic)": 1, "unreadable images": 1}
+    assert record["data"]["left_out"] == reasons
+    assert (record["data"]["n_found"], record["data"]["n_read"]) == (44, 42)
+    assert done.err.count("42 read of 44 found in 3 classes (train 18, val 12, test 12)") == 1
+    assert (
+        records(again)[0]["run_id"] == record["run_id"]
+    )  # though the records are among the images
+
+
 def test_per_class(cli, tiny_clip, pictures, tmp_path):
     done = cli(
         "zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--per-class", "--out", tmp_path / "r"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from clipadapt.core.errors import ClipAdaptError, DataError
 from clipadapt.core.labelled import LabelledSet, make_split
-from clipadapt.core.tasks import duplicate_names, read_classnames
+from clipadapt.core.tasks import duplicate_names, read_classnames, token_warnings
 
 FOLDERS = ("1", "2", "10")
 
@@ -96,10 +97,33 @@ def test_wrong_files_of_names(read, ending, text, message):
 
 
 def test_a_file_of_names_that_is_no_file(dataset, tmp_path):
-    for path in (tmp_path, "/dev/zero"):
-        with pytest.raises(ClipAdaptError, match="is no regular file|Is a directory"):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(ClipAdaptError, match="is no regular file|[Ii]s a (directory|folder)"):
             read_classnames(str(path), dataset)
 
 
 def test_names_of_one_meaning():
     assert duplicate_names(["a b", "A_b", "0", "0.0", "c"]) == [("a b", "A_b"), ("0", "0.0")]
+
+
+class Backbone:
+    """A tokenizer of four words that takes all others for one."""
+
+    name = "tiny"
+
+    def name_tokens(self, names):
+        ids = [[{"red": 5, "green": 6}.get(word, 0) for word in name.split()] for name in names]
+        return [(tuple(row), row.count(0)) for row in ids]
+
+
+def test_names_of_equal_tokens_and_unknown_ones_are_told():
+    told = token_warnings(Backbone(), ["red", "green", "蓝色", "黄色"])
+    assert set(told) == {"duplicate_classnames", "unknown_tokens"}
+    assert "the same tokens: '蓝色' = '黄色'; no prompt can tell" in told["duplicate_classnames"]
+    assert (
+        "does not know 50% of the tokens of the class names (2 of 4 names, such as '蓝色')"
+        in told["unknown_tokens"]
+    )
+    assert token_warnings(Backbone(), ["red", "green", "red green"]) == {}
+    assert token_warnings(None, ["a", "b"]) == {}

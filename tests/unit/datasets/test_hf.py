@@ -211,6 +211,23 @@ def test_rows_without_an_image_or_a_label(open_, files):
         open_("hf:org/pets").split("test").inputs.examples[1]
 
 
+@pytest.mark.parametrize("to", ["{outside}", "../../../{outside}", "relative.png", "/dev/null"])
+def test_a_table_names_no_file_outside_its_folder(open_, files, tmp_path, to):
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(png(9, 9, 9)["bytes"])
+    own = files / "own.png"
+    own.write_bytes(png(8, 8, 8)["bytes"])
+    paths = [str(own), str(own), to.format(outside=outside)]
+    images = [{"bytes": None, "path": path} for path in paths]
+    pq.write_table(pa.table({"image": images, "label": ["a", "b", "b"]}), files / "test.parquet")
+    with pytest.raises(
+        DataError, match=r"split test, row 3: the file '.*' is outside the data set's folder"
+    ):
+        open_("hf:org/pets")
+    data = open_("hf:org/pets", "skip")
+    assert (data.skipped, len(data.split("test"))) == (1, 2)
+
+
 def test_a_label_column_that_holds_no_classes(open_, files):
     write(files, "train", [f"id{i}" for i in range(30)])
     with pytest.raises(DataError, match="column 'label' holds 30 different values in 30 rows"):

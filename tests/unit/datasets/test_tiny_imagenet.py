@@ -170,3 +170,14 @@ def test_neither_network_nor_folder(hub_cache):
         open_tiny_imagenet("", STRICT)
     assert "tiny-imagenet:DIR" in caught.value.hint
     assert "openmoji:color" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.png", "/etc/passwd", "a/../b.JPEG", "..", "sub\\x.JPEG"]
+)
+def test_annotations_may_not_leave_the_folder(original, name):
+    image(original.parent / "secret.png", "red")
+    table = original / "val" / "val_annotations.txt"
+    table.write_text(f"{name}\t{LISTED[0]}\t0\t0\t1\t1\n" + table.read_text())
+    with pytest.raises(DataError, match=r"line 1: .* is not the name of a file in val/images"):
+        open_tiny_imagenet(str(original), STRICT)

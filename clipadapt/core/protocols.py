@@ -302,6 +302,8 @@ class Backbone(Protocol):
 class ReadsNames(Protocol):
     """A backbone that says what its tokenizer makes of class names."""
 
+    @property
+    def name(self) -> str: ...
     def name_tokens(self, names: Sequence[str], /) -> list[tuple[tuple[int, ...], int]]:
         """Return the token ids of each name, without special tokens, and how many of them stand for the unknown."""
         ...

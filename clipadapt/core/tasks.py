@@ -223,7 +223,7 @@ def draw_task(
         val = _chosen(val, manifest, "val", target)
     elif data.shots is not None:
         train, val, manifest = _few_shot(target, train, val, data, seed)
-    flags = ("allow_fewer",) if manifest is not None and manifest.fewer else ()
+    flags: tuple[str, ...] = ("allow_fewer",) if manifest is not None and manifest.fewer else ()
     names = target.classnames
     taught = range(len(names)) if train is None else np.unique(train.labels).tolist()
     untaught = tuple(names[c] for c in sorted(set(range(len(names))) - set(taught)))

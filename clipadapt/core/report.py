@@ -75,7 +75,13 @@ MEANINGS: Final = {
     "class_missing_in_train": "a class has no example to learn from: its scores and all probabilities are unreliable",
     "class_missing_in_test": "a class has no example to evaluate",
     "texts_cut": "many texts are longer than the tokens read of them",
+    "class_missing_in_val": "a class has no example to select on",
+    "other_classes": "other classes, or not all of those, that published numbers are of",
+    "split_by_hash": "the data come without splits: they were made here, by a hash",
+    "judged_on_train": "judged on the examples it learnt from",
     "judged_on_val": "judged on the split that selected",
+    "judged_on_test": "judged on test beside another split",
+    "user_error": "failed by a setting, file or model that the user can change: it is tried every time",
 }
 
 

@@ -5,15 +5,19 @@ import json
 import os
 import pty
 import re
+import tracemalloc
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from clipadapt.core import report
 from clipadapt.core.errors import ClipAdaptError, RecordError
-from clipadapt.core.records import RunStore
+from clipadapt.core.records import Predictions, RunStore
 from clipadapt.core.summary import build_summary, interval_cell
+from clipadapt.core.tables import build_table, render
 from tests.unit.core.report_runs import DATA, HOSTILE, NAMES, PATH, save_all, save_run
+from tests.unit.core.test_records import make_record, metric
 
 
 class Reader(HTMLParser):
@@ -313,3 +317,38 @@ def test_devices_pipes_and_loops_are_refused(cli, store, tmp_path, kind):
     assert done.code == 2
     assert "Traceback" not in done.err
     assert os.path.samestat(before, os.lstat(output))
+
+
+def test_table_and_page_of_20_000_classes_need_memory_for_the_examples_alone(tmp_path):
+    n, kept = 20_000, 20
+    labels, rng = np.arange(n, dtype=np.int64), np.random.default_rng(0)
+    classes = rng.integers(0, n, (n, kept)).astype(np.int32)
+    classes[: n // 2, 0] = labels[: n // 2]
+    scores = -np.sort(rng.random((n, kept), dtype=np.float32), axis=1)
+    best = scores[:, 0].copy()
+    ids = tuple(f"{i:05d}.png" for i in range(n))
+    store = RunStore(tmp_path)
+    store.save(
+        make_record(
+            data__n_test=n,
+            data__n_classes=n,
+            metrics={"accuracy": metric(0.5, 0.49, 0.51, n=n)},
+            per_class={"classnames": [f"class {c}" for c in range(n)]},
+        ),
+        Predictions(ids, labels, scores, classes, best, best + 3),
+    )
+
+    tracemalloc.start()
+    try:
+        render(build_table(store.load_all(), store=store))
+        of_table = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        page, _ = report.build_report(tmp_path, examples=False)
+        of_page = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert of_table < 50e6  # the confusion matrix alone would be 3,200e6
+    assert of_page < 150e6
+    assert len(page) < 500_000
+    assert "are left out" in page

@@ -303,7 +303,7 @@ def place(block: Block) -> str:
     """Return data, split, protocol and classes: what runs must share to stand in one chart."""
     parts = [block.dataset, block.split]
     if block.state:
-        parts.insert(1, f"data {block.state}")
+        parts.insert(1, block.state)
     if block.protocol != "standard":
         parts.append(block.protocol)
     if block.classes != "all":
@@ -512,6 +512,8 @@ def _finding(block: Block) -> Finding:
         verdict = "the only method"
     elif lead.best:
         verdict = "better than the runner-up"
+    elif rival is None:
+        verdict = "not compared with the runner-up: no seed or example in common"
     else:
         verdict = "not told apart from the runner-up"
     data = {"data": place(block)}

@@ -52,6 +52,7 @@ from clipadapt.core.tables import (
     refuse_unlike,
     several_states,
     split_title,
+    state_of,
 )
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class Block:
 
     Attributes:
         dataset: Data set judged on.
-        state: Begin of its fingerprint where the runs know it in more than one state, else empty.
+        state: Begin of the data's fingerprint where the runs know them in more than one state, else empty.
         split: Split judged on.
         protocol: Rules.
         classes: ``all`` classes, the ``base`` or the ``new`` ones.
@@ -253,7 +254,7 @@ class Block:
         """Data, split and what else tells the block apart."""
         parts = [self.dataset, split_title(self.split, self.classes)]
         if self.state:
-            parts.insert(1, f"data {self.state}")
+            parts.insert(1, self.state)
         if self.shots is not None:
             parts.append(f"{self.shots} shot" + ("" if self.shots == 1 else "s"))
         if self.protocol != "standard":
@@ -563,9 +564,9 @@ def _competitors(entries: Sequence[_Entry]) -> list[tuple[_Key, list[_Entry]]]:
     return sorted(blocks.items(), key=lambda b: (*b[0][:-1], b[0][-1] or float("inf")))
 
 
-def _key(record: RunRecord, several: Collection[tuple[str, str]]) -> _Key:
+def _key(record: RunRecord, several: Collection[tuple[str, ...]]) -> _Key:
     judged, data = record.evaluation, record.data
-    state = data.sha256[:8] if (judged.dataset, data.name) in several else ""
+    state = ", ".join(f"{key} {sha}" for key, sha in state_of(record, several).items())
     return judged.dataset, state, judged.split, judged.protocol, judged.classes, data.shots
 
 
@@ -731,14 +732,16 @@ def _base_to_new_grid(rows: Sequence[BaseToNew], grid: _Grid) -> str:
         Column("base accuracy, %"),
         Column("new accuracy, %"),
         Column("H, %"),
+        Column("n"),
     ]
     return grid(columns, list(map(base_to_new_cells, rows)), ())
 
 
 def base_to_new_cells(row: BaseToNew) -> list[str]:
-    """Return data set, shots, method, and the accuracies on base, on new, and H, in percent."""
+    """Return data set, shots, method, the accuracies on base, on new, and H, in percent, and the test examples."""
     accuracies = map(interval_cell, (row.base, row.new, row.harmonic))
-    return [row.dataset, str(row.shots or "all"), row.label, *accuracies]
+    n = f"{row.base.n:,} + {row.new.n:,}"
+    return [row.dataset, str(row.shots or "all"), row.label, *accuracies, n]
 
 
 def _methods_grid(block: Block, grid: _Grid) -> str:

@@ -293,12 +293,28 @@ def group_records(records: Iterable[RunRecord]) -> list[Group]:
     ]
 
 
-def several_states(records: Iterable[RunRecord]) -> set[tuple[str, str]]:
-    """Return the data sets, judged and learnt from, that the records know in more than one state."""
-    states: dict[tuple[str, str], set[str]] = {}
-    for r in records:
-        states.setdefault((r.evaluation.dataset, r.data.name), set()).add(r.data.sha256)
+def several_states(records: Iterable[RunRecord]) -> set[tuple[str, ...]]:
+    """Return the data sets that the records know in more than one state: judged and learnt from, or judged alone."""
+    states: dict[tuple[str, ...], set[str]] = {}
+    for record in records:
+        for names, state in _states(record).values():
+            states.setdefault(names, set()).add(state)
     return {names for names, found in states.items() if len(found) > 1}
+
+
+def state_of(record: RunRecord, several: Collection[tuple[str, ...]]) -> dict[str, str]:
+    """Return the begin of the fingerprints of a record's data, where they are known in several states."""
+    return {key: state for key, (names, state) in _states(record).items() if names in several}
+
+
+def _states(record: RunRecord) -> dict[str, tuple[tuple[str, ...], str]]:
+    judged, data = record.evaluation, record.data
+    found: dict[str, tuple[tuple[str, ...], str]] = {
+        "data": ((judged.dataset, data.name), data.sha256[:8])
+    }
+    if judged.dataset != data.name and judged.sha256 is not None:
+        found["judged data"] = ((judged.dataset,), judged.sha256[:8])
+    return found
 
 
 def _group(record: RunRecord) -> tuple[Any, ...]:
@@ -315,8 +331,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     given = record.config.get("data")
     manifest = given.get("manifest") if isinstance(given, Mapping) else None
     return {
-        "data": record.data.sha256[:8],
-        "judged data": (judged.sha256 or "")[:8] if judged.dataset != record.data.name else "",
+        **{key: state for key, (_, state) in _states(record).items()},
         "learnt from": record.data.name if record.data.name != judged.dataset else None,
         "learnt classes": given.get("classes", "all") if isinstance(given, Mapping) else "all",
         "dtype": record.model.dtype if record.model else None,
@@ -336,7 +351,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _told_apart(
-    record: RunRecord, alike: Sequence[RunRecord], several: Collection[tuple[str, str]]
+    record: RunRecord, alike: Sequence[RunRecord], several: Collection[tuple[str, ...]]
 ) -> tuple[str, ...]:
     """Return the settings of a row that differ among those that look like it, and those that always stand there.
 
@@ -345,8 +360,7 @@ def _told_apart(
     own = _settings(record)
     others = [_settings(r) for r in alike if r is not record]
     always = {key for key in ("data.limit",) if own.get(key) is not None}
-    if (record.evaluation.dataset, record.data.name) in several:
-        always.add("data")
+    always |= state_of(record, several).keys()
     return tuple(
         f"{key}={_short(key, own.get(key))}"
         for key in dict.fromkeys(k for settings in (own, *others) for k in settings)

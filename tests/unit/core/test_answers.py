@@ -152,6 +152,29 @@ def test_the_limit_of_the_data_stands_in_the_table_even_where_all_rows_have_it(s
     assert "data.limit=100" in build_summary(store).blocks[0].methods[0].label
 
 
+def test_states_of_a_data_set_that_is_only_judged_are_rows_of_their_own(store):
+    for seed, sha in ((1, "11112222"), (1, "33334444"), (2, "33334444")):
+        run_id = f"{seed}{sha}0000000"
+        save(
+            store,
+            90,
+            seed=seed,
+            run_id=run_id,
+            evaluation__dataset="shifted",
+            evaluation__sha256=sha * 8,
+        )
+
+    rows = build_table(store.load_all(), store=store).rows
+
+    assert {(r.seeds, r.settings) for r in rows} == {
+        (1, ("judged data=11112222",)),
+        (2, ("judged data=33334444",)),
+    }
+    assert {b.title for b in build_summary(store).blocks} == {
+        f"shifted, judged data {sha}, test, 4 shots" for sha in ("11112222", "33334444")
+    }
+
+
 def test_old_and_new_macro_f1_are_not_mixed(store):
     save(store, 90, seed=1, metrics_version=1)
     table = build_table(store.load_all(), metric="macro_f1", store=store)

@@ -111,12 +111,16 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
 
     options.__doc__ = about
     example_data = "synthetic" if track == "clip" else "rotten_tomatoes:offline"
+    example_model = " --set model.name=stitched" if track == "clip" else ""
     example_sweep = "openmoji" if track == "clip" else "sentiment-quick"
     example_format = "openclip" if track == "clip" else "hf"
     example = "linear_probe-quick" if track == "clip" else "tfidf_svm"
 
     @app.command(
-        "run", epilog=_example(f"{program} run {example} --set data.name={example_data} --json")
+        "run",
+        epilog=_example(
+            f"{program} run {example} --set data.name={example_data}{example_model} --json"
+        ),
     )
     def run(
         configs: Annotated[

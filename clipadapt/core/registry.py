@@ -236,7 +236,7 @@ def _plugin_entries(folder: str, export: str, faults: list[str]) -> list[Entry]:
         paths = sorted(p for p in user_path(folder).iterdir() if p.suffix == ".py")
     except (OSError, ConfigError) as err:
         why = err.problem if isinstance(err, ConfigError) else err.strerror
-        what = "is not a folder" if not Path(folder).is_dir() else "cannot be read"
+        what = "cannot be read" if isinstance(err, PermissionError) else "is not a folder"
         faults.append(
             f"{PLUGINS_ENV} names '{folder}', which {what} ({why}); "
             f"it takes folders of .py files, separated by '{os.pathsep}'"

@@ -169,7 +169,8 @@ def build_table(
     if not records:
         raise RecordError(
             "there are no records to make a table of",
-            hint="run an experiment first, for example 'clipadapt run zero_shot --set data.name=synthetic'",
+            hint="run an experiment first, for example "
+            "'clipadapt run zero_shot --set data.name=synthetic --set model.name=stitched'",
         )
     distinct = list({r.run_id: r for r in records}.values())
     ok = [r for r in distinct if r.status == "ok"]

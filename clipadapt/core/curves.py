@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core._files import write_bytes
 from clipadapt.core._given import visible
-from clipadapt.core.errors import ClipAdaptError
+from clipadapt.core.errors import ClipAdaptError, RecordError
 from clipadapt.core.history import read_epochs, run_folder
 from clipadapt.core.records import RunStore, slug
 from clipadapt.core.tables import group_records, method_title
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from clipadapt.core.history import Epoch
     from clipadapt.core.records import RunRecord
+
+log = logging.getLogger(__name__)
 
 PICTURE: Final = "curves.png"
 INCHES: Final = (11.0, 4.2)
@@ -63,7 +66,7 @@ def plot_curves(runs: RunStore | Sequence[Path], out_dir: Path) -> list[Path]:
 
     Raises:
         ClipAdaptError: If matplotlib is not installed.
-        RecordError: If a record or a history is damaged.
+        RecordError: If a record or a history in a folder that was named is damaged; of a store the rest is drawn.
     """
     pictures: dict[tuple[str, int | None], list[_Curve]] = {}
     found = _read(runs)
@@ -130,8 +133,14 @@ def _read(runs: RunStore | Sequence[Path]) -> dict[str, tuple[RunRecord, tuple[E
     pairs.sort(key=lambda pair: _aside(pair[0]))
     found: dict[str, tuple[RunRecord, tuple[Epoch, ...]]] = {}
     for record, folder in pairs:
-        if record.fit_id not in found:
+        if record.fit_id in found:
+            continue
+        try:
             found[record.fit_id] = record, read_epochs(folder, record)
+        except RecordError as err:
+            if not isinstance(runs, RunStore):
+                raise
+            log.warning("warning: no curve: %s", err.problem)
     return found
 
 

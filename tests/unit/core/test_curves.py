@@ -203,3 +203,14 @@ def test_one_run_has_its_picture_in_its_folder(store, figures):
 def test_one_epoch_is_no_curve(store):
     assert curves.plot_run(save(store, history=STEPS[:3])) is None
     assert curves.plot_run(save(store, history=None, run_id="b", fit_id="b")) is None
+
+
+def test_of_a_store_what_cannot_be_read_is_named_and_the_rest_is_drawn(store, tmp_path, caplog):
+    save(store, run_id="a" * 16, fit_id="a")
+    damaged = save(store, run_id="b" * 16, fit_id="b", seed=2)
+    (damaged / "history.jsonl").write_text("{")
+
+    (path,) = plot_curves(store, tmp_path / "out")
+
+    assert path.is_file()
+    assert str(damaged) in caplog.text

@@ -502,3 +502,33 @@ def test_texts_come_from_stdin_by_either_way(cli, records, tmp_path, monkeypatch
     assert [p["input"] for p in plain] == ["a fine plot", "a dull plot"]
     assert [p["label"] for p in plain] == ["pos", "neg"]
     assert from_stdin("-") == from_stdin("--file", "-") == plain
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "linear_probe"])
+def test_the_python_api_and_the_command_give_one_answer(
+    name, cli, records, tiny_clip, module_pictures, tmp_path
+):
+    from clipadapt import CLIPClassifier
+
+    params = {"linear_probe": {"search": "none", "C": 1.0, "refit": False}}.get(name, {})
+    settings = {f"method.{k}": json.dumps(v) for k, v in params.items()}
+    settings |= {"model.name": tiny_clip, "data.name": f"folder:{module_pictures}", "seeds": "[1]"}
+    settings |= {"evaluation.calibrate": "false", "method.name": f"clip/{name}"}
+    words = [w for k, v in settings.items() for w in ("--set", f"{k}={v}")]
+    (record,) = records(cli("run", name, *words, "--out", tmp_path / "runs", "--json"))
+    own = {k: v for k, v in record["config"]["method"].items() if k != "name"}
+    images = sorted((module_pictures / "train").rglob("*.png"))
+    labels = [p.parent.name for p in images]
+    tests = sorted((module_pictures / "test").rglob("*.png"))
+
+    done = cli("predict", only_run(tmp_path / "runs"), module_pictures / "test", "--top", 9, "--json")  # fmt: skip
+    fitted = CLIPClassifier(tiny_clip, name, own, random_state=1).fit(images, labels)
+    # Without a validation split the estimator has no temperature; the run's may come from the method.
+    temperature = record["calibration"]["temperature"] or 1.0
+    found = metrics.softmax(fitted.predict_scores(tests), temperature)
+
+    predictions = json.loads(done.out)["predictions"]
+    assert [p["input"] for p in predictions] == [str(t) for t in tests]
+    for prediction, row in zip(predictions, found, strict=True):
+        by_name = {t["label"].replace(" ", "_"): t["probability"] for t in prediction["top"]}
+        np.testing.assert_allclose(row, [by_name[c] for c in fitted.classes_], atol=1e-6)

@@ -21,7 +21,7 @@ def code(name, source, **changes):
 @pytest.mark.parametrize(
     ("name", "arch", "checkpoint", "line", "note"),
     [
-        ("ViT-B-32/laion400m_e32", "ViT-B-32", "w", '("ViT-B-32", pretrained="laion400m_e32")', "'ViT-B-32/laion400m_e32'"),
+        ("ViT-B-32/laion400m_e32", "ViT-B-32", "w", '("ViT-B-32", pretrained="laion400m_e32")', "laion400m_e32"),
         ("hf-hub:org/name", "", "w", '("hf-hub:org/name")', "'hf-hub:org/name'"),
         ("hf-hub:org/name@abc", "", "w", '("hf-hub:org/name")', "at the revision abc"),
         ("ViT-B-32/mine.pt", "ViT-B-32", "w", '("ViT-B-32", pretrained=BASE)', "the weights file of"),

@@ -478,6 +478,20 @@ def existing_folder(argument: str, scheme: str) -> Path:
         is_file = path.exists()
     except OSError as err:
         raise DataError(f"cannot open the folder '{argument}': {err.strerror or err}") from err
+    if is_file and path.suffix.lower() in {
+        ".zip",
+        ".tar",
+        ".gz",
+        ".tgz",
+        ".7z",
+        ".rar",
+        ".bz2",
+        ".xz",
+    }:
+        raise DataError(
+            f"'{argument}' is an archive, not a folder",
+            hint=f"unpack it and name the folder that it gives: {scheme}:DIR",
+        )
     if is_file:
         raise DataError(
             f"'{argument}' is a file, not a folder", hint=f"try {scheme}:{path.parent.as_posix()}"

@@ -77,7 +77,12 @@ class Report:
             )
 
     def left_out(self, read: int, reasons: Mapping[str, int]) -> None:
-        """Report images that are not read; other files are only counted, see ``LabelledSet.inventory``."""
+        """Report images that are not read; other files are only counted, see ``LabelledSet.inventory``.
+
+        Args:
+            read: Images that are read.
+            reasons: Reason -> files that are not.
+        """
         images = {r: n for r, n in reasons.items() if n and not r.startswith(OTHER_FILES)}
         if images:
             self.notes.append("left out: " + ", ".join(f"{n} {r}" for r, n in images.items()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import LabelledSet, make_split
-from clipadapt.datasets._images import existing_folder
+from clipadapt.datasets._images import UNREADABLE, existing_folder
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders, wnid_folders
 
@@ -85,7 +85,7 @@ def listed(
     Raises:
         DataError: If there is no readable image.
     """
-    files, labels, skipped = read_folders(root, below, folders, options.on_bad_image)
+    files, labels, left_out = read_folders(root, below, folders, options.on_bad_image)
     if not len(files):
         raise DataError(
             f"'{root / below}' holds no readable image of the {len(folders)} classes of {it.name}",
@@ -101,8 +101,7 @@ def listed(
             "other_classes",
             f"it has {len(test.classnames)} classes here, {it.n_classes} as published: accuracies are of another task",
         )
-    if skipped:
-        report.notes.append(f"{skipped} unreadable images are left out")
+    report.left_out(len(files), left_out)
     return LabelledSet(
         name=it.name,
         classnames=test.classnames,
@@ -111,7 +110,9 @@ def listed(
         citation=it.citation,
         source=it.source,
         parts=parts,
-        skipped=skipped,
+        skipped=left_out[UNREADABLE],
+        found=len(files) + left_out.total(),
+        left_out=dict(left_out),
         flags=tuple(report.flags),
         notes=tuple(f"{it.name}: {note}" for note in report.notes),
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipadapt.core._imagenet import CLASSNAMES, WNIDS, wnid_index
 from clipadapt.core.errors import DataError, did_you_mean
-from clipadapt.datasets._images import ImageFiles, list_images, readable, subfolders
+from clipadapt.datasets._images import UNREADABLE, ImageFiles, list_images, readable, subfolders
 from clipadapt.datasets._report import shown
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def prompt_names(keys: Sequence[str]) -> tuple[str, ...]:
 
 def read_folders(
     root: Path, below: str, folders: Sequence[str], on_bad_image: OnBadImage
-) -> tuple[ImageFiles, NDArray[np.int64], int]:
+) -> tuple[ImageFiles, NDArray[np.int64], Counter[str]]:
     """List the images of the given classes.
 
     Args:
@@ -97,20 +97,22 @@ def read_folders(
         on_bad_image: ``skip`` decodes every image once and leaves the unreadable ones out.
 
     Returns:
-        The files, their labels of shape ``(n,)``, and how many were left out.
+        The files, their labels of shape ``(n,)``, and what was left out: reason -> files.
     """
     prefix = f"{below}/" if below else ""
     names: list[str] = []
     labels: list[int] = []
+    left_out: Counter[str] = Counter()
     for label, name in enumerate(folders):
         folder = root / below / name
         if folder.is_dir():
-            images = list_images(folder, Counter())
+            images = list_images(folder, left_out)
             names += [f"{prefix}{name}/{image}" for image in images]
             labels += [label] * len(images)
     files = ImageFiles(root, names)
     if on_bad_image == "error":
-        return files, np.asarray(labels, dtype=np.int64), 0
+        return files, np.asarray(labels, dtype=np.int64), left_out
     keep = np.asarray(readable(files), dtype=bool)
     kept = ImageFiles(root, [name for name, good in zip(names, keep, strict=True) if good])
-    return kept, np.asarray(labels, dtype=np.int64)[keep], int((~keep).sum())
+    left_out[UNREADABLE] += int((~keep).sum())
+    return kept, np.asarray(labels, dtype=np.int64)[keep], left_out

@@ -71,14 +71,14 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     files = hub.dataset(repo, revision or None, _hub.PATTERNS, way_out=WAY_OUT)
     tables = _hub.read(files.folder, title, **query)
     report = Report(notes=[files.note] if files.note else [])
-    published, left_out = match_splits(
+    published, unknown = match_splits(
         title,
         {
             found: not split.labels or any(v is not None for v in split.labels)
             for found, split in tables.splits.items()
         },
     )
-    report.notes += left_out
+    report.notes += unknown
     classes = tables.declared or _values(title, tables, published.values())
     classnames = prompt_names(classes)
 
@@ -101,8 +101,9 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
         if split not in served.aliases
         for key, label in zip(part.inputs.ids, part.labels, strict=True)
     )
-    if skipped:
-        report.notes.append(f"{skipped} unreadable images or rows without a label are left out")
+    n_read = sum(map(len, parts.values()))
+    left_out = {"unreadable images or rows without a label": skipped}
+    report.left_out(n_read, left_out)
     return LabelledSet(
         name=title,
         classnames=classnames,
@@ -113,6 +114,9 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
         parts={s: served.parts[s] for s in SPLITS if s in served.parts},
         aliases=served.aliases,
         skipped=skipped,
+        keys=classes,
+        found=n_read + skipped,
+        left_out=left_out,
         flags=(*served.flags, *report.flags),
         notes=tuple(f"{title}: {note}" for note in report.notes),
     )

@@ -11,12 +11,13 @@ code selects on the published val itself. Class names are the curated ones, in I
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core._imagenet import WNIDS
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import LabelledSet, make_split
-from clipadapt.datasets._images import existing_folder
+from clipadapt.datasets._images import UNREADABLE, existing_folder
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._shifted import TEMPLATES
@@ -52,15 +53,14 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
     if not any((base / s).is_dir() for s in ("train", "val")):
         raise DataError(f"'{root}' holds neither train/ nor val/", hint=LAYOUT)
     classnames = imagenet_names(WNIDS)
-    skipped = 0
+    left_out: Counter[str] = Counter()
 
     def read(split: str) -> Split[Image] | None:
-        nonlocal skipped
         if not (base / split).is_dir():
             return None
         locate(base / split, "imagenet", ("",), LAYOUT)
-        files, labels, bad = read_folders(base, split, WNIDS, options.on_bad_image)
-        skipped += bad
+        files, labels, lost = read_folders(base, split, WNIDS, options.on_bad_image)
+        left_out.update(lost)
         return make_split(files, list(files.names), labels, classnames) if len(files) else None
 
     train, val = read("train"), read("val")
@@ -70,8 +70,8 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
         raise DataError(f"'{base}' holds no readable image", hint=LAYOUT)
     report = Report()
     report.classes(classnames, served.parts)
-    if skipped:
-        report.notes.append(f"{skipped} unreadable images are left out")
+    n_read = sum(len(part) for part in (train, val) if part is not None)
+    report.left_out(n_read, left_out)
     return LabelledSet(
         name="imagenet",
         classnames=classnames,
@@ -82,7 +82,9 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
         source="https://image-net.org",
         parts=served.parts,
         aliases=served.aliases,
-        skipped=skipped,
+        skipped=left_out[UNREADABLE],
+        found=n_read + left_out.total(),
+        left_out=dict(left_out),
         flags=(*served.flags, *report.flags),
         notes=tuple(f"imagenet: {note}" for note in report.notes),
     )

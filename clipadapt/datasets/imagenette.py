@@ -12,6 +12,7 @@ Where there is no train, ``val`` too is the published val: such a set serves zer
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +22,9 @@ from clipadapt.core._files import atomic_directory, cache_dir
 from clipadapt.core.errors import DataError
 from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.datasets._download import download_errors, require_reachable
-from clipadapt.datasets._images import existing_folder
+from clipadapt.datasets._images import UNREADABLE, existing_folder
 from clipadapt.datasets._published import val_as_test
+from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, read_folders, wnid_folders
 
 if TYPE_CHECKING:
@@ -79,14 +81,13 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
     size = SIZES.get(argument.strip())
     published = _locate(_downloaded(size) if size else existing_folder(argument, "imagenette"))
     classnames = imagenet_names(WNIDS)
-    skipped = 0
+    left_out: Counter[str] = Counter()
 
     def read(split: str, below: str | None) -> Split[Image] | None:
-        nonlocal skipped
         if below is None:
             return None
-        files, labels, bad = read_folders(published.root, below, WNIDS, options.on_bad_image)
-        skipped += bad
+        files, labels, lost = read_folders(published.root, below, WNIDS, options.on_bad_image)
+        left_out.update(lost)
         # The same wherever the folders lie.
         ids = [f"{split}/{name.removeprefix(f'{below}/')}" for name in files.names]
         return make_split(files, ids, labels, classnames) if ids else None
@@ -102,8 +103,11 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
     if empty := [n for label, n in enumerate(classnames) if label not in seen]:
         flags.append("empty_class")
         notes.append(f"imagenette: classes without a readable image: {', '.join(empty)}")
-    if skipped:
-        notes.append(f"imagenette: {skipped} unreadable images are left out")
+    n_read = sum(len(part) for part in (train, val) if part is not None)
+    report = Report()
+    report.left_out(n_read, left_out)
+    flags += report.flags
+    notes += [f"imagenette: {note}" for note in report.notes]
     return LabelledSet(
         name="imagenette" if size in {None, "full"} else f"imagenette:{size[:-2]}",
         classnames=classnames,
@@ -114,7 +118,9 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
         source="https://github.com/fastai/imagenette",
         parts=parts,
         aliases=served.aliases,
-        skipped=skipped,
+        skipped=left_out[UNREADABLE],
+        found=n_read + left_out.total(),
+        left_out=dict(left_out),
         flags=tuple(flags),
         notes=tuple(notes),
     )

@@ -13,6 +13,7 @@ Chihuahua for the dog, a unit of mass for the slug): :data:`MISNAMED` says which
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +25,7 @@ from clipadapt.core.errors import DataError, did_you_mean
 from clipadapt.core.labelled import LabelledSet, make_split, match_splits
 from clipadapt.core.protocols import SPLITS
 from clipadapt.datasets import _hub
-from clipadapt.datasets._images import ImageFiles, existing_folder, readable
+from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder, readable
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, read_folders
@@ -89,7 +90,7 @@ def _set(
     wnids: Sequence[str],
     train: Split[Image] | None,
     val: Split[Image] | None,
-    skipped: int,
+    left_out: Counter[str],
     notes: Sequence[str],
     source: str,
 ) -> LabelledSet[Image]:
@@ -101,8 +102,8 @@ def _set(
     served = val_as_test(train, val, (hashlib.sha256(key.encode()).hexdigest() for key in keys))
     report = Report(notes=list(notes))
     report.classes(imagenet_names(wnids), served.parts)
-    if skipped:
-        report.notes.append(f"{skipped} unreadable images are left out")
+    n_read = sum(len(part) for part in (train, val) if part is not None)
+    report.left_out(n_read, left_out)
     return LabelledSet(
         name="tiny-imagenet",
         classnames=imagenet_names(wnids),
@@ -113,7 +114,9 @@ def _set(
         source=source,
         parts={s: served.parts[s] for s in SPLITS if s in served.parts},
         aliases=served.aliases,
-        skipped=skipped,
+        skipped=left_out[UNREADABLE],
+        found=n_read + left_out.total(),
+        left_out=dict(left_out),
         flags=(*served.flags, *report.flags),
         notes=tuple(f"tiny-imagenet: {note}" for note in report.notes),
     )
@@ -131,13 +134,12 @@ def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
         what = f"the class '{strange[0]}'" if strange else "no declared classes"
         raise DataError(f"the hub's copy of tiny-imagenet is not as expected: {what}", hint=WAY_OUT)
     index = {wnid: label for label, wnid in enumerate(wnids)}
-    published, left_out = match_splits(
+    published, unknown = match_splits(
         REPO, {name: None not in table.labels for name, table in tables.splits.items()}
     )
-    skipped = 0
+    left_out: Counter[str] = Counter()
 
     def read(split: SplitName) -> Split[Image] | None:
-        nonlocal skipped
         if split not in published:
             return None
         found = published[split]
@@ -147,13 +149,13 @@ def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
         part = make_split(table.images, ids, labels, imagenet_names(wnids))
         if options.on_bad_image == "skip":
             good = np.flatnonzero(readable(table.images))
-            skipped += len(part) - len(good)
+            left_out[UNREADABLE] += len(part) - len(good)
             part = part.take(good)
         return part if len(part) else None
 
     train, val = read("train"), read("val")
-    notes = [*filter(None, [files.note]), *left_out]
-    return _set(wnids, train, val, skipped, notes, _hub.commit_page(REPO, files))
+    notes = [*filter(None, [files.note]), *unknown]
+    return _set(wnids, train, val, left_out, notes, _hub.commit_page(REPO, files))
 
 
 # ---------------------------------------------------------------- the original archive
@@ -165,23 +167,22 @@ def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
     wnids = _read_wnids_txt(root / "wnids.txt")
     classnames = imagenet_names(wnids)
     train = val = None
-    skipped = 0
+    left_out: Counter[str] = Counter()
     if (root / "train").is_dir():
-        files, labels, bad = read_folders(root, "train", wnids, options.on_bad_image)
+        files, labels, left_out = read_folders(root, "train", wnids, options.on_bad_image)
         ids = [name.replace("/images/", "/") for name in files.names]
         train = make_split(files, ids, labels, classnames) if ids else None
-        skipped += bad
     if (root / "val").is_dir():
         val = _read_val(root, wnids)
         if options.on_bad_image == "skip":
             good = np.flatnonzero(readable(val.inputs.examples))
-            skipped += len(val) - len(good)
+            left_out[UNREADABLE] += len(val) - len(good)
             val = val.take(good) if len(good) else None
-    if train is None and val is None and not skipped:
+    if train is None and val is None and not left_out[UNREADABLE]:
         raise DataError(
             f"'{root}' holds no images in train/ or val/ of the classes in wnids.txt", hint=LAYOUT
         )
-    return _set(wnids, train, val, skipped, (), "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
+    return _set(wnids, train, val, left_out, (), "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
 
 
 def _read_wnids_txt(path: Path) -> list[str]:

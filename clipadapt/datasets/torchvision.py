@@ -23,8 +23,9 @@ from clipadapt.core.labelled import LabelledSet, make_split
 from clipadapt.core.protocols import SPLITS
 from clipadapt.core.registry import DATASETS
 from clipadapt.datasets._download import download_errors, require_reachable
-from clipadapt.datasets._images import ImageFiles, existing_folder, hash_split, readable
+from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder, hash_split, readable
 from clipadapt.datasets._published import held_out
+from clipadapt.datasets._report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -207,10 +208,14 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
             skipped += int((~keep).sum())
             part = part.take(np.flatnonzero(keep))
         parts[split] = part
+    n_read = sum(map(len, parts.values()))
     if not known.splits:
         parts = _by_name(parts["train"], hash_split)
     elif "val" not in parts:
         parts |= _by_name(parts["train"], _train_or_val)
+    report = Report()
+    left_out = {UNREADABLE: skipped}
+    report.left_out(n_read, left_out)
     return LabelledSet(
         name=name,
         classnames=classnames,
@@ -220,8 +225,10 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
         source=known.url,
         parts={s: parts[s] for s in SPLITS if s in parts},
         skipped=skipped,
-        flags=() if known.splits else ("not_the_official_split",),
-        notes=(f"{name}: {skipped} unreadable images are left out",) if skipped else (),
+        found=n_read + skipped,
+        left_out=left_out,
+        flags=(*(() if known.splits else ("not_the_official_split",)), *report.flags),
+        notes=tuple(f"{name}: {note}" for note in report.notes),
     )
 
 

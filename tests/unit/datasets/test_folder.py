@@ -210,6 +210,12 @@ def test_a_file_is_no_folder(split_folder):
         open_(split_folder / "train" / "cat" / "0.png")
 
 
+def test_an_archive_is_no_folder(tmp_path):
+    (tmp_path / "pets.zip").touch()
+    with pytest.raises(DataError, match=r"is an archive, not a folder\n.*unpack it"):
+        open_(tmp_path / "pets.zip")
+
+
 def test_an_empty_folder_says_what_is_accepted(tmp_path):
     with pytest.raises(
         DataError,

@@ -83,7 +83,7 @@ def test_a_bad_image_is_named_and_left_out_on_request(sketches):
     data = open_imagenette_sketch(str(sketches), DatasetOptions(on_bad_image="skip"))
     assert data.skipped == 1
     assert len(data.split("test")) == 19
-    assert data.notes == ("imagenette-sketch: 1 unreadable images are left out",)
+    assert data.notes == ("imagenette-sketch: left out: 1 unreadable images",)
 
 
 def test_folders_that_are_none_of_it(sketches, tmp_path):

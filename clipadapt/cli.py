@@ -62,7 +62,11 @@ def zeroshot(
         str, typer.Option(metavar="single|7|80|FILE", help="Prompt templates.")
     ] = "single",
     classnames: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Class names, one a line in class order.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Class names: one a line in class order, CLASS<TAB>NAME lines, or YAML or JSON of either.",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate on at most this many images.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Print recall per class.")] = False,

@@ -248,7 +248,7 @@ def test_what_is_not_there(wrong, fitted, module_pictures, tmp_path):
 
     assert f"there is no file or folder '{module_pictures / 'tset'}'" in text
     assert "did you mean 'test'" in text
-    assert "an empty name is no file or folder" in wrong("predict", fitted, "")
+    assert "a path is empty" in wrong("predict", fitted, "")
     assert "is not the folder of a run" in wrong("predict", module_pictures, module_pictures)
     assert "is not the folder of a run" in wrong("inspect", tmp_path / "nowhere")
 

@@ -85,6 +85,7 @@ def zeroshot(
             f"--limit must be at least 1 (got {limit})", hint="leave it out for all images"
         )
     own = config.parse_settings(settings or ())
+    recipe = config.read_fragment(config.find_config("zero_shot", "clip"))
     experiments = []
     for model in models:
         for dataset in datasets:
@@ -99,10 +100,8 @@ def zeroshot(
                 "model": {"name": model},
                 # Nothing but the evaluated split is looked at.
                 "evaluation": {"split": split.value, "calibrate": False, "leakage": "off"},
-                "method": {"name": "clip/zero_shot"},
-                "seeds": [1],
             }
-            fragments = [("zero_shot", options), ("--set", own)]
+            fragments = [("zero_shot", recipe), ("zeroshot", options), ("--set", own)]
             experiments.append(config.build(fragments, source="zeroshot", track="clip"))
     found = run_experiments(experiments, out, as_json=as_json)
     print_records(found, out, as_json=as_json)

@@ -99,6 +99,7 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     stacklevel=2,
                 )
             task = Task(names, TEMPLATES, Split(inputs, labels, names))
+            config.check(task)
             loaded = _loaded(self.model, name, method)
             if loaded is not None:
                 for why in token_warnings(loaded.backbone, names).values():

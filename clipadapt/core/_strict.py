@@ -17,7 +17,7 @@ Identifier = Annotated[str, AfterValidator(_given.identifier)]
 
 
 class StrictModel(BaseModel):
-    """Frozen, closed model: a misspelt key never passes in silence, nor ``true`` for a number."""
+    """Frozen, closed model: no misspelt key passes in silence, nor ``true`` for a number, nor one not finite."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False

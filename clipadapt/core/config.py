@@ -14,7 +14,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     field_validator,
 )
@@ -30,6 +29,7 @@ from clipadapt.core._given import (
 )
 from clipadapt.core._strict import Identifier, Name, StrictModel
 from clipadapt.core.errors import ConfigError, did_you_mean
+from clipadapt.core.limits import Examples, Seed, Shots, Threads
 from clipadapt.core.protocols import Classes, MethodConfig, OnBadImage, Precision, SplitName
 from clipadapt.core.registry import METHODS, program, track_of
 
@@ -49,7 +49,8 @@ class DataConfig(StrictModel):
         manifest: A draw written by an earlier run; replaces the seed's own draw.
         on_bad_image: Stop at an unreadable image, or leave it out and count it.
         classnames: File of class names, one a line in class order, in place of the set's own.
-        templates: ``single`` (the set's own), ``7``, ``80`` (ImageNet ensembles) or a file, one a line.
+        templates: ``single`` (the set's own), ``7``, ``80`` (ImageNet ensembles), one template such as
+            ``a photo of a {}.``, or a file, one a line.
         limit: Evaluate on at most this many examples, a fixed draw by id.
         classes: Learn and judge ``all`` classes, the ``base`` ones (the first half, rounded up) or the ``new`` ones
             (the rest), labels counted from 0.
@@ -60,14 +61,19 @@ class DataConfig(StrictModel):
     )  # templates: 7 is a name, as is 7 on the shell
 
     name: Name
-    shots: PositiveInt | None = None
+    shots: Shots | None = None
     allow_fewer: bool = False
     manifest: str | None = None
     on_bad_image: OnBadImage = "error"
     classnames: str | None = None
     templates: str = "single"
-    limit: PositiveInt | None = None
+    limit: Examples | None = None
     classes: Classes = "all"
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether so many examples a class are drawn, and not all taken."""
+        return self.shots is not None or self.manifest is not None
 
 
 class ModelConfig(StrictModel):
@@ -140,7 +146,7 @@ class ResourcesConfig(StrictModel):
 
     cpus: PositiveFloat | None = None
     gpus: NonNegativeFloat | None = None
-    memory_bytes: PositiveInt | None = None
+    memory_bytes: int | None = Field(default=None, ge=1, le=2**60)
     custom: dict[str, PositiveFloat] = Field(default_factory=dict)
 
 
@@ -167,12 +173,12 @@ class ExperimentConfig(StrictModel):
     data: DataConfig
     model: ModelConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
-    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(1,), min_length=1)
     store: Literal["on", "off"] = "on"
     fast: Literal["on", "off"] = "on"
     compile: Literal["on", "off"] = "off"
-    threads: PositiveInt | None = None
-    workers: PositiveInt | None = None
+    threads: Threads | None = None
+    workers: Threads | None = None
     resources: ResourcesConfig = ResourcesConfig()
     recipe: RecipeConfig = RecipeConfig()
 
@@ -198,6 +204,7 @@ class Experiment:
         method: The method's hyperparameters.
         recipe: Name of the recipe the method's settings come from, or None.
         origins: Dotted key -> where its value came from, for ``validate``.
+        stated: Dotted keys that the recipe's file gives.
     """
 
     config: ExperimentConfig
@@ -205,6 +212,7 @@ class Experiment:
     method: MethodConfig
     recipe: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+    stated: frozenset[str] = frozenset()
 
     @property
     def track(self) -> str:
@@ -213,12 +221,16 @@ class Experiment:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Return the recipe's deviations and each setting of the method that was changed over it."""
+        """Return the recipe's deviations and each setting of the method that was changed over it.
+
+        To the method belong the precision and the templates, where its recipe states them.
+        """
+        part_of_it = {k for k in ("model.precision", "data.templates") if k in self.stated}
         own = [
             f"{key}={_get(self.resolved(), key)} ({Path(origin).stem})"
             for key, origin in self.origins.items()
             if self.recipe
-            and key.startswith("method.")
+            and (key.startswith("method.") or key in part_of_it)
             and key != "method.name"
             and origin != "default"
             and Path(origin).stem != self.recipe
@@ -411,6 +423,9 @@ def build(
         merge(raw, data)
     origins = {key: label for label, data in fragments for key in _flatten(data)}
 
+    model_raw = raw.get("model")
+    if isinstance(model_raw, dict) and model_raw and set(model_raw) <= _MODEL_BUT_NAME:
+        del raw["model"]  # a recipe's precision, and no model it belongs to
     method_raw = raw.pop("method", None)
     faults = [
         f"  {visible(key)}: a setting holds no control characters and no halves of characters"
@@ -441,20 +456,22 @@ def build(
             f"{source} is not a valid experiment:\n" + "\n".join(faults),
             hint=f"show the keys and defaults with '{_example(method_name, track)}'",
         )
-    recipe = next(
+    recipe, stated = next(
         (
-            label
+            (Path(label).stem, frozenset(_flatten(data)))
             for label, data in fragments
             if label != "--set" and isinstance(own := data.get("method"), Mapping) and "name" in own
         ),
-        None,
+        (None, frozenset[str]()),
     )
-    stem = Path(recipe).stem if recipe else None
-    if stem is not None:
-        check_identifier(stem, "recipe")
-    experiment = Experiment(config, method_name, method, stem)
+    if recipe is not None:
+        check_identifier(recipe, "recipe")
+    experiment = Experiment(config, method_name, method, recipe, stated=stated)
     everything = {k: origins.get(k, "default") for k in _flatten(experiment.resolved())}
-    return Experiment(config, method_name, method, experiment.recipe, everything)
+    return Experiment(config, method_name, method, recipe, everything, stated)
+
+
+_MODEL_BUT_NAME: Final = frozenset(ModelConfig.model_fields) - {"name"}
 
 
 def _example(method_name: str, track: str) -> str:

@@ -38,7 +38,8 @@ Binning = Literal["width", "mass"]
 
 _BLOCK: Final = 1 << 20
 """Scores held in float64 at once, 8 MiB."""
-_LOG_TEMPERATURE: Final = (math.log(1e-4), math.log(1e4))
+TEMPERATURES: Final = (1e-4, 1e3)
+"""Where a softmax temperature is looked for; scores that say something of their labels have theirs well inside."""
 _F = TypeVar("_F", bound=np.floating[Any])
 
 
@@ -379,8 +380,8 @@ def hits_by_confidence(
     return np.cumsum(share[group]), ordered
 
 
-def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the softmax temperature with the least negative log-likelihood, within [1e-4, 1e4].
+def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float | None:
+    """Return the softmax temperature of least negative log-likelihood, or None at an end of :data:`TEMPERATURES`.
 
     Where no score exceeds its label's there is no such temperature: the likelihood grows without end as it
     falls to 0. The targets are then smoothed by one example's worth, spread evenly over the classes, which
@@ -414,10 +415,11 @@ def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
         return likelihood + smoothing * gap / temperature
 
     # The loss is convex in 1 / T, so it has one valley in log T.
-    found = minimize_scalar(
-        loss, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6}
-    )
-    return math.exp(float(found.x))
+    low, high = map(math.log, TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    place = float(found.x)
+    # A search between bounds ends beside them, not on them.
+    return math.exp(place) if low + 1e-3 < place < high - 1e-3 else None
 
 
 def _check(scores: NDArray[Any], labels: NDArray[np.int64]) -> None:

@@ -190,12 +190,14 @@ class Task(Generic[X]):
         templates: Prompt templates, each with one ``{}``; empty for text tasks.
         train: Labelled training examples, or None for zero-shot.
         val: Labelled validation examples for selection, or None.
+        few_shot: Whether train and val are a draw of so many examples a class, and not all there is.
     """
 
     classnames: tuple[str, ...]
     templates: tuple[str, ...] = ()
     train: Split[X] | None = None
     val: Split[X] | None = None
+    few_shot: bool = False
 
     def require_train(self, method: str) -> Split[X]:
         """Return ``train``.
@@ -360,6 +362,13 @@ class ModelProvider(Protocol):
 class MethodConfig(StrictModel):
     """Base of every method's hyperparameters; ``Config()`` is valid for every method."""
 
+    def check(self, task: Task[Any]) -> None:
+        """Refuse settings that cannot serve a task; asked before a model is loaded. By default all can.
+
+        Raises:
+            ConfigError: If they cannot, saying what would.
+        """
+
 
 @runtime_checkable
 class Classifier(Protocol):
@@ -387,7 +396,10 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class SelfCalibrated(Protocol):
-    """A classifier that knows its own softmax temperature (it trained on ``val`` in the end)."""
+    """A classifier that knows its own softmax temperature (it trained on ``val`` in the end).
+
+    The temperature is None without val, or where val determines none: see ``metrics.fit_temperature``.
+    """
 
     @property
     def temperature(self) -> float | None: ...
@@ -490,7 +502,8 @@ class Method(Protocol):
         requires: Protocol that the backbone must meet, or None where no backbone is used.
 
     A method may add ``open_vocabulary = False``: its classifiers know the classes they learnt and no others, so a
-    run on others is refused before it begins and not after the fit.
+    run on others is refused before it begins and not after the fit. A method that ends by learning from val says so
+    with ``refits_on_val(*, few_shot: bool) -> bool``: such a fit is flagged, and is not evaluated on val.
     """
 
     Config: ClassVar[type[MethodConfig]]

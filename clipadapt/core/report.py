@@ -82,6 +82,8 @@ MEANINGS: Final = {
     "judged_on_val": "judged on the split that selected",
     "judged_on_test": "judged on test beside another split",
     "user_error": "failed by a setting, file or model that the user can change: it is tried every time",
+    "refit_on_val": "learned from val too, after choosing on it",
+    "temperature_at_bound": "no temperature suits val; probabilities are not calibrated",
 }
 
 

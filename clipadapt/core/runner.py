@@ -283,6 +283,8 @@ def prepare(
                 f"warning: the manifest was drawn from another state of '{manifest.dataset}'; "
                 "its ids are taken from the data as they are now"
             )
+    if _refits_on_val(method, experiment):
+        targets = [home, *(t for t in targets[1:] if not _was_learnt(t, home, progress))]
     return Prepared(
         experiment=experiment,
         method=method,
@@ -293,6 +295,24 @@ def prepare(
         manifest=manifest,
         threads=config.threads or threads or default_threads(),
     )
+
+
+def _refits_on_val(method: type[Method], experiment: Experiment) -> bool:
+    """Tell whether a fit ends by learning from val too, where there is one."""
+    asked = getattr(method(experiment.method), "refits_on_val", None)
+    return asked is not None and asked(few_shot=experiment.config.data.few_shot)
+
+
+def _was_learnt(target: Target, home: Target, progress: Progress) -> bool:
+    """Tell whether a target is the val that the fit learns from, and say that it is left out."""
+    aliases = getattr(home.dataset, "aliases", {})
+    name = aliases.get(target.split, target.split)
+    learnt = target.dataset is home.dataset and name == aliases.get("val", "val")
+    if learnt:
+        progress.note(
+            f"warning: {target.title} is not evaluated: the fit ends by learning from it (method.refit)"
+        )
+    return learnt
 
 
 def run(
@@ -398,9 +418,10 @@ class Session:
             self.note_damage(item)
         jobs = [[Job.plan(p, seed) for seed in p.experiment.config.seeds] for p in prepared]
         for job in (job for of_one in jobs for job in of_one if job.is_open()):
-            tasks.draw_task(
+            draw = tasks.draw_task(
                 job.prepared.targets[0], job.prepared.experiment, job.prepared.manifest, job.seed
             )
+            job.prepared.experiment.method.check(draw.task)
         refuse_namesakes(prepared)
         return jobs
 
@@ -560,6 +581,9 @@ class _Run:
             )
         self.sizes["n_train"] = len(draw.task.train) if draw.task.train else 0
         self.sizes["n_val"] = len(draw.task.val) if draw.task.val else 0
+        if self.sizes["n_val"] and _refits_on_val(prepared.method, prepared.experiment):
+            self.sizes["n_train"] += self.sizes["n_val"]
+            self.flags.append("refit_on_val")
         backbone = backbones.get(prepared)
         services = backbones.services
         meter = services.meter
@@ -663,12 +687,26 @@ class _Run:
         return scores
 
     def _temperature(self, classifier: Classifier, val: Split[Any] | None) -> float | None:
-        """Return the classifier's own temperature, or fit one on val."""
+        """Return the classifier's own temperature, or fit one on val; what val does not determine is flagged."""
+        temperature: float | None
         if isinstance(classifier, SelfCalibrated):
-            return classifier.temperature
-        if val is None or not len(val) or not self.prepared.experiment.config.evaluation.calibrate:
+            temperature = classifier.temperature
+            if val is None or not len(val):
+                return temperature
+        elif val is None or not len(val):
             return None
-        return metrics.fit_temperature(self._scores(classifier, val), val.labels)
+        elif self.prepared.experiment.config.evaluation.calibrate:
+            temperature = metrics.fit_temperature(self._scores(classifier, val), val.labels)
+        else:
+            return None
+        if temperature is None:
+            low, high = metrics.TEMPERATURES
+            self.flags.append("temperature_at_bound")
+            self.progress.note(
+                f"warning: {self.prepared.experiment.method_name}, seed {self.seed}: temperature_at_bound: the softmax "
+                f"temperature that suits val best is at the end of [{low:g}, {high:g}]; it is not applied"
+            )
+        return temperature
 
     def record_failure(self, error: str) -> None:
         """Write a failed record for every target that has none yet."""

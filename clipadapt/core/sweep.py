@@ -26,13 +26,14 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 
 from clipadapt.core import config, leftovers, runner
 from clipadapt.core._strict import Name, StrictModel
 from clipadapt.core.claims import Claims
 from clipadapt.core.config import TargetConfig
 from clipadapt.core.errors import ClipAdaptError, ConfigError
+from clipadapt.core.limits import Seed, Shots
 from clipadapt.core.registry import METHODS, track_of
 from clipadapt.core.schedule import Local, work_through
 
@@ -64,8 +65,8 @@ class MethodAxis(StrictModel):
 
     recipe: str
     set: dict[str, Any] = Field(default_factory=dict)
-    shots: tuple[PositiveInt | None, ...] | None = Field(default=None, min_length=1)
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    shots: tuple[Shots | None, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
 
 
 class Exclude(StrictModel):
@@ -82,7 +83,7 @@ class Exclude(StrictModel):
     datasets: str | tuple[str, ...] | None = None
     models: str | tuple[str, ...] | None = None
     methods: str | tuple[str, ...] | None = None
-    shots: PositiveInt | tuple[PositiveInt | None, ...] | None = None
+    shots: Shots | tuple[Shots | None, ...] | None = None
     seeds: int | tuple[int, ...] | None = None
 
 
@@ -105,8 +106,8 @@ class Axes(StrictModel):
     datasets: tuple[Name, ...] | None = Field(default=None, min_length=1)
     models: tuple[Name, ...] | None = None
     methods: tuple[str | MethodAxis, ...] | None = Field(default=None, min_length=1)
-    shots: tuple[PositiveInt | None, ...] | None = Field(default=None, min_length=1)
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    shots: tuple[Shots | None, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
     eval_on: Targets | dict[str, Targets] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -147,8 +148,8 @@ class ProtocolConfig(StrictModel):
 
     about: str
     source: str
-    shots: tuple[PositiveInt | None, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    shots: tuple[Shots | None, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     eval_on: Targets | dict[str, Targets] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 

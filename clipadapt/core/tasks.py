@@ -229,7 +229,13 @@ def draw_task(
     untaught = tuple(names[c] for c in sorted(set(range(len(names))) - set(taught)))
     if untaught:
         flags += ("class_missing_in_train",)
-    task = Task(names, target.templates, _renamed(train, names), _renamed(val, names))
+    task = Task(
+        names,
+        target.templates,
+        _renamed(train, names),
+        _renamed(val, names),
+        few_shot=manifest is not None,
+    )
     return Draw(task, manifest, flags, untaught)
 
 
@@ -361,7 +367,7 @@ def _name_of(key: str, name: str, names: Mapping[str, str], path: str) -> str:
 
 
 def read_templates(choice: str, dataset: Dataset[Any]) -> tuple[str, ...]:
-    """Return the templates of ``single`` (the set's own), ``7``, ``80`` or a file, one a line.
+    """Return the templates of ``single`` (the set's own), ``7``, ``80``, a template, or a file, one a line.
 
     Raises:
         DataError: If the file cannot be read, is empty, or a template lacks its ``{}``.
@@ -370,9 +376,11 @@ def read_templates(choice: str, dataset: Dataset[Any]) -> tuple[str, ...]:
         return tuple(dataset.templates)
     if choice in TEMPLATE_SETS:
         return TEMPLATE_SETS[choice]
+    if choice.count("{}") == 1:
+        return (choice,)
     if not user_path(choice).exists():
         raise DataError(
-            f"no templates '{choice}'; accepted: single, {', '.join(TEMPLATE_SETS)}, or a file",
+            f"no templates '{choice}'; accepted: single, {', '.join(TEMPLATE_SETS)}, a template with '{{}}', or a file",
             hint="write a file with one template a line, such as 'a photo of a {}.'",
         )
     lines = _lines(choice, "templates")

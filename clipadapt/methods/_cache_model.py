@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from clipadapt.core import saved
 from clipadapt.core.protocols import MethodConfig
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from clipadapt.models import ImageTextModel
 
 BLOCK_BYTES: Final = 32 << 20
-"""Scores of all alphas on one block of val, in bytes."""
+"""Scores of one block of examples, in bytes."""
+BETAS_AT_ONCE: Final = 10
+ROUNDING: Final = 1e-4
+"""Classes that fall short of winning by less than this share of a logit are looked at all the same."""
+WORTH_SAYING: Final = 30.0
+"""Seconds of a search beyond which they are said before."""
 FIRST_VIEW: Final = 1
 GRID_START: Final = 0.1
 CACHE_FORMULA: Final = """votes = np.exp(a['beta'] * (x @ a['keys'].T - 1)) @ np.eye(len(a['weight']))[a['labels']]
@@ -54,9 +60,9 @@ class SearchConfig(MethodConfig):
     search: bool = True
     alpha_max: PositiveFloat = 3.0
     beta_max: PositiveFloat = 7.0
-    alpha_steps: PositiveInt = 20
-    beta_steps: PositiveInt = 200
-    views: NonNegativeInt = 10
+    alpha_steps: int = Field(default=20, ge=1, le=1000)
+    beta_steps: int = Field(default=200, ge=1, le=1000)
+    views: int = Field(default=10, ge=0, le=1000)
     logit_scale: PositiveFloat = 100.0
 
 
@@ -83,8 +89,33 @@ class CacheModel:
 
     def votes(self, features: torch.Tensor, beta: float) -> torch.Tensor:
         """Return ``exp(-beta (1 - f K)) V`` of unit-norm features ``(n, D)``, shape ``(n, C)``."""
-        affinity = features @ self.keys.T  # (n, N)
-        return (beta * (affinity - 1)).exp() @ self.values()
+        return self.by_class((beta * (self.keys @ features.T - 1)).exp()).T
+
+    def by_class(self, weights: torch.Tensor) -> torch.Tensor:
+        """Return the sums ``(C, n)`` over the keys of each class of ``(N, n)``; ``V`` is one-hot."""
+        import torch
+
+        sums = weights.new_zeros((self.n_classes, weights.shape[1]))
+        return sums.index_add(0, torch.from_numpy(self.labels).to(weights.device), weights)
+
+    def scores(
+        self,
+        features: torch.Tensor,
+        weights: torch.Tensor,
+        alpha: float,
+        beta: float,
+        scale: float,
+    ) -> NDArray[np.float32]:
+        """Return :func:`logits` as an array, block by block."""
+        import torch
+
+        out = np.empty((len(features), self.n_classes), dtype=np.float32)
+        step = max(1, BLOCK_BYTES // (4 * max(self.n_classes, len(self.labels))))
+        with torch.no_grad():
+            for i in range(0, len(features), step):
+                block = features[i : i + step]
+                out[i : i + step] = logits(self, block, weights, alpha, beta, scale).cpu().numpy()
+        return out
 
 
 def build(
@@ -137,23 +168,24 @@ def search(
         config: The grid.
         ctx: Where the grid of accuracies is shown.
     """
-    import torch
-
     betas = _grid(config.beta_max, config.beta_steps)
     alphas = _grid(config.alpha_max, config.alpha_steps)
-    zero_shot = config.logit_scale * features @ weights.T  # (m, C)
-    y = torch.from_numpy(labels)
-    values, factors = cache.values(), torch.tensor(alphas, dtype=torch.float32)
-    m = len(features)
+    m, C, N = len(features), cache.n_classes, len(cache.labels)
     right = np.zeros((len(betas), len(alphas)))
-    step = max(1, BLOCK_BYTES // (4 * len(alphas) * cache.n_classes))
-    for begin in range(0, m, step):
-        rows = slice(begin, begin + step)
-        affinity = features[rows] @ cache.keys.T - 1  # (b, N)
-        for i, beta in enumerate(betas):
-            votes = (float(beta) * affinity).exp() @ values  # (b, C)
-            scores = zero_shot[rows] + factors[:, None, None] * votes  # (alphas, b, C)
-            right[i] += (scores.argmax(-1) == y[rows]).sum(-1).numpy()
+    step = max(1, BLOCK_BYTES // (4 * max(C, N)))
+    begun = time.perf_counter()
+    with ctx.progress.track("search alpha and beta", m, "val examples") as bar:
+        for begin in range(0, m, step):
+            rows = slice(begin, begin + step)
+            zero_shot = config.logit_scale * weights @ features[rows].T  # (C, b)
+            right += _hits(cache, features[rows], zero_shot, labels[rows], alphas, betas)
+            bar.advance(len(features[rows]))
+            left = (time.perf_counter() - begun) * (m - step) / step
+            if begin == 0 and left > WORTH_SAYING:
+                ctx.progress.note(
+                    f"alpha and beta are searched on {m:,} val examples, {N:,} keys and {C:,} classes: about "
+                    f"{left / 60:.0f} min (method.search=false takes those of the config)"
+                )
     right /= m
     i, j = divmod(int(right.argmax()), len(alphas))  # the first: beta outer, alpha inner
     if ctx.observe:
@@ -161,6 +193,94 @@ def search(
     alpha, beta, value = float(alphas[j]), float(betas[i]), float(right[i, j])
     by = f"val accuracy over alpha and beta (alpha={alpha:.4g}, beta={beta:.4g})"
     return {"alpha": alpha, "beta": beta, "by": by, "value": value}
+
+
+def _hits(
+    cache: CacheModel,
+    features: torch.Tensor,
+    zero_shot: torch.Tensor,
+    labels: NDArray[np.int64],
+    alphas: NDArray[np.float64],
+    betas: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Count the right ones of a block of val at each beta and alpha, shape ``(betas, alphas)``.
+
+    Votes fall as beta grows. So the most that any class gets in a run of betas, and the least that the first class by
+    zero-shot gets, bound the difference of their scores over the whole run; most classes can never win in it, and
+    only the others' scores are computed.
+
+    Args:
+        cache: The cache.
+        features: ``b`` unit-norm features, shape ``(b, D)``.
+        zero_shot: Their zero-shot logits, shape ``(C, b)``.
+        labels: Their labels.
+        alphas: The grid, ascending.
+        betas: The grid, ascending.
+    """
+    import torch
+
+    affinity = cache.keys @ features.T - 1  # (N, b)
+    y, factors = torch.from_numpy(labels), torch.tensor(alphas, dtype=torch.float32)
+    best, first = zero_shot.max(dim=0)  # (b,)
+    behind = zero_shot - best  # (C, b), 0 at the most
+    found = np.zeros((len(betas), len(alphas)))
+    for begin in range(0, len(betas), BETAS_AT_ONCE):
+        run = betas[begin : begin + BETAS_AT_ONCE]
+        most = cache.by_class((float(run[0]) * affinity).exp())
+        least = cache.by_class((float(run[-1]) * affinity).exp()).gather(0, first[None])
+        lead = most - least
+        lead = torch.maximum(float(alphas[0]) * lead, float(alphas[-1]) * lead)
+        able = behind + lead >= -ROUNDING * (1 + best.abs())
+        able.scatter_(0, first[None], value=True)
+        classes, there = _padded(able)  # (b, K)
+        logits_of = zero_shot.T.gather(1, classes).masked_fill(~there, -torch.inf)
+        apart = _affinities(cache, affinity, classes)
+        for i, beta in enumerate(run):
+            if apart is None:
+                votes = cache.by_class((float(beta) * affinity).exp()).T.gather(1, classes)
+            else:
+                votes = (float(beta) * apart).exp().sum(-1)
+            at_once = max(1, BLOCK_BYTES // (4 * votes.numel()))
+            counts = [
+                (
+                    classes.gather(1, (logits_of + a[:, None, None] * votes).argmax(-1).T)
+                    == y[:, None]
+                ).sum(0)
+                for a in factors.split(at_once)
+            ]
+            found[begin + i] = torch.cat(counts).numpy()
+    return found
+
+
+def _padded(able: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the classes ``(b, K)`` marked in each column of ``(C, b)``, ascending, and which are no padding."""
+    import torch
+
+    column, marked = able.T.nonzero(as_tuple=True)
+    counts = able.sum(0)  # (b,)
+    place = torch.arange(len(column)) - (counts.cumsum(0) - counts)[column]
+    classes = torch.zeros((able.shape[1], int(counts.max())), dtype=torch.int64)
+    classes[column, place] = marked
+    return classes, torch.arange(classes.shape[1]) < counts[:, None]
+
+
+def _affinities(
+    cache: CacheModel, affinity: torch.Tensor, classes: torch.Tensor
+) -> torch.Tensor | None:
+    """Return the affinities ``(b, K, k)`` of the keys of some classes, or None where that is no less than all."""
+    import torch
+
+    counts = np.bincount(cache.labels, minlength=cache.n_classes)
+    k, N = int(counts.max()), len(cache.labels)
+    if classes.shape[1] * k >= N:
+        return None
+    order = np.argsort(cache.labels, kind="stable")
+    slots = np.full((cache.n_classes, k), N)  # N: a key that is none
+    sorted_labels = cache.labels[order]
+    slots[sorted_labels, np.arange(N) - (np.cumsum(counts) - counts)[sorted_labels]] = order
+    none = affinity.new_full((1, affinity.shape[1]), -torch.inf)
+    keys = torch.from_numpy(slots)[classes]  # (b, K, k)
+    return torch.cat([affinity, none]).T.gather(1, keys.flatten(1)).view(keys.shape)
 
 
 def chosen(
@@ -219,7 +339,7 @@ class CacheClassifier:
         """Return logits of shape ``(n, C)``."""
         features = tensor(self.model.encode(inputs, "image"))  # (n, D)
         args = (self.alpha, self.beta, self.logit_scale)
-        return logits(self.cache, features, tensor(self.weights), *args).numpy()
+        return self.cache.scores(features, tensor(self.weights), *args)
 
     def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return what the prompts alone would have scored, shape ``(n, C)``."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from clipadapt.core import saved
 from clipadapt.core.errors import ConfigError
+from clipadapt.core.limits import BatchSize, Epochs, Units, WarmupSteps
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import TunedImages, TunedTower, tensor
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
@@ -40,12 +41,12 @@ class FinetuneConfig(TrainingConfig):
     lr: PositiveFloat = 3e-5
     weight_decay: float = Field(default=0.1, ge=0)
     schedule: Literal["dassl", "cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(default=500, ge=0)
-    epochs: int = Field(default=10, ge=0)
-    batch_size: PositiveInt = 512
+    warmup_steps: WarmupSteps = 500
+    epochs: Epochs = 10
+    batch_size: BatchSize = 512
     clip_norm: PositiveFloat | None = 1.0
     smallest_crop: float = Field(default=0.9, gt=0, le=1)
-    blocks: PositiveInt | None = None
+    blocks: Units | None = None
 
 
 class Tuned:
@@ -134,6 +135,7 @@ def fit(
         M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 4. arXiv:2109.01903
     """
     train = task.require_train(name)
+    config.check(task)
     val = _training.labelled(task.val)
     text = zero_shot_weights(backbone, task.classnames, task.templates)
     zero_shot = np.float32(backbone.logit_scale) * text

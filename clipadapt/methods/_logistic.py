@@ -1,68 +1,123 @@
-"""Multinomial logistic regression for many L2 penalties at once.
+"""Multinomial logistic regression along a path of L2 penalties, each solved to a stated tolerance.
 
-All problems share the features, so one pass over them serves every penalty: their logits are one matrix product.
-Each is solved by L-BFGS in coordinates in which the features are uncorrelated and D. Böhning's bound on the Hessian
-(``1/2 Cov(x)``, Annals of the Institute of Statistical Mathematics 1992) is the identity; converged problems drop out.
-Features are read in blocks of rows and never copied as a whole.
+Newton's method; a step is found by conjugate gradients, preconditioned by the penalty and the curvature that the loss
+has on average where the problem stands now. That holds from the start, where the loss decides, to separable data,
+where the loss is next to nothing. A penalty begins from the solutions of its neighbours: on separable data the weights
+grow with the logarithm of ``C``, so that two of them foretell the third. Objectives and gradients are float64.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-BLOCK_BYTES: Final = 4 << 20
+TOLERANCE: Final = 1e-8
+"""Relative: a problem is solved when its objective is within this share of the least one, as Newton's model has it."""
+BLOCK_BYTES: Final = 8 << 20
 """Logits of one block of rows, in bytes."""
-MEMORY: Final = 10
-MAX_ITERATIONS: Final = 500
-TOLERANCE: Final = 3e-6
-"""On the mean objective: a problem is solved when so many steps in a row gain and promise less than this."""
-PATIENCE: Final = 6
-NOTHING_LEFT: Final = 1e-5
-"""An objective below this is solved as well: none can be below zero."""
+ROTATED_BYTES: Final = 1 << 30
+"""Features are kept along the directions they vary in up to this size; beyond it they are read as they are."""
+STRIDE: Final = 100.0
+LONGEST_STRIDE: Final = math.log(1.001 * STRIDE)
+SAFE_C: Final = 1e-4
+"""From zero a problem is solved in strides: a step too long leaves examples on the wrong side, where nothing curves."""
+MAX_STEPS: Final = 100
+MAX_INNER: Final = 300
+FORCING: Final = 0.1
+"""A step of Newton's is solved to this share of the gradient."""
 ARMIJO: Final = 1e-4
-BACKTRACKS: Final = 12
+BACKTRACKS: Final = 30
+RANK: Final = 1e-12
+"""Directions whose variance is less than this share of the largest are rounding."""
+LEAST_LEVEL: Final = 1e-3
+"""Curvature of a class in the preconditioner, as a share of the largest class's, at the least."""
 
 
-def solve(
-    x: Sequence[NDArray[Any]], y: NDArray[np.int64], penalties: Sequence[float], n_classes: int
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Minimise ``C sum_i CE(x_i W + b, y_i) + 1/2 |W|²``, scikit-learn's objective, for every ``C``.
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The minimiser of one problem.
 
-    Args:
-        x: Features in one or more parts of shape ``(n_i, D)``, float32 or float16; may be mapped from files.
-        y: Labels in ``[0, n_classes)``, each class present, shape ``(n,)``.
-        penalties: Values of ``C``, inverse strength of the penalty.
-        n_classes: Number of classes, two or more.
-
-    Returns:
-        Weight ``(n_classes, D)`` and bias ``(n_classes,)`` per penalty.
+    Attributes:
+        weight: Shape ``(n_classes, D)``.
+        bias: Shape ``(n_classes,)``; sums to 0.
+        gap: How far the objective is from the least one, as a share of it; above :data:`TOLERANCE` the solver gave up.
     """
-    problem = _Problem.of(x, y, n_classes)
-    C = torch.tensor(list(penalties), dtype=torch.float64)
-    # Two classes: scikit-learn learns one weight vector, whose halves are ours.
-    strength = (2 if n_classes == 2 else 1) / (C * len(y))  # on the mean objective
-    u = _lbfgs(problem, strength)
-    out = []
-    for row, lam in zip(u, strength, strict=True):
-        weight, bias = problem.natural(row[None], lam[None])
-        out.append((weight[0].float().numpy(), bias[0].float().numpy()))
-    return out
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    gap: float
+
+
+class Path:
+    """Minimisers of ``C sum_i CE(x_i W + b, y_i) + 1/2 |W|²``, scikit-learn's objective, over ``C``."""
+
+    def __init__(self, x: Sequence[NDArray[Any]], y: NDArray[np.int64], n_classes: int) -> None:
+        """Find the directions in which the features vary.
+
+        Args:
+            x: Features in one or more parts of shape ``(n_i, D)``, float32 or float16; may be mapped from files.
+            y: Labels in ``[0, n_classes)``, each class present, shape ``(n,)``.
+            n_classes: Number of classes, two or more.
+        """
+        self.problem = _Problem.of(x, y, n_classes)
+        self.solved: dict[float, torch.Tensor] = {}  # log C -> state
+
+    def solve(self, penalties: Sequence[float]) -> list[Solution]:
+        """Return one solution per ``C``, to :data:`TOLERANCE` of the objective."""
+        found = {C: self._solve(C) for C in sorted(penalties)}
+        return [found[C] for C in penalties]
+
+    def _solve(self, C: float) -> Solution:
+        problem, place = self.problem, math.log(C)
+        nearest = min((abs(other - place) for other in self.solved), default=math.inf)
+        if nearest > LONGEST_STRIDE and C > SAFE_C:
+            self._solve(C / STRIDE)
+        # Two classes: scikit-learn learns one weight vector, whose halves are ours.
+        lam = (2 if problem.n_classes == 2 else 1) / (C * len(problem.y))  # on the mean objective
+        starts = self._starts(place)
+        looks = [problem.look(u, lam) for u in starts]
+        best = min(range(len(starts)), key=lambda i: float(looks[i].value))
+        u, gap = _newton(problem, lam, starts[best], looks[best])
+        self.solved[place] = u
+        weight, bias = problem.natural(u)
+        return Solution(weight.float().numpy(), bias.float().numpy(), gap)
+
+    def _starts(self, place: float) -> list[torch.Tensor]:
+        """Return states to begin from: the nearest solution, and the line through the two nearest."""
+        near = sorted(self.solved, key=lambda other: abs(other - place))[:2]
+        if not near:
+            return [self.problem.zero()]
+        a = self.solved[near[0]]
+        if len(near) < 2 or near[0] == place:
+            return [a]
+        slope = (a - self.solved[near[1]]) / (near[0] - near[1])
+        return [a, a + (place - near[0]) * slope]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one pass over the features finds: objective, gradient ``(c, r + 1)``, probabilities ``(n, c)``."""
+
+    value: torch.Tensor
+    gradient: torch.Tensor
+    p: torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Features with what makes them uncorrelated.
+    """Centred features along the ``r`` directions in which they vary.
 
-    A state of ``K`` problems is ``u`` of shape ``(K, c, r + 1)``: scaled weights along ``r`` directions, and a bias.
+    A state is ``u`` of shape ``(c, r + 1)``: weights along the directions, and a bias.
     """
 
     x: Sequence[NDArray[Any]]
@@ -71,186 +126,169 @@ class _Problem:
     mean: torch.Tensor  # (D,)
     basis: torch.Tensor  # (D, r), orthonormal
     variance: torch.Tensor  # (r,)
+    rotated: torch.Tensor | None  # (n, r), where it is small enough to be kept
+    single: torch.Tensor | None  # the same in float32
 
     @classmethod
     def of(cls, x: Sequence[NDArray[Any]], y: NDArray[np.int64], n_classes: int) -> _Problem:
         n, D = len(y), x[0].shape[1]
+        labels = torch.from_numpy(y)
+        if 8 * n * D <= ROTATED_BYTES:
+            whole = torch.from_numpy(np.concatenate([np.asarray(p, np.float64) for p in x]))
+            mean = whole.mean(0)
+            whole -= mean
+            basis, variance = _directions(whole)
+            rotated = whole @ basis
+            return cls(x, labels, n_classes, mean, basis, variance, rotated, rotated.float())
         mean = torch.zeros(D, dtype=torch.float64)
         gram = torch.zeros(D, D, dtype=torch.float64)
         for _, block in _blocks(x, 8 * D):
-            part = block.double()
-            mean += part.sum(0)
-            gram += part.T @ part
+            mean += block.sum(0)
+            gram += block.T @ block
         mean /= n
-        values, vectors = torch.linalg.eigh(gram / n - torch.outer(mean, mean))
-        keep = values > values.max().clamp(min=1e-30) * 1e-9
-        return cls(x, torch.from_numpy(y), n_classes, mean, vectors[:, keep], values[keep])
+        basis, variance = _eigen(gram / n - torch.outer(mean, mean))
+        return cls(x, labels, n_classes, mean, basis, variance, None, None)
 
-    def scale(self, strength: torch.Tensor) -> torch.Tensor:
-        """Return the factor of each coordinate, shape ``(K, 1, r + 1)``; the bias is not penalised."""
-        weights = (0.5 * self.variance + strength[:, None]).rsqrt()  # (K, r)
-        bias = torch.full((len(strength), 1), 2**0.5, dtype=torch.float64)
-        return torch.cat([weights, bias], dim=1)[:, None]
+    def zero(self) -> torch.Tensor:
+        """Return the state in which all classes are alike."""
+        return torch.zeros(self.n_classes, len(self.variance) + 1, dtype=torch.float64)
 
-    def curvature(self, strength: torch.Tensor) -> torch.Tensor:
-        """Return the least curvature of each problem near its optimum, shape ``(K,)``.
+    def natural(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights ``(c, D)`` and biases ``(c,)`` of the features as they are."""
+        weight = u[:, :-1] @ self.basis.T
+        bias = u[:, -1] - weight @ self.mean
+        return weight, bias - bias.mean()
 
-        Along the weights it is the penalty's; along the biases that of a model which knows the classes' shares only.
+    def rows(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield blocks of features along the directions, shape ``(m, r)``."""
+        kept = self.rotated if dtype == torch.float64 else self.single
+        if kept is None:
+            for rows, block in _blocks(self.x, 8 * self.n_classes):
+                yield rows, ((block - self.mean) @ self.basis).to(dtype)
+            return
+        size = max(256, BLOCK_BYTES // (8 * self.n_classes))
+        for i in range(0, len(kept), size):
+            yield slice(i, i + size), kept[i : i + size]
+
+    def look(self, u: torch.Tensor, lam: float) -> _Look:
+        """Return objective, gradient and probabilities at ``u``.
+
+        Nothing is taken from 1, so a loss of 1e-12 and its gradient are as exact as large ones.
         """
-        weights = strength / (0.5 * self.variance.max() + strength)
-        share = torch.bincount(self.y, minlength=self.n_classes).min() / len(self.y)
-        return weights.clamp(max=2 * float(share))
+        loss = torch.zeros((), dtype=torch.float64)
+        gradient = torch.zeros_like(u)
+        p = torch.empty(len(self.y), self.n_classes, dtype=torch.float32)
+        for rows, part in self.rows(torch.float64):
+            logits = torch.addmm(u[:, -1], part, u[:, :-1].T)  # (m, c)
+            own = self.y[rows, None]
+            logits -= logits.gather(-1, own)
+            others = logits.scatter(-1, own, -torch.inf).logsumexp(-1)  # (m,)
+            each = F.softplus(others, threshold=40.0)
+            loss += each.sum()
+            slope = (logits - each[:, None]).exp_()
+            p[rows] = slope.float()
+            slope.scatter_(-1, own, -others.sigmoid()[:, None])  # p - one-hot
+            gradient[:, :-1] += slope.T @ part
+            gradient[:, -1] += slope.sum(0)
+        gradient /= len(self.y)
+        gradient[:, :-1] += lam * u[:, :-1]
+        return _Look(loss / len(self.y) + 0.5 * lam * u[:, :-1].square().sum(), gradient, p)
 
-    def at_zero(self, strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return :meth:`value_and_gradient` at zero, where all problems are alike but for their scales."""
-        one = strength[:1]
-        u = torch.zeros(1, self.n_classes, len(self.variance) + 1, dtype=torch.float64)
-        value, gradient = self.value_and_gradient(u, one)
-        return value.expand(len(strength)).clone(), gradient / self.scale(one) * self.scale(
-            strength
-        )
+    def curve(self, p: torch.Tensor, lam: float, v: torch.Tensor) -> torch.Tensor:
+        """Return the Hessian times ``v`` at the probabilities ``p``; float32 inside, as a direction need be."""
+        out = torch.zeros(v.shape, dtype=torch.float32)
+        scale = v.abs().max().clamp(min=1e-300)  # small ones would sink below float32
+        w = (v / scale).float()
+        for rows, part in self.rows(torch.float32):
+            change = torch.addmm(w[:, -1], part, w[:, :-1].T)  # (m, c)
+            change -= change.gather(-1, self.y[rows, None])
+            q = p[rows]
+            change -= (q * change).sum(-1, keepdim=True)
+            change *= q
+            out[:, :-1] += change.T @ part
+            out[:, -1] += change.sum(0)
+        curved = out.double() * (scale / len(self.y))
+        curved[:, :-1] += lam * v[:, :-1]
+        return curved
 
-    def natural(self, u: torch.Tensor, strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weights ``(K, c, D)`` and biases ``(K, c)`` of the features as they are."""
-        scaled = u.double() * self.scale(strength)
-        weight = scaled[..., :-1] @ self.basis.T
-        return weight, scaled[..., -1] - weight @ self.mean
-
-    def value_and_gradient(
-        self, u: torch.Tensor, strength: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return objectives ``(K,)`` and gradients by ``u``; one pass over the features."""
-        K, c, _width = u.shape
-        n, D = len(self.y), self.x[0].shape[1]
-        weight, bias = (t.float() for t in self.natural(u, strength))
-        flat = weight.reshape(K * c, D)
-        loss = torch.zeros(K, dtype=torch.float64)
-        by_weight = torch.zeros(K * c, D, dtype=torch.float64)
-        by_bias = torch.zeros(K, c, dtype=torch.float64)
-        for rows, part in _blocks(self.x, 4 * K * c):
-            logits = torch.addmm(bias.reshape(-1), part, flat.T).view(-1, K, c)  # (m, K, c)
-            top = logits.amax(-1, keepdim=True)
-            logits -= top
-            own = self.y[rows, None, None].expand(-1, K, 1)
-            right = logits.gather(-1, own)  # (m, K, 1)
-            p = logits.exp_()
-            total = p.sum(-1, keepdim=True)
-            loss += (total.log() - right).sum((0, 2)).double()
-            p /= total
-            p.scatter_add_(-1, own, torch.full_like(right, -1.0))  # p - one-hot
-            by_bias += p.sum(0).double()
-            by_weight += (p.view(len(part), K * c).T @ part).double()
-        centred = (by_weight - by_bias.reshape(-1, 1) * self.mean).view(K, c, D)
-        gradient = torch.cat([centred @ self.basis, by_bias[..., None]], dim=-1) / n
-        scale = self.scale(strength)
-        gradient *= scale
-        scaled = u.double() * scale
-        penalty = 0.5 * strength * scaled[..., :-1].square().sum((1, 2))
-        gradient[..., :-1] += strength[:, None, None] * scaled[..., :-1] * scale[..., :-1]
-        return loss / n + penalty, gradient
+    def preconditioner(self, p: torch.Tensor, lam: float) -> torch.Tensor:
+        """Return the inverse of a diagonal like the Hessian's, shape ``(c, r + 1)``."""
+        level = (p * (1 - p)).mean(0, dtype=torch.float64)[:, None]  # (c, 1)
+        level = level.clamp(min=float(level.max()) * LEAST_LEVEL + 1e-300)
+        return torch.cat([level * self.variance + lam, level], dim=-1).reciprocal()
 
 
-def _lbfgs(problem: _Problem, strength: torch.Tensor) -> torch.Tensor:
-    """Return the minimisers of all problems, from zero."""
-    K, c, width = len(strength), problem.n_classes, len(problem.variance) + 1
-    found = torch.zeros(K, c, width, dtype=torch.float64)
-    active = torch.arange(K)
-    u, lam = found.clone(), strength.clone()
-    value, gradient = problem.at_zero(lam)
-    curvature = problem.curvature(lam)
-    history: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    calm = torch.zeros(K, dtype=torch.int64)
-    for _ in range(MAX_ITERATIONS):
-        direction = _direction(gradient, history)
-        slope = (direction * gradient).sum((1, 2))
-        uphill = slope >= 0
-        if uphill.any():
-            direction[uphill] = -gradient[uphill]
-            slope = (direction * gradient).sum((1, 2))
-        step, new_value, new_gradient = _search(problem, u, lam, value, direction, slope)
-        moved = step[:, None, None] * direction
-        promise = torch.maximum(value - new_value, -0.5 * slope)
-        calm = torch.where(promise < TOLERANCE, calm + 1, 0)
-        history.append(_pair(moved, new_gradient - gradient))
-        del history[:-MEMORY]
-        u, value, gradient = u + moved, new_value, new_gradient
-        found[active] = u
-        certain = gradient.square().sum((1, 2)) < 2 * curvature * TOLERANCE
-        keep = (calm < PATIENCE) & (step > 0) & (value > NOTHING_LEFT) & ~certain
-        if not keep.all():
-            if not keep.any():
+def _directions(centred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the directions in which centred features vary, ``(D, r)``, and their variances."""
+    n, D = centred.shape
+    if n > D:
+        return _eigen(centred.T @ centred / n)
+    _, values, vectors = torch.linalg.svd(centred, full_matrices=False)
+    variance = values.square() / n
+    keep = variance > variance.max().clamp(min=1e-30) * RANK
+    return vectors[keep].T.contiguous(), variance[keep]
+
+
+def _eigen(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    values, vectors = torch.linalg.eigh(covariance)
+    keep = values > values.max().clamp(min=1e-30) * RANK
+    return vectors[:, keep].contiguous(), values[keep]
+
+
+def _newton(
+    problem: _Problem, lam: float, u: torch.Tensor, look: _Look
+) -> tuple[torch.Tensor, float]:
+    """Return the minimiser, from ``u``, and its relative gap."""
+    gap = 1.0
+    for _ in range(MAX_STEPS):
+        direction = _direction(problem, look, lam)
+        promise = -float((direction * look.gradient).sum())
+        gap = 0.5 * max(promise, 0.0) / float(look.value)
+        step = 1.0
+        for _ in range(BACKTRACKS):
+            tried = u + step * direction
+            found = problem.look(tried, lam)
+            if found.value <= look.value - ARMIJO * step * promise:
+                u, look = tried, found
                 break
-            active, lam, calm = active[keep], lam[keep], calm[keep]
-            curvature = curvature[keep]
-            u, value, gradient = u[keep], value[keep], gradient[keep]
-            history = [(s[keep], t[keep], rho[keep]) for s, t, rho in history]
-    return found
-
-
-def _pair(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a step, the change of the gradient, and one over their product (0 where it is no use)."""
-    product = (s * t).sum((1, 2))
-    useful = product > 1e-12 * t.square().sum((1, 2))
-    rho = torch.where(useful, 1 / product.clamp(min=1e-300), 0.0)
-    return s, t, rho
-
-
-def _direction(
-    gradient: torch.Tensor, history: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
-    """Return the two-loop direction of L-BFGS of every problem."""
-    q = gradient.clone()
-    factors = []
-    for s, t, rho in reversed(history):
-        a = rho * (s * q).sum((1, 2))
-        q -= a[:, None, None] * t
-        factors.append(a)
-    if history:
-        _, t, rho = history[-1]
-        size = rho * t.square().sum((1, 2))
-        q *= torch.where(size > 0, 1 / size.clamp(min=1e-300), 1.0)[:, None, None]
-    for (s, t, rho), a in zip(history, reversed(factors), strict=True):
-        b = rho * (t * q).sum((1, 2))
-        q += (a - b)[:, None, None] * s
-    return -q
-
-
-def _search(
-    problem: _Problem,
-    u: torch.Tensor,
-    lam: torch.Tensor,
-    value: torch.Tensor,
-    direction: torch.Tensor,
-    slope: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Halve the steps until every problem has descended enough; a problem that cannot gets the step 0."""
-    step = torch.ones(len(u), dtype=torch.float64)
-    new_value, new_gradient = value.clone(), torch.zeros_like(u)
-    open_ = torch.arange(len(u))
-    for _ in range(BACKTRACKS):
-        tried = u[open_] + step[open_][:, None, None] * direction[open_]
-        v, g = problem.value_and_gradient(tried, lam[open_])
-        # Below the noise of float32 nothing more can be asked of a step.
-        noise = 1e-7 * value[open_].abs()
-        enough = v <= value[open_] + ARMIJO * step[open_] * slope[open_] + noise
-        done = open_[enough]
-        new_value[done], new_gradient[done] = v[enough], g[enough]
-        open_ = open_[~enough]
-        if not len(open_):
+            step *= 0.5
+        else:
+            break  # rounding is all that is left
+        # The step that promised next to nothing has been taken: what is left is less still.
+        if gap <= TOLERANCE:
             break
-        step[open_] *= 0.5
-    step[open_] = 0.0
-    return step, new_value, new_gradient
+    return u, gap
+
+
+def _direction(problem: _Problem, look: _Look, lam: float) -> torch.Tensor:
+    """Return a step of Newton's, by preconditioned conjugate gradients."""
+    inverse = problem.preconditioner(look.p, lam)
+    residual = -look.gradient
+    out, z = torch.zeros_like(residual), inverse * residual
+    conjugate, energy = z, (residual * z).sum()
+    enough = energy * FORCING**2
+    for _ in range(MAX_INNER):
+        curved = problem.curve(look.p, lam, conjugate)
+        bend = (conjugate * curved).sum()
+        if bend <= 0 or energy <= 0:
+            break
+        step = energy / bend
+        out = out + step * conjugate
+        residual = residual - step * curved
+        z = inverse * residual
+        before, energy = energy, (residual * z).sum()
+        if energy <= enough:
+            break
+        conjugate = z + (energy / before) * conjugate
+    return out
 
 
 def _blocks(parts: Sequence[NDArray[Any]], row_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield the rows of all parts in blocks, float32, with their places."""
+    """Yield the rows of all parts in blocks, float64, with their places."""
     size = max(256, BLOCK_BYTES // row_bytes)
     offset = 0
     for part in parts:
         for i in range(0, len(part), size):
-            block = part[i : i + size]
-            if block.dtype != np.float32 or not block.flags.writeable:
-                block = block.astype(np.float32)
-            yield slice(offset + i, offset + i + len(block)), torch.from_numpy(block)
+            block = torch.from_numpy(part[i : i + size].astype(np.float64))
+            yield slice(offset + i, offset + i + len(block)), block
         offset += len(part)

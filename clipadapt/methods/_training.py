@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from clipadapt.core import metrics
+from clipadapt.core import limits, metrics
 from clipadapt.core._files import write_bytes
-from clipadapt.core.errors import DivergedError
+from clipadapt.core.errors import ConfigError, DivergedError
+from clipadapt.core.limits import BatchSize, Epochs, WarmupSteps
 from clipadapt.core.protocols import MethodConfig
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TrainingConfig(MethodConfig):
             from its top and never reaches zero. ``cosine``: per step, down to ``min_lr``. ``constant``.
         warmup_epochs: Epochs at ``warmup_lr`` (dassl).
         warmup_lr: Learning rate of those epochs.
-        warmup_steps: Steps of linear warm-up (cosine, constant).
+        warmup_steps: Steps of linear warm-up (cosine, constant); below 1 the share of all steps.
         min_lr: Where the cosine ends.
         epochs: Passes over train; 0 leaves the start values.
         batch_size: Images per step.
@@ -70,17 +71,35 @@ class TrainingConfig(MethodConfig):
     weight_decay: NonNegativeFloat = 5e-4
     eps: PositiveFloat = 1e-8
     schedule: Literal["dassl", "cosine", "constant"] = "dassl"
-    warmup_epochs: NonNegativeInt = 1
+    warmup_epochs: Epochs = 1
     warmup_lr: PositiveFloat = 1e-5
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: WarmupSteps = 0
     min_lr: NonNegativeFloat = 0.0
-    epochs: NonNegativeInt = 200
-    batch_size: PositiveInt = 32
+    epochs: Epochs = 200
+    batch_size: BatchSize = 32
     drop_last: bool = False
     clip_norm: PositiveFloat | None = None
     keep: Literal["last", "best"] = "last"
     augment: Literal["none", "crop_flip"] = "crop_flip"
     smallest_crop: float = Field(default=0.08, gt=0, le=1)
+
+    def steps_for(self, train: Split[Any]) -> int:
+        """Return the steps of a fit."""
+        whole, rest = divmod(len(train), self.batch_size)
+        return self.epochs * (whole + bool(rest and not (self.drop_last and whole)))
+
+    def check(self, task: Task[Any]) -> None:
+        """Refuse a schedule that ends before its warm-up does."""
+        if not self.epochs or task.train is None or not len(task.train):
+            return
+        if self.schedule != "dassl":
+            limits.check_warmup(self.warmup_steps, self.steps_for(task.train))
+        elif self.warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"the schedule has {self.epochs} epochs and would warm up for {self.warmup_epochs}: the learning rate "
+                f"would never leave method.warmup_lr",
+                hint=f"raise method.epochs, or set method.warmup_epochs to {self.epochs - 1} or less",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +175,18 @@ def learning_rate(config: TrainingConfig, epoch: int, step: int, epochs: int, st
         if epoch < config.warmup_epochs:
             return config.warmup_lr
         return 0.5 * config.lr * (1 + math.cos(math.pi * (epoch - config.warmup_epochs) / epochs))
-    warm = config.warmup_steps
+    warm = warmup_of(config.warmup_steps, steps)
     if step < warm:
         return config.lr * (step + 1) / warm
     if config.schedule == "constant":
         return config.lr
     done = (step - warm) / max(steps - warm, 1)
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * done))
+
+
+def warmup_of(warmup_steps: float, steps: int) -> int:
+    """Return the steps of warm-up among all steps, as Hugging Face's Trainer counts them."""
+    return int(warmup_steps) if warmup_steps >= 1 else math.ceil(warmup_steps * steps)
 
 
 def view_of(config: TrainingConfig, epoch: int, seed: int) -> int:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from clipadapt.core import saved
+from clipadapt.core.errors import ConfigError
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
@@ -43,7 +44,7 @@ class CLIPAdapterConfig(TrainingConfig):
     """
 
     ratio: float = Field(default=0.2, ge=0, le=1)
-    reduction: PositiveInt = 4
+    reduction: int = Field(default=4, ge=1, le=65_536)
     drop_last: bool = True
 
 
@@ -65,11 +66,21 @@ class CLIPAdapter:
     def fit(
         self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
     ) -> CLIPAdapterClassifier:
-        """Learn the adapter on ``task.train``; ``task.val`` chooses the epoch with ``keep: best``."""
+        """Learn the adapter on ``task.train``; ``task.val`` chooses the epoch with ``keep: best``.
+
+        Raises:
+            ConfigError: If the bottleneck would be narrower than one feature, or the warm-up never ends.
+        """
         config, width = self.config, backbone.embed_dim
         train = task.require_train("clip_adapter")
+        config.check(task)
         val = _training.labelled(task.val)
-        hidden = max(1, width // config.reduction)
+        if config.reduction > width:
+            raise ConfigError(
+                f"method.reduction is {config.reduction}; the features of '{backbone.name}' are {width} wide",
+                hint=f"take 1 to {width}",
+            )
+        hidden = width // config.reduction
         rng = ctx.rng("clip_adapter.init")
 
         def drawn(rows: int, columns: int) -> NDArray[np.float32]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from clipadapt.core import saved
 from clipadapt.core.errors import ConfigError, DataError
+from clipadapt.core.limits import Examples
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
@@ -44,12 +45,12 @@ class CoOpConfig(TrainingConfig):
         precision: Arithmetic of the frozen text tower that gradients run through; the context is float32.
     """
 
-    n_ctx: PositiveInt = 16
+    n_ctx: int = Field(default=16, ge=1, le=1000)
     ctx_init: str | None = None
     class_token_position: Literal["end", "middle", "front"] = "end"  # noqa: S105
     CSC: bool = False
     drop_last: bool = True
-    class_chunk: int | None = Field(default=None, ge=1)
+    class_chunk: Examples | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -76,6 +77,7 @@ class CoOp:
         """
         config = self.config
         train = task.require_train("coop")
+        config.check(task)
         val = _training.labelled(task.val)
         model = backbone.in_dtype(config.precision)  # what gradients run through
         prompts = Prompts(model, task.classnames, self._n_ctx(model), config)

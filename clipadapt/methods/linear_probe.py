@@ -8,6 +8,8 @@ setting            CLIP paper (default)         CoOp ``lpclip``                 
 ``search``         ``peak`` over C              ``bisect`` over C               ``peak`` over weight decay
 ``refit``          on train + val               no                              on train + val
 =================  ===========================  ==============================  =========================
+
+A few-shot draw is never refitted on val unless asked for: it would learn from twice the shots that it states.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from clipadapt.core import metrics, saved
 from clipadapt.core.errors import DataError
+from clipadapt.core.limits import MAX_EPOCHS, BatchSize, Iterations, Penalty
 from clipadapt.core.protocols import MethodConfig
 from clipadapt.methods import _export
 from clipadapt.models import ImageTextModel
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from clipadapt.core.context import RunContext
     from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Task
 
+    Solver = Callable[[Sequence[float]], list["Linear"]]
     Attempt = Callable[[Sequence[float]], list["Trial"]]
 
 # 8 values per decade, ends included; index steps 16, 8, 4, 2, 1 halve the interval round the peak.
@@ -52,13 +56,14 @@ class LinearProbeConfig(MethodConfig):
 
     Attributes:
         layer: Image features: before the projection, after it, or after it with unit norm.
-        solver: ``lbfgs`` (scikit-learn's logistic regression), ``batched`` (the same optimum, all penalties of
-            a round at once) or ``adamw`` (a linear layer).
+        solver: ``lbfgs`` (scikit-learn's logistic regression), ``batched`` (the optimum itself, to 1e-8 of the
+            objective at every penalty) or ``adamw`` (a linear layer).
         search: How the penalty is chosen on val: ``peak``, ``bisect``, ``grid`` (all 97 values) or ``none``.
             Without val nothing is searched.
         C: Inverse strength of the L2 penalty where nothing is searched (lbfgs).
         weight_decay: Weight decay where nothing is searched (adamw).
-        refit: Fit once more on train and val with the chosen penalty.
+        refit: Fit once more on train and val with the chosen penalty; ``auto`` does so on full data, and not on a
+            few-shot draw (``data.shots`` or a manifest).
         max_iter: Iterations of lbfgs at the most.
         span: With fewer examples than features, solve in the span of the examples (lbfgs); the same
             problem in fewer dimensions. CoOp's search takes no such short cut, as rounding breaks its ties.
@@ -70,14 +75,14 @@ class LinearProbeConfig(MethodConfig):
     layer: Literal["pre_projection", "projected", "output"] = "pre_projection"
     solver: Literal["lbfgs", "batched", "adamw"] = "lbfgs"
     search: Literal["peak", "bisect", "grid", "none"] = "peak"
-    C: PositiveFloat = 0.316
+    C: Penalty = 0.316
     weight_decay: NonNegativeFloat = 0.0
-    refit: bool = True
-    max_iter: PositiveInt = 1000
+    refit: bool | Literal["auto"] = "auto"
+    max_iter: Iterations = 1000
     span: bool = True
     lr: PositiveFloat = 0.1
-    epochs: PositiveInt = 10
-    batch_size: PositiveInt = 64
+    epochs: int = Field(default=10, ge=1, le=MAX_EPOCHS)
+    batch_size: BatchSize = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class LinearProbe:
     """
 
     Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     requires: ClassVar[type | None] = ImageTextModel
     open_vocabulary: ClassVar[bool] = False
 
@@ -133,24 +138,22 @@ class LinearProbe:
         val = None if task.val is None or not len(task.val) else task.val
         xv = None if val is None else backbone.encode(val.inputs, "image", config.layer)
 
-        def solve(
-            parts: Sequence[NDArray[np.float32]], y: NDArray[np.int64], penalties: Sequence[float]
-        ) -> list[Linear]:
-            if config.solver == "batched" and ctx.services.fast:
-                return fit_batched(parts, y, penalties, n_classes)
+        def solver(parts: Sequence[NDArray[np.float32]], y: NDArray[np.int64]) -> Solver:
+            if config.solver == "batched":
+                return Batched(parts, y, n_classes, ctx)
             x = np.concatenate(parts) if len(parts) > 1 else parts[0]
             if config.solver == "adamw":
-                return [self._fit_adamw(x, y, p, n_classes, ctx) for p in penalties]
-            if config.solver == "batched":  # the same optimum the plain way
-                return [fit_logistic(x, y, p, 10_000, n_classes, tol=1e-8) for p in penalties]
+                return lambda some: [self._fit_adamw(x, y, p, n_classes, ctx) for p in some]
             args = (config.max_iter, n_classes)
-            return [fit_logistic(x, y, p, *args, span=config.span) for p in penalties]
+            return lambda some: [fit_logistic(x, y, p, *args, span=config.span) for p in some]
+
+        on_train = solver([x], y)
 
         def attempt(penalties: Sequence[float]) -> list[Trial]:
             assert xv is not None
             assert val is not None
             trials = []
-            for penalty, layer in zip(penalties, solve([x], y, penalties), strict=True):
+            for penalty, layer in zip(penalties, on_train(penalties), strict=True):
                 logits = layer(xv)
                 accuracy = metrics.topk_accuracy(logits, val.labels, 1)
                 loss = metrics.nll(logits, val.labels)
@@ -160,7 +163,7 @@ class LinearProbe:
 
         if xv is None or val is None or config.search == "none":
             fixed = config.weight_decay if config.solver == "adamw" else config.C
-            (layer,) = solve([x], y, [fixed])
+            (layer,) = on_train([fixed])
             known = None
             if xv is not None and val is not None:
                 known = metrics.fit_temperature(layer(xv), val.labels)
@@ -173,8 +176,8 @@ class LinearProbe:
         # After a refit val is training data, so the temperature comes from the fit that had not seen it.
         temperature = metrics.fit_temperature(best.layer(xv), val.labels)
         layer = best.layer
-        if config.refit:
-            (layer,) = solve([x, xv], np.concatenate([y, val.labels]), [best.value])
+        if self.refits_on_val(few_shot=task.few_shot):
+            (layer,) = solver([x, xv], np.concatenate([y, val.labels]))([best.value])
         chosen = {
             "epoch": None,
             "by": f"val accuracy over {self._penalty} ({self._penalty}={best.value:.4g})",
@@ -183,6 +186,11 @@ class LinearProbe:
         return LinearProbeClassifier(
             backbone, task.classnames, config.layer, layer, temperature, chosen
         )
+
+    def refits_on_val(self, *, few_shot: bool) -> bool:
+        """Tell whether a fit that has val ends by learning from it too."""
+        asked = not few_shot if self.config.refit == "auto" else self.config.refit
+        return asked and self.config.search != "none"
 
     def load(self, directory: Path, backbone: ImageTextModel) -> LinearProbeClassifier:
         """Return the classifier saved in ``directory``."""
@@ -323,7 +331,6 @@ def fit_logistic(
     n_classes: int,
     *,
     span: bool = True,
-    tol: float = 1e-4,
 ) -> Linear:
     """Fit scikit-learn's L-BFGS logistic regression.
 
@@ -334,7 +341,6 @@ def fit_logistic(
         max_iter: Iterations at the most.
         n_classes: ``C`` of the task; classes without an example are never predicted.
         span: Solve in the span of the examples where they are fewer than the features.
-        tol: Gradient at which the solver stops; the default is scikit-learn's.
 
     Raises:
         DataError: If there are examples of one class only.
@@ -351,9 +357,7 @@ def fit_logistic(
         warnings.simplefilter(
             "ignore", ConvergenceWarning
         )  # the paper's 1,000 iterations are the rule
-        fitted = LogisticRegression(random_state=0, C=C, max_iter=max_iter, tol=tol).fit(
-            features, y
-        )
+        fitted = LogisticRegression(random_state=0, C=C, max_iter=max_iter).fit(features, y)
     coef, intercept = fitted.coef_, fitted.intercept_
     if basis is not None:
         coef = coef @ basis.T
@@ -365,28 +369,49 @@ def fit_logistic(
     return _widened(coef, intercept, seen, n_classes)
 
 
-def fit_batched(
-    x: Sequence[NDArray[np.float32]],
-    y: NDArray[np.int64],
-    penalties: Sequence[float],
-    n_classes: int,
-) -> list[Linear]:
-    """Fit the logistic regressions of several penalties at once; their optima are :func:`fit_logistic`'s.
+class Batched:
+    """Solves the logistic regressions of many penalties to the optimum, each from its neighbours' solutions."""
 
-    Args:
-        x: Features in one or more parts, ``n`` rows of width ``D`` together.
-        y: Labels, shape ``(n,)``.
-        penalties: Inverse strengths of the L2 penalty.
-        n_classes: ``C`` of the task; classes without an example are never predicted.
+    def __init__(
+        self,
+        x: Sequence[NDArray[np.float32]],
+        y: NDArray[np.int64],
+        n_classes: int,
+        ctx: RunContext,
+    ) -> None:
+        """Take features and labels.
 
-    Raises:
-        DataError: If there are examples of one class only.
-    """
-    from clipadapt.methods import _logistic
+        Args:
+            x: Features in one or more parts, ``n`` rows of width ``D`` together.
+            y: Labels, shape ``(n,)``.
+            n_classes: ``C`` of the task; classes without an example are never predicted.
+            ctx: With ``fast`` off each penalty is solved alone; where a problem that is not solved is reported.
 
-    seen, labels = _seen(y)
-    found = _logistic.solve(x, labels, penalties, len(seen))
-    return [_widened(weight, bias, seen, n_classes) for weight, bias in found]
+        Raises:
+            DataError: If there are examples of one class only.
+        """
+        from clipadapt.methods import _logistic
+
+        self.x, self.n_classes, self.ctx = x, n_classes, ctx
+        self.seen, self.labels = _seen(y)
+        self.path = _logistic.Path(x, self.labels, len(self.seen))
+
+    def __call__(self, penalties: Sequence[float]) -> list[Linear]:
+        """Return the layer of each inverse strength of the L2 penalty."""
+        from clipadapt.methods import _logistic
+
+        if self.ctx.services.fast:
+            solutions = self.path.solve(penalties)
+        else:
+            problem = (self.x, self.labels, len(self.seen))
+            solutions = [_logistic.Path(*problem).solve([p])[0] for p in penalties]
+        for penalty, found in zip(penalties, solutions, strict=True):
+            if found.gap > _logistic.TOLERANCE:
+                self.ctx.progress.note(
+                    f"warning: linear_probe: the fit at C={penalty:.4g} is {found.gap:.1g} of its objective from the "
+                    f"optimum, not within {_logistic.TOLERANCE:g}"
+                )
+        return [_widened(f.weight, f.bias, self.seen, self.n_classes) for f in solutions]
 
 
 def _seen(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

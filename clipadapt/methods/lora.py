@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from clipadapt.core import saved
 from clipadapt.core.errors import ConfigError, ModelError, did_you_mean
+from clipadapt.core.limits import Rank, Steps, Units
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
 from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.core.protocols import Exported, Inputs, MethodConfig, ScoreKind, Split, Task
     from clipadapt.models import Tower
 
 Role = Literal["q", "k", "v", "out", "mlp", "pointwise"]
@@ -48,7 +49,9 @@ class LoRAConfig(TrainingConfig):
         use_rslora: Rank-stabilised scaling, as the official code has it.
         use_dora: Learn magnitude and direction apart (DoRA).
         logit_scale: Factor on the cosine; None takes the model's own, and its bias.
-        steps_per_shot: Steps per example of the largest class; None trains for ``epochs``.
+        steps_per_shot: Steps per example of the largest class; None trains for ``epochs``. Without few-shot draws
+            the number must be confirmed by ``steps``.
+        steps: Steps in all, in the place of ``steps_per_shot`` and ``epochs``.
         precision: Arithmetic of the frozen weights that gradients run through; the adapters are float32.
     """
 
@@ -59,15 +62,38 @@ class LoRAConfig(TrainingConfig):
     min_lr: float = Field(default=1e-6, ge=0)
     encoder: Literal["image", "text", "both"] = "both"
     roles: tuple[Role, ...] = Field(default=("q", "k", "v"), min_length=1)
-    blocks: PositiveInt | None = None
-    r: PositiveInt = 2
+    blocks: Units | None = None
+    r: Rank = 2
     lora_alpha: PositiveFloat = 1
     lora_dropout: float = Field(default=0.25, ge=0, lt=1)
     use_rslora: bool = True
     use_dora: bool = False
     logit_scale: PositiveFloat | None = 100.0
-    steps_per_shot: PositiveInt | None = 500
+    steps_per_shot: Steps | None = 500
+    steps: Steps | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def steps_for(self, train: Split[Any]) -> int:
+        """Return the steps of a fit."""
+        if self.steps is not None:
+            return self.steps
+        if self.steps_per_shot is None:
+            return super().steps_for(train)
+        return self.steps_per_shot * int(np.bincount(train.labels).max())
+
+    def check(self, task: Task[Any]) -> None:
+        """Refuse a rule for few shots on full data unless its steps are confirmed, and what the base refuses."""
+        by_shots = self.steps is None and self.steps_per_shot is not None
+        if by_shots and task.train is not None and len(task.train) and not task.few_shot:
+            steps = self.steps_for(task.train)
+            most = steps // cast("int", self.steps_per_shot)
+            raise ConfigError(
+                f"lora would take {steps:,} steps: {self.steps_per_shot} for each of the {most} examples of the "
+                f"largest class, a rule for few shots, and data.shots is not set",
+                hint=f"draw examples with --set data.shots=16, train for epochs with --set method.steps_per_shot=null "
+                f"--set method.epochs=10, or confirm the number with --set method.steps={steps}",
+            )
+        super().check(task)
 
 
 class LoRA:
@@ -91,10 +117,12 @@ class LoRA:
 
         Raises:
             ModelError: If a tower has no layer of a role that was asked for.
-            ConfigError: If a tower has fewer blocks than are to be adapted.
+            ConfigError: If a tower has fewer blocks than are to be adapted, the rank exceeds a layer's width, the
+                warm-up never ends, or the steps are to be confirmed.
         """
         config = self.config
         train = task.require_train("lora")
+        config.check(task)
         val = _training.labelled(task.val)
         adapted = Adapted.of(backbone, config, ctx)
         start = zero_shot_weights(backbone, task.classnames, task.templates)
@@ -135,9 +163,7 @@ class LoRA:
             ),
             config,
             ctx,
-            steps=None
-            if config.steps_per_shot is None
-            else config.steps_per_shot * int(np.bincount(train.labels).max()),
+            steps=config.steps_for(train),
         )
         adapted.dropout(active=False)
         return LoRAClassifier(
@@ -214,6 +240,7 @@ class Adapted:
 
         model = base.in_dtype(config.precision).clone(split=True)
         names, first_unit = _targets(model, config)
+        _check_rank(model, names, config.r)
         settings = LoraConfig(
             r=config.r,
             lora_alpha=cast("int", config.lora_alpha),  # any number serves
@@ -556,6 +583,22 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
             first = min(place[name] for name in found)
         names += found
     return names, first
+
+
+def _check_rank(model: AdapterTunable, names: list[str], r: int) -> None:
+    """Refuse a rank that a layer does not have.
+
+    Raises:
+        ConfigError: Naming the narrowest layer.
+    """
+    layers: dict[str, Any] = {name: model.module.get_submodule(name) for name in names}
+    width, name = min((min(layer.weight.shape[:2]), name) for name, layer in layers.items())
+    if r > width:
+        raise ConfigError(
+            f"method.r is {r}; the layer '{name}' of '{model.name}' is {width} wide, and no update of it has a "
+            f"higher rank",
+            hint=f"take 1 to {width}",
+        )
 
 
 def _block_of(names: list[str]) -> dict[str, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
+from clipadapt.core.limits import MAX_EPOCHS, BatchSize, Epochs
 from clipadapt.methods import _cache_model, _training
 from clipadapt.methods._cache_model import CacheClassifier, CacheModel, SearchConfig
 from clipadapt.methods._images import tensor
@@ -40,11 +41,11 @@ class TipAdapterFConfig(SearchConfig, TrainingConfig):
     eps: PositiveFloat = 1e-4
     weight_decay: float = Field(default=0.01, ge=0)
     schedule: Literal["dassl", "cosine", "constant"] = "cosine"
-    epochs: int = Field(default=20, ge=0)
-    batch_size: PositiveInt = 256
+    epochs: Epochs = 20
+    batch_size: BatchSize = 256
     keep: Literal["last", "best"] = "best"
     smallest_crop: float = Field(default=0.5, gt=0, le=1)
-    training_views: int | None = Field(default=None, ge=0)
+    training_views: int | None = Field(default=None, ge=0, le=MAX_EPOCHS)
 
 
 class TipAdapterF:
@@ -67,6 +68,7 @@ class TipAdapterF:
         """Train the keys on ``task.train``; epoch, ``alpha`` and ``beta`` are chosen on ``task.val``."""
         config = self.config
         train = task.require_train("tip_adapter_f")
+        config.check(task)
         val = _training.labelled(task.val)
         text = zero_shot_weights(backbone, task.classnames, task.templates)
         weights = tensor(text)
@@ -97,7 +99,8 @@ class TipAdapterF:
 
         def val_scores() -> NDArray[np.float32]:
             assert val_features is not None
-            return scores(val_features).detach().numpy()
+            args = (config.alpha, config.beta, config.logit_scale)
+            return cache.scores(val_features, weights, *args)
 
         selection = _training.train(
             _training.Fit(

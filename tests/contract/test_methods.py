@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipadapt.core import config, registry, runner
+from clipadapt.core import config, registry, runner, sweep
 from clipadapt.core.errors import ConfigError
 from clipadapt.core.protocols import Classifier, DatasetOptions, OpenVocabulary, Task
 from clipadapt.core.registry import METHODS, Resolved
@@ -138,6 +138,71 @@ def test_recipes_are_shipped_and_valid(name):
             and loaded.method != config.load([stem], ["data.name=synthetic"], track=track).method
         ):
             assert loaded.config.recipe.deviations
+
+
+# Integer settings whose bound is a check elsewhere: name -> where.
+CHECKED: dict[str, str] = {}
+
+
+def unbounded(schema):
+    """Paths of the integers in a JSON schema that have no largest value."""
+    definitions = schema.get("$defs", {})
+
+    def walk(node, path):
+        if "$ref" in node:
+            yield from walk(definitions[node["$ref"].rpartition("/")[2]], path)
+        if node.get("type") == "integer" and not {"maximum", "exclusiveMaximum"} & node.keys():
+            yield path
+        for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+            for child in node.get(key, ()):
+                yield from walk(child, path)
+        for key in ("items", "additionalProperties"):
+            if isinstance(node.get(key), dict):
+                yield from walk(node[key], path)
+        for name, child in node.get("properties", {}).items():
+            yield from walk(child, f"{path}.{name}")
+
+    return set(walk(schema, ""))
+
+
+@every_method
+def test_every_integer_setting_has_a_largest_value(name):
+    found = {f"{name}{path}" for path in unbounded(METHODS.get(name).Config.model_json_schema())}
+
+    assert found <= CHECKED.keys()
+
+
+def test_every_integer_of_an_experiment_has_a_largest_value():
+    assert unbounded(config.ExperimentConfig.model_json_schema()) == set()
+    for model in (sweep.MethodAxis, sweep.Axes, sweep.Exclude, sweep.ProtocolConfig):
+        assert unbounded(model.model_json_schema()) == set()
+
+
+@every_method
+def test_a_paper_recipe_states_its_precision_source_and_deviations(name):
+    track, _, stem = name.partition("/")
+    for recipe, path in config.config_names(track).items():
+        if recipe != stem and not recipe.startswith(f"{stem}-"):
+            continue
+        raw = config.read_fragment(path)
+        assert raw["recipe"]["source"]
+        assert isinstance(raw["recipe"]["deviations"], list)
+        if METHODS.get(name).requires is not None and not recipe.endswith("-quick"):
+            assert raw["model"] == {"precision": "fp32"}, recipe
+            # The user's model keeps the recipe's precision; another precision is a deviation.
+            words = ["data.name=synthetic", "model.name=any"]
+            own = config.load([recipe], words, track=track)
+            assert (own.config.model.name, own.config.model.precision) == ("any", "fp32")
+            assert own.deviations == own.config.recipe.deviations
+            changed = config.load([recipe], [*words, "model.precision=auto"], track=track)
+            assert changed.deviations[-1] == "model.precision=auto (--set)"
+        if "fewshot" in recipe or (stem in FEW_SHOT and track == "clip"):
+            declared = " ".join(raw["recipe"]["deviations"])
+            assert "few-shot draws are clipadapt's own" in declared, recipe
+
+
+# Papers that draw examples of each class by rules of their own.
+FEW_SHOT = ("coop", "lora", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f")
 
 
 class Guarded:

@@ -316,7 +316,10 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
             "coop clip method.schedule=linear method.lr=0",
             ["'dassl', 'cosine' or 'constant' (got 'linear')", "method.lr: Input should be greater than 0"],
         ),
-        ("full_finetune clip method.blocks=9", ["method.blocks is 9", "has 4 units", "take 1 to 4"]),
+        (
+            "full_finetune clip method.blocks=9 method.warmup_steps=0",
+            ["method.blocks is 9", "has 4 units", "take 1 to 4"],
+        ),
         ("full_finetune clip method.block=2", ["method.block", "did you mean 'blocks'?"]),
         ("wise_ft clip method.alpha=1.5", ["method.alpha: Input should be less than or equal to 1 (got 1.5)"]),
         ("tip_adapter_f clip method.keep=first", ["method.keep: Input should be 'last' or 'best' (got 'first')"]),

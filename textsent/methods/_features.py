@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field
 
+from clipadapt.core.limits import Penalty
 from clipadapt.core.protocols import MethodConfig
 from textsent.methods import _task
 from textsent.models import Pooling
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from textsent.models import TextEncoder
 
 F = TypeVar("F")
+MAX_GRID = 1000  # values of C
 
 
 class FeatureConfig(MethodConfig):
@@ -36,12 +38,12 @@ class FeatureConfig(MethodConfig):
         C_grid: Values tried on val; empty, or without val, takes ``C``.
     """
 
-    layer: int = -1
+    layer: int = Field(default=-1, ge=-1000, le=1000)  # those there are: the model's to say
     pooling: Pooling = "cls"
-    max_length: PositiveInt | None = None
+    max_length: int | None = Field(default=None, ge=1, le=1_000_000)
     standardize: bool = False
-    C: PositiveFloat = 1.0
-    C_grid: tuple[PositiveFloat, ...] = ()
+    C: Penalty = 1.0
+    C_grid: tuple[Penalty, ...] = Field(default=(), max_length=MAX_GRID)
 
 
 @dataclass(frozen=True, slots=True)

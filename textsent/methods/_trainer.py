@@ -140,7 +140,7 @@ def train(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # with several the batch would be multiplied by their number
-    steps = math.ceil(len(train_rows) / config.batch_size) * config.epochs
+    steps = config.steps_for(len(train_rows))
     with ctx.progress.track(name, steps, "steps") as bar:
         trainer = _Trainer(
             model,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import random
 import warnings
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from clipadapt.core import saved
 from clipadapt.core.errors import unknown
+from clipadapt.core.limits import MAX_EPOCHS, BatchSize, WarmupSteps, check_warmup
 from clipadapt.core.protocols import MethodConfig
 from textsent.methods import _task
 
@@ -54,16 +56,25 @@ class TrainingConfig(MethodConfig):
         precision: Arithmetic of training: ``fp32``, or ``bf16`` autocast over float32 weights.
     """
 
-    epochs: PositiveInt = 3
-    batch_size: PositiveInt = 16
-    eval_batch_size: PositiveInt = 64
+    epochs: int = Field(default=3, ge=1, le=MAX_EPOCHS)
+    batch_size: BatchSize = 16
+    eval_batch_size: BatchSize = 64
     lr: PositiveFloat = 5e-5
-    warmup_steps: NonNegativeFloat = 500
+    warmup_steps: WarmupSteps = 500
     weight_decay: NonNegativeFloat = 0.01
     keep: Literal["best", "last"] = "best"
     group_by_length: bool = False
-    max_length: int | None = Field(default=None, ge=3)
+    max_length: int | None = Field(default=None, ge=3, le=1_000_000)
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def check(self, task: Task[str]) -> None:
+        """Refuse a schedule that ends before its warm-up does."""
+        if task.train is not None and len(task.train):
+            check_warmup(self.warmup_steps, self.steps_for(len(task.train)))
+
+    def steps_for(self, n: int) -> int:
+        """Return the steps of training on ``n`` texts."""
+        return math.ceil(n / self.batch_size) * self.epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +197,12 @@ def fit(
         head_only: The encoder is frozen: its features are read once, if the head needs no more.
 
     Raises:
+        ConfigError: If the warm-up never ends.
         DataError: If train has one class only.
         ModelError: If the model cannot read ``config.max_length`` pieces.
     """
     train, val = _task.labelled(task, method)
+    config.check(task)
     length = _task.pieces(backbone, config.max_length)
     backbone.tokenize(
         [], length

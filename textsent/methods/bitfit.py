@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from clipadapt.core.limits import WarmupSteps
 from textsent.methods import _training
 from textsent.methods._training import TrainingConfig
 from textsent.models import TextEncoder
@@ -29,7 +30,7 @@ class BitFitConfig(TrainingConfig):
     """
 
     lr: float = Field(default=1e-3, gt=0)
-    warmup_steps: float = Field(default=0.1, ge=0)
+    warmup_steps: WarmupSteps = 0.1
 
 
 class BitFit:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from clipadapt.core.limits import MAX_EPOCHS, WarmupSteps
 from textsent.methods import _training
 from textsent.methods._training import TrainingConfig
 from textsent.models import TextEncoder
@@ -27,9 +28,9 @@ class HeadConfig(TrainingConfig):
         warmup_steps: Steps of linear warm-up; below 1 the share of all steps.
     """
 
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=20, ge=1, le=MAX_EPOCHS)
     lr: float = Field(default=1e-3, gt=0)
-    warmup_steps: float = Field(default=0.1, ge=0)
+    warmup_steps: WarmupSteps = 0.1
 
 
 class Head:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from clipadapt.core import metrics, saved
+from clipadapt.core.limits import Iterations, Penalty
 from textsent.methods import _features, _task
-from textsent.methods._features import FeatureConfig, Reader, Scaler
+from textsent.methods._features import MAX_GRID, FeatureConfig, Reader, Scaler
 from textsent.models import TextEncoder
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ class LogRegConfig(FeatureConfig):
     """
 
     standardize: bool = True
-    C_grid: tuple[Annotated[float, Field(gt=0)], ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    max_iter: int = Field(default=1000, ge=1)
+    C_grid: tuple[Penalty, ...] = Field(
+        default=(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), max_length=MAX_GRID
+    )
+    max_iter: Iterations = 1000
 
 
 @dataclass(frozen=True, slots=True)

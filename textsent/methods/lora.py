@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clipadapt.core.errors import unknown
+from clipadapt.core.errors import ConfigError, unknown
+from clipadapt.core.limits import Rank
 from textsent.methods import _training
 from textsent.methods._training import TrainingConfig
 from textsent.models import TextEncoder
@@ -37,8 +38,8 @@ class LoRAConfig(TrainingConfig):
     """
 
     lr: float = Field(default=5e-4, gt=0)
-    r: int = Field(default=16, ge=1)
-    lora_alpha: int = Field(default=32, ge=1)
+    r: Rank = 16
+    lora_alpha: int = Field(default=32, ge=1, le=1_000_000)
     lora_dropout: float = Field(default=0.1, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
 
@@ -65,6 +66,7 @@ class LoRA:
             DataError: If train has one class only.
             ModelError: If the architecture is not known and no target is named, or the model cannot read
                 ``max_length`` pieces.
+            ConfigError: If a target's layer is narrower than the rank, or the warm-up never ends.
             UnknownNameError: If a target names no linear layer of the encoder.
         """
         config = self.config
@@ -77,7 +79,7 @@ class LoRA:
             "lora_dropout": config.lora_dropout,
             "target_modules": list(targets),
         }
-        check_targets(backbone, targets)
+        check_targets(backbone, targets, config.r)
         return _training.fit(
             "lora", config, backbone, task, ctx, lambda model: _adapted(model, settings), settings
         )
@@ -91,18 +93,31 @@ class LoRA:
         return _training.load(directory, backbone, _adapted, SETTINGS)
 
 
-def check_targets(backbone: TextEncoder, targets: Sequence[str]) -> None:
-    """Check that every target names a linear layer of the encoder.
+def check_targets(backbone: TextEncoder, targets: Sequence[str], r: int = 1) -> None:
+    """Check that every target names a linear layer of the encoder, of width ``r`` at the least.
 
     Raises:
+        ConfigError: For a layer that is narrower.
         UnknownNameError: For the first that does not.
     """
     from torch import nn
 
-    names = [name for name, m in backbone.module.named_modules() if isinstance(m, nn.Linear)]
+    widths = {
+        name: min(m.in_features, m.out_features)
+        for name, m in backbone.module.named_modules()
+        if isinstance(m, nn.Linear)
+    }
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names})
+        found = {name: w for name, w in widths.items() if f".{name}".endswith(f".{target}")}
+        for name, width in found.items():
+            if width < r:
+                raise ConfigError(
+                    f"method.r is {r}; the layer '{name}' of '{backbone.name}' is {width} wide, and no update of it "
+                    f"has a higher rank",
+                    hint=f"take 1 to {width}",
+                )
+        if not found:
+            known = sorted({name.rpartition(".")[2] for name in widths})
             raise unknown(
                 f"target module of {backbone.name}",
                 target,

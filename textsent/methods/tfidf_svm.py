@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from clipadapt.core import saved
 from clipadapt.core.errors import DataError
+from clipadapt.core.limits import Examples, Iterations, Penalty
 from clipadapt.core.protocols import MethodConfig
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ class TfidfSVMConfig(MethodConfig):
         max_iter: Passes of the solver at the most.
     """
 
-    C: PositiveFloat = 1.0
+    C: Penalty = 1.0
     max_ngram: int = Field(default=2, ge=1, le=5)
-    min_df: PositiveInt = 1
+    min_df: Examples = 1
     sublinear_tf: bool = False
-    max_iter: PositiveInt = 10_000
+    max_iter: Iterations = 10_000
 
 
 class TfidfSVM:

@@ -78,7 +78,10 @@ def test_a_recipe_of_ones_own_is_no_deviation_from_itself(tmp_path):
 
     assert own.recipe == "mine"
     assert own.deviations == ()
-    assert changed.deviations == ("method.logit_scale=10.0 (--set)",)
+    assert changed.deviations == (
+        *changed.config.recipe.deviations,
+        "method.logit_scale=10.0 (--set)",
+    )
 
 
 def test_a_store_that_is_no_word(tmp_path):

@@ -337,9 +337,11 @@ def test_fit_temperature_of_separated_classes_is_sure_but_not_certain(scale: flo
 def test_fit_temperature_degenerate_scores() -> None:
     labels = np.array([0, 1, 2])
     assert metrics.fit_temperature(np.ones((3, 3), dtype=np.float32), labels) == 1.0
-    # Worse than chance: no confidence at all.
+    # Worse than chance, or with a class far below all others: the best temperature is at the end of the search.
     wrong = np.roll(np.eye(3, dtype=np.float32), 1, axis=1)
-    assert metrics.fit_temperature(wrong, labels) > 1e3
+    unseen = np.array([[3, 0, -1e4], [0, 3, -1e4], [3, 0, -1e4]], dtype=np.float32)
+    assert metrics.fit_temperature(wrong, labels) is None
+    assert metrics.fit_temperature(unseen, labels) is None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

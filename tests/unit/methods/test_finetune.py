@@ -202,8 +202,8 @@ CROPPED = {
     "lora": {"steps_per_shot": None},
     "clip_adapter": {},
     "tip_adapter_f": {"views": 2, "beta_steps": 2},
-    "full_finetune": {"blocks": 2},
-    "wise_ft": {"blocks": 2},
+    "full_finetune": {"blocks": 2, "warmup_steps": 0.1},
+    "wise_ft": {"blocks": 2, "warmup_steps": 0.1},
 }
 
 

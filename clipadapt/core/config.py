@@ -146,7 +146,7 @@ class ResourcesConfig(StrictModel):
 
     cpus: PositiveFloat | None = None
     gpus: NonNegativeFloat | None = None
-    memory_bytes: int | None = Field(default=None, ge=1, le=2**60)
+    memory_bytes: int | None = Field(default=None, gt=0, le=2**60)
     custom: dict[str, PositiveFloat] = Field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from clipadapt.core.errors import ConfigError
 
 MAX_EPOCHS: Final = 100_000
+LEAST_PENALTY: Final = 1e-12
 MAX_SEED: Final = 2**32 - 1  # the largest that PyTorch, NumPy and scikit-learn take alike
 
 
@@ -18,13 +19,19 @@ def _whole_or_share(value: float) -> float:
     return value
 
 
+def _not_tiny(value: float) -> float:
+    if value < LEAST_PENALTY:
+        raise ValueError(f"take {LEAST_PENALTY:g} or more")
+    return value
+
+
 Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
 BatchSize = Annotated[int, Field(gt=0, le=65_536)]
 Steps = Annotated[int, Field(gt=0, le=10_000_000)]
 WarmupSteps = Annotated[float, Field(ge=0, le=1_000_000), AfterValidator(_whole_or_share)]
 """Steps of linear warm-up; below 1 the share of all steps."""
 Iterations = Annotated[int, Field(gt=0, le=1_000_000)]
-Penalty = Annotated[float, Field(ge=1e-12, le=1e12)]
+Penalty = Annotated[float, Field(gt=0, le=1e12), AfterValidator(_not_tiny)]
 """``C``, inverse strength of an L2 penalty."""
 Units = Annotated[int, Field(gt=0, le=1_000)]
 """Blocks or units of a tower; how many there are is checked against the model."""

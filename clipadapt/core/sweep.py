@@ -84,7 +84,7 @@ class Exclude(StrictModel):
     models: str | tuple[str, ...] | None = None
     methods: str | tuple[str, ...] | None = None
     shots: Shots | tuple[Shots | None, ...] | None = None
-    seeds: int | tuple[int, ...] | None = None
+    seeds: Seed | tuple[Seed, ...] | None = None
 
 
 class Axes(StrictModel):

@@ -60,8 +60,8 @@ class SearchConfig(MethodConfig):
     search: bool = True
     alpha_max: PositiveFloat = 3.0
     beta_max: PositiveFloat = 7.0
-    alpha_steps: int = Field(default=20, ge=1, le=1000)
-    beta_steps: int = Field(default=200, ge=1, le=1000)
+    alpha_steps: int = Field(default=20, gt=0, le=1000)
+    beta_steps: int = Field(default=200, gt=0, le=1000)
     views: int = Field(default=10, ge=0, le=1000)
     logit_scale: PositiveFloat = 100.0
 

@@ -25,7 +25,7 @@ TOLERANCE: Final = 1e-8
 """Relative: a problem is solved when its objective is within this share of the least one, as Newton's model has it."""
 BLOCK_BYTES: Final = 8 << 20
 """Logits of one block of rows, in bytes."""
-ROTATED_BYTES: Final = 1 << 30
+ROTATED_BYTES: Final = 256 << 20
 """Features are kept along the directions they vary in up to this size; beyond it they are read as they are."""
 STRIDE: Final = 100.0
 LONGEST_STRIDE: Final = math.log(1.001 * STRIDE)
@@ -160,15 +160,27 @@ class _Problem:
         return weight, bias - bias.mean()
 
     def rows(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield blocks of features along the directions, shape ``(m, r)``."""
+        """Yield blocks of features: along the directions where these are kept, else as they are."""
         kept = self.rotated if dtype == torch.float64 else self.single
         if kept is None:
-            for rows, block in _blocks(self.x, 8 * self.n_classes):
-                yield rows, ((block - self.mean) @ self.basis).to(dtype)
+            yield from _blocks(self.x, 8 * self.n_classes, dtype)
             return
         size = max(256, BLOCK_BYTES // (8 * self.n_classes))
         for i in range(0, len(kept), size):
             yield slice(i, i + size), kept[i : i + size]
+
+    def for_rows(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights and biases of what :meth:`rows` yields."""
+        if self.rotated is not None:
+            return u[:, :-1], u[:, -1]
+        weight = u[:, :-1] @ self.basis.T
+        return weight, u[:, -1] - weight @ self.mean
+
+    def of_rows(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Return a gradient by ``u`` from one by the weights and biases of :meth:`for_rows`."""
+        if self.rotated is None:
+            weight = (weight - bias[:, None] * self.mean) @ self.basis
+        return torch.cat([weight, bias[:, None]], dim=-1)
 
     def look(self, u: torch.Tensor, lam: float) -> _Look:
         """Return objective, gradient and probabilities at ``u``.
@@ -176,10 +188,11 @@ class _Problem:
         Nothing is taken from 1, so a loss of 1e-12 and its gradient are as exact as large ones.
         """
         loss = torch.zeros((), dtype=torch.float64)
-        gradient = torch.zeros_like(u)
+        weight, bias = self.for_rows(u)
+        by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         p = torch.empty(len(self.y), self.n_classes, dtype=torch.float32)
         for rows, part in self.rows(torch.float64):
-            logits = torch.addmm(u[:, -1], part, u[:, :-1].T)  # (m, c)
+            logits = torch.addmm(bias, part, weight.T)  # (m, c)
             own = self.y[rows, None]
             logits -= logits.gather(-1, own)
             others = logits.scatter(-1, own, -torch.inf).logsumexp(-1)  # (m,)
@@ -188,26 +201,26 @@ class _Problem:
             slope = (logits - each[:, None]).exp_()
             p[rows] = slope.float()
             slope.scatter_(-1, own, -others.sigmoid()[:, None])  # p - one-hot
-            gradient[:, :-1] += slope.T @ part
-            gradient[:, -1] += slope.sum(0)
-        gradient /= len(self.y)
+            by_weight += slope.T @ part
+            by_bias += slope.sum(0)
+        gradient = self.of_rows(by_weight, by_bias) / len(self.y)
         gradient[:, :-1] += lam * u[:, :-1]
         return _Look(loss / len(self.y) + 0.5 * lam * u[:, :-1].square().sum(), gradient, p)
 
     def curve(self, p: torch.Tensor, lam: float, v: torch.Tensor) -> torch.Tensor:
         """Return the Hessian times ``v`` at the probabilities ``p``; float32 inside, as a direction need be."""
-        out = torch.zeros(v.shape, dtype=torch.float32)
         scale = v.abs().max().clamp(min=1e-300)  # small ones would sink below float32
-        w = (v / scale).float()
+        weight, bias = (t.float() for t in self.for_rows(v / scale))
+        by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         for rows, part in self.rows(torch.float32):
-            change = torch.addmm(w[:, -1], part, w[:, :-1].T)  # (m, c)
+            change = torch.addmm(bias, part, weight.T)  # (m, c)
             change -= change.gather(-1, self.y[rows, None])
             q = p[rows]
             change -= (q * change).sum(-1, keepdim=True)
             change *= q
-            out[:, :-1] += change.T @ part
-            out[:, -1] += change.sum(0)
-        curved = out.double() * (scale / len(self.y))
+            by_weight += change.T @ part
+            by_bias += change.sum(0)
+        curved = self.of_rows(by_weight.double(), by_bias.double()) * (scale / len(self.y))
         curved[:, :-1] += lam * v[:, :-1]
         return curved
 
@@ -283,12 +296,15 @@ def _direction(problem: _Problem, look: _Look, lam: float) -> torch.Tensor:
     return out
 
 
-def _blocks(parts: Sequence[NDArray[Any]], row_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield the rows of all parts in blocks, float64, with their places."""
+def _blocks(
+    parts: Sequence[NDArray[Any]], row_bytes: int, dtype: torch.dtype = torch.float64
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield the rows of all parts in blocks, with their places."""
     size = max(256, BLOCK_BYTES // row_bytes)
+    kind = np.float64 if dtype == torch.float64 else np.float32
     offset = 0
     for part in parts:
         for i in range(0, len(part), size):
-            block = torch.from_numpy(part[i : i + size].astype(np.float64))
+            block = torch.from_numpy(part[i : i + size].astype(kind))
             yield slice(offset + i, offset + i + len(block)), block
         offset += len(part)

@@ -44,7 +44,7 @@ class CLIPAdapterConfig(TrainingConfig):
     """
 
     ratio: float = Field(default=0.2, ge=0, le=1)
-    reduction: int = Field(default=4, ge=1, le=65_536)
+    reduction: int = Field(default=4, gt=0, le=65_536)
     drop_last: bool = True
 
 

@@ -45,7 +45,7 @@ class CoOpConfig(TrainingConfig):
         precision: Arithmetic of the frozen text tower that gradients run through; the context is float32.
     """
 
-    n_ctx: int = Field(default=16, ge=1, le=1000)
+    n_ctx: int = Field(default=16, gt=0, le=1000)
     ctx_init: str | None = None
     class_token_position: Literal["end", "middle", "front"] = "end"  # noqa: S105
     CSC: bool = False

@@ -81,7 +81,7 @@ class LinearProbeConfig(MethodConfig):
     max_iter: Iterations = 1000
     span: bool = True
     lr: PositiveFloat = 0.1
-    epochs: int = Field(default=10, ge=1, le=MAX_EPOCHS)
+    epochs: int = Field(default=10, gt=0, le=MAX_EPOCHS)
     batch_size: BatchSize = 64
 
 
@@ -377,7 +377,7 @@ class Batched:
         x: Sequence[NDArray[np.float32]],
         y: NDArray[np.int64],
         n_classes: int,
-        ctx: RunContext,
+        ctx: RunContext | None = None,
     ) -> None:
         """Take features and labels.
 
@@ -385,7 +385,7 @@ class Batched:
             x: Features in one or more parts, ``n`` rows of width ``D`` together.
             y: Labels, shape ``(n,)``.
             n_classes: ``C`` of the task; classes without an example are never predicted.
-            ctx: With ``fast`` off each penalty is solved alone; where a problem that is not solved is reported.
+            ctx: With ``fast`` off each penalty is solved alone. A problem that is not solved is reported there.
 
         Raises:
             DataError: If there are examples of one class only.
@@ -400,13 +400,13 @@ class Batched:
         """Return the layer of each inverse strength of the L2 penalty."""
         from clipadapt.methods import _logistic
 
-        if self.ctx.services.fast:
+        if self.ctx is None or self.ctx.services.fast:
             solutions = self.path.solve(penalties)
         else:
             problem = (self.x, self.labels, len(self.seen))
             solutions = [_logistic.Path(*problem).solve([p])[0] for p in penalties]
         for penalty, found in zip(penalties, solutions, strict=True):
-            if found.gap > _logistic.TOLERANCE:
+            if found.gap > _logistic.TOLERANCE and self.ctx is not None:
                 self.ctx.progress.note(
                     f"warning: linear_probe: the fit at C={penalty:.4g} is {found.gap:.1g} of its objective from the "
                     f"optimum, not within {_logistic.TOLERANCE:g}"

@@ -70,7 +70,7 @@ def stored(settings: dict[str, Any]) -> dict[str, Any]:
 def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure reading ``n`` float16 features back from the store and fitting probes on them."""
     from clipadapt.core.store import FeatureStore, Space
-    from clipadapt.methods.linear_probe import fit_batched
+    from clipadapt.methods.linear_probe import Batched
 
     use_threads(settings)
     n, width = settings["n"], settings["width"]
@@ -93,7 +93,7 @@ def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
         if got.computed:
             raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
         rows = got.rows
-        fit_batched([rows], labels, PENALTIES, N_CLASSES)
+        Batched([rows], labels, N_CLASSES)(PENALTIES)
         return int(rows.nbytes)
 
     with AnonymousMemory() as own:
@@ -143,12 +143,12 @@ def made_up_digests(n: int) -> NDArray[np.uint8]:
 
 def fit_probe(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the batched solver with a few penalties on ``n`` features."""
-    from clipadapt.methods.linear_probe import fit_batched
+    from clipadapt.methods.linear_probe import Batched
 
     use_threads(settings)
     x, y = clusters(settings["n"], settings["width"], N_CLASSES)
-    fit_batched([x[:200]], y[:200], PENALTIES, N_CLASSES)
-    _, seconds, memory = measured(lambda: fit_batched([x], y, PENALTIES, N_CLASSES))
+    Batched([x[:200]], y[:200], N_CLASSES)(PENALTIES)
+    _, seconds, memory = measured(lambda: Batched([x], y, N_CLASSES)(PENALTIES))
     return {"seconds": seconds, "memory": memory}
 
 

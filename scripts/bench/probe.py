@@ -69,12 +69,12 @@ def sweep_of_ours(
     penalties: NDArray[np.float64],
     _max_iter: int,
 ) -> list[Any]:
-    """Fit with all penalties at once by the batched solver of ``clip/linear_probe``."""
+    """Fit all penalties by the batched solver of ``clip/linear_probe``."""
     from baselines.linear_probe import Probe
 
-    from clipadapt.methods.linear_probe import fit_batched
+    from clipadapt.methods.linear_probe import Batched
 
-    layers = fit_batched([x], y, penalties.tolist(), int(y.max()) + 1)
+    layers = Batched([x], y, int(y.max()) + 1)(penalties.tolist())
     return [
         Probe(C, layer.weight, layer.bias, float((layer(xv).argmax(1) == yv).mean()))
         for C, layer in zip(penalties.tolist(), layers, strict=True)

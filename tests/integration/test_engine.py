@@ -154,6 +154,7 @@ def test_a_model_is_loaded_once_and_features_are_computed_once(
         "methods": ["zero_shot", PROBE],
         "shots": [2],
         "seeds": [1, 2],
+        "settings": {"model.precision": "auto"},  # zero_shot's is fp32, a model of its own
     }
 
     done = bench(plan, "--json")

@@ -233,7 +233,7 @@ def test_a_rank_beyond_the_layers_width_is_refused(cli, tiny_clip, tiny_texts, f
             tmp_path / "r",
             "data.shots=2",
             "method.roles=[q]",
-            "method.blocks=1",
+            "method.blocks=null",
             "method.r=5000",
         )
     )

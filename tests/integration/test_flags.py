@@ -75,7 +75,8 @@ def known(cli, records, pictures, tmp_path, monkeypatch):
     def run(*more, **settings):
         given = [f"--set=method.{k}={v}" for k, v in settings.items()]
         done = cli(
-            "run", tmp_path / "known.yaml", "--set", f"data.name=folder:{pictures}", *given, *more,
+            "run", tmp_path / "known.yaml", "--set", f"data.name=folder:{pictures}",
+            "--set", "evaluation.calibrate=false", *given, *more,
             "--json", "--out", tmp_path / "runs",
         )  # fmt: skip
         return records(done), done.err

@@ -40,7 +40,7 @@ class FeatureConfig(MethodConfig):
 
     layer: int = Field(default=-1, ge=-1000, le=1000)  # those there are: the model's to say
     pooling: Pooling = "cls"
-    max_length: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_length: int | None = Field(default=None, gt=0, le=1_000_000)
     standardize: bool = False
     C: Penalty = 1.0
     C_grid: tuple[Penalty, ...] = Field(default=(), max_length=MAX_GRID)

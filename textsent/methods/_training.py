@@ -56,7 +56,7 @@ class TrainingConfig(MethodConfig):
         precision: Arithmetic of training: ``fp32``, or ``bf16`` autocast over float32 weights.
     """
 
-    epochs: int = Field(default=3, ge=1, le=MAX_EPOCHS)
+    epochs: int = Field(default=3, gt=0, le=MAX_EPOCHS)
     batch_size: BatchSize = 16
     eval_batch_size: BatchSize = 64
     lr: PositiveFloat = 5e-5

@@ -50,3 +50,58 @@ def test_the_search_is_a_loop_over_alpha_and_beta(block_bytes, monkeypatch):
     assert best["value"] == pytest.approx(np.max(grid))
     i, j = divmod(int(np.argmax(grid)), 3)
     assert (best["beta"], best["alpha"]) == pytest.approx((0.1 + i * 6.9 / 5, 0.1 + j * 2.9 / 3))
+
+
+@pytest.mark.parametrize("counts", [[2] * 30, [1, 7, 0, 3, 2] * 6])
+@pytest.mark.parametrize("scale", [100.0, 5.0])
+def test_classes_that_cannot_win_are_left_out_without_a_difference(counts, scale):
+    """With many classes only some are computed; the grid of accuracies is that of all of them."""
+    C, m = len(counts), 40
+    draw = torch.Generator().manual_seed(1)
+    labels = np.repeat(np.arange(C), counts)
+    rng = np.random.default_rng(1)
+    labels = labels[rng.permutation(len(labels))]
+    prototypes = F.normalize(torch.randn(C, D, generator=draw), dim=-1)
+
+    def near(classes):
+        noise = 0.6 * torch.randn(len(classes), D, generator=draw)
+        return F.normalize(prototypes[torch.from_numpy(classes)] + noise, dim=-1)
+
+    val = rng.integers(0, C, m)
+    cache, features = CacheModel(near(labels), labels, C), near(val)
+    config = SearchConfig(alpha_steps=4, beta_steps=12, logit_scale=scale)
+    seen: dict[str, Any] = {}
+    ctx = RunContext(0, Path(), Services(FeatureStore(enabled=False)), observe=seen.__setitem__)
+
+    _cache_model.search(cache, features, val, prototypes, config, ctx)
+
+    for i, beta in enumerate(0.1 + np.arange(12) * 6.9 / 12):
+        for j, alpha in enumerate(0.1 + np.arange(4) * 2.9 / 4):
+            scores = cache.scores(features, prototypes, float(alpha), float(beta), scale)
+            assert seen["grid"][i, j] == pytest.approx((scores.argmax(1) == val).mean())
+
+
+def test_a_search_computes_few_of_many_classes_and_says_what_a_long_one_costs(monkeypatch):
+    C = 2000
+    draw = torch.Generator().manual_seed(2)
+    keys = F.normalize(torch.randn(C, 64, generator=draw), dim=-1)
+    cache = CacheModel(keys, np.arange(C), C)
+    said: list[str] = []
+    services = Services(FeatureStore(enabled=False))
+    monkeypatch.setattr(type(services.progress), "note", lambda _, message: said.append(message))
+    monkeypatch.setattr(_cache_model, "WORTH_SAYING", 0.0)
+    monkeypatch.setattr(_cache_model, "BLOCK_BYTES", 4 * C * 50)
+    computed: list[int] = []
+    padded = _cache_model._padded
+    monkeypatch.setattr(
+        _cache_model, "_padded", lambda able: computed.append(int(able.sum())) or padded(able)
+    )
+    labels = np.arange(100)
+
+    _cache_model.search(
+        cache, keys[:100], labels, keys, SearchConfig(), RunContext(0, Path(), services)
+    )
+
+    assert max(computed) < 0.05 * C * 50
+    (message,) = said
+    assert "100 val examples, 2,000 keys and 2,000 classes: about" in message

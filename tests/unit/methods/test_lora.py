@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -240,7 +241,8 @@ def test_updates_are_scaled(rslora, r, alpha, factor, models, small, tmp_path):
 def test_steps_go_by_the_largest_class(models, small, tmp_path):
     ctx = context(tmp_path, observe=Seen())
 
-    method("lora", **SHORT | {"steps_per_shot": 2, "epochs": 1}).fit(models("clip"), small[0], ctx)
+    task = dataclasses.replace(small[0], few_shot=True)
+    method("lora", **SHORT | {"steps_per_shot": 2, "epochs": 1}).fit(models("clip"), task, ctx)
 
     assert len(ctx.observe.values["lr"]) == 2 * 4
 

@@ -239,3 +239,57 @@ def test_fast_off_is_another_run_in_the_same_folder(known):
     assert "skipped" not in err
     assert first["run_id"] != slow["run_id"] == again["run_id"]
     assert "1 of 1 runs were complete already, skipped" in err_again
+
+
+@pytest.mark.parametrize("way", ["spelling", "copy", "extract"])
+def test_texts_that_were_learnt_from_are_flagged_however_they_are_named(
+    cli, records, tmp_path, way
+):
+    words = {"bad": ("dull", "weak", "slow", "poor"), "good": ("fine", "warm", "bright", "rich")}
+    rows = {
+        split: [
+            f"a {word} film of {i} {split} parts,{label},{split}"
+            for label, own in words.items()
+            for word in own
+            for i in range(2)
+        ]
+        for split in ("train", "val", "test")
+    }
+    head = "text,label,split"
+    path = tmp_path / "reviews.csv"
+    path.write_text("\n".join([head, *rows["train"], *rows["val"], *rows["test"]]) + "\n")
+    other = {
+        "spelling": f"{tmp_path}/./reviews.csv",
+        "copy": tmp_path / "copied.csv",
+        "extract": tmp_path / "extract.csv",
+    }[way]
+    if way == "copy":
+        other.write_bytes(path.read_bytes())
+    if way == "extract":  # what was trained on, as somebody's test set
+        held = [r.replace(",train", ",test") for r in rows["train"]]
+        other.write_text("\n".join([head, *rows["val"], *held]) + "\n")
+    split = "test" if way == "extract" else "train"
+
+    home, away = records(
+        cli(
+            "run", "tfidf_svm-quick", "--set", f"data.name=csv:{path}", "--set",
+            f"evaluation.also=[{{dataset: 'csv:{other}', split: {split}}}]",
+            "--set", "seeds=[1]", "--json", "--out", tmp_path / "runs", program="textsent",
+        )
+    )  # fmt: skip
+
+    assert "judged_on_train" not in home["flags"]
+    assert "judged_on_train" in away["flags"]
+
+
+def test_zero_shot_is_flagged_too(cli, records, tiny_clip, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "copy" / "pictures")
+    home, away = records(
+        cli(
+            "zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}",
+            "--set", f"evaluation.also=[{{dataset: 'folder:{tmp_path}/copy/pictures', split: train}}]",
+            "--json", "--out", tmp_path / "runs",
+        )
+    )  # fmt: skip
+    assert "judged_on_train" not in home["flags"]
+    assert "judged_on_train" in away["flags"]

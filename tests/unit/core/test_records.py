@@ -526,3 +526,22 @@ def test_an_unwritable_root_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match=r"cannot write the run to .*Not a directory"):
         RunStore(tmp_path / "file").save(make_record(), make_predictions())
+
+
+def test_a_run_made_elsewhere_is_adopted_whole_or_not_at_all(tmp_path):
+    there, here = RunStore(tmp_path / "there"), RunStore(tmp_path / "here")
+    saved = there.save(make_record(), make_predictions(), history=[{"loss": 1.0}])
+    folder = there.run_dir(saved)
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+
+    damaged = {**files, "history.jsonl": b'{"loss": 2.0}\n'}
+    with pytest.raises(DamagedError, match=r"history\.jsonl of the run .* arrived damaged"):
+        here.adopt(damaged)
+    assert not here.root.exists() or here.load_all() == []
+    here.save_failure(make_failure())
+    adopted = here.adopt(files)
+
+    assert adopted.attempt == 2
+    assert here.find(saved.run_id) == adopted
+    assert not here.damage(saved.run_id)
+    assert set(adopted.files) == {"attempt-1.json", "history.jsonl", "predictions.npz"}

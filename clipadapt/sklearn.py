@@ -29,6 +29,7 @@ from clipadapt.core._files import scratch_folder
 from clipadapt.core.config import fault_lines
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, DataError, ModelError
+from clipadapt.core.identity import require_same
 from clipadapt.core.protocols import Inputs, ModelOptions, SelfCalibrated, Split, Task, digest
 from clipadapt.core.registry import METHODS, MODELS, track_of
 from clipadapt.core.store import FeatureStore
@@ -224,10 +225,12 @@ def _loaded(model: str, name: str, method: Method) -> _Loaded | None:
     resolved = MODELS.resolve(model, "clip")
     options = ModelOptions()
     with _loading:
-        sha256 = resolved.provider.identify(resolved.argument, options).weights_sha256
+        identity = resolved.provider.identify(resolved.argument, options)
+        sha256 = identity.weights_sha256
         if (model, sha256) not in _models:
             services = Services(FeatureStore())
             backbone = resolved.provider.load(resolved.argument, options, services)
+            require_same(backbone, identity)
             _models[model, sha256] = _Loaded(backbone, sha256)
         found = _models[model, sha256]
     if not isinstance(found.backbone, method.requires):

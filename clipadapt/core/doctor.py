@@ -87,11 +87,20 @@ def _cache() -> str:
 def _model(track: str, name: str) -> str:
     resolved = MODELS.resolve(name, track)
     identity = resolved.provider.identify(resolved.argument, ModelOptions())
-    return f"{identity.name}, {identity.dtype}, weights {identity.weights_sha256[:16]}"
+    commit = f", commit {identity.revision}" if identity.revision else ""
+    licence = f"; licence: {identity.licence}" if identity.licence else ""
+    notes = "".join(f"; {note}" for note in identity.notes)
+    return (
+        f"{identity.name}, {identity.dtype}, weights {identity.weights_sha256[:16]}{commit}"
+        f"{licence}{notes}"
+    )
 
 
 def _dataset(track: str, name: str) -> str:
     resolved = DATASETS.resolve(name, track)
     dataset = resolved.provider(resolved.argument, DatasetOptions())
     sizes = ", ".join(f"{s} {len(dataset.split(s))}" for s in dataset.splits)
-    return f"{len(dataset.classnames)} classes; {sizes}; licence: {dataset.licence}"
+    commit = getattr(dataset, "revision", None)
+    at = f"; commit {commit}" if commit else ""
+    notes = "".join(f"; {note}" for note in getattr(dataset, "notes", ()))
+    return f"{len(dataset.classnames)} classes; {sizes}{at}; licence: {dataset.licence}{notes}"

@@ -1,24 +1,31 @@
-"""What an earlier look found out about a model: paths, stat and sha256 of its files.
+"""What tells two models apart: the sha256 of their files, and what an earlier look found out.
 
-A second look then needs no framework.
+The hash of a file is remembered with its path and stat, so that a second look needs to read nothing. That serves to
+name a run. What is loaded is read and hashed again, once per process, and compared with that name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core._files import cache_dir, sha256_file, write_json
+from clipadapt.core import hub
+from clipadapt.core._files import cache_dir, read_sealed_json, sha256_file, write_sealed_json
+from clipadapt.core.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-SCHEMA = 1
+    from clipadapt.core.protocols import Backbone, ModelIdentity
+
+SCHEMA: Final = 2
+TICK_NS: Final = 2_000_000_000
+"""A file changed again within the clock's tick would keep its stat: such a fresh one is not remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +51,39 @@ class FileStamp:
         )
 
 
-def recall(key: str) -> tuple[str, tuple[FileStamp, ...]] | None:
-    """Return the remembered sha256 and files of ``key``, or None if a file has changed since."""
+_read_here: dict[str, FileStamp] = {}
+"""Files that this process has read and hashed itself."""
+
+
+def stamp(path: Path, *, read: bool = False) -> FileStamp:
+    """Return the hash of one file with its stat.
+
+    Args:
+        path: The file.
+        read: Whether the bytes must have been read by this process; else a remembered hash will do.
+
+    Raises:
+        ModelError: If it is a damaged file of the hub cache.
+    """
+    known = _read_here.get(str(path)) or (None if read else _known_file(path))
+    if known is not None and known.current():
+        return known
     try:
-        known: Any = json.loads(_file(key).read_text(encoding="utf-8"))
-        if known["schema"] != SCHEMA or known["key"] != key:
-            return None
-        stamps = tuple(FileStamp(**f) for f in known["files"])
-        sha256 = str(known["weights_sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # never written, or damaged: it is found anew
-    return (sha256, stamps) if all(s.current() for s in stamps) else None
+        now = path.stat()  # before the hash, so that a change during it shows
+        found = FileStamp(str(path), now.st_size, now.st_mtime_ns, now.st_ino, sha256_file(path))
+    except OSError as err:
+        raise ModelError(f"'{path}' cannot be read: {err.strerror or err}") from err
+    _read_here.pop(str(path), None)
+    hub.refuse_damaged(path, found.sha256)
+    if time.time_ns() - found.mtime_ns >= TICK_NS:
+        _read_here[str(path)] = found
+        _write(f"file|{path}", asdict(found))
+    return found
 
 
-def remember(key: str, weights_sha256: str, stamps: Sequence[FileStamp] = ()) -> None:
-    """Keep what was found; a cache folder that cannot be written only costs the next look."""
-    # A file changed again within the clock's tick would keep its stat: such a fresh one is not remembered.
-    if any(time.time_ns() - s.mtime_ns < 2_000_000_000 for s in stamps):
-        return
-    try:
-        write_json(
-            _file(key),
-            {
-                "schema": SCHEMA,
-                "key": key,
-                "weights_sha256": weights_sha256,
-                "files": [asdict(s) for s in stamps],
-            },
-        )
-    except OSError:
-        return
-
-
-def stamp(path: Path) -> FileStamp:
-    """Hash one file and note its stat (taken before the hash, so that a change during it shows)."""
-    now = path.stat()
-    return FileStamp(str(path), now.st_size, now.st_mtime_ns, now.st_ino, sha256_file(path))
+def of_files(paths: Sequence[Path], *, read: bool = False) -> str:
+    """Return the sha256 of one file, or over names and hashes of several; see :func:`stamp`."""
+    return combined([stamp(p, read=read) for p in paths])
 
 
 def combined(stamps: Sequence[FileStamp]) -> str:
@@ -90,15 +94,86 @@ def combined(stamps: Sequence[FileStamp]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def of_files(key: str, paths: Sequence[Path]) -> str:
-    """Return the combined sha256 of ``paths``, from memory where no stat has changed."""
-    known = recall(key)
-    if known is not None and [s.path for s in known[1]] == [str(p) for p in paths]:
-        return known[0]
+def recall(key: str) -> dict[str, Any] | None:
+    """Return the facts remembered of ``key``, or None if one of its files has changed since."""
+    known = _read(key)
+    try:
+        files = [FileStamp(**f) for f in known["files"]]
+        facts: dict[str, Any] = known["facts"]
+    except (KeyError, TypeError):
+        return None
+    for file in files:
+        path = Path(file.path)
+        # The same file may have been read again since, and main of the hub cache may be another commit.
+        if not file.current() or not hub.is_current(path) or stamp(path).sha256 != file.sha256:
+            return None
+    return facts
+
+
+def remember(key: str, facts: Mapping[str, Any], paths: Sequence[Path] = ()) -> None:
+    """Keep what was found; a cache folder that cannot be written only costs the next look."""
     stamps = [stamp(p) for p in paths]
-    sha256 = combined(stamps)
-    remember(key, sha256, stamps)
-    return sha256
+    if all(time.time_ns() - s.mtime_ns >= TICK_NS for s in stamps):
+        _write(key, {"facts": dict(facts), "files": [asdict(s) for s in stamps]})
+
+
+def require_same(backbone: Backbone, expected: ModelIdentity) -> None:
+    """Compare the bytes that a model was loaded from with those that a run was named by.
+
+    Args:
+        backbone: The model; one that does not say what it was loaded from passes.
+        expected: What was found before it was loaded.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    loaded: ModelIdentity | None = getattr(backbone, "identity", None)
+    if loaded is not None:
+        _require(loaded.weights_sha256, expected)
+
+
+def require_files(paths: Sequence[Path], expected: ModelIdentity) -> None:
+    """Make sure that files are still those of a model; a file that this process has read is asked for its stat.
+
+    Raises:
+        ModelError: If they are not.
+    """
+    _require(of_files(paths, read=True), expected)
+
+
+def _require(sha256: str, expected: ModelIdentity) -> None:
+    if sha256 != expected.weights_sha256:
+        raise ModelError(
+            f"the files of '{expected.name}' that were loaded (sha256 {sha256[:16]}) are not those that were found "
+            f"before (sha256 {expected.weights_sha256[:16]}): they were replaced, or are damaged",
+            hint="start it again: it then takes, and records, the files as they are now",
+        )
+
+
+def check_safetensors(path: Path) -> None:
+    """Read the header of a safetensors file; a file of another name passes.
+
+    Raises:
+        ModelError: If it is not one.
+    """
+    if path.suffix != ".safetensors":
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            empty = not list(file.keys())
+    except (SafetensorError, OSError) as err:
+        problem = f"'{path}' is not a safetensors file: {err}"
+        try:
+            hub.refuse_damaged(path)
+        except ModelError as damage:
+            raise ModelError(f"{problem}; {damage.problem}", hint=damage.hint) from None
+        except OSError:
+            pass
+        raise ModelError(problem, hint="save it with safetensors, or get the file again") from None
+    if empty:
+        raise ModelError(f"'{path}' holds no tensors")
 
 
 def versions(*packages: str) -> str:
@@ -113,5 +188,31 @@ def versions(*packages: str) -> str:
     return " ".join(f"{p} {of(p)}" for p in packages)
 
 
+def _known_file(path: Path) -> FileStamp | None:
+    try:
+        return FileStamp(**_read(f"file|{path}"))
+    except TypeError:
+        return None
+
+
+def _read(key: str) -> dict[str, Any]:
+    """Return what was remembered of a key; nothing where it was never written, or is damaged."""
+    try:
+        known = read_sealed_json(_file(key))
+    except (OSError, ValueError):
+        return {}
+    same = known.get("schema") == SCHEMA and known.get("key") == key
+    return dict(known["value"]) if same else {}
+
+
+def _write(key: str, value: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        write_sealed_json(_file(key), {"schema": SCHEMA, "key": key, "value": dict(value)})
+
+
 def _file(key: str) -> Path:
-    return cache_dir() / "identities" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return (
+        cache_dir()
+        / "identities"
+        / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,14 @@ from clipadapt.core import card, metrics
 from clipadapt.core._files import atomic_directory, write_text
 from clipadapt.core.config import fault_lines
 from clipadapt.core.context import Services
-from clipadapt.core.errors import ConfigError, ModelError, RecordError, did_you_mean
+from clipadapt.core.errors import (
+    ClipAdaptError,
+    ConfigError,
+    ModelError,
+    RecordError,
+    did_you_mean,
+)
+from clipadapt.core.identity import require_same
 from clipadapt.core.protocols import Exportable, Inspectable, ModelOptions, OpenVocabulary
 from clipadapt.core.records import CLASSIFIER, RECORD, RunStore, check_files
 from clipadapt.core.registry import METHODS, MODELS, program, track_of
@@ -22,8 +30,15 @@ from clipadapt.core.store import FeatureStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clipadapt.core.protocols import Classifier, Inputs, Progress
-    from clipadapt.core.records import RunRecord
+    from clipadapt.core.protocols import (
+        Classifier,
+        Inputs,
+        ModelIdentity,
+        ModelProvider,
+        Progress,
+    )
+    from clipadapt.core.records import ModelFacts, RunRecord
+    from clipadapt.core.registry import Resolved
 
 AT_ONCE: Final = 4096
 """Inputs whose scores are held at a time."""
@@ -132,16 +147,10 @@ def load_run(
         if progress is not None:
             services.progress = progress
         model = given["model"] | {"name": _findable(given["model"]["name"], record)}
-        resolved = MODELS.resolve(model["name"], own)
         options = ModelOptions(model["precision"], model["device"])
-        identity = resolved.provider.identify(resolved.argument, options)
-        if identity.weights_sha256 != record.model.weights_sha256:
-            raise ModelError(
-                f"the run in '{run_dir}' was made with other weights of '{record.model.name}': "
-                f"{record.model.weights_sha256[:16]}, here {identity.weights_sha256[:16]}",
-                hint="restore the weights, or run the experiment again",
-            )
+        resolved, identity = _identified(record.model, model["name"], own, options, run_dir)
         backbone = resolved.provider.load(resolved.argument, options, services)
+        require_same(backbone, identity)
     classifier = _for_judged(method.load(folder, backbone), record, run_dir)
     return LoadedRun(record, classifier, backbone)
 
@@ -159,6 +168,35 @@ def _findable(name: str, record: RunRecord) -> str:
     if slash and (start / file).suffix and (start / file).is_file():
         return f"{arch}/{start / file}"
     return name
+
+
+def _identified(
+    then: ModelFacts, name: str, track: str, options: ModelOptions, run_dir: Path
+) -> tuple[Resolved[ModelProvider], ModelIdentity]:
+    """Return where the model of a run comes from, at the commit of then where another one is taken today.
+
+    Raises:
+        ModelError: If its weights are not those of the run.
+    """
+    resolved = MODELS.resolve(name, track)
+    now = resolved.provider.identify(resolved.argument, options)
+    if now.weights_sha256 == then.weights_sha256:
+        return resolved, now
+    commits = ("", "")
+    if then.revision != now.revision:
+        commits = (f", commit {then.revision}", f", commit {now.revision}")
+        with contextlib.suppress(
+            ClipAdaptError
+        ):  # a name that takes no revision, or a commit that is gone
+            pinned = MODELS.resolve(f"{name}@{then.revision}", track)
+            before = pinned.provider.identify(pinned.argument, options)
+            if before.weights_sha256 == then.weights_sha256:
+                return pinned, before
+    raise ModelError(
+        f"the run in '{run_dir}' was made with other weights of '{then.name}': "
+        f"sha256 {then.weights_sha256[:16]}{commits[0]}; here {now.weights_sha256[:16]}{commits[1]}",
+        hint="restore the weights, or run the experiment again",
+    )
 
 
 def _for_judged(classifier: Classifier, record: RunRecord, run_dir: Path) -> Classifier:

@@ -63,6 +63,7 @@ class LabelledSet(Generic[X]):
         keys: What each class is called in the folder or table, where its name is another; empty where none is.
         found: Files or rows that were found, or None where that is not counted.
         left_out: Reason -> how many of them were not read.
+        revision: Commit of the hub's repository that the examples are of, or None.
     """
 
     name: str
@@ -79,6 +80,7 @@ class LabelledSet(Generic[X]):
     keys: tuple[str, ...] = ()
     found: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    revision: str | None = None
 
     @property
     def n_read(self) -> int:

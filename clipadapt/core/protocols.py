@@ -328,12 +328,20 @@ class ModelIdentity:
         weights_sha256: sha256 of the weights as they are stored.
         dtype: Effective dtype: ``fp32``, ``bf16`` or ``fp16``.
         device: Device it runs on; its type (``cpu``, ``cuda``, ``mps``) decides the last bits.
+        revision: Commit of the hub's repository that the weights are of, or None.
+        licence: Licence of the weights, or where it stands.
+        citation: How to cite the model, or where it stands.
+        notes: What is worth telling the user before the run, one sentence each.
     """
 
     name: str
     weights_sha256: str
     dtype: str
     device: str = "cpu"
+    revision: str | None = None
+    licence: str = ""
+    citation: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class ModelProvider(Protocol):

@@ -108,6 +108,10 @@ class DataFacts(StrictModel):
         n_found: Files or rows found in the data set evaluated, None where that is not counted.
         n_read: Examples read of it, over all splits; None in old records.
         left_out: Reason -> files or rows of it that were found and not read.
+        source: Where the data come from.
+        revision: Commit of the hub's repository that they are of, or None.
+        licence: Licence of the data, or where it stands.
+        citation: How to cite the data, or where it stands.
     """
 
     name: str
@@ -122,6 +126,10 @@ class DataFacts(StrictModel):
     n_found: NonNegativeInt | None = None
     n_read: NonNegativeInt | None = None
     left_out: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    source: str = ""
+    revision: str | None = None
+    licence: str = ""
+    citation: str = ""
 
 
 class EvaluationFacts(StrictModel):
@@ -147,11 +155,23 @@ class EvaluationFacts(StrictModel):
 
 
 class ModelFacts(StrictModel):
-    """Which backbone: name, sha256 of its weights, effective dtype (``fp32``, ``bf16``, ``fp16``)."""
+    """Which backbone.
+
+    Attributes:
+        name: Name without any absolute path.
+        weights_sha256: sha256 of its weights, its tokenizer included where that comes in files.
+        dtype: Effective dtype: ``fp32``, ``bf16`` or ``fp16``.
+        revision: Commit of the hub's repository that the weights are of, or None.
+        licence: Licence of the weights, or where it stands.
+        citation: How to cite the model, or where it stands.
+    """
 
     name: str
     weights_sha256: str
     dtype: str
+    revision: str | None = None
+    licence: str = ""
+    citation: str = ""
 
 
 class MethodFacts(StrictModel):

@@ -22,6 +22,7 @@ from clipadapt.core.claims import Claims
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
 from clipadapt.core.hardware import default_threads, set_threads
+from clipadapt.core.identity import require_same
 from clipadapt.core.leftovers import WORK
 from clipadapt.core.progress import Silent
 from clipadapt.core.protocols import (
@@ -195,7 +196,8 @@ class Backbones:
         model = prepared.experiment.config.model
         if prepared.provider is None or model is None:
             return None
-        key = (prepared.experiment.track, model.name, model.precision, model.device)
+        weights = prepared.identity.weights_sha256 if prepared.identity else ""
+        key = (prepared.experiment.track, model.name, model.precision, model.device, weights)
         if key != self._key:
             self._loaded = None  # let go of the last one before the next is built
             begun = time.perf_counter()
@@ -204,6 +206,8 @@ class Backbones:
             self._loaded = prepared.provider.load(resolved.argument, options, self.services)
             self.load_seconds = time.perf_counter() - begun
             self._key = key
+        if prepared.identity is not None and self._loaded is not None:
+            require_same(self._loaded, prepared.identity)
         requires = prepared.method.requires
         if requires is not None and not isinstance(self._loaded, requires):
             raise ModelError(
@@ -248,6 +252,8 @@ def prepare(
         provider = resolved.provider
         options = ModelOptions(config.model.precision, config.model.device)
         identity = provider.identify(resolved.argument, options)
+        for note in identity.notes:
+            progress.note(f"warning: {identity.name}: {note}")
     if config.compile == "on" and track == "text":
         raise ConfigError(
             "compile is on, and only image towers are compiled", hint="leave out compile=on"
@@ -762,6 +768,10 @@ class _Run:
                 n_found=getattr(target.dataset, "found", None),
                 n_read=getattr(target.dataset, "n_read", None),
                 left_out={r: n for r, n in getattr(target.dataset, "left_out", {}).items() if n},
+                source=home.dataset.source,
+                revision=getattr(home.dataset, "revision", None),
+                licence=home.dataset.licence,
+                citation=home.dataset.citation,
                 **self.sizes,
             ),
             evaluation=records.EvaluationFacts(
@@ -779,6 +789,9 @@ class _Run:
                 name=prepared.identity.name,
                 weights_sha256=prepared.identity.weights_sha256,
                 dtype=prepared.identity.dtype,
+                revision=prepared.identity.revision,
+                licence=prepared.identity.licence,
+                citation=prepared.identity.citation,
             ),
             method=records.MethodFacts(
                 name=experiment.method_name,

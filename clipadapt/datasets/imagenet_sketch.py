@@ -91,10 +91,6 @@ def _unpacked(name: str) -> Path:
     )
     files = hub.dataset(REPO, None, (ARCHIVE,), way_out=way_out)
     archive = files.folder / ARCHIVE
-    if not archive.is_file():
-        raise DataError(
-            f"the hub's copy of {name}, commit {files.revision}, holds no {ARCHIVE}", hint=way_out
-        )
     if (found := sha256_file(archive)) != ARCHIVE_SHA256:
         raise DataError(
             f"{ARCHIVE} of the hub's {REPO}, commit {files.revision}, is another file than the one known here: "

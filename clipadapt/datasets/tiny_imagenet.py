@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -155,7 +156,8 @@ def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
 
     train, val = read("train"), read("val")
     notes = [*filter(None, [files.note]), *unknown]
-    return _set(wnids, train, val, left_out, notes, _hub.commit_page(REPO, files))
+    found = _set(wnids, train, val, left_out, notes, _hub.commit_page(REPO, files))
+    return replace(found, revision=files.revision)
 
 
 # ---------------------------------------------------------------- the original archive

@@ -23,7 +23,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from open_clip.transformer import VisionTransformer
 from torchvision.transforms import Compose, Resize
 
-from clipadapt.core import hardware, identity
+from clipadapt.core import hardware, identity, vocabulary
 from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import digest
 from clipadapt.core.store import Space
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipadapt.core.context import Services
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.protocols import Inputs, ModelIdentity
     from clipadapt.models import Layer, PromptPosition, Tower
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,12 +86,14 @@ def build(source: _sources.Source, shown: str) -> torch.nn.Module:
     custom = bool(cfg.pop("custom_text", False)) or "hf_model_name" in text_cfg
     if cfg["vision_cfg"].get("timm_model_name"):
         cfg["vision_cfg"]["timm_model_pretrained"] = False
+    if text_cfg.get("hf_model_name"):
+        text_cfg |= {"hf_model_pretrained": False, "hf_model_name": str(source.tower)}
     make: Callable[[], torch.nn.Module] = partial(CustomTextCLIP if custom else CLIP, **cfg)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.manual_seed(RANDOM_SEED)
         with _lean_imports.without_compiler():  # a text tower's class may be imported only now
-            module: Any = _with_text_tower(make, text_cfg, source, shown)
+            module: Any = _made(make, shown)
     module.float().eval().requires_grad_(False)
     if source.checkpoint is not None:
         _load_weights(module, source, shown)
@@ -100,34 +102,6 @@ def build(source: _sources.Source, shown: str) -> torch.nn.Module:
     set_model_preprocess_cfg(module, preprocess)
     _freeze_batch_norm(module)
     return cast("torch.nn.Module", module)
-
-
-def _with_text_tower(
-    make: Callable[[], torch.nn.Module],
-    text_cfg: dict[str, Any],
-    source: _sources.Source,
-    shown: str,
-) -> torch.nn.Module:
-    if not text_cfg.get("hf_model_name"):
-        return _made(make, shown)
-    text_cfg["hf_model_pretrained"] = False
-    folder = _sources.hf_folder(source)
-    if folder is not None:
-        # The folder may have been moved since it was saved; what it holds goes before what its config says.
-        text_cfg["hf_model_name"] = str(folder)
-        return _made(make, shown)
-    hub_name = text_cfg["hf_model_name"]
-
-    def attempt(local: bool) -> torch.nn.Module:
-        from transformers import AutoConfig
-
-        AutoConfig.from_pretrained(hub_name, local_files_only=local)
-        return make()
-
-    module: torch.nn.Module = _sources.local_first(
-        attempt, f"the config of its text tower '{hub_name}'", shown
-    )
-    return module
 
 
 def _made(make: Callable[[], torch.nn.Module], shown: str) -> torch.nn.Module:
@@ -227,24 +201,28 @@ def tokenizer_for(source: _sources.Source, shown: str) -> Any:
     """Return open_clip's tokenizer for the model.
 
     Raises:
-        ModelError: If its files can be had neither here nor from the network.
+        ModelError: If its files cannot be read, or hold no vocabulary.
     """
     text_cfg = source.model_cfg["text_cfg"]
     context = int(text_cfg.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH))
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
-    hub_name = text_cfg.get("hf_tokenizer_name")
-    if not hub_name:
+    if not text_cfg.get("hf_tokenizer_name"):
         return SimpleTokenizer(context_length=context, **kwargs)
     kwargs["tokenizer_mode"] = text_cfg.get("tokenizer_mode")
-    if source.folder is not None and any(source.folder.glob("tokenizer*")):
-        return HFTokenizer(str(source.folder), context_length=context, **kwargs)
-    return _sources.local_first(
-        lambda local: HFTokenizer(
-            hub_name, context_length=context, local_files_only=local, **kwargs
-        ),
-        f"its tokenizer '{hub_name}'",
-        shown,
-    )
+    try:
+        tokenizer = HFTokenizer(
+            str(source.tokenizer), context_length=context, local_files_only=True, **kwargs
+        )
+    except (
+        Exception
+    ) as err:  # transformers and tokenizers raise many types for files that they cannot read
+        first = str(err).strip().partition("\n")[0] or type(err).__name__
+        raise ModelError(
+            f"the tokenizer of '{shown}' in '{source.tokenizer}' cannot be read: {first}",
+            hint="save it again with tokenizer.save_pretrained(folder)",
+        ) from err
+    vocabulary.check(lambda text: tokenizer.tokenizer(text).input_ids, shown)
+    return tokenizer
 
 
 def _token_ids(tokenizer: Any, text: str) -> int:
@@ -315,6 +293,7 @@ class OpenClipModel:
         self._transform = _transform(module, source.preprocess_cfg)
         self._in_dtype: dict[str, OpenClipModel] = {dtype: self}
         self._compiled: dict[Layer, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.identity: ModelIdentity | None = None
 
     @property
     def embed_dim(self) -> int:
@@ -621,6 +600,8 @@ class OpenClipModel:
         """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
         if dtype not in self._in_dtype:
             module = build(self.source, self.name)
+            if self.identity is not None:
+                identity.require_files(self.source.files, self.identity)
             self._in_dtype[dtype] = self._with(cast_weights(module, self.device, dtype), dtype)
         return self._in_dtype[dtype]
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from clipadapt.core import hub
 from clipadapt.core._given import user_path
 from clipadapt.core.errors import ModelError, did_you_mean
 from clipadapt.models import _transformers_clip
@@ -22,7 +23,8 @@ ALIASES: Final = {
 }
 WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
 FORMS: Final = (
-    "ARCH/TAG, ARCH/PATH.safetensors, hf-hub:ORG/NAME, local-dir:PATH, random:ARCH or stitched"
+    "ARCH/TAG, ARCH/PATH.safetensors, hf-hub:ORG/NAME (@REVISION may follow), local-dir:PATH, random:ARCH "
+    "or stitched"
 )
 OFFLINE_WAYS: Final = (
     "without a network take 'stitched' (pip install \"clipadapt[offline]\"), or weights on this machine: "
@@ -54,6 +56,7 @@ class Name:
         tag: Pretrained tag.
         path: Absolute path of the weights file or of the folder.
         repo: Hub repository.
+        revision: Commit, tag or branch of it, or None.
     """
 
     form: Literal["tag", "file", "hub", "dir", "random"]
@@ -61,6 +64,7 @@ class Name:
     tag: str = ""
     path: Path = Path()
     repo: str = ""
+    revision: str | None = None
 
     @property
     def shown(self) -> str:
@@ -68,16 +72,15 @@ class Name:
         return {
             "tag": f"{self.arch}/{self.tag}",
             "file": f"{self.arch}/{self.path.name}",
-            "hub": f"hf-hub:{self.repo}",
+            "hub": f"hf-hub:{self.repo}" + (f"@{self.revision}" if self.revision else ""),
             "dir": f"local-dir:{self.path.name}",
             "random": f"random:{self.arch}",
         }[self.form]
 
     @property
     def key(self) -> str:
-        """The name with its full path, for the memory of identities."""
-        where = str(self.path) if self.form in {"file", "dir"} else self.tag or self.repo
-        return f"{self.form}|{self.arch}|{where}"
+        """A tag or random weights, for the memory of what they stand for."""
+        return f"{self.form}|{self.arch}|{self.tag}"
 
 
 def parse(name: str) -> Name:
@@ -98,11 +101,7 @@ def parse(name: str) -> Name:
             return Name("random", arch=known_architecture(rest))
         if scheme == "local-dir":
             return Name("dir", path=_folder(rest))
-        if rest.count("/") != 1 or not all(rest.split("/")):
-            raise ModelError(
-                f"'{name}' is not a hub repository", hint="write hf-hub:ORGANISATION/NAME"
-            )
-        return Name("hub", repo=rest)
+        return _hub_name(name, rest)
     arch, slash, rest = name.partition("/")
     if slash and rest.endswith(WEIGHT_SUFFIXES):
         return Name("file", arch=known_architecture(arch), path=_weights_file(rest))
@@ -118,6 +117,22 @@ def parse(name: str) -> Name:
         )
     near = did_you_mean(name, ("stitched", *architectures()))
     raise ModelError(f"unknown model '{name}'{near}", hint=f"accepted are {FORMS}")
+
+
+def _hub_name(name: str, rest: str) -> Name:
+    repo, at, revision = rest.partition("@")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ModelError(
+            f"'{name}' is not a hub repository",
+            hint="write hf-hub:ORGANISATION/NAME, @REVISION may follow",
+        )
+    if at and revision in {"", "main"}:
+        what = ": main is a branch, and it moves" if revision else " names no revision after '@'"
+        raise ModelError(
+            f"'{name}'{what}",
+            hint=f"write hf-hub:{repo}, whose first use pins the commit, or hf-hub:{repo}@COMMIT",
+        )
+    return Name("hub", repo=repo, revision=revision or None)
 
 
 @cache
@@ -179,6 +194,7 @@ def checked_config(path: Path) -> dict[str, Any]:
         model = config["model_cfg"]
         whole = all(k in model for k in ("embed_dim", "vision_cfg", "text_cfg"))
     except (ValueError, KeyError, TypeError) as err:
+        hub.refuse_damaged(path)
         raise ModelError(
             f"'{path}' is not an open_clip config: {type(err).__name__}: {err}"
         ) from err
@@ -201,17 +217,6 @@ def folder_checkpoint(folder: Path) -> Path:
         return others[0]
     raise ModelError(
         f"the folder '{folder}' holds no weights", hint=f"save them as {CHECKPOINT_NAMES[0]}"
-    )
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that decide how text is cut and what the text tower is."""
-    names = {"config.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model"}
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file()
-        and (p.name in names or p.name.startswith(("tokenizer", "special_tokens", "sentencepiece")))
     )
 
 

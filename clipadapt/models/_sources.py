@@ -11,17 +11,29 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from clipadapt.core import hub, vocabulary
 from clipadapt.core.errors import ModelError, did_you_mean
+from clipadapt.core.identity import check_safetensors
 from clipadapt.models import _names, _transformers_clip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    Wanted = Callable[[Sequence[str], Callable[[str], Path]], Sequence[str]]
 
 PROBE_SECONDS: Final = 5.0
+TOWER_CONFIG: Final = "config.json"
+# Of a hub repository open_clip reads the first of the first two; of the others one that has none of these.
+_HUB_WEIGHTS: Final = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.pth",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +44,27 @@ class Source:
         model_cfg: open_clip's ``model_cfg``.
         preprocess_cfg: open_clip's ``preprocess_cfg``; may hold ``resize_size``, see the adapter.
         checkpoint: Weights file, or None for random weights.
-        folder: Folder that holds tokenizer and text tower config, or None.
+        tokenizer: Folder of a Hugging Face tokenizer, or None where open_clip's own is used.
+        tower: Folder of the config of a Hugging Face text tower, or None where it has none.
         arch: open_clip architecture, or empty.
         files: Files whose bytes are the model's identity.
+        revision: Commit of the hub's repository of the weights, or None.
+        licence: Licence of the weights, or where it stands.
+        citation: How to cite the model, or where it stands.
+        notes: What is worth telling the user before the run.
     """
 
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
-    folder: Path | None = None
+    tokenizer: Path | None = None
+    tower: Path | None = None
     arch: str = ""
     files: tuple[Path, ...] = ()
+    revision: str | None = None
+    licence: str = "unknown (the user's own weights)"
+    citation: str = "none (the user's own weights)"
+    notes: tuple[str, ...] = ()
 
 
 def find(name: _names.Name) -> Source:
@@ -52,45 +74,64 @@ def find(name: _names.Name) -> Source:
         ModelError: If something cannot be had; the message says what would work.
     """
     if name.form == "dir":
-        return _of_folder(name.path)
-    if name.form == "hub":
-        return _of_hub(name)
-    model_cfg = _names.architecture_config(name.arch)
-    if name.form == "random":
-        return Source(model_cfg, arch=name.arch)
-    if name.form == "file":
-        check_weights_file(name.path)
-        return Source(model_cfg, checkpoint=name.path, arch=name.arch, files=(name.path,))
-    return _of_tag(name, model_cfg)
+        found = _of_folder(name.path)
+    elif name.form == "hub":
+        found = _of_hub(name)
+    else:
+        model_cfg = _names.architecture_config(name.arch)
+        if name.form == "random":
+            drawn = "none (random weights)"
+            found = Source(model_cfg, arch=name.arch, licence=drawn, citation=drawn)
+        elif name.form == "file":
+            found = Source(model_cfg, checkpoint=name.path, arch=name.arch, files=(name.path,))
+        else:
+            found = _of_tag(name, model_cfg)
+    if found.checkpoint is not None:
+        check_safetensors(found.checkpoint)
+    return _with_text(found, name.shown)
 
 
-def check_weights_file(path: Path) -> None:
-    """Read the header of a safetensors file.
+def _with_text(source: Source, shown: str) -> Source:
+    """Add what a text tower of Hugging Face needs beside the weights: its tokenizer and its config."""
+    text_cfg = source.model_cfg["text_cfg"]
+    tokenizer, tower, notes = source.tokenizer, source.tower, source.notes
+    wanted = text_cfg.get("hf_tokenizer_name")
+    if wanted and tokenizer is None:
+        tokenizer, note = _text_folder(wanted, _wanted_tokenizer, f"{shown}: its tokenizer")
+        notes += note
+    wanted = text_cfg.get("hf_model_name")
+    if wanted and tower is None:
+        tower, note = _text_folder(wanted, _wanted_tower, f"{shown}: its text tower")
+        notes += note
+    files = source.files
+    if text_cfg.get("hf_tokenizer_name") and tokenizer is not None:
+        files += vocabulary.files_of(tokenizer)
+    if text_cfg.get("hf_model_name") and tower is not None:
+        files += (tower / TOWER_CONFIG,)
+    return replace(source, tokenizer=tokenizer, tower=tower, files=files, notes=notes)
 
-    Raises:
-        ModelError: If it is not one.
-    """
-    if path.suffix != ".safetensors":
-        return
-    from safetensors import SafetensorError, safe_open
 
+def _text_folder(name: str, wanted: Wanted, what: str) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder of a tokenizer or a text tower: a folder, or a repository of the hub."""
+    if Path(name).is_dir():
+        return Path(name), ()
     try:
-        with safe_open(path, framework="np") as file:
-            empty = not list(file.keys())
-    except (SafetensorError, OSError) as err:
-        raise ModelError(
-            f"'{path}' is not a safetensors file: {err}",
-            hint="save it with safetensors, or fetch it again",
-        ) from err
-    if empty:
-        raise ModelError(f"'{path}' holds no tensors")
+        found = hub.snapshot(
+            "model", name, None, wanted=wanted, error=ModelError, way_out=_names.OFFLINE_WAYS
+        )
+    except ModelError as err:
+        raise ModelError(f"{what} '{name}' cannot be had: {err.problem}", hint=err.hint) from None
+    return found.folder, (found.note,) if found.note else ()
 
 
-def hf_folder(source: Source) -> Path | None:
-    """Return the source's folder if it holds the config of a Hugging Face text tower."""
-    if source.folder is not None and (source.folder / "config.json").is_file():
-        return source.folder
-    return None
+def _wanted_tokenizer(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
+    if not vocabulary.has_vocabulary(files):
+        raise ModelError("the repository holds no tokenizer with a vocabulary")
+    return sorted(vocabulary.FILES.intersection(files))
+
+
+def _wanted_tower(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
+    return [TOWER_CONFIG] if TOWER_CONFIG in files else []
 
 
 def save_folder(
@@ -145,17 +186,14 @@ def _of_folder(folder: Path) -> Source:
         return _of_transformers(folder)
     config = _names.folder_config(folder)
     checkpoint = _names.folder_checkpoint(folder)
-    check_weights_file(checkpoint)
-    text_cfg = config["model_cfg"]["text_cfg"]
-    files = [folder / _names.CONFIG_NAME, checkpoint]
-    if text_cfg.get("hf_model_name") or text_cfg.get("hf_tokenizer_name"):
-        files += _names.tokenizer_files(folder)
+    # The folder may have been moved since it was saved; what it holds goes before what its config says.
     return Source(
         config["model_cfg"],
         config.get("preprocess_cfg", {}),
         checkpoint,
-        folder,
-        files=tuple(files),
+        folder if vocabulary.files_of(folder) else None,
+        folder if (folder / TOWER_CONFIG).is_file() else None,
+        files=(folder / _names.CONFIG_NAME, checkpoint),
     )
 
 
@@ -163,7 +201,6 @@ def _of_transformers(folder: Path) -> Source:
     """Return the source of a CLIP that transformers saved; its tensors are renamed where they are read."""
     model, preprocess = _transformers_clip.configs(folder)
     checkpoint = folder / _transformers_clip.weights_name(folder)
-    check_weights_file(checkpoint)
     preprocessor = folder / _transformers_clip.PREPROCESSOR
     files = [folder / _transformers_clip.CONFIG, checkpoint]
     return Source(
@@ -175,23 +212,65 @@ def _of_transformers(folder: Path) -> Source:
 
 
 def _of_hub(name: _names.Name) -> Source:
-    config_path = _hub_file(name.repo, (_names.CONFIG_NAME,), name.shown)
-    config = _names.checked_config(config_path)
-    checkpoint = _hub_file(
-        name.repo, (*_names.CHECKPOINT_NAMES[1:4], _names.CHECKPOINT_NAMES[0]), name.shown
+    def own_text(config: dict[str, Any], key: str) -> bool:
+        """Tell whether open_clip, too, would take it from this very repository."""
+        return config["model_cfg"]["text_cfg"].get(key) == name.repo
+
+    def wanted(files: Sequence[str], read: Callable[[str], Path]) -> list[str]:
+        if _names.CONFIG_NAME not in files:
+            raise ModelError(
+                f"the hub repository '{name.repo}' holds no {_names.CONFIG_NAME}",
+                hint="hf-hub: takes repositories of open_clip checkpoints",
+            )
+        config = _names.checked_config(read(_names.CONFIG_NAME))
+        chosen = [_names.CONFIG_NAME, _first_of(name.repo, files, _HUB_WEIGHTS)]
+        if own_text(config, "hf_tokenizer_name"):
+            chosen += _wanted_tokenizer(files, read)
+        if own_text(config, "hf_model_name"):
+            chosen += _wanted_tower(files, read)
+        return chosen
+
+    found = _snapshot(name.repo, name.revision, wanted)
+    config = _names.checked_config(found.folder / _names.CONFIG_NAME)
+    there = [n for n in _HUB_WEIGHTS if (found.folder / n).is_file()]
+    checkpoint = found.folder / there[0]
+    return replace(
+        _of_snapshot(found, name.repo),
+        model_cfg=config["model_cfg"],
+        preprocess_cfg=config.get("preprocess_cfg", {}),
+        checkpoint=checkpoint,
+        tokenizer=found.folder if own_text(config, "hf_tokenizer_name") else None,
+        tower=found.folder if own_text(config, "hf_model_name") else None,
+        files=(found.folder / _names.CONFIG_NAME, checkpoint),
     )
-    # The snapshot folder holds tokenizer and text config if they were fetched before.
-    text_cfg = config["model_cfg"]["text_cfg"]
-    files: tuple[Path, ...] = (config_path, checkpoint)
-    if text_cfg.get("hf_model_name") or text_cfg.get("hf_tokenizer_name"):
-        files += tuple(_names.tokenizer_files(config_path.parent))
+
+
+def _snapshot(repo: str, revision: str | None, wanted: Wanted) -> hub.Snapshot:
+    return hub.snapshot(
+        "model", repo, revision, wanted=wanted, error=ModelError, way_out=_names.OFFLINE_WAYS
+    )
+
+
+def _of_snapshot(found: hub.Snapshot, repo: str) -> Source:
+    """Return a source that says where it comes from, and nothing else yet."""
+    page = f"see {hub.page('model', repo)}"
     return Source(
-        config["model_cfg"],
-        config.get("preprocess_cfg", {}),
-        checkpoint,
-        config_path.parent,
-        files=files,
+        {},
+        revision=found.revision,
+        licence=found.licence or page,
+        citation=page,
+        notes=(found.note,) if found.note else (),
     )
+
+
+def _first_of(repo: str, files: Sequence[str], names: Sequence[str]) -> str:
+    first = next((n for n in names if n in files), None)
+    if first is None:
+        raise ModelError(
+            f"the hub repository '{repo}' holds none of {', '.join(names)}",
+            hint="take a repository of an open_clip checkpoint",
+        )
+    return first
 
 
 def _of_tag(name: _names.Name, model_cfg: dict[str, Any]) -> Source:
@@ -217,11 +296,14 @@ def _of_tag(name: _names.Name, model_cfg: dict[str, Any]) -> Source:
             f"and the architecture {name.arch} computes {built}",
             hint=f"write {other}/{name.tag}",
         )
-    checkpoint = _tag_file(name, tag_cfg)
-    check_weights_file(checkpoint)
     keys = ("mean", "std", "interpolation", "resize_mode")
     preprocess = {k: tag_cfg[k] for k in keys if tag_cfg.get(k) is not None}
-    return Source(model_cfg, preprocess, checkpoint, arch=name.arch, files=(checkpoint,))
+    return replace(
+        _tag_weights(name, tag_cfg),
+        model_cfg=model_cfg,
+        preprocess_cfg=preprocess,
+        arch=name.arch,
+    )
 
 
 def _refuse_other_activation(name: _names.Name, models: list[str]) -> None:
@@ -234,27 +316,39 @@ def _refuse_other_activation(name: _names.Name, models: list[str]) -> None:
         )
 
 
-def _tag_file(name: _names.Name, tag_cfg: dict[str, Any]) -> Path:
+def _tag_weights(name: _names.Name, tag_cfg: dict[str, Any]) -> Source:
+    """Find a tag's weights where open_clip looks for them, in its order: a file, the hub, an address."""
     from open_clip import pretrained
 
+    if tag_cfg.get("file"):
+        path = Path(tag_cfg["file"])
+        return Source({}, checkpoint=path, files=(path,))
     if tag_cfg.get("hf_hub"):
         repo, _, file = tag_cfg["hf_hub"].rpartition("/")
-        wanted = [file or "open_clip_pytorch_model.bin"]
-        stem, dot, suffix = wanted[0].rpartition(".")
-        if dot and suffix in {"bin", "pth"}:
-            wanted.insert(0, f"{stem}.safetensors")
-        return _hub_file(repo, tuple(wanted), name.shown)
-    if tag_cfg.get("file"):
-        return Path(tag_cfg["file"])
+        names = _tag_names(file or _HUB_WEIGHTS[1])
+        try:
+            found = _snapshot(repo, None, lambda files, _: [_first_of(repo, files, names)])
+        except ModelError as err:
+            raise ModelError(f"'{name.shown}': {err.problem}", hint=err.hint) from None
+        path = next(found.folder / n for n in names if (found.folder / n).is_file())
+        return replace(_of_snapshot(found, repo), checkpoint=path, files=(path,))
     url = str(tag_cfg["url"])
-    there = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
-    if there.is_file() and _matches(there, url):
-        return there
-    require_network(url, name.shown)
-    try:
-        return Path(pretrained.download_pretrained_from_url(url))
-    except (OSError, RuntimeError) as err:
-        raise _failed(name.shown, url, err) from err
+    path = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
+    if not path.is_file() or not _matches(path, url):
+        require_network(url, name.shown)
+        try:
+            path = Path(pretrained.download_pretrained_from_url(url))
+        except (OSError, RuntimeError) as err:
+            raise _failed(name.shown, url, err) from err
+    return Source({}, checkpoint=path, files=(path,), licence=f"see {url}", citation=f"see {url}")
+
+
+def _tag_names(file: str) -> tuple[str, ...]:
+    """Return the file of a tag, behind the safetensors that open_clip takes in its place."""
+    if file == _HUB_WEIGHTS[1]:
+        return _HUB_WEIGHTS[:2]
+    stem, _, suffix = file.rpartition(".")
+    return (f"{stem}.safetensors", file) if suffix in {"bin", "pth"} else (file,)
 
 
 def _matches(path: Path, url: str) -> bool:
@@ -268,58 +362,6 @@ def _matches(path: Path, url: str) -> bool:
         return True
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest)
-
-
-def _hub_file(repo: str, names: tuple[str, ...], shown: str) -> Path:
-    """Return the first of ``names`` that the local hub cache or the hub has."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
-
-    for file in names:
-        there = try_to_load_from_cache(repo, file)
-        if isinstance(there, str):
-            return Path(there)
-    require_network(hub_endpoint(), shown)
-    for file in names:
-        try:
-            return Path(hf_hub_download(repo, file))
-        except RepositoryNotFoundError as err:
-            raise ModelError(
-                f"the hub has no public repository '{repo}'",
-                hint="check the name, or log in with 'hf auth login'",
-            ) from err
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, OSError, ValueError) as err:
-            raise _failed(shown, f"{repo}/{file}", err) from err
-    raise ModelError(
-        f"the hub repository '{repo}' holds none of {', '.join(names)}",
-        hint="hf-hub: takes repositories of open_clip checkpoints",
-    )
-
-
-def local_first(load: Callable[[bool], Any], what: str, shown: str) -> Any:
-    """Call ``load(True)``, which may read this machine only; if that fails, ask the network.
-
-    Raises:
-        ModelError: If neither has it.
-    """
-    try:
-        return load(True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
-        # transformers reports a file that is not in the cache in all these ways
-        require_network(hub_endpoint(), f"{shown}: {what}")
-    try:
-        return load(False)
-    except (OSError, ValueError) as err:
-        raise _failed(shown, what, err) from err
-
-
-def hub_endpoint() -> str:
-    """Return the address of the hub."""
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
 
 
 def require_network(url: str, shown: str) -> None:

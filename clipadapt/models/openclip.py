@@ -6,7 +6,8 @@ G. Ilharco et al., "OpenCLIP", 2021. Names: ``ARCH/TAG``, ``ARCH/PATH.safetensor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core import identity
 from clipadapt.core.protocols import ModelIdentity
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from clipadapt.core.context import Services
     from clipadapt.core.protocols import ModelOptions
     from clipadapt.models import ImageTextModel
+    from clipadapt.models._sources import Source
 
 RELEASES: Final = ("open_clip_torch", "torch", "timm")
 """Random weights and the mapping from tag to file depend on them."""
@@ -33,7 +35,10 @@ class OpenClip:
         """
         parsed = _names.parse(name)
         device, dtype = effective_dtype(options)
-        return ModelIdentity(parsed.shown, _sha256(parsed), dtype, device=device)
+        facts = _facts(parsed)
+        return ModelIdentity(
+            parsed.shown, dtype=dtype, device=device, **{**facts, "notes": tuple(facts["notes"])}
+        )
 
     def load(self, name: str, options: ModelOptions, services: Services, /) -> ImageTextModel:
         """Build the model on its device, ready to encode.
@@ -48,40 +53,58 @@ class OpenClip:
 
 
 def load_source(
-    source: object, shown: str, options: ModelOptions, services: Services
+    source: Source, shown: str, options: ModelOptions, services: Services
 ) -> ImageTextModel:
-    """Build a model from a :class:`~clipadapt.models._sources.Source`, under the name ``shown``."""
+    """Build a model under the name ``shown``; what was drawn at random has no identity of its own."""
     from clipadapt.models import _adapter
-    from clipadapt.models._sources import Source
 
-    assert isinstance(source, Source)
     device, dtype = effective_dtype(options)
+    # Before they are loaded: a damaged file is named as such, and what is loaded has this hash.
+    sha256 = identity.of_files(source.files, read=True) if source.checkpoint else None
     tokenizer = _adapter.tokenizer_for(source, shown)
     module = _adapter.cast_weights(_adapter.build(source, shown), device, dtype)
-    return _adapter.OpenClipModel(
+    model = _adapter.OpenClipModel(
         module, tokenizer, source, name=shown, device=device, dtype=dtype, services=services
     )
+    if sha256 is not None:
+        model.identity = ModelIdentity(shown, sha256, dtype)
+        identity.require_files(source.files, model.identity)
+    return model
 
 
-def _sha256(name: _names.Name) -> str:
+def _facts(name: _names.Name) -> dict[str, Any]:
+    """Return hash, commit, licence, citation and notes; of a tag and of random weights from memory where possible."""
     from clipadapt.models import _sources
 
-    if name.form in {"file", "dir"}:
-        return identity.of_files(name.key, _sources.find(name).files)
     key = f"{name.key}|{identity.versions(*RELEASES)}"
-    known = identity.recall(key)
+    lasting = name.form in {"tag", "random"}
+    known = identity.recall(key) if lasting else None
     if known is not None:
-        return known[0]
+        return known
     source = _sources.find(name)
-    if source.files:
-        return identity.of_files(key, source.files)
+    sha256 = identity.of_files(source.files) if source.checkpoint else _drawn(source, name.shown)
+    facts: dict[str, Any] = {
+        "weights_sha256": sha256,
+        "revision": source.revision,
+        "licence": source.licence,
+        "citation": source.citation,
+        "notes": [],
+    }
+    if lasting:
+        identity.remember(key, facts, source.files)
+    return {**facts, "notes": source.notes}
+
+
+def _drawn(source: Source, shown: str) -> str:
+    """Return the sha256 of random weights, and of the tokenizer where it comes in files."""
     from clipadapt.models import _adapter
 
     # The tokenizer is asked for now, so that what cannot read a prompt fails before any work.
-    _adapter.tokenizer_for(source, name.shown)
-    sha256 = _adapter.weights_sha256(_adapter.build(source, name.shown))
-    identity.remember(key, sha256)
-    return sha256
+    _adapter.tokenizer_for(source, shown)
+    weights = _adapter.weights_sha256(_adapter.build(source, shown))
+    if not source.files:
+        return weights
+    return hashlib.sha256(f"{weights} {identity.of_files(source.files)}".encode()).hexdigest()
 
 
 MODEL = OpenClip()

@@ -19,7 +19,7 @@ from clipadapt.core import identity, wheels
 from clipadapt.core._files import cache_dir, check_writable, first_changed, json_text
 from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import ModelIdentity
-from clipadapt.models import _names
+from clipadapt.models import _names, _sources
 from clipadapt.models._hardware import effective_dtype
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ TEMPLATES: Final = ("a photo of a {}.",)
 RIDGE: Final = 10.0
 RECIPE_VERSION: Final = 1
 WAY_OUT: Final = "set CLIPADAPT_CACHE to a folder that can be written"
+LICENCE: Final = "Apache-2.0 (both towers)"
+CITATION: Final = (
+    "M. Tan and Q. Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019; "
+    "N. Reimers and I. Gurevych, Sentence-BERT, EMNLP 2019"
+)
 
 
 class Stitched:
@@ -56,7 +61,11 @@ class Stitched:
         """
         _refuse_argument(name)
         device, dtype = effective_dtype(options)
-        return ModelIdentity("stitched", _sha256(ensure()), dtype, device=device)
+        there = ensure()
+        sha256 = _sha256(_sources.find(_names.Name("dir", path=there)), there)
+        return ModelIdentity(
+            "stitched", sha256, dtype, device=device, licence=LICENCE, citation=CITATION
+        )
 
     def load(self, name: str, options: ModelOptions, services: Services, /) -> ImageTextModel:
         """Build the model on its device, ready to encode.
@@ -64,7 +73,7 @@ class Stitched:
         Raises:
             ModelError: If the packages it is made of are not installed.
         """
-        from clipadapt.models import _sources, openclip
+        from clipadapt.models import openclip
 
         _refuse_argument(name)
         source = _sources.find(_names.Name("dir", path=ensure()))
@@ -138,12 +147,11 @@ def damaged(there: Path) -> str:
     return first_changed(there, hashes, _names.META_NAME)
 
 
-def _sha256(there: Path) -> str:
+def _sha256(source: _sources.Source, there: Path) -> str:
     """Return what tells the model apart, of the checksums that its files were just compared with."""
     hashes: dict[str, str] = json.loads((there / _names.META_NAME).read_bytes())["sha256"]
-    files = [there / _names.CONFIG_NAME, there / _names.CHECKPOINT_NAMES[0]]
-    files += _names.tokenizer_files(there)
-    return identity.combined([identity.FileStamp(f.name, 0, 0, 0, hashes[f.name]) for f in files])
+    stamps = [identity.FileStamp(f.name, 0, 0, 0, hashes[f.name]) for f in source.files]
+    return identity.combined(stamps)
 
 
 def _refuse_argument(name: str) -> None:

@@ -49,6 +49,8 @@ def test_a_record_holds_what_the_design_lists(cli, records, probe, tmp_path, pic
         "name": "folder:pictures", "sha256": "", "n_train": 6, "n_val": 6, "n_test": 12,
         "n_classes": 3, "shots": 2, "manifest_sha256": "", "skipped": 0,
         "n_found": 42, "n_read": 42, "left_out": {},
+        "source": "the folder 'pictures'", "revision": None,
+        "licence": "unknown (the user's own images)", "citation": "none (the user's own images)",
     }  # fmt: skip
     assert first["evaluation"]["split"] == "test"
     assert first["evaluation"]["templates"] == ["a photo of a {}."]

@@ -36,11 +36,12 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         DataError: If the data set cannot be had or read, or has no usable texts and labels.
     """
     name, query = split_query(argument, OPTIONS)
-    repo, _, revision = name.partition("@")
+    repo, _, given = name.partition("@")
+    revision = None if given in {"", "main"} else given
     if not repo:
         raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
-    files = hub.dataset(repo, revision or None, hub.TABLES, way_out=WAY_OUT)
+    files = hub.dataset(repo, revision, hub.TABLES, way_out=WAY_OUT, config=query.get("config"))
     tables, text, label, classnames = _hub.read(
         files.folder,
         title,
@@ -80,9 +81,10 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     return LabelledSet(
         name=title,
         classnames=assembled.classnames,
-        licence=f"see https://huggingface.co/datasets/{repo}",
-        citation=f"see https://huggingface.co/datasets/{repo}",
-        source=f"https://huggingface.co/datasets/{repo}, commit {files.revision}",
+        licence=hub.licence_of(files) or f"see {hub.page('dataset', repo)}",
+        citation=f"see {hub.page('dataset', repo)}",
+        revision=files.revision,
+        source=f"{hub.page('dataset', repo)}, commit {files.revision}",
         parts=assembled.parts,
         skipped=skipped,
         flags=(*flags, *assembled.flags, *many_left_out(sum(map(len, rows.values())), skipped)),

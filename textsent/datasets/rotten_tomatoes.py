@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,8 +103,8 @@ def _from_hub() -> LabelledSet[str]:
         split = SPLIT_ALIASES[found]
         labels = [HUB_LABELS[row.label] for row in kept]
         parts[split] = _part(split, [row.text for row in kept], labels)
-    source = f"https://huggingface.co/datasets/{REPO}, commit {files.revision}"
-    return _official(parts, source, files.note)
+    source = f"{hub.page('dataset', REPO)}, commit {files.revision}"
+    return replace(_official(parts, source, files.note), revision=files.revision)
 
 
 def _from_folder(folder: Path) -> LabelledSet[str]:

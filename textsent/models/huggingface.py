@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core import identity
+from clipadapt.core import identity, vocabulary
 from clipadapt.core.protocols import ModelIdentity
 from textsent.models import _sources
 from textsent.models._hardware import effective_dtype
@@ -44,7 +44,7 @@ class HuggingFace:
             ModelError: If the model cannot be had; the message says what would work.
         """
         parsed = _sources.parse(name)
-        return identity_of(_sources.find(parsed), parsed.shown, parsed.key, options)
+        return identity_of(_sources.find(parsed), parsed.shown, options)
 
     def load(self, name: str, options: ModelOptions, services: Services, /) -> TextEncoder:
         """Build the model on its device, ready to encode.
@@ -56,20 +56,39 @@ class HuggingFace:
         return load_source(_sources.find(parsed), parsed.shown, options, services)
 
 
-def identity_of(source: Source, shown: str, key: str, options: ModelOptions) -> ModelIdentity:
+def identity_of(
+    source: Source, shown: str, options: ModelOptions, *, read: bool = False
+) -> ModelIdentity:
     """Return the identity of what was found, under the name ``shown``.
 
+    Args:
+        source: What was found.
+        shown: Its name.
+        options: Precision and device.
+        read: Whether this process must have read the bytes; else a remembered hash will do.
+
     Raises:
-        ModelError: If it has no tokenizer.
+        ModelError: If it has no tokenizer, or a file is damaged.
     """
     if source.tokenizer is None:
         raise _sources.no_tokenizer(shown)
     device, dtype = effective_dtype(options)
     if source.folder is not None:
-        return ModelIdentity(shown, identity.of_files(key, source.files), dtype, device=device)
-    drawn = json.dumps([source.config, identity.versions(*RELEASES)], sort_keys=True)
-    sha256 = hashlib.sha256(drawn.encode()).hexdigest()
-    return ModelIdentity(shown, sha256, dtype, device=device)
+        sha256 = identity.of_files(source.files, read=read)
+    else:
+        tokenizer = identity.of_files(vocabulary.files_of(source.tokenizer), read=read)
+        drawn = [source.config, tokenizer, identity.versions(*RELEASES)]
+        sha256 = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
+    return ModelIdentity(
+        shown,
+        sha256,
+        dtype,
+        device=device,
+        revision=source.revision,
+        licence=source.licence,
+        citation=source.citation,
+        notes=(source.note,) if source.note else (),
+    )
 
 
 def load_source(
@@ -79,7 +98,11 @@ def load_source(
     device, dtype = effective_dtype(options)
     from textsent.models import _encoder
 
-    return _encoder.load(source, name=shown, device=device, dtype=dtype, services=services)
+    # Before the framework reads them: a damaged file is named as such, and what is loaded has this name.
+    loaded = identity_of(source, shown, options, read=True) if source.tokenizer else None
+    encoder = _encoder.load(source, name=shown, device=device, dtype=dtype, services=services)
+    encoder.identity = loaded
+    return encoder
 
 
 MODEL = HuggingFace()

@@ -37,9 +37,7 @@ class MiniLM:
         Raises:
             ModelError: See :meth:`source`.
         """
-        source = self.source(name)
-        key = f"text|minilm|{source.folder}"
-        return huggingface.identity_of(source, _sources.MINILM, key, options)
+        return huggingface.identity_of(self.source(name), _sources.MINILM, options)
 
     def load(self, name: str, options: ModelOptions, services: Services, /) -> TextEncoder:
         """Build the model on its device, ready to encode.

@@ -221,19 +221,20 @@ def test_a_moved_folder_gives_equal_features(tmp_path: Path, folders: dict[str, 
         )
 
 
-def test_a_tag_in_the_hub_cache_needs_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from clipadapt.models import _sources
+def test_a_tag_in_the_hub_cache_needs_no_network(hub_cache: Path) -> None:
+    from clipadapt.models import _names, _sources
 
-    there = tmp_path / "open_clip_model.safetensors"
-    there.write_bytes(b"x")
-    monkeypatch.setattr(
-        "huggingface_hub.try_to_load_from_cache",
-        lambda repo, file: str(there) if file == there.name else None,
-    )
-    monkeypatch.setattr(_sources, "require_network", pytest.fail)
-    assert _sources._hub_file("org/name", ("a.bin", there.name), "org/name") == there
+    files = hub_cache / "models--org--name/snapshots" / ("a" * 40)
+    files.mkdir(parents=True)
+    (hub_cache / "models--org--name/refs").mkdir()
+    (hub_cache / "models--org--name/refs/main").write_text("a" * 40)
+    (files / "pytorch_model.safetensors").write_bytes(b"x")
+    name = _names.Name("tag", arch="RN50", tag="mine")
+    found = _sources._tag_weights(name, {"hf_hub": "org/name/pytorch_model.bin"})
+    assert found.checkpoint == files / "pytorch_model.safetensors"
+    assert found.revision == "a" * 40
+    with pytest.raises(ModelError, match="'RN50/mine': the hub cannot be reached"):
+        _sources._tag_weights(name, {"hf_hub": "org/name/"})
 
 
 def test_random_weights_are_the_same_at_every_call() -> None:

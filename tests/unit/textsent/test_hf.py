@@ -99,7 +99,7 @@ def test_several_configurations(open_text, hub_cache):
         "- config_name: a\n  data_files: a/*.parquet\n"
         "- config_name: b\n  data_files: b/*.parquet\n---\n"
     )
-    with pytest.raises(DataError, match=r"(?s)Config name is missing.*\?config=NAME"):
+    with pytest.raises(DataError, match=r"(?s)has several configurations: a, b.*\?config=a"):
         open_text("hf:org/two")
     with pytest.raises(DataError, match=r"the split '(val|test)' is empty"):
         open_text("hf:org/two?config=b")  # two rows cannot be split by hash

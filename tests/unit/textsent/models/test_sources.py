@@ -155,7 +155,7 @@ def test_an_unknown_id_is_refused_in_seconds(
 def test_a_part_of_a_model_in_the_cache_is_not_enough(hub_cache: Path) -> None:
     there = tiny.write_to_cache(hub_cache, "org/model")
     (there / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds a part of 'org/model' only") as caught:
+    with pytest.raises(ModelError, match="holds no copy, only a part of one") as caught:
         identify("org/model")
     assert "minilm" in caught.value.hint
 
@@ -163,15 +163,15 @@ def test_a_part_of_a_model_in_the_cache_is_not_enough(hub_cache: Path) -> None:
 def test_what_is_fetched_is_one_form_of_the_weights() -> None:
     files = ["README.md", "config.json", "vocab.txt", "tokenizer.json", "onnx/model.onnx"]
     both = [*files, "model.safetensors", "pytorch_model.bin", "tf_model.h5"]
-    assert _sources._wanted(both) == [
+    assert _sources._wanted("org/x", both) == [
         "config.json",
         "tokenizer.json",
         "vocab.txt",
         "model.safetensors",
     ]
-    assert "pytorch_model.bin" in _sources._wanted([*files, "pytorch_model.bin"])
+    assert "pytorch_model.bin" in _sources._wanted("org/x", [*files, "pytorch_model.bin"])
     parts = [*files, "model.safetensors.index.json", "model-00001-of-00002.safetensors"]
-    assert "model-*.safetensors" in _sources._wanted(parts)
+    assert "model-*.safetensors" in _sources._wanted("org/x", parts)
 
 
 @pytest.mark.parametrize(

@@ -197,10 +197,8 @@ def _take_in(job: Job, result: dict[str, Any]) -> Exception | None:
 def _resources(job: Job) -> dict[str, Any]:
     """Return what Ray sets aside for a job."""
     given = job.prepared.experiment.config
-    asked, model = given.resources, given.model
-    cuda = (
-        model is not None and job.prepared.provider is not None and model.device.startswith("cuda")
-    )
+    asked = given.resources
+    cuda = job.prepared.device.startswith("cuda")  # also where device is auto
     options: dict[str, Any] = {
         "num_cpus": asked.cpus or job.prepared.threads,
         "num_gpus": (1 if cuda else 0) if asked.gpus is None else asked.gpus,

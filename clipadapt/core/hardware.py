@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.errors import ModelError, did_you_mean
 
@@ -75,6 +76,42 @@ def set_threads(count: int) -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
     threadpool_limits(count)  # the pools of BLAS and OpenMP that are loaded
+
+
+def reset_device_peak(device: str) -> None:
+    """Begin a new measurement of a GPU's peak memory, where the framework is loaded and uses it."""
+    torch = _torch_on_cuda()
+    if torch is not None and device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def device_peak(device: str) -> int | None:
+    """Return the peak bytes of a GPU since :func:`reset_device_peak`, None where it is not counted (mps)."""
+    torch = _torch_on_cuda()
+    if torch is None or not device.startswith("cuda"):
+        return None
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def free_device_memory() -> None:
+    """Give a GPU's cached memory back, so that the next run does not begin with the last one's."""
+    torch = _torch_on_cuda()
+    if torch is not None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def exact_float32() -> None:
+    """Let float32 be float32 on a GPU: products and convolutions in TF32 keep ten bits of its 23."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def _torch_on_cuda() -> Any:
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_initialized() else None
 
 
 def accelerator_possible() -> bool:

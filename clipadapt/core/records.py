@@ -50,6 +50,7 @@ from pydantic import (
     model_validator,
 )
 
+from clipadapt.core import hardware
 from clipadapt.core._files import (
     atomic_directory,
     has_seal,
@@ -59,7 +60,6 @@ from clipadapt.core._files import (
 )
 from clipadapt.core._strict import StrictModel
 from clipadapt.core.errors import DamagedError, RecordError
-from clipadapt.core.hardware import cpu_count, cpu_flags
 from clipadapt.core.leakage import LeakageFacts
 from clipadapt.core.metrics import MetricValue
 from clipadapt.core.protocols import Classes
@@ -212,7 +212,8 @@ class Cost(StrictModel):
         encode_seconds: Encoding of all features used, whoever paid for them.
         predict_seconds: Scoring the evaluated examples, without encoding.
         cold_seconds: All of it from nothing.
-        peak_memory_bytes: Peak resident memory since the start of the run, None where it cannot be measured.
+        peak_memory_bytes: Peak memory since the start of the run: the card's on cuda, else the resident memory; None
+            where it cannot be measured.
         saved_bytes: Size of the saved classifier.
     """
 
@@ -980,13 +981,13 @@ def environment(*, device: str | None = None, threads: int | None = None) -> Env
     commit, dirty = _git()
     if threads is None:
         given = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(given) if given.isdecimal() else cpu_count()
+        threads = int(given) if given.isdecimal() else hardware.cpu_count()
     return Environment(
         git_commit=commit,
         git_dirty=dirty,
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu_flags=cpu_flags(),
+        cpu_flags=hardware.cpu_flags(),
         device=device or "cpu",
         threads=threads,
         packages=_packages(),
@@ -1043,9 +1044,10 @@ def _packages() -> dict[str, str]:
 _peak_was_reset = False
 
 
-def reset_peak_memory() -> bool:
+def reset_peak_memory(device: str = "cpu") -> bool:
     """Begin a new measurement of peak memory; return whether the system allows it (Linux does)."""
     global _peak_was_reset  # noqa: PLW0603  the kernel's counter is one per process, too
+    hardware.reset_device_peak(device)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -1055,8 +1057,14 @@ def reset_peak_memory() -> bool:
     return _peak_was_reset
 
 
-def peak_memory() -> int | None:
-    """Return the peak resident bytes since :func:`reset_peak_memory`, None where that failed."""
+def peak_memory(device: str = "cpu") -> int | None:
+    """Return the peak bytes since :func:`reset_peak_memory`, None where they are not known.
+
+    Args:
+        device: A GPU's own memory is counted on ``cuda``, the process's resident memory on ``cpu``.
+    """
+    if device != "cpu":
+        return hardware.device_peak(device)
     if not _peak_was_reset:
         return None
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")

@@ -21,7 +21,7 @@ from clipadapt.core._given import user_path
 from clipadapt.core.claims import Claims
 from clipadapt.core.context import RunContext, Services
 from clipadapt.core.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
-from clipadapt.core.hardware import default_threads, set_threads
+from clipadapt.core.hardware import default_threads, free_device_memory, set_threads
 from clipadapt.core.identity import require_same
 from clipadapt.core.leftovers import WORK
 from clipadapt.core.progress import Silent
@@ -85,6 +85,11 @@ class Prepared:
     store: RunStore
     manifest: sampling.Manifest | None
     threads: int
+
+    @property
+    def device(self) -> str:
+        """Device that the model is on."""
+        return "cpu" if self.identity is None else self.identity.device
 
     def run_id(self, seed: int, target: Target) -> str:
         """Return the id of one fit judged on one target; equal exactly where the result must be equal."""
@@ -200,6 +205,7 @@ class Backbones:
         key = (prepared.experiment.track, model.name, model.precision, model.device, weights)
         if key != self._key:
             self._loaded = None  # let go of the last one before the next is built
+            free_device_memory()
             begun = time.perf_counter()
             options = ModelOptions(model.precision, model.device)
             resolved = MODELS.resolve(model.name, prepared.experiment.track)
@@ -508,7 +514,7 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
     """
     backbones.use(prepared)
     run = _Run(prepared, seed, backbones.services.progress)
-    records.reset_peak_memory()
+    records.reset_peak_memory(prepared.device)
     try:
         run.go(backbones)
     except DivergedError as err:
@@ -523,6 +529,8 @@ def execute(prepared: Prepared, seed: int, backbones: Backbones) -> None:
             raise refused from err  # no fault of the run: it counts as no attempt
         run.record_failure(f"{type(err).__name__}: {err}")
         raise
+    finally:
+        free_device_memory()
 
 
 def record_mistake(job: Job, err: ClipAdaptError) -> None:
@@ -630,7 +638,7 @@ class _Run:
         scores = scores if columns is None else np.ascontiguousarray(scores[:, columns])
         predict_seconds = max(time.perf_counter() - begun - meter.spent_seconds, 0.0)
         encode_seconds = fitted.encode_seconds + meter.used_seconds
-        peak = records.peak_memory()
+        peak = records.peak_memory(prepared.device)
         judged = metrics.compute_metrics(
             scores, test.labels, score_kind=classifier.score_kind, temperature=fitted.temperature
         )
@@ -741,7 +749,7 @@ class _Run:
     def _record(self, **values: Any) -> RunRecord:
         prepared, experiment, target = self.prepared, self.prepared.experiment, self.target
         config, home = experiment.config, self.prepared.targets[0]
-        device = values.pop("device", prepared.identity.device if prepared.identity else "cpu")
+        device = values.pop("device", prepared.device)
         flags = [*home.flags, *target.flags, *self.flags, *values.pop("flags", ())]
         # By content: the same data may go by another spelling of their name, or be a copy.
         same = target.dataset.fingerprint == home.dataset.fingerprint

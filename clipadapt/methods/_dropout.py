@@ -1,11 +1,13 @@
 """Dropout whose mask costs little on a CPU.
 
-torch draws one float per number there, which takes a good part of a step; here a number takes two random bytes.
+torch draws one float per number there, which takes a good part of a step; here a number takes two random bytes. On
+other devices it is torch's own, whose mask is drawn where it is used.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 LEVELS = 1 << 16
@@ -23,7 +25,9 @@ class Dropout(nn.Module):
         """Drop numbers of ``x``, any shape; its generator is torch's own."""
         if not self.training or not self.dropped:
             return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.dropped / LEVELS)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         draws = words.view(torch.int16)[: x.numel()].view(x.shape)  # even in [-2**15, 2**15)
-        kept = (draws >= self.dropped - LEVELS // 2).to(x.device)
+        kept = draws >= self.dropped - LEVELS // 2
         return x * kept * (LEVELS / (LEVELS - self.dropped))

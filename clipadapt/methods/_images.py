@@ -43,7 +43,7 @@ class FrozenFeatures:
         import torch
 
         if self.plain is not None and not view:
-            return self.plain[torch.from_numpy(rows)]
+            return self.plain[torch.from_numpy(rows).to(self.plain.device)]
         with torch.no_grad():
             pixels = self.model.pixels(self.inputs, rows, view, self.smallest_crop)
             return self.model.encode_image(pixels, self.layer)

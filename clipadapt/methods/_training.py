@@ -156,7 +156,7 @@ def train(
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=_gpus(fit.parameters)):
         torch.manual_seed(int(ctx.rng(f"{fit.name}.torch").integers(2**62)))
         return _Loop(fit, config, ctx, steps).run()
 
@@ -341,6 +341,8 @@ class _Loop:
         tensors = {f"parameter.{n}": p.detach() for n, p in self.fit.parameters.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         tensors["rng"] = torch.get_rng_state()
+        for i, gpu in enumerate(_gpus(self.fit.parameters)):
+            tensors[f"rng.{i}"] = torch.cuda.get_rng_state(gpu)
         for i, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
@@ -401,7 +403,19 @@ class _Loop:
                 place = value if entry == "step" else value.to(parameter.device)
                 self.optimizer.state[parameter][entry] = place
         torch.set_rng_state(tensors["rng"])
+        for i, gpu in enumerate(_gpus(self.fit.parameters)):
+            torch.cuda.set_rng_state(tensors[f"rng.{i}"], gpu)
         self.ctx.progress.note(f"{self.fit.name}: goes on after step {self.state.step}")
+
+
+def _gpus(parameters: Mapping[str, torch.Tensor]) -> list[int]:
+    """Return the graphics cards that parameters are on, whose random numbers dropout draws."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return []
+    places = {p.device for p in parameters.values() if p.device.type == "cuda"}
+    return sorted(p.index or 0 for p in places)
 
 
 def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
@@ -441,12 +455,14 @@ def labelled(val: Split[Any] | None) -> Split[Any] | None:
     return None if val is None or not len(val) else val
 
 
-def parameter(ctx: RunContext, name: str, default: NDArray[Any]) -> torch.Tensor:
-    """Return a float32 leaf that learns, from :meth:`RunContext.initial`."""
+def parameter(
+    ctx: RunContext, name: str, default: NDArray[Any], device: str = "cpu"
+) -> torch.Tensor:
+    """Return a float32 leaf on a device that is trained, from :meth:`RunContext.initial`."""
     import torch
 
     value = np.array(ctx.initial(name, default), dtype=np.float32)
-    return torch.from_numpy(value).requires_grad_()
+    return torch.from_numpy(value).to(device).requires_grad_()
 
 
 def cross_entropy(

@@ -87,24 +87,25 @@ class CLIPAdapter:
             bound = columns**-0.5  # as nn.Linear draws
             return rng.uniform(-bound, bound, (rows, columns)).astype(np.float32)
 
-        down = _training.parameter(ctx, "fc.0.weight", drawn(hidden, width))
-        up = _training.parameter(ctx, "fc.2.weight", drawn(width, hidden))
+        device = backbone.device
+        down = _training.parameter(ctx, "fc.0.weight", drawn(hidden, width), device)
+        up = _training.parameter(ctx, "fc.2.weight", drawn(width, hidden), device)
         text = zero_shot_weights(backbone, task.classnames, task.templates)
-        weights = tensor(text)
+        weights = tensor(text, device)
         features = FrozenFeatures(backbone, train.inputs, config, "projected")
         val_features = None
         if val is not None:
-            val_features = tensor(backbone.encode(val.inputs, "image", "projected"))
+            val_features = tensor(backbone.encode(val.inputs, "image", "projected"), device)
 
         def logits(x: torch.Tensor) -> torch.Tensor:
-            return backbone.logits(adapt(x, down, up, config.ratio), weights.to(x.device))
+            return backbone.logits(adapt(x, down, up, config.ratio), weights)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
-            return _training.cross_entropy(logits(features(rows, view).cpu()), train.labels, rows)
+            return _training.cross_entropy(logits(features(rows, view)), train.labels, rows)
 
         def val_scores() -> NDArray[np.float32]:
             assert val_features is not None
-            return logits(val_features).detach().numpy()
+            return logits(val_features).detach().cpu().numpy()
 
         selection = _training.train(
             _training.Fit(
@@ -122,8 +123,8 @@ class CLIPAdapter:
         return CLIPAdapterClassifier(
             backbone,
             task.classnames,
-            down.detach().numpy(),
-            up.detach().numpy(),
+            down.detach().cpu().numpy(),
+            up.detach().cpu().numpy(),
             text,
             config.ratio,
             selection,

@@ -172,9 +172,9 @@ def cast_weights(module: Any, device: str, dtype: str) -> torch.nn.Module:
     scale = module.logit_scale.detach().clone()
     bias = module.logit_bias.detach().clone() if module.logit_bias is not None else None
     module = module.to(device=device, dtype=DTYPES[dtype])
-    module.logit_scale.data = scale.to(device)
+    module.logit_scale = torch.nn.Parameter(scale.to(device), requires_grad=False)
     if bias is not None:
-        module.logit_bias.data = bias.to(device)
+        module.logit_bias = torch.nn.Parameter(bias.to(device), requires_grad=False)
     if any(
         isinstance(m, torch.nn.Conv2d) and m.kernel_size != m.stride
         for m in module.visual.modules()
@@ -308,7 +308,9 @@ class OpenClipModel:
     @property
     def logit_scale(self) -> float:
         """The factor itself, exp of the parameter."""
-        return float(self._net.logit_scale.detach().double().exp().reshape(()))
+        return float(
+            self._net.logit_scale.detach().cpu().double().exp().reshape(())
+        )  # mps has no double
 
     @property
     def logit_bias(self) -> float:

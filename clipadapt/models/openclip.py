@@ -10,6 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core import identity
+from clipadapt.core.hardware import exact_float32
 from clipadapt.core.protocols import ModelIdentity
 from clipadapt.models import _names
 from clipadapt.models._hardware import effective_dtype
@@ -61,6 +62,7 @@ def load_source(
     device, dtype = effective_dtype(options)
     # Before they are loaded: a damaged file is named as such, and what is loaded has this hash.
     sha256 = identity.of_files(source.files, read=True) if source.checkpoint else None
+    exact_float32()
     tokenizer = _adapter.tokenizer_for(source, shown)
     module = _adapter.cast_weights(_adapter.build(source, shown), device, dtype)
     model = _adapter.OpenClipModel(

@@ -10,6 +10,8 @@ import copy
 import inspect
 import json
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,6 +84,34 @@ def state_rows(states: NDArray[np.float32], labels: NDArray[np.int64]) -> Rows:
     return [{"inputs_embeds": s, "labels": int(y)} for s, y in zip(first, labels, strict=True)]
 
 
+@dataclass
+class _Arguments(TrainingArguments):
+    """The Trainer's arguments for one device, which the Trainer would else choose itself.
+
+    Attributes:
+        on: The device: ``cpu``, ``cuda:1``, ``mps``.
+    """
+
+    on: str = "cpu"
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        inherited: Any = TrainingArguments.__dict__["_setup_devices"]
+        inherited.func(self)  # builds the library's shared state
+        device = torch.device(self.on)
+        self._n_gpu = min(
+            self._n_gpu, 1
+        )  # with several the batch would be multiplied by their number
+        self.distributed_state.device = device
+        return device
+
+
+def _current(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Make a GPU the current one for a while: its random numbers are those that checkpoints hold."""
+    on_cuda = device.startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.device(device) if on_cuda else contextlib.nullcontext()
+
+
 def train(
     model: PreTrainedModel,
     train_rows: Rows,
@@ -113,7 +143,8 @@ def train(
     folder = ctx.work_dir.resolve() / "trainer"
     checkpoint = last_whole_checkpoint(folder, key, ctx.progress.note)
     best = val_rows is not None and config.keep == "best"
-    arguments = TrainingArguments(
+    arguments = _Arguments(
+        on=device,
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -138,10 +169,8 @@ def train(
         report_to="none",
         disable_tqdm=True,
     )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # with several the batch would be multiplied by their number
     steps = config.steps_for(len(train_rows))
-    with ctx.progress.track(name, steps, "steps") as bar:
+    with ctx.progress.track(name, steps, "steps") as bar, _current(device):
         trainer = _Trainer(
             model,
             arguments,

@@ -22,6 +22,7 @@ from transformers import (
 
 from clipadapt.core import identity, vocabulary
 from clipadapt.core.errors import ModelError, did_you_mean
+from clipadapt.core.hardware import exact_float32
 from clipadapt.core.store import Space
 from textsent.models import Pooling
 from textsent.models._configurations import LAYER_LISTS, LORA_TARGETS
@@ -63,6 +64,7 @@ def load(source: Source, *, name: str, device: str, dtype: str, services: Servic
         ModelError: If transformers cannot build it, or weights and configuration do not fit.
     """
     set_threads(services)
+    exact_float32()
     module, fresh = build(source, name)
     tokenizer = None
     if source.tokenizer is not None:
@@ -470,7 +472,8 @@ class Encoder:
         Returns:
             States ``(n, L, D)`` and mask ``(n, L)``, 1 where there is no padding.
         """
-        return self._states(*_padded(pieces, max(map(len, pieces)), self._padding), place)
+        padded = _padded(pieces, max(map(len, pieces)), self._padding)
+        return self._states(self._network(), *padded, place)
 
     @property
     def _padding(self) -> int:
@@ -529,25 +532,32 @@ class Encoder:
         indices: NDArray[np.int64],
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         size = self.services.batch_size or BATCH
+        network = (
+            self._network()
+        )  # once: to see whether weights have changed, all of them are hashed
         with self.services.progress.track("encode texts", len(indices), "texts") as bar:
             for start in range(0, len(indices), CHUNK):
                 part = indices[start : start + CHUNK]
                 pieces = self._tokenize([inputs.examples[int(i)] for i in part], limit)
                 for some, length in batches(np.array([len(p) for p in pieces]), limit, size):
-                    yield (
-                        part[some],
-                        self._pooled([pieces[i] for i in some], length, place, pooling, size),
-                    )
+                    batch = [pieces[i] for i in some]
+                    yield part[some], self._pooled(network, batch, length, place, pooling, size)
                     bar.advance(len(some))
 
     def _pooled(
-        self, pieces: list[list[int]], length: int, place: int, pooling: str, size: int
+        self,
+        network: Any,
+        pieces: list[list[int]],
+        length: int,
+        place: int,
+        pooling: str,
+        size: int,
     ) -> NDArray[np.float32]:
         """Return the features ``(n, D)`` of one batch; none depends on the others of its batch."""
         n = len(pieces)
         pieces = pieces + pieces[:1] * (-n % min(SMALLEST, size))
         ids, mask = _padded(pieces, length, self._padding)
-        states, mask = self._states(ids, mask, place)  # (m, L, D), (m, L)
+        states, mask = self._states(network, ids, mask, place)  # (m, L, D), (m, L)
         if pooling == "cls":
             rows = states[:n, 0].float()
         else:
@@ -555,8 +565,9 @@ class Encoder:
             rows = (states[:n].float() * weight).sum(1) / weight.sum(1)
         return np.asarray(rows.cpu().numpy(), dtype=np.float32)
 
-    def _states(self, ids: torch.Tensor, mask: torch.Tensor, place: int) -> tuple[Any, Any]:
-        net = self._network()
+    def _states(
+        self, net: Any, ids: torch.Tensor, mask: torch.Tensor, place: int
+    ) -> tuple[Any, Any]:
         ids, mask = ids.to(self.device), mask.to(self.device)
         with torch.inference_mode():
             return _run(partial(net, input_ids=ids, attention_mask=mask), net, place), mask

@@ -392,6 +392,17 @@ def test_one_long_text_among_thousands_is_said_without_a_flag(encoder):
     assert encoder.services.flags == {}
 
 
+def test_weights_are_hashed_once_per_call_and_not_per_batch(folders, monkeypatch):
+    encoder = load(folders["bert"], "bf16", batch_size=2)
+    hashed = []
+    own = _encoder.Encoder.weights_sha256
+    monkeypatch.setattr(
+        _encoder.Encoder, "weights_sha256", property(lambda e: hashed.append(1) or own.fget(e))
+    )
+    encoder.encode(inputs([f"good film {i}" for i in range(40)]))
+    assert len(hashed) <= 2
+
+
 class Notes(Silent):
     def __init__(self, said):
         self.said = said

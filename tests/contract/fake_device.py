@@ -1,0 +1,233 @@
+"""A device that exists in name only: tensors say that they are on it, and are computed on the CPU.
+
+It refuses what the real one refuses, so that mixing devices, or a type it lacks, fails on a machine without it: tensors
+of two devices in one operation, ``.numpy()`` of what is not on the CPU, and on ``mps`` every float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from clipadapt.core.hardware import Accelerator
+
+aten = torch.ops.aten
+# These take an index from any device.
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+LACKING = {torch.float64, torch.complex128}  # on mps
+# A build of torch for Linux does not know mps; this stands for it inside.
+MPS, STAND_IN = torch.device("mps", 0), torch.device("cuda", 7)
+
+
+class Claimed(torch.Tensor):
+    """A tensor on the CPU that says it is elsewhere."""
+
+    inner: torch.Tensor
+    place: torch.device
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor, place: torch.device) -> Claimed:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, layout=inner.layout, device="cpu",
+        )  # fmt: skip
+        made.inner, made.place = inner.detach(), place
+        return made
+
+    @property
+    def device(
+        self,
+    ) -> torch.device:  # seen by Python alone: the engine of autograd believes in the CPU
+        return MPS if self.place == STAND_IN else self.place
+
+    @property
+    def is_cpu(self) -> bool:
+        return False
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def is_mps(self) -> bool:
+        return self.device.type == "mps"
+
+    def cpu(self, *_: Any) -> torch.Tensor:
+        return self.to("cpu")
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return moved(self, *args, **kwargs)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Claimed({self.inner!r}, {self.place})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+class FakeDevice(TorchDispatchMode):
+    """Gives tensors that are made on the device, or moved to it, its name."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+class Moves(TorchFunctionMode):
+    """Moves between devices as Python asks for it, and puts the stand-in where mps is asked for."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.to:
+            return moved(*args, **kwargs)
+        if func in {torch.tensor, torch.as_tensor} and kwargs.get("device") is not None:
+            device = kwargs.pop("device")
+            return moved(func(*args, **kwargs), device)
+        if func is not torch.device:
+            args, kwargs = tree_map(renamed, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+class Move(torch.autograd.Function):
+    """A copy on another device; the gradient goes the way back."""
+
+    @staticmethod
+    def forward(ctx, x, place, dtype, memory_format):
+        ctx.back = (place_of(x), x.dtype)
+        return copied(x, place, dtype, memory_format)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return copied(grad, *ctx.back), None, None, None
+
+
+def moved(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """What ``x.to(...)`` gives."""
+    other = args[0] if args else kwargs.pop("other", None)
+    if isinstance(other, torch.Tensor):
+        args = (place_of(other), other.dtype, *args[1:])
+    device, dtype, _, memory_format = torch._C._nn._parse_to(
+        *map(renamed, args), **tree_map(renamed, kwargs)
+    )
+    place = place_of(x) if device is None else with_index(device)
+    dtype = dtype or x.dtype
+    if (place, dtype, memory_format) == (place_of(x), x.dtype, None) and not kwargs.get("copy"):
+        return x
+    return Move.apply(x, place, dtype, memory_format)
+
+
+def copied(
+    x: Any, place: torch.device, dtype: torch.dtype, memory_format: Any = None
+) -> torch.Tensor:
+    inner = x.inner if isinstance(x, Claimed) else x.detach()
+    kept = torch.preserve_format if memory_format is None else memory_format
+    with torch._C.DisableTorchFunction():
+        return claimed(inner.to(dtype=dtype, copy=True, memory_format=kept), place)
+
+
+def claimed(value: torch.Tensor, place: torch.device) -> torch.Tensor:
+    if place == STAND_IN and value.dtype in LACKING:
+        raise TypeError(f"mps has no {value.dtype}")
+    return value if place.type == "cpu" else Claimed(value, place)
+
+
+def place_of(x: torch.Tensor) -> torch.device:
+    return x.place if isinstance(x, Claimed) else torch.device("cpu")
+
+
+def renamed(value: Any) -> Any:
+    is_mps = (
+        value == "mps"
+        if isinstance(value, str)
+        else isinstance(value, torch.device) and value.type == "mps"
+    )
+    return STAND_IN if is_mps else value
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    flat, spec = tree_flatten((args, kwargs))
+    tensors = [t for t in flat if isinstance(t, torch.Tensor)]
+    place = next((t.place for t in tensors if isinstance(t, Claimed)), torch.device("cpu"))
+    if func is not aten.copy_.default:
+        check_places(func, args, tensors)
+    device = kwargs.get("device")
+    if (
+        device is not None and torch.device(device).type != "cpu"
+    ):  # autograd itself asks for the CPU
+        place = with_index(device)
+    flat = [t.inner if isinstance(t, Claimed) else t for t in flat]
+    plain_args, plain_kwargs = tree_unflatten(flat, spec)
+    if plain_kwargs.get("device") is not None:
+        plain_kwargs["device"] = torch.device("cpu")
+    plain_kwargs.pop("pin_memory", None)
+    with torch._C._DisableTorchDispatch():
+        out = func(*plain_args, **plain_kwargs)
+    if out is None:
+        return None
+    written = {
+        i for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write
+    }
+    if written and not isinstance(out, list | tuple):
+        first = min(written)
+        return args[first] if first < len(args) else kwargs[func._schema.arguments[first].name]
+    return tree_map(lambda v: claimed(v, place) if isinstance(v, torch.Tensor) else v, out)
+
+
+def with_index(device: Any) -> torch.device:
+    device = torch.device(renamed(device))
+    return torch.device("cuda", 0) if str(device) == "cuda" else device
+
+
+def check_places(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> None:
+    """Raise as torch does where tensors of several devices meet; numbers in tensors of no dimension may."""
+    if func in INDEXED:
+        tensors = [
+            t
+            for t in (args[0], *(args[2:3] if len(args) > 2 else ()))
+            if isinstance(t, torch.Tensor)
+        ]
+    places = {place_of(t) for t in tensors if t.dim() or isinstance(t, Claimed)}
+    if len(places) > 1:
+        shown = ", ".join(sorted(map(str, places)))
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {shown}")
+
+
+@contextlib.contextmanager
+def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
+    """Let torch believe in two devices of a kind while the block runs."""
+    found = {kind: Accelerator(2 if kind == "cuda" else 1, bf16=kind == "cuda")}
+    for package in ("clipadapt", "textsent"):
+        monkeypatch.setattr(f"{package}.models._hardware.accelerators", lambda: found)
+    monkeypatch.setattr("clipadapt.core.hardware.accelerator_possible", lambda: True)
+    for module in (torch.cuda, torch.mps):
+        monkeypatch.setattr(module, "_lazy_init", lambda: None, raising=False)
+    monkeypatch.setattr(
+        torch, "inference_mode", torch.no_grad
+    )  # the former knows no views of such tensors
+    move_module = torch.nn.Module.to
+
+    def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        # A parameter that is where it should be stays the same object, as an optimizer expects.
+        if len(args) == 1 and isinstance(args[0], str | torch.device) and not kwargs:
+            place = with_index(args[0])
+            if all(place_of(t) == place for t in (*self.parameters(), *self.buffers())):
+                return self
+        return move_module(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    torch._C._ensureCUDADeviceGuardSet()
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(
+        True
+    )  # ``.data =`` would lose the name
+    try:
+        with Moves(), FakeDevice():
+            yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)

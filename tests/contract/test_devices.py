@@ -1,0 +1,47 @@
+"""Every method on a GPU that exists in name only: nothing is mixed, and the scores are those of the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clipadapt.core.context import Services
+from clipadapt.core.protocols import ModelOptions
+from clipadapt.core.registry import METHODS, MODELS
+from clipadapt.core.store import FeatureStore
+from tests.contract.conftest import CASES
+from tests.contract.fake_device import fake_device
+
+# One family with attention, one with convolutions: what differs between devices does not differ more often.
+FAMILIES = ("clip", "hf", "roberta")
+WITH_MODEL = [c for c in CASES if METHODS.get(c[0]).requires is not None and c[1] in FAMILIES]
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
+@pytest.mark.parametrize(("name", "family"), WITH_MODEL)
+def test_fit_scores_save_and_load_stay_on_the_device(
+    name, family, device, tiny_case, tiny_models, tiny_texts, tmp_path, monkeypatch
+):
+    case = tiny_case(name, family)
+    on_cpu = case.method.fit(case.backbone, case.task, case.context(tmp_path / "cpu"))
+    want = on_cpu.predict_scores(case.inputs)
+
+    with fake_device(device.partition(":")[0], monkeypatch):
+        track = name.partition("/")[0]
+        found = MODELS.resolve((tiny_models if track == "clip" else tiny_texts)[family], track)
+        services = Services(FeatureStore(enabled=False), workers=1)
+        backbone = found.provider.load(found.argument, ModelOptions("fp32", device), services)
+        before = {n: t.device.type for n, t in backbone.module.state_dict().items()}
+        context = case.context(tmp_path / "device")
+        context.services = services
+
+        fitted = case.method.fit(backbone, case.task, context)
+        scores = fitted.predict_scores(case.inputs)
+        fitted.save(tmp_path / "saved")
+        loaded = case.method.load(tmp_path / "saved", backbone)
+
+        assert set(before.values()) == {device.partition(":")[0]}
+        assert {n: t.device.type for n, t in backbone.module.state_dict().items()} == before
+        if "lora" not in name:  # its dropout draws the masks on the device
+            np.testing.assert_allclose(scores, want, rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(loaded.predict_scores(case.inputs), scores)

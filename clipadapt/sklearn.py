@@ -223,7 +223,7 @@ def _loaded(model: str, name: str, method: Method) -> _Loaded | None:
     if method.requires is None:
         return None
     resolved = MODELS.resolve(model, "clip")
-    options = ModelOptions()
+    options = ModelOptions(precision="fp32")  # as the recipes named after papers have it
     with _loading:
         identity = resolved.provider.identify(resolved.argument, options)
         sha256 = identity.weights_sha256

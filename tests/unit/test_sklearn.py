@@ -63,7 +63,7 @@ def test_scores_are_those_of_the_method_itself(classifier, tiny_clip, pictures, 
     ours = classifier.set_params(method_params={"C": 2.0}, random_state=3).fit(array, labels)
 
     found = MODELS.resolve(tiny_clip, "clip")
-    model = found.provider.load(found.argument, ModelOptions(), Services(FeatureStore()))
+    model = found.provider.load(found.argument, ModelOptions("fp32"), Services(FeatureStore()))
     inputs = Inputs([Image.fromarray(a) for a in array], tuple(map(str, range(24))))
     names = ("blue thing", "green thing", "red thing")
     y = np.array([sorted(COLOURS).index(name) for name in labels])

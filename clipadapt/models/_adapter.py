@@ -221,7 +221,7 @@ def tokenizer_for(source: _sources.Source, shown: str) -> Any:
             f"the tokenizer of '{shown}' in '{source.tokenizer}' cannot be read: {first}",
             hint="save it again with tokenizer.save_pretrained(folder)",
         ) from err
-    vocabulary.check(lambda text: tokenizer.tokenizer(text).input_ids, shown)
+    vocabulary.check(tokenizer.tokenizer, shown)
     return tokenizer
 
 

@@ -148,7 +148,7 @@ def build_tokenizer(source: Source, name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # The mask hides what stands there; any piece will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    vocabulary.check(lambda text: tokenizer(text).input_ids, name)
+    vocabulary.check(tokenizer, name)
     return tokenizer
 
 

@@ -127,6 +127,7 @@ def order(job: Job) -> dict[str, Any]:
         "track": experiment.track,
         "recipe": experiment.recipe,
         "origins": dict(experiment.origins),
+        "stated": sorted(experiment.stated),
         "seed": job.seed,
         "run_ids": [prepared.run_id(job.seed, t) for t in prepared.targets],
         "threads": prepared.threads,
@@ -171,7 +172,9 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
 def _execute(task: dict[str, Any], out: Path) -> None:
     built = config.build([("the driver", task["config"])], source="a task", track=task["track"])
-    experiment = replace(built, recipe=task["recipe"], origins=task["origins"])
+    experiment = replace(
+        built, recipe=task["recipe"], origins=task["origins"], stated=frozenset(task["stated"])
+    )
     if not _backbones:
         _backbones.append(runner.Backbones(Services(FeatureStore(enabled=False))))
     prepared = runner.prepare(experiment, out, opened=_opened, threads=task["threads"])

@@ -105,7 +105,11 @@ def test_ray_and_local_give_the_same(cli, cluster, tmp_path, tiny_clip):
             ],
             "shots": [2],
             "seeds": [1, 2],
-            "settings": {"threads": 1, "evaluation.also": [{"split": "val"}]},
+            "settings": {
+                "threads": 1,
+                "evaluation.also": [{"split": "val"}],
+                "model.precision": "fp32",  # stated by one of the recipes only
+            },
         },
     )
     local, far = tmp_path / "local", tmp_path / "far"

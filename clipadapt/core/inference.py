@@ -183,11 +183,11 @@ def _identified(
     if now.weights_sha256 == then.weights_sha256:
         return resolved, now
     commits = ("", "")
-    if then.revision != now.revision:
+    if then.revision is not None and then.revision != now.revision:
         commits = (f", commit {then.revision}", f", commit {now.revision}")
         with contextlib.suppress(
             ClipAdaptError
-        ):  # a name that takes no revision, or a commit that is gone
+        ):  # a name without revisions, or a commit that is gone
             pinned = MODELS.resolve(f"{name}@{then.revision}", track)
             before = pinned.provider.identify(pinned.argument, options)
             if before.weights_sha256 == then.weights_sha256:

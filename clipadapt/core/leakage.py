@@ -98,16 +98,16 @@ class LeakageFacts(StrictModel):
     near_by: Literal["thumbnails", "words"] | None
     shared_classes: NonNegativeInt | None = None
 
-    def flags(self, n_judged: int) -> tuple[str, ...]:
-        """Return the flags of a record: ``leakage`` into what is judged, ``duplicates_train_val`` before it.
+    def flags(self, n: int) -> tuple[str, ...]:
+        """Return the flags of a record: ``leakage`` into the evaluation split, ``duplicates_train_val`` before it.
 
-        Where every example judged has a copy in one split, it is that split, whatever its name: ``judged_on_train``.
+        Where every example of it has a copy in one split, it is that split, whatever its name: ``judged_on_train``.
 
         Args:
-            n_judged: Examples judged.
+            n: Examples in the evaluation split, also those that a limit leaves out.
         """
         into = [o for o in self.overlaps if not o.before]
-        whole = tuple(f"judged_on_{o.learnt}" for o in into if o.exact >= n_judged > 0)
+        whole = tuple(f"judged_on_{o.learnt}" for o in into if o.exact >= n > 0)
         leaks = any(o.found for o in into)
         before = any(o.found for o in self.overlaps if o.before)
         return whole + ("leakage",) * leaks + ("duplicates_train_val",) * before

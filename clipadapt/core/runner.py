@@ -296,7 +296,7 @@ def prepare(
                 "its ids are taken from the data as they are now"
             )
     if _refits_on_val(method, experiment):
-        targets = [home, *(t for t in targets[1:] if not _was_learnt(t, home, progress))]
+        targets = [home, *(t for t in targets[1:] if not _is_refitted(t, home, progress))]
     return Prepared(
         experiment=experiment,
         method=method,
@@ -315,16 +315,17 @@ def _refits_on_val(method: type[Method], experiment: Experiment) -> bool:
     return asked is not None and asked(few_shot=experiment.config.data.few_shot)
 
 
-def _was_learnt(target: Target, home: Target, progress: Progress) -> bool:
-    """Tell whether a target is the val that the fit learns from, and say that it is left out."""
+def _is_refitted(target: Target, home: Target, progress: Progress) -> bool:
+    """Return whether a target is the val that the fit is trained on, under any name; report that it is left out."""
     aliases = getattr(home.dataset, "aliases", {})
     name = aliases.get(target.split, target.split)
-    learnt = target.dataset is home.dataset and name == aliases.get("val", "val")
-    if learnt:
+    same = target.dataset.fingerprint == home.dataset.fingerprint
+    refitted = same and name == aliases.get("val", "val")
+    if refitted:
         progress.note(
             f"warning: {target.title} is not evaluated: the fit ends by learning from it (method.refit)"
         )
-    return learnt
+    return refitted
 
 
 def run(
@@ -757,7 +758,7 @@ class _Run:
             flags.append("judged_on_" + target.split)
         leaks = self._leaks(target) if values["status"] == "ok" else None
         if leaks is not None:
-            flags += leaks.flags(self.sizes["n_test"])
+            flags += leaks.flags(len(target.dataset.split(target.split)))
             # The new classes of base-to-new must be new; a domain shift has the same classes on purpose.
             if leaks.shared_classes and config.evaluation.protocol.startswith("base"):
                 flags.append("class_overlap")

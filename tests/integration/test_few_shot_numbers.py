@@ -62,10 +62,12 @@ def test_a_manifest_is_a_few_shot_draw_too(cli, records, tiny_clip, folder, tmp_
     assert "refit_on_val" not in record["flags"]
 
 
+@pytest.mark.parametrize("again", ["", "/./"])
 def test_full_data_are_refitted_and_val_is_not_shown_as_held_out(
-    cli, records, tiny_clip, folder, tmp_path
+    cli, records, tiny_clip, folder, tmp_path, again
 ):
-    also = "evaluation.also=[{split: val}]"
+    dataset = f"dataset: '{folder}{again}', " if again else ""
+    also = f"evaluation.also=[{{{dataset}split: val}}]"
     done = cli(*run("linear_probe-quick", tiny_clip, folder, tmp_path / "r", also))
     found = records(done)
 

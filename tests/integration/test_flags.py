@@ -231,6 +231,16 @@ def test_what_was_learnt_from_is_flagged_however_it_is_named(
     assert f"judged_on_{split}" in away["flags"]
 
 
+def test_a_limit_does_not_turn_a_few_copies_into_the_whole_split(known, pictures, tmp_path):
+    data = shutil.copytree(pictures, tmp_path / "copies" / "pictures")
+    for name in ("red_thing", "green_thing"):
+        shutil.copy(data / "train" / name / "0.png", data / "test" / name / "0.png")
+
+    (record,), _ = known("--set", f"data.name=folder:{data}", "--set", "data.limit=2")
+
+    assert record["flags"] == ["duplicates_across_splits", "leakage"]
+
+
 def test_fast_off_is_another_run_in_the_same_folder(known):
     (first,), _ = known()
     (slow,), err = known("--set", "fast=off")

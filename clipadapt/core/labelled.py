@@ -34,6 +34,7 @@ SPLIT_ALIASES: Final[dict[str, SplitName]] = {
     "valid": "val",
     "validation": "val",
     "dev": "val",
+    "devel": "val",
     "development": "val",
     "test": "test",
     "testing": "test",
@@ -156,6 +157,15 @@ def split_named(name: str) -> SplitName | None:
     return SPLIT_ALIASES.get(words[0]) or SPLIT_ALIASES.get(words[0].removesuffix("set"))
 
 
+def split_within(name: str) -> SplitName | None:
+    """Return the one split that a word of the name is: ``seg_train``, ``reviews-test``; None where none or two are.
+
+    Of use where it is known otherwise that the name is one of a split.
+    """
+    found = {split for word in re.findall(r"[^\W\d_]+", name) if (split := split_named(word))}
+    return found.pop() if len(found) == 1 else None
+
+
 def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     """Return the key that sorts numbers within names by value: 1, 2, 10; names without numbers as text."""
     parts = re.split(r"(\d+)", name)
@@ -167,9 +177,15 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def class_key(name: str) -> str:
-    """Return what two labels have in common that mean one class: case, spaces, ``_`` and a ``.0`` do not matter."""
-    key = " ".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split())
-    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", key)
+    """Return what two labels have in common that mean one class.
+
+    Case, spaces, ``_``, invisible characters, the width of digits, a ``+`` before and a ``.0`` behind a number do not
+    matter.
+    """
+    plain = unicodedata.normalize("NFKC", name).replace("\N{MINUS SIGN}", "-")
+    seen = "".join(c for c in plain if unicodedata.category(c) != "Cf")
+    key = " ".join(seen.replace("_", " ").casefold().split())
+    return re.sub(r"^\+?(-?\d+)(?:\.0*)?$", r"\1", key)
 
 
 def is_number(name: str) -> bool:

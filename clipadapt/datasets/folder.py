@@ -25,6 +25,7 @@ from clipadapt.core.labelled import (
     natural_key,
     split_evenly,
     split_named,
+    split_within,
 )
 from clipadapt.core.protocols import SPLITS, Subset
 from clipadapt.datasets._images import (
@@ -175,6 +176,14 @@ def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
     split_of = {c: split for c in children if (split := split_named(c)) is not None}
     # A class may be called "test": what makes a split is that it holds class folders.
     holding = {c: split for c, split in split_of.items() if subfolders(root / c)}
+    alike = [] if holding else _alike(root, children)
+    if alike and all(split_within(c) for c in alike):  # seg_train, seg_test
+        split_of = holding = {c: split for c in alike if (split := split_within(c)) is not None}
+    elif alike:
+        found.notes.append(
+            f"taken for classes, though they hold folders of the same names: {shown(alike)}; if those are the classes, "
+            "call the outer folders train, val and test"
+        )
     if not holding:
         if split_of and len(split_of) == len(children):
             raise DataError(
@@ -202,6 +211,14 @@ def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
             + shown([c for c, n in beside.items() if n])
         )
     return {f"{c}/": split for c, split in holding.items()}
+
+
+def _alike(root: Path, children: list[str]) -> list[str]:
+    """Return the folders that hold folders of the same names, as splits do, where every folder that counts does."""
+    inside = {c: frozenset(subfolders(root / c)) for c in children}
+    names = [held for held in inside.values() if len(held) > 1]
+    shared = len(names) > 1 and frozenset.intersection(*names)
+    return [c for c in children if inside[c]] if shared and len(names) == len(children) else []
 
 
 def _class_of(held: Mapping[str, Mapping[str, list[str]]], notes: list[str]) -> dict[str, str]:

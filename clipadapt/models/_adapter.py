@@ -126,6 +126,17 @@ def _load_weights(module: Any, source: _sources.Source, shown: str) -> None:
             f"the weights '{path}' do not fit '{source.arch or shown}': {_misfit(module, state, err)}",
             hint="name the architecture that the weights were saved from",
         ) from err
+    for name, weights in module.named_parameters():
+        if name in state and not state[name].is_floating_point():
+            raise ModelError(
+                f"the weights '{path}' are quantised: tensor '{name}' is {state[name].dtype}",
+                hint="save them in float32 or float16",
+            )
+        if not torch.isfinite(weights).all():
+            raise ModelError(
+                f"the weights '{path}' hold NaN or infinite values: tensor '{name}'",
+                hint="the training that saved them diverged, or they overflowed float16: take an earlier checkpoint",
+            )
 
 
 def _misfit(module: torch.nn.Module, state: Mapping[str, torch.Tensor], err: BaseException) -> str:

@@ -94,10 +94,13 @@ def _unpickled(path: Path) -> Any:
         raise ModelError(
             f"'{path}' holds objects of {', '.join(strange[:3])} beside its weights, which are not read from a file "
             "that may come from anyone",
-            hint="where you trust it, keep the weights alone: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'plain.pt')",
+            hint="where you trust it, keep the weights alone: found = torch.load(FILE, weights_only=False), then "
+            "torch.save(found['state_dict'], 'plain.pt'), or found.state_dict() where it holds a whole model",
         ) from failure
     first = text.strip().splitlines()[0] if text.strip() else type(failure).__name__
+    if "weights_only" in first:  # its advice is to run whatever the file holds
+        with path.open("rb") as file:
+            first = f"no file of torch.save, but one that begins with {file.read(24)!r}"
     raise ModelError(
         f"'{path}' cannot be read as plain tensors: {first}",
         hint="it is damaged or no file of torch.save; save the state dict as .safetensors",
@@ -171,6 +174,9 @@ def _without_prefix(path: Path, where: str, state: State) -> State:
             hint="save the one you mean as a file of its own",
         )
     prefix = prefixes[0] if prefixes else ""
+    # A count beside the weights (n_averaged of an average of models) is not one of them.
+    counts = {k for k, t in state.items() if t.ndim == 0 and "." not in k and k[:6] != "logit_"}
+    state = {name: tensor for name, tensor in state.items() if name not in counts}
     others = [name for name in state if not name.startswith(prefix)]
     if others:
         raise ModelError(

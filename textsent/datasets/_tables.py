@@ -47,7 +47,12 @@ SEPARATORS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "
 """Names of separators, beside the characters themselves."""
 
 _SNIFFED: Final = (",", ";", "\t", "|")
-_BYTE_ORDER_MARKS: Final = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_BYTE_ORDER_MARKS: Final = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",  # after the longer mark that begins with it
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _Rows = list[tuple[int, list[str]]]
 
 
@@ -170,9 +175,10 @@ def read_table(path: Path, reading: Reading | None = None) -> Table:
 
 def _decode(path: Path, raw: bytes, encoding: str) -> str:
     codec = codecs.lookup(encoding).name
-    marked = _BYTE_ORDER_MARKS.get(raw[:2], "latin-1 (or cp1252, utf-16)")
+    marks = (name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark))
+    marked = next(marks, "latin-1 (or cp1252, utf-16, gb18030)")
     try:
-        return raw.decode("utf-8-sig" if codec == "utf-8" else codec)
+        text = raw.decode("utf-8-sig" if codec == "utf-8" else codec)
     except UnicodeDecodeError as err:
         line = raw.count(b"\n", 0, err.start) + 1
         raise DataError(
@@ -182,6 +188,12 @@ def _decode(path: Path, raw: bytes, encoding: str) -> str:
         ) from None
     except UnicodeError as err:  # utf-16 without a mark, for one
         raise DataError(f"{path.name} is not {encoding.upper()}: {err}") from None
+    if "\0" in text.partition("\n")[0]:  # utf-16 without a mark is valid UTF-8
+        raise DataError(
+            f"{path.name} is not {encoding.upper()}: its first line holds NUL characters",
+            hint="name its encoding by adding ?encoding=utf-16-le (or utf-16-be) to the data set's name",
+        )
+    return text
 
 
 # ---------------------------------------------------------------- separated values
@@ -231,10 +243,12 @@ def _unquoted(
     """
     if quotes == "none" or '"' not in text:
         return _rows(text, separator, csv.QUOTE_NONE), ()
+    # Marks in every line are no accident: one that is open then is a damaged or cut file.
+    every_row = text.count('"') >= 2 * text.count("\n") - 2
     try:
         quoted = _rows(text, separator, csv.QUOTE_MINIMAL)
     except csv.Error as err:
-        plain = _whole_lines(text, separator) if quotes == "auto" else None
+        plain = _whole_lines(text, separator) if quotes == "auto" and not every_row else None
         if plain is not None:
             return plain, (f"{origin}: quotation marks are read as part of the text ({err})",)
         raise DataError(
@@ -242,7 +256,7 @@ def _unquoted(
             hint='double the quotes inside a quoted field ("he said ""no"""), or add ?quote=none to the data '
             "set's name where quotation marks are part of the text",
         ) from None
-    every_row = text.count('"') >= 2 * (len(quoted) - 1)  # then they are no accident
+    every_row = every_row or text.count('"') >= 2 * (len(quoted) - 1)
     joined = any("\n" in cell for _, row in quoted for cell in row)
     plain = _whole_lines(text, separator) if quotes == "auto" and joined and not every_row else None
     if plain is None:

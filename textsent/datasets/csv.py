@@ -1,8 +1,9 @@
 """``csv:PATH``: one's own texts in .csv, .tsv, .parquet or .jsonl.
 
 ``PATH`` is a folder with ``train.csv``, ``val.csv`` and ``test.csv`` (any of the three; ``valid``, ``validation``
-and ``dev`` are ``val``), or one file. One file is split by its column ``split`` where it has one, else 80/10/10 by
-a hash of each text: rows added later move none of the others, and equal texts fall into one split.
+and ``dev`` are ``val``), or one file. One file is split by its column ``split``, or another one that holds names of
+splits alone (``partition``, ``set``), where it has one, else 80/10/10 by a hash of each text: rows added later move
+none of the others, and equal texts fall into one split.
 
 The columns of text and label are found by their usual names, or named: ``csv:PATH?text=COL&label=COL``;
 ``split=COL`` and ``encoding=NAME`` are accepted too, ``sep=CHARACTER`` (also ``semicolon``, ``tab``, ``pipe``) where
@@ -29,6 +30,7 @@ from textsent.datasets._tables import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from clipadapt.core.protocols import DatasetOptions, SplitName
@@ -51,11 +53,11 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         DataError: If a file, column, text or label is missing or cannot be used; the message says where.
     """
     # A "?" may belong to the file's own name.
-    exists = user_path(argument).exists()
+    exists = bool(argument.strip()) and user_path(argument).exists()
     name, query = (argument, {}) if exists else split_query(argument, OPTIONS)
-    path = user_path(name)
     if not name:
         raise DataError("csv: names no file", hint=f"write csv:PATH, where PATH is {LAYOUTS}")
+    path = user_path(name)
     if not path.exists():
         raise DataError(f"no such file or folder: '{path}'", hint=f"csv:PATH takes {LAYOUTS}")
     reading = Reading.of(query)
@@ -73,7 +75,9 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     else:
         table = read_table(path, reading)
         tables = {"train": table}
-        column = _split_column(table, query.get("split"))
+        column = _split_column(table, query)
+        if column and "split" not in query and column.strip().casefold() != SPLIT_COLUMN:
+            notes += (f"the column '{column}' says which split a row is of",)
         by_hash = column is None
         rows, skipped = _from_one(table, column, query, skip=skip)
     assembled = assemble(rows)
@@ -149,10 +153,20 @@ def _from_tables(
     return rows, total
 
 
-def _split_column(table: Table, named: str | None) -> str | None:
-    if named is not None:
-        return table.find("split", named, ())
-    return next((c for c in table.columns if c.strip().casefold() == SPLIT_COLUMN), None)
+def _split_column(table: Table, query: dict[str, str]) -> str | None:
+    """Return the column of the splits: the one named, the one called so, else one whose values all are splits."""
+    if "split" in query:
+        return table.find("split", query["split"], ())
+    called = next((c for c in table.columns if c.strip().casefold() == SPLIT_COLUMN), None)
+    others = [c for c in table.columns if c not in _columns(table, query)]
+    return called or next((c for c in others if _are_splits(table.columns[c])), None)
+
+
+def _are_splits(values: Sequence[object]) -> bool:
+    if not all(isinstance(v, str) for v in values):
+        return False
+    found = {split_named(str(v)) for v in dict.fromkeys(values)}
+    return len(found) > 1 and None not in found
 
 
 def _from_one(

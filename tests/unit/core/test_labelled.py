@@ -102,3 +102,17 @@ def test_what_is_left_out_is_flagged_above_a_share():
     assert many_left_out(95, 5) == ()
     assert many_left_out(94, 6) == ("many_left_out",)
     assert many_left_out(0, 0) == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1", "+1"), ("1", "\uff11.0"), ("-1", "\u22121"), ("pos", "pos\u200b"), ("pos", "\ufeffPos")],
+)
+def test_labels_that_look_alike_are_one_class(one, other):
+    assert class_key(one) == class_key(other)
+
+
+def test_labels_that_differ_stay_apart():
+    assert (
+        len({class_key(name) for name in ("1", "-1", "10", "1.5", "C++", "C", "a-1", "a 1")}) == 8
+    )

@@ -489,3 +489,21 @@ def test_a_folder_around_the_classes_is_offered(tmp_path):
         write(tmp_path / "archive" / name / "x.png", len(name))
     with pytest.raises(DataError, match=r"one class only, 'archive'.*\n.*try folder:.*/archive$"):
         open_(tmp_path)
+
+
+def test_splits_named_by_one_word_of_several_are_splits(tmp_path):
+    for split in ("seg_train", "seg_test"):
+        for colour in ("red", "blue"):
+            write(tmp_path / split / colour / "1.png", colour)
+    data = open_(tmp_path)
+    assert data.splits == ("train", "test")
+    assert data.classnames == ("blue", "red")
+
+
+def test_outer_folders_that_hold_the_same_folders_are_pointed_out(tmp_path):
+    for outer in ("fold1", "fold2"):
+        for i, colour in enumerate(("red", "blue")):
+            write(tmp_path / outer / colour / "1.png", (i, len(outer), int(outer[-1])))
+    data = open_(tmp_path)
+    assert data.classnames == ("fold1", "fold2")
+    assert any("hold folders of the same names: fold1, fold2" in note for note in data.notes)

@@ -73,6 +73,8 @@ WRAPPERS = {
     "open_clip_train": lambda s: {"epoch": 2, "name": "run", "state_dict": behind("module.", s)},
     "numpy scalar": lambda s: {"state_dict": s, "optimizer": {"lr": np.float64(1e-3)}, "best": np.int64(3)},
     "namespace": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1e-3, out=pathlib.PurePosixPath("x"))},
+    "averaged": lambda s: {"n_averaged": torch.tensor(10), **behind("module.", s)},
+    "a count beside": lambda s: {"step": torch.tensor(10), **s},
     "numpy array": lambda s: {"state_dict": s, "rng": np.arange(3)},
 }  # fmt: skip
 
@@ -117,6 +119,14 @@ REFUSED = {
         lambda s: {"model": {k: v for k, v in s.items() if k != "ln_final.weight"}},
         "tensor 'ln_final.weight' of shape (32,) is missing (1 of",
     ),
+    "no finite number": (
+        lambda s: {"model": s | {"ln_final.weight": s["ln_final.weight"] * float("nan")}},
+        "hold NaN or infinite values: tensor 'ln_final.weight'",
+    ),
+    "whole numbers": (
+        lambda s: {"model": s | {"ln_final.weight": s["ln_final.weight"].to(torch.int8)}},
+        "are quantised: tensor 'ln_final.weight' is torch.int8",
+    ),
     "another shape": (
         lambda s: {"model": s | {"ln_final.weight": torch.ones(5)}},
         "tensor 'ln_final.weight' has shape (5,), expected (32,)",
@@ -143,6 +153,11 @@ def test_damaged_bytes_and_programs_are_named(folder, state):
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(ModelError, match="cannot be read as plain tensors"):
         load(f"local-dir:{folder}")
+
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelError, match=r"begins with b'version https://git") as caught:
+        load(f"local-dir:{folder}")
+    assert "weights_only" not in str(caught.value)
 
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(file))
     with pytest.raises(ModelError, match="is a TorchScript archive"):

@@ -468,3 +468,28 @@ def test_a_split_that_is_not_there(open_text, tmp_path):
     write_csv(tmp_path / "train.csv")
     with pytest.raises(DataError, match=re.escape("has no split 'test'; it has: train")):
         open_text(f"csv:{tmp_path}").split("test")
+
+
+@pytest.mark.parametrize("column", ["partition", "Set", "phase"])
+def test_a_column_that_holds_names_of_splits_alone_tells_the_splits(open_text, tmp_path, column):
+    rows = [(f"film {i}", "ab"[i % 2], ("train", "Test set")[i // 2 % 2]) for i in range(20)]
+    data = open_text(f"csv:{write_csv(tmp_path / 'a.csv', rows, ('text', 'label', column))}")
+    assert {split: len(part) for split, part in data.parts.items()} == {"train": 10, "test": 10}
+    assert data.flags == ()
+    assert f"the column '{column}' says which split a row is of" in data.notes[0]
+    mixed = [*rows, ("film", "a", "other")]
+    data = open_text(f"csv:{write_csv(tmp_path / 'b.csv', mixed, ('text', 'label', column))}")
+    assert "split_by_hash" in data.flags
+
+
+def test_an_open_quotation_mark_in_a_quoted_table_keeps_no_marks_in_the_texts(open_text, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + '"a film",pos\n"a flop",neg\n' * 20 + '"cut, sh')
+    refuses(open_text, f"csv:{path}", "not a table of values separated by commas: line")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_of_unicode_are_named_in_the_hint(open_text, tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "a film,pos\na flop,neg\n" * 20, encoding=encoding)
+    refuses(open_text, f"csv:{path}", "is not UTF-8", f"?encoding={encoding}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
@@ -323,15 +324,36 @@ def _read_names(path: str, keys: Sequence[str]) -> list[str] | dict[str, str]:
     if PurePath(path).suffix.lower() in {".yaml", ".yml", ".json"}:
         return _structured_names(path)
     lines = _lines(path, "class names")
-    for mark in ("\t", ":", "=", ","):
+    for mark in ("\t", ":", "=", ",", ";"):
         cells = [[cell.strip() for cell in line.split(mark, 1)] for line in lines]
         if not lines or any(len(pair) != 2 for pair in cells):
             continue
-        pairs = {cell[0]: cell[1] for cell in cells}
+        before = {cell[0] for cell in cells}
         # A name may hold such a mark: only where what stands before it are the classes is it a mapping.
-        if mark == "\t" or pairs.keys() >= set(keys):
-            return pairs
+        if mark == "\t" or before >= set(keys):
+            return _once(path, [(key, name) for key, name in cells])
+        if all(key.isdecimal() for key in before):
+            raise DataError(
+                f"the lines of the class-names file {path} begin with numbers that are not the classes: '{lines[0]}'; "
+                f"the classes are {', '.join(keys[:8])}{' ...' if len(keys) > 8 else ''}",
+                hint=f"write the class before the '{mark}', or names alone, one a line, in this order",
+            )
     return lines
+
+
+def _once(path: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a mapping.
+
+    Raises:
+        DataError: If a class is named twice.
+    """
+    twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"the class-names file {path} names the class '{twice[0]}' more than once",
+            hint="keep one name of every class",
+        )
+    return dict(pairs)
 
 
 def _structured_names(path: str) -> list[str] | dict[str, str]:
@@ -339,7 +361,11 @@ def _structured_names(path: str) -> list[str] | dict[str, str]:
     accepted = "a mapping of class to name, or a list of names"
     try:
         as_json = path.lower().endswith(".json")
-        value = json.loads(text) if as_json else _yaml.parse(text, words=True)
+        value = (
+            json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs))
+            if as_json
+            else _yaml.parse(text, words=True)
+        )
     except (ValueError, RecursionError) as err:
         raise DataError(
             f"the class-names file '{path}' cannot be read: {err}", hint=f"write {accepted}"

@@ -136,6 +136,7 @@ def test_a_text_fit_whose_checkpoints_find_no_room_ends_equal(cli, tiny_texts, t
     settings = words(
         f"model.name={tiny_texts['distilbert']}", f"data.name=csv:{tmp_path / 'texts.csv'}",
         "threads=1", "seeds=[1]", "method.epochs=3", "method.batch_size=16",
+        "method.warmup_steps=0.1",
     )  # fmt: skip
     command = ["run", "full_finetune", *settings]
     result = cli(*command, "--out", tmp_path / "whole", program="textsent")

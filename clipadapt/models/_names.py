@@ -173,10 +173,8 @@ def folder_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        kind = _transformers_clip.model_type(folder)
-        what = f", but a '{kind}' of transformers, of which only CLIP is read" if kind else ""
         raise ModelError(
-            f"the folder '{folder}' holds no {CONFIG_NAME}{what}",
+            f"the folder '{folder}' holds no {CONFIG_NAME}{_transformers_clip.what_else(folder)}",
             hint="local-dir: takes a folder as open_clip saves it "
             f"({CONFIG_NAME} beside {CHECKPOINT_NAMES[0]}), or a CLIP as transformers saves it",
         )

@@ -89,7 +89,9 @@ def _build(
     if saved:
         return _of_folder("FOLDER", source)
     scheme, _, rest = name.partition(":")
-    if scheme == "hf-hub":
+    # A CLIP of transformers is no repository that open_clip reads.
+    own_layout = any(file.name == _names.CONFIG_NAME for file in source.files)
+    if scheme == "hf-hub" and own_layout:
         repo, _, revision = rest.partition("@")
         at = (
             f", at the revision {revision}, which open_clip cannot be asked for" if revision else ""

@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -200,27 +201,57 @@ def _of_folder(folder: Path) -> Source:
 def _of_transformers(folder: Path) -> Source:
     """Return the source of a CLIP that transformers saved; its tensors are renamed where they are read."""
     model, preprocess = _transformers_clip.configs(folder)
-    checkpoint = folder / _transformers_clip.weights_name(folder)
-    preprocessor = folder / _transformers_clip.PREPROCESSOR
-    files = [folder / _transformers_clip.CONFIG, checkpoint]
-    return Source(
-        model,
-        preprocess,
-        checkpoint,
-        files=(*files, *([preprocessor] if preprocessor.is_file() else [])),
-    )
+    files = _transformers_clip.files_of(folder)
+    return Source(model, preprocess, checkpoint=files[1], files=tuple(files))
+
+
+class _NoOpenClipError(ModelError):
+    """A hub repository that holds no config of open_clip's."""
 
 
 def _of_hub(name: _names.Name) -> Source:
+    try:
+        return _of_open_clips(name)
+    except (
+        _NoOpenClipError
+    ):  # of the whole repository: what another program fetched is not all of it
+        pass
+    found = _snapshot(name.repo, name.revision, partial(_wanted_of_transformers, name.repo))
+    theirs = _of_transformers(found.folder)
+    return replace(
+        _of_snapshot(found, name.repo),
+        model_cfg=theirs.model_cfg,
+        preprocess_cfg=theirs.preprocess_cfg,
+        checkpoint=theirs.checkpoint,
+        files=theirs.files,
+    )
+
+
+def _wanted_of_transformers(
+    repo: str, files: Sequence[str], read: Callable[[str], Path]
+) -> list[str]:
+    """Choose the files of a CLIP of transformers, which is converted where it is read."""
+    kinds = _transformers_clip
+    folder = read(kinds.CONFIG).parent if kinds.CONFIG in files else None
+    if folder is None or not kinds.is_folder(folder):
+        what = kinds.what_else(folder) if folder else f" and no {kinds.CONFIG}"
+        raise ModelError(
+            f"the hub repository '{repo}' holds no {_names.CONFIG_NAME}{what}",
+            hint="hf-hub: takes repositories of open_clip checkpoints and of transformers' CLIP",
+        )
+    preprocessors = [n for n in kinds.PREPROCESSORS if n in files]
+    return [kinds.CONFIG, _first_of(repo, files, kinds.WEIGHTS), *preprocessors]
+
+
+def _of_open_clips(name: _names.Name) -> Source:
     def own_text(config: dict[str, Any], key: str) -> bool:
         """Tell whether open_clip, too, would take it from this very repository."""
         return config["model_cfg"]["text_cfg"].get(key) == name.repo
 
     def wanted(files: Sequence[str], read: Callable[[str], Path]) -> list[str]:
         if _names.CONFIG_NAME not in files:
-            raise ModelError(
-                f"the hub repository '{name.repo}' holds no {_names.CONFIG_NAME}",
-                hint="hf-hub: takes repositories of open_clip checkpoints",
+            raise _NoOpenClipError(
+                f"the hub repository '{name.repo}' holds no {_names.CONFIG_NAME}"
             )
         config = _names.checked_config(read(_names.CONFIG_NAME))
         chosen = [_names.CONFIG_NAME, _first_of(name.repo, files, _HUB_WEIGHTS)]
@@ -268,7 +299,7 @@ def _first_of(repo: str, files: Sequence[str], names: Sequence[str]) -> str:
     if first is None:
         raise ModelError(
             f"the hub repository '{repo}' holds none of {', '.join(names)}",
-            hint="take a repository of an open_clip checkpoint",
+            hint="take a repository that holds its weights in one such file",
         )
     return first
 

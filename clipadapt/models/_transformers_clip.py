@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from clipadapt.core import hub
 from clipadapt.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG: Final = "config.json"
-PREPROCESSOR: Final = "preprocessor_config.json"
+PREPROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
+"""The first that is there is read, as transformers does; it nests what the second holds."""
 WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 MARK: Final = "vision_model.embeddings.class_embedding"
 OPENAI_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 VOCABULARY: Final = 49408
 """Tokens of open_clip's own tokenizer, which is OpenAI's."""
+STEPS: Final = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+"""What open_clip always does."""
 ACTIVATIONS: Final = {"quick_gelu": True, "gelu": False}
 # Names of CLIPVisionConfig and CLIPTextConfig whose defaults are left out of saved files.
 VISION_DEFAULTS: Final = {
@@ -61,18 +65,33 @@ RENAMED: Final = (
 
 
 def is_folder(folder: Path) -> bool:
-    """Tell whether a folder is a CLIP of transformers."""
-    return _model_type(folder / CONFIG) == "clip"
+    """Return whether a folder is a CLIP of transformers."""
+    return _model_type(folder) == "clip"
 
 
-def model_type(folder: Path) -> str:
-    """Return what model a folder of transformers holds, or an empty string."""
-    return _model_type(folder / CONFIG)
+def what_else(folder: Path) -> str:
+    """Return what another model of transformers a folder holds, to follow a message; or an empty string."""
+    kind = _model_type(folder)
+    return f", but a '{kind}' of transformers, of which only CLIP is read" if kind else ""
 
 
-def _model_type(path: Path) -> str:
+def files_of(folder: Path) -> list[Path]:
+    """Return the files that decide what the model computes: config, weights, preprocessor.
+
+    Raises:
+        ModelError: If there are no weights, or they are in several files.
+    """
+    there = [folder / CONFIG, folder / weights_name(folder)]
+    return there + [p for p in [_preprocessor(folder)] if p is not None]
+
+
+def _preprocessor(folder: Path) -> Path | None:
+    return next((folder / n for n in PREPROCESSORS if (folder / n).is_file()), None)
+
+
+def _model_type(folder: Path) -> str:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     return str(content.get("model_type", "")) if isinstance(content, dict) else ""
@@ -99,8 +118,19 @@ def configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return open_clip's ``model_cfg`` and ``preprocess_cfg`` of a CLIP of transformers.
 
     Raises:
-        ModelError: If open_clip computes something else than what is configured.
+        ModelError: If open_clip computes something else than what is configured, or it is no such config.
     """
+    try:
+        return _configs(folder)
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as err:
+        hub.refuse_damaged(folder / CONFIG)
+        raise ModelError(
+            f"'{folder / CONFIG}' is not the configuration of a CLIP: {type(err).__name__}: {err}",
+            hint="save it again with model.save_pretrained(folder)",
+        ) from None
+
+
+def _configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     whole = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     vision = VISION_DEFAULTS | {**(whole.get("vision_config") or {})}
     text = TEXT_DEFAULTS | {**(whole.get("text_config") or {})}
@@ -139,8 +169,21 @@ def configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
     """Return mean, deviation and resizing; OpenAI's where the folder has no preprocessor."""
-    path = folder / PREPROCESSOR
-    given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path = _preprocessor(folder)
+    given: dict[str, Any] = {}
+    if path is not None:
+        try:
+            given = dict(json.loads(path.read_text(encoding="utf-8")))
+            given = dict(given.get("image_processor", given))
+        except (OSError, ValueError, TypeError) as err:
+            hub.refuse_damaged(path)
+            raise ModelError(
+                f"'{path}' is not the configuration of a preprocessor: {err}",
+                hint="save it again with processor.save_pretrained(folder)",
+            ) from None
+    without = [step for step in STEPS if not given.get(step, True)]
+    if without:
+        raise _refused(folder, f"its preprocessor has {without[0]}=false")
     chosen: dict[str, Any] = {
         "mean": list(given.get("image_mean", OPENAI_MEAN)),
         "std": list(given.get("image_std", OPENAI_STD)),

@@ -160,6 +160,32 @@ def test_a_big_file_is_reported_where_stderr_is_no_terminal(hub, monkeypatch, ca
     assert "fetch" not in capsys.readouterr().err  # it was here sooner than a line is due
 
 
+def test_a_clip_of_transformers_is_converted(hub, monkeypatch):
+    folder = hub.root / "models/org/theirs/main"
+    clip.write_transformers(folder)
+    here = load(f"local-dir:{folder}")
+    (folder / "flax_model.msgpack").write_bytes(b"not wanted")
+
+    found, model = identify("hf-hub:org/theirs"), load("hf-hub:org/theirs")
+
+    tokens = model.tokenize(["a photo of a dog"])
+    assert (model.encode_text(tokens) == here.encode_text(tokens)).all()
+    assert not hub.asked("flax_model")
+    assert found.revision
+    assert found.weights_sha256 == model.identity.weights_sha256
+    offline(monkeypatch)
+    assert identify("hf-hub:org/theirs") == found
+
+
+def test_files_of_transformers_in_the_cache_do_not_hide_open_clips(hub):
+    """A repository may hold both; what another program fetched of it does not decide which is taken."""
+    clip.write_transformers(hub.root / "models/org/clip/main")
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        hf_hub_download("org/clip", name)
+    load("hf-hub:org/clip")
+    assert blob(WEIGHTS).is_file()
+
+
 # ---------------------------------------------------------------- after a first download
 
 
@@ -525,7 +551,7 @@ def test_a_token_that_is_wrong(hub, monkeypatch):
 
 
 def test_a_repository_of_something_else(hub):
-    with pytest.raises(ModelError, match=r"holds no open_clip_config\.json"):
+    with pytest.raises(ModelError, match=r"holds no open_clip_config\.json, but a 'bert' of"):
         identify("hf-hub:org/bert")
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         identify("org/siglip", "text")

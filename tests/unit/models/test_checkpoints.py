@@ -18,6 +18,7 @@ from clipadapt.core.errors import ModelError
 from clipadapt.core.protocols import ModelOptions
 from clipadapt.core.registry import MODELS
 from clipadapt.core.store import FeatureStore
+from tests.unit.models import tiny
 
 TEXTS = ("a photo of a dog", "a photo of a red square")
 
@@ -30,6 +31,11 @@ def load(name: str):
     found = MODELS.resolve(name, "clip")
     services = Services(FeatureStore(enabled=False), workers=1)
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
+
+
+def identify(name: str) -> str:
+    found = MODELS.resolve(name, "clip")
+    return found.provider.identify(found.argument, ModelOptions("fp32", "cpu")).weights_sha256
 
 
 def features(name: str) -> np.ndarray:
@@ -169,19 +175,7 @@ def test_damaged_bytes_and_programs_are_named(folder, state):
 
 @pytest.fixture
 def transformers_clip(tmp_path):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}  # fmt: skip
-    config = CLIPConfig(
-        text_config={**tower, "vocab_size": 49408, "eos_token_id": 49407},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=24,
-    )
-    torch.manual_seed(5)
-    model = CLIPModel(config).eval()
-    model.save_pretrained(tmp_path / "hf")
-    processor = CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})  # fmt: skip
-    processor.save_pretrained(tmp_path / "hf")
+    model, processor = tiny.write_transformers(tmp_path / "hf")
     return tmp_path / "hf", model, processor
 
 
@@ -221,3 +215,40 @@ def test_another_model_of_transformers_is_refused_by_what_it_is(change, message,
         load(f"local-dir:{folder}")
 
     assert message in str(error.value)
+
+
+def test_the_preprocessor_is_found_where_transformers_saves_it_now(transformers_clip):
+    """CLIPProcessor.save_pretrained writes processor_config.json, which nests the image processor's settings."""
+    folder, _, _ = transformers_clip
+    before = folder / "preprocessor_config.json"
+    own = json.loads(before.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}
+    before.unlink()
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({"image_processor": own, "processor_class": "CLIPProcessor"}))
+
+    assert tuple(load(f"local-dir:{folder}").preprocess().transforms[-1].mean) == (0.1, 0.2, 0.3)
+
+    first = identify(f"local-dir:{folder}")
+    own["image_mean"] = [0.5] * 3
+    path.write_text(json.dumps({"image_processor": own}))
+    assert identify(f"local-dir:{folder}") != first
+
+    own["do_center_crop"] = False
+    path.write_text(json.dumps({"image_processor": own}))
+    with pytest.raises(ModelError, match="its preprocessor has do_center_crop=false"):
+        load(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("preprocessor_config.json", '{"image_mean"', "is not the configuration of a preprocessor"),
+        ("preprocessor_config.json", "[1]", "is not the configuration of a preprocessor"),
+        ("config.json", '{"model_type": "clip", "vision_config": [1]}', "of a CLIP: TypeError"),
+    ],
+)
+def test_a_damaged_config_of_transformers_is_one_message(transformers_clip, file, content, message):
+    folder, _, _ = transformers_clip
+    (folder / file).write_text(content)
+    with pytest.raises(ModelError, match=message):
+        load(f"local-dir:{folder}")

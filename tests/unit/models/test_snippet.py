@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -24,6 +26,7 @@ def code(name, source, **changes):
         ("ViT-B-32/laion400m_e32", "ViT-B-32", "w", '("ViT-B-32", pretrained="laion400m_e32")', "laion400m_e32"),
         ("hf-hub:org/name", "", "w", '("hf-hub:org/name")', "'hf-hub:org/name'"),
         ("hf-hub:org/name@abc", "", "w", '("hf-hub:org/name")', "at the revision abc"),
+        ("hf-hub:org/theirs", "", "w", '(f"local-dir:{BASE}")', "the open_clip folder of 'hf-hub:org/theirs'"),
         ("ViT-B-32/mine.pt", "ViT-B-32", "w", '("ViT-B-32", pretrained=BASE)', "the weights file of"),
         ("random:ViT-B-32", "ViT-B-32", None, "torch.manual_seed(3)", "whose weights are drawn"),
         ("local-dir:mine", "", "w", '(f"local-dir:{BASE}")', "the open_clip folder of 'local-dir:mine'"),
@@ -31,7 +34,8 @@ def code(name, source, **changes):
     ],
 )  # fmt: skip
 def test_every_form_of_a_name(name, arch, checkpoint, line, note):
-    source = Source({"text_cfg": {}}, checkpoint=checkpoint, arch=arch)
+    files = (Path("config.json" if "theirs" in name else "open_clip_config.json"),)
+    source = Source({"text_cfg": {}}, checkpoint=checkpoint, arch=arch, files=files)
 
     lines, notes = code(name, source)
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig
+from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 WORDS = (
     *(
@@ -101,6 +101,22 @@ def write(folder: Path, family: str) -> Path:
     config = {"model_cfg": cfg, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+def write_transformers(folder: Path) -> tuple[CLIPModel, CLIPImageProcessor]:
+    """Write a CLIP as transformers saves it."""
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}  # fmt: skip
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": 49408, "eos_token_id": 49407},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    torch.manual_seed(5)
+    model = CLIPModel(config).eval()
+    model.save_pretrained(folder)
+    processor = CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})  # fmt: skip
+    processor.save_pretrained(folder)
+    return model, processor
 
 
 def _write_bert(folder: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -340,8 +341,10 @@ def _labels(y: Any, n: int) -> list[Any]:
     Raises:
         ValueError: If there are more or fewer, they are not one value each, or one is missing.
     """
-    if y is None or isinstance(y, str | bytes):
-        raise ValueError(f"expected one label per picture, got y={y!r}")
+    if y is None or isinstance(
+        y, str | bytes | Mapping | AbstractSet
+    ):  # these have no labels in order
+        raise ValueError(f"expected one label per picture, got y={y!r:.80}")
     if hasattr(y, "detach"):  # a tensor, which may need gradients or be on another device
         y = y.detach().cpu().numpy()
     array = y if isinstance(y, np.ndarray) else getattr(y, "to_numpy", lambda: None)()

@@ -384,6 +384,8 @@ def test_series_are_taken(classifier, pictures, tmp_path):
     ("y", "message"),
     [
         (["a", "b"], r"inconsistent numbers of samples: \[24, 2\]"),
+        (dict.fromkeys(range(24), "a"), "expected one label per picture"),
+        (set(range(24)), "expected one label per picture"),
         (["a"] * 24, "at least two classes are needed, got only 'a'"),
         (np.zeros((24, 2)), r"y should be a 1d array, got an array of shape \(24, 2\)"),
         (np.linspace(0, 1, 24), "Unknown label type"),

@@ -66,5 +66,7 @@ def split_query(argument: str, accepted: Sequence[str]) -> tuple[str, dict[str, 
                 f"'{pair}' in '{argument}' is not an option{near} accepted: "
                 + ", ".join(f"{a}=VALUE" for a in accepted)
             )
+        if key in values:
+            raise DataError(f"'{argument}' names the option '{key}' twice")
         values[key] = unquote(value)
     return name.strip(), values

@@ -101,6 +101,9 @@ class Draw:
     untaught: tuple[str, ...] = ()
 
 
+_PARTS: Final = ("name", "classnames", "splits", "split", "fingerprint")
+
+
 class OpenSets:
     """Data sets by name, each opened once, and what is told of them told once."""
 
@@ -125,6 +128,12 @@ class OpenSets:
         if key not in self._open:
             resolved = DATASETS.resolve(name, track)
             dataset = resolved.provider(resolved.argument, DatasetOptions(data.on_bad_image))
+            lacking = [part for part in _PARTS if not hasattr(dataset, part)]
+            if lacking:
+                raise DataError(
+                    f"the provider of '{name}' returned {dataset!r:.80}, which lacks {', '.join(lacking)}",
+                    hint="return a clipadapt.core.labelled.LabelledSet",
+                )
             if inventory := getattr(dataset, "inventory", ""):
                 self.tell(progress, f"{dataset.name}: {inventory}")
             for note in getattr(dataset, "notes", ()):

@@ -110,6 +110,17 @@ def test_a_plugin_that_fails_where_it_is_used_is_never_a_success(
     assert "mine.py" in done.text
 
 
+def test_a_plugin_of_a_data_set_that_returns_none(cli, tmp_path, monkeypatch, tiny_clip):
+    (tmp_path / "mine.py").write_text("def DATASET(argument, options):\n    return 5\n")
+    monkeypatch.setenv("CLIPADAPT_PLUGINS", str(tmp_path))
+
+    out = str(tmp_path / "runs")
+    done = cli("zeroshot", "--model", tiny_clip, "--dataset", "mine", "--out", out)
+
+    assert done.code == 2
+    assert "the provider of 'mine' returned 5, which lacks name, classnames, splits" in done.text
+
+
 @pytest.mark.parametrize("folder", ["/nowhere/at/all", "~nobody0/x", "a.txt", "x" * 300])
 def test_a_folder_of_plugins_that_is_none(cli, tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)

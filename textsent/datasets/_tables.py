@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from clipadapt.core.columns import find_column
@@ -108,12 +108,14 @@ class Table:
         columns: Values by column name; None where a value is missing.
         notes: What the user should know about how it was read, one sentence each.
         repeated: Names that several columns have; none of these is in ``columns``.
+        joined: Lines that may be rows of their own, but that quotation marks join to others.
     """
 
     origin: str
     columns: Mapping[str, Sequence[Any]]
     notes: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
+    joined: int = 0
 
     def find(self, what: str, named: str | None, usual: Sequence[str]) -> str:
         """Return the name of the column that holds ``what``.
@@ -204,15 +206,15 @@ def _parse_csv(origin: str, text: str, ending: str, reading: Reading) -> Table:
     failure: DataError | None = None
     for separator in separators:
         try:
-            rows, notes = _unquoted(origin, text, separator, ending, reading.quotes)
-            table = _table(origin, rows, separator, notes)
+            rows, joined, notes = _unquoted(origin, text, separator, ending, reading.quotes)
+            table = replace(_table(origin, rows, separator, notes), joined=joined)
         except DataError as err:
             failure = failure or err  # of the likeliest separator
             continue
         usual = "\t" if ending == ".tsv" else ","
         if separator != usual and reading.separator is None:
             note = f"{origin} is read as separated by {_shown(separator)}"
-            return Table(origin, table.columns, (note, *table.notes), table.repeated)
+            return replace(table, notes=(note, *table.notes))
         return table
     assert failure is not None
     raise failure
@@ -234,15 +236,15 @@ def _separators(text: str, ending: str, named: str | None) -> tuple[list[str], s
 
 def _unquoted(
     origin: str, text: str, separator: str, ending: str, quotes: str
-) -> tuple[_Rows, tuple[str, ...]]:
-    """Return the rows of a text, and what to say about its quotation marks.
+) -> tuple[_Rows, int, tuple[str, ...]]:
+    """Return the rows of a text, the lines that quotation marks may have joined by mistake, and what to say of it.
 
     A quotation mark that opens a field and is closed some lines further down joins those lines to one field. Where
     every line is a whole row without that, it is a character of the text in a .tsv, which most programs write
     without quotes; in a .csv it cannot be known, so it is reported.
     """
     if quotes == "none" or '"' not in text:
-        return _rows(text, separator, csv.QUOTE_NONE), ()
+        return _rows(text, separator, csv.QUOTE_NONE), 0, ()
     # Marks in every line are no accident: one that is open then is a damaged or cut file.
     every_row = text.count('"') >= 2 * text.count("\n") - 2
     try:
@@ -250,7 +252,7 @@ def _unquoted(
     except csv.Error as err:
         plain = _whole_lines(text, separator) if quotes == "auto" and not every_row else None
         if plain is not None:
-            return plain, (f"{origin}: quotation marks are read as part of the text ({err})",)
+            return plain, 0, (f"{origin}: quotation marks are read as part of the text ({err})",)
         raise DataError(
             f"{origin} is not a table of values separated by {_shown(separator)}: {err}",
             hint='double the quotes inside a quoted field ("he said ""no"""), or add ?quote=none to the data '
@@ -260,14 +262,14 @@ def _unquoted(
     joined = any("\n" in cell for _, row in quoted for cell in row)
     plain = _whole_lines(text, separator) if quotes == "auto" and joined and not every_row else None
     if plain is None:
-        return quoted, ()
+        return quoted, 0, ()
     if ending == ".tsv":
-        return plain, (f"{origin}: quotation marks are read as part of the text",)
+        return plain, 0, (f"{origin}: quotation marks are read as part of the text",)
     note = (
         f"{origin}: quotation marks join {len(plain)} lines to {len(quoted)} rows; if they are part of the "
         "text, add ?quote=none to the data set's name"
     )
-    return quoted, (note,)
+    return quoted, len(plain) - len(quoted), (note,)
 
 
 def _whole_lines(text: str, separator: str) -> _Rows | None:

@@ -84,6 +84,7 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     # Absolute, so that "." has a name too.
     title = f"csv:{path.resolve().name}"
     notes += tuple(note for table in tables.values() for note in table.notes) + assembled.notes
+    joined = sum(table.joined for table in tables.values())
     if skipped:
         notes += (f"{skipped} rows without a text or label are left out",)
     return LabelledSet(
@@ -97,11 +98,14 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         flags=(
             *(("split_by_hash",) if by_hash else ()),
             *assembled.flags,
-            *many_left_out(sum(map(len, rows.values())), skipped),
+            *many_left_out(sum(map(len, rows.values())), skipped + joined),
         ),
         notes=tuple(f"{title}: {note}" for note in notes),
-        found=sum(map(len, rows.values())) + skipped,
-        left_out={"without a text or label": skipped},
+        found=sum(map(len, rows.values())) + skipped + joined,
+        left_out={
+            "without a text or label": skipped,
+            "joined to others by quotation marks": joined,
+        },
     )
 
 
@@ -138,7 +142,13 @@ def _split_files(folder: Path) -> tuple[dict[SplitName, Path], list[str]]:
 
 def _columns(table: Table, query: dict[str, str]) -> tuple[str, str]:
     text = table.find("text", query.get("text"), TEXT_COLUMNS)
-    return text, table.find("label", query.get("label"), LABEL_COLUMNS)
+    label = table.find("label", query.get("label"), LABEL_COLUMNS)
+    if text == label:
+        raise DataError(
+            f"{table.origin}: the column '{text}' cannot be the text and the label",
+            hint="name two columns by adding ?text=COLUMN&label=COLUMN to the data set's name",
+        )
+    return text, label
 
 
 def _from_tables(

@@ -207,6 +207,9 @@ def test_stray_quotation_marks_of_a_csv_are_reported_and_can_be_read_as_text(ope
     joined = open_text(f"csv:{path}")
     assert len(texts_of(joined)) == 30
     assert "quotation marks join 61 lines to 31 rows" in joined.notes[0]
+    assert joined.found == 60
+    assert joined.left_out["joined to others by quotation marks"] == 30
+    assert "many_left_out" in joined.flags
 
     assert len(texts_of(open_text(f"csv:{path}?quote=none"))) == 60
 
@@ -333,6 +336,13 @@ def test_a_missing_file_or_folder(open_text, tmp_path):
     refuses(open_text, f"csv:{tmp_path}/none.csv", "no such file or folder", "none.csv")
     refuses(open_text, "csv:", "names no file", "csv:PATH")
     refuses(open_text, f"csv:{tmp_path}", "holds no train, val or test table", "nothing")
+
+
+def test_one_column_is_not_the_text_and_the_label(open_text, tmp_path):
+    path = write_csv(tmp_path / "a.csv")
+    name = f"csv:{path}?text=label&label=label"
+    refuses(open_text, name, "'label' cannot be the text and the label", "?text=COLUMN")
+    refuses(open_text, f"csv:{path}?text=text&text=label", "names the option 'text' twice")
 
 
 def test_an_ending_that_is_not_known(open_text, tmp_path):

@@ -10,6 +10,7 @@ The result is an ordinary open_clip checkpoint in the cache folder: it can be mo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -61,7 +62,7 @@ class Stitched:
         """
         _refuse_argument(name)
         device, dtype = effective_dtype(options)
-        there = ensure()
+        there = ensure(remembered=True)
         sha256 = _sha256(_sources.find(_names.Name("dir", path=there)), there)
         return ModelIdentity(
             "stitched", sha256, dtype, device=device, licence=LICENCE, citation=CITATION
@@ -80,6 +81,17 @@ class Stitched:
         return openclip.load_source(source, "stitched", options, services)
 
 
+def _stats(there: Path) -> frozenset[tuple[object, ...]]:
+    found = set[tuple[object, ...]]()
+    with contextlib.suppress(
+        OSError
+    ):  # another process is replacing the folder: its bytes are compared
+        for path in there.iterdir():
+            stat = path.lstat()
+            found.add((path.name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return frozenset(found)
+
+
 def folder() -> Path:
     """Return where the checkpoint is or will be, by the hash of its ingredients and recipe."""
     recipe = {
@@ -93,15 +105,26 @@ def folder() -> Path:
     return cache_dir() / "models" / f"stitched-{content[:16]}"
 
 
-def ensure() -> Path:
+_compared: dict[Path, frozenset[tuple[object, ...]]] = {}
+"""Name and stat of every file, of folders whose bytes this process has compared with their checksums."""
+
+
+def ensure(*, remembered: bool = False) -> Path:
     """Return the checkpoint's folder, every byte compared with its checksum; build it if it is missing or damaged.
+
+    Args:
+        remembered: Whether an earlier comparison by this process will do, where no file's stat has changed since.
 
     Raises:
         ClipAdaptError: If the packages it is made of are not installed, or it cannot be written.
     """
     there = folder()
+    files = _stats(there)
+    if remembered and _compared.get(there) == files:
+        return there
     wrong = damaged(there)
     if not wrong:
+        _compared[there] = files
         return there
     if there.exists():
         log.warning(

@@ -173,6 +173,21 @@ def test_a_flipped_byte_is_found_though_nothing_else_of_the_file_changed(
     assert len([r for r in caplog.records if "built again" in r.getMessage()]) == 1
 
 
+def test_a_sweep_compares_the_bytes_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Path] = []
+    whole = stitched.damaged
+    monkeypatch.setattr(stitched, "damaged", lambda there: looks.append(there) or whole(there))
+    monkeypatch.setattr(stitched, "_compared", {})
+
+    first = stitched.MODEL.identify("", OPTIONS)
+    assert stitched.MODEL.identify("", OPTIONS) == first
+    assert len(looks) == 1
+
+    (folder / "stitched.json").touch()
+    assert stitched.MODEL.identify("", OPTIONS) == first
+    assert len(looks) == 2
+
+
 def test_every_flip_and_truncation_of_any_file_is_found(folder: Path, tmp_path: Path) -> None:
     rng, weights = random.Random(0), "open_clip_model.safetensors"
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))

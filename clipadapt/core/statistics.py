@@ -18,8 +18,6 @@ _SMALLEST_P: Final = 1e-12
 _SEEDS_MATTER: Final = 0.5
 _PLUS_FOUR: Final = (1.0, 1.0, 0.0, 0.0)
 """Two right and two wrong examples, the same in every seed, beside those of a fraction when its spread is estimated."""
-_BLOCK: Final = 1 << 21
-"""Entries of a bootstrap's weight matrix held at once, 16 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +51,6 @@ class McNemar:
 
     n01: int
     n10: int
-    p_value: float
-
-
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """Mean of ``a - b`` with its interval.
-
-    Attributes:
-        interval: The difference.
-        p_value: Two-sided p-value of no difference.
-    """
-
-    interval: Interval
     p_value: float
 
 
@@ -427,61 +412,6 @@ def _letter(k: int) -> str:
     return chr(ord("a") + k % 26) + (str(k // 26) if k >= 26 else "")
 
 
-def paired_crossed_bootstrap(
-    a: NDArray[Any],
-    b: NDArray[Any],
-    n_resamples: int,
-    rng: np.random.Generator,
-    level: float = 0.95,
-) -> PairedDifference:
-    """Bootstrap the mean of ``a - b`` over seeds and examples at once.
-
-    Each resample draws seeds and examples independently, with replacement, and takes the same ones from both
-    methods. The interval is the percentile one; the p-value is twice the smaller tail beyond zero, plus one
-    resample, so it agrees with the interval and is never below ``2 / (n_resamples + 1)``.
-
-    With few seeds, resampling shows too little of their spread (by the factor ``(S - 1) / S`` in variance, and no
-    t tails): where the seeds' noise rules, ``crossed_interval(a - b)`` is the wider and the safer.
-
-    Args:
-        a: First method, ``S`` seeds by ``N`` examples, bool or numbers. One seed: only examples are drawn.
-        b: Second method, same seeds, examples and order.
-        n_resamples: Resamples, 2000 or more for a p-value near 0.01.
-        rng: Source of the draws.
-        level: Nominal coverage.
-
-    Raises:
-        ValueError: If the shapes differ or are not ``(S, N)``, or there is no resample.
-
-    References:
-        A. Owen, "The Pigeonhole Bootstrap", Annals of Applied Statistics 1(2), 2007.
-    """
-    if np.ndim(a) != 2 or np.shape(a) != np.shape(b) or not np.size(a):
-        raise ValueError(
-            f"expected two equal shapes (seeds, examples); got {np.shape(a)} and {np.shape(b)}"
-        )
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)  # (S, N)
-    seeds, examples = difference.shape
-    rows = max(1, _BLOCK // max(seeds, examples))
-    means = np.concatenate([
-        np.einsum(
-            "rn,rn->r",
-            _bootstrap_weights(rng, min(rows, n_resamples - start), seeds) @ difference,
-            _bootstrap_weights(rng, min(rows, n_resamples - start), examples),
-        )
-        for start in range(0, n_resamples, rows)
-    ])
-    means /= difference.size
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p_value = min(1.0, 2 * (tail + 1) / (n_resamples + 1))
-    return PairedDifference(
-        Interval(float(difference.mean()), float(low), float(high), level, examples), p_value
-    )
-
-
 def _two_way(values: NDArray[Any]) -> NDArray[np.float64]:
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or not table.size:
@@ -606,10 +536,3 @@ def _t_quantile(df: float, level: float) -> float:
     )  # scipy.stats has it too, and takes ten times as long to import
 
     return float(stdtrit(df, (1 + level) / 2))
-
-
-def _bootstrap_weights(rng: np.random.Generator, rows: int, n: int) -> NDArray[np.float64]:
-    """Return how often each of ``n`` units is drawn in each resample, shape ``(rows, n)``."""
-    drawn = rng.integers(n, size=(rows, n))
-    drawn += n * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)

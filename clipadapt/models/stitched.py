@@ -83,9 +83,8 @@ class Stitched:
 
 def _stats(there: Path) -> frozenset[tuple[object, ...]]:
     found = set[tuple[object, ...]]()
-    with contextlib.suppress(
-        OSError
-    ):  # another process is replacing the folder: its bytes are compared
+    # Where another process is replacing the folder, the bytes will be compared.
+    with contextlib.suppress(OSError):
         for path in there.iterdir():
             stat = path.lstat()
             found.add((path.name, stat.st_size, stat.st_mtime_ns, stat.st_ino))

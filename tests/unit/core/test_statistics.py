@@ -18,7 +18,6 @@ from clipadapt.core.statistics import (
     holm,
     letters_of_ties,
     mcnemar_exact,
-    paired_crossed_bootstrap,
     t_interval,
     wilson,
 )
@@ -189,66 +188,6 @@ def test_crossed_interval_degenerate_shapes() -> None:
     for shape in ((3,), (0, 4), (4, 0)):
         with pytest.raises(ValueError, match="seeds, examples"):
             crossed_interval(np.zeros(shape))
-
-
-def test_bootstrap_agrees_with_the_variance_it_estimates() -> None:
-    rng = np.random.default_rng(5)
-    b = rng.normal(size=(12, 150))
-    a = b + 0.2 + rng.normal(size=(12, 1)) * 0.2 + rng.normal(size=(1, 150)) * 0.8
-
-    got = paired_crossed_bootstrap(a, b, 4000, np.random.default_rng(0))
-
-    assert got.interval.value == pytest.approx(float((a - b).mean()))
-    crossed = crossed_interval(a - b)
-    assert np.ptp(bounds(got.interval)) == pytest.approx(np.ptp(bounds(crossed)), rel=0.15)
-
-
-def test_bootstrap_p_value_agrees_with_its_interval() -> None:
-    rng = np.random.default_rng(6)
-    for shift in (0.0, 0.03, 0.06, 0.09, 0.3):
-        base = rng.random((3, 200))
-        a, b = base < 0.6 + shift, base + rng.normal(size=(3, 200)) * 0.2 < 0.6
-        got = paired_crossed_bootstrap(a, b, 2000, np.random.default_rng(0))
-        low, high = bounds(got.interval)
-        if got.p_value < 0.045:
-            assert low > 0 or high < 0
-        if got.p_value > 0.055:
-            assert low <= 0 <= high
-        reverse = paired_crossed_bootstrap(b, a, 2000, np.random.default_rng(0))
-        assert reverse.p_value == got.p_value
-        assert bounds(reverse.interval) == pytest.approx((-high, -low))
-
-
-def test_bootstrap_of_one_seed_draws_examples_only() -> None:
-    rng = np.random.default_rng(7)
-    d = rng.normal(size=(1, 400)) + 0.1
-
-    got = paired_crossed_bootstrap(d, np.zeros_like(d), 4000, rng)
-
-    assert bounds(got.interval) == pytest.approx(bounds(t_interval(d[0])), abs=0.01)
-
-
-def test_bootstrap_extremes_and_repeatability(monkeypatch: pytest.MonkeyPatch) -> None:
-    ones, zeros = np.ones((3, 10), dtype=bool), np.zeros((3, 10), dtype=bool)
-
-    assert paired_crossed_bootstrap(ones, ones, 99, np.random.default_rng(0)).p_value == 1.0
-    far = paired_crossed_bootstrap(ones, zeros, 99, np.random.default_rng(0))
-    assert far.p_value == pytest.approx(2 / 100)
-    assert bounds(far.interval) == (1.0, 1.0)
-
-    noisy = np.random.default_rng(1).random((3, 10))
-    runs = [
-        paired_crossed_bootstrap(noisy, noisy[::-1], 50, np.random.default_rng(2)) for _ in "ab"
-    ]
-    assert runs[0] == runs[1]
-    monkeypatch.setattr("clipadapt.core.statistics._BLOCK", 70)
-    blocked = paired_crossed_bootstrap(noisy, noisy[::-1], 50, np.random.default_rng(2))
-    assert blocked.interval.value == runs[0].interval.value
-
-    with pytest.raises(ValueError, match="two equal shapes"):
-        paired_crossed_bootstrap(ones, zeros[:2], 10, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="n_resamples"):
-        paired_crossed_bootstrap(ones, zeros, 0, np.random.default_rng(0))
 
 
 # ---------------------------------------------------------------- against independent computations

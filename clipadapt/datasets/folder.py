@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from unicodedata import category
 
 import numpy as np
 
@@ -258,6 +259,12 @@ def _require_classes(
         raise DataError(
             f"no images in '{root}': it holds {len(folders)} class folders; in them: {listed(found.left_out)}",
             hint=f"{layouts}; formats that are read: {', '.join(FORMATS)}",
+        )
+    odd = next((f for f in found.folders if any(category(c) == "Cc" for c in f)), None)
+    if odd is not None:
+        raise DataError(
+            f"the name of the class folder {odd!r} holds a character that cannot be shown",
+            hint="rename it",
         )
     if len(found.folders) < 2:
         only = root / next(iter(held)) / found.folders[0]

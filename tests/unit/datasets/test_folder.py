@@ -507,3 +507,12 @@ def test_outer_folders_that_hold_the_same_folders_are_pointed_out(tmp_path):
     data = open_(tmp_path)
     assert data.classnames == ("fold1", "fold2")
     assert any("hold folders of the same names: fold1, fold2" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("name", ["new\nline", "esc\x1b[31m"])
+def test_a_class_folder_whose_name_cannot_be_shown(tmp_path, name):
+    write(tmp_path / name / "1.png", "red")
+    write(tmp_path / "blue" / "1.png", "blue")
+    with pytest.raises(DataError, match="holds a character that cannot be shown") as caught:
+        open_(tmp_path)
+    assert repr(name) in str(caught.value)

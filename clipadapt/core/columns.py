@@ -46,7 +46,8 @@ def find_column(
     raise DataError(
         f"{origin} has no column with a usual name for the {what}; its columns: {present}; "
         f"usual names: {', '.join(usual)}",
-        hint=f"name it by adding ?{what}=COLUMN to the data set's name ({both} for both)",
+        hint=f"name it by adding ?{what}=COLUMN to the data set's name ({both} for both); where these are no names "
+        "but values, write a line of names above them",
     )
 
 

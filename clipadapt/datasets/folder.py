@@ -185,6 +185,12 @@ def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
             f"taken for classes, though they hold folders of the same names: {shown(alike)}; if those are the classes, "
             "call the outer folders train, val and test"
         )
+    wrapped = [c for c in children if _wraps_folders(root / c)]
+    if wrapped and not holding and not alike:  # seg_train/seg_train/CLASS, as archives unpack
+        found.notes.append(
+            f"taken for classes, though each holds one folder of folders: {shown(wrapped)}; if the classes are deeper, "
+            f"lay the images out as {LAYOUTS}"
+        )
     if not holding:
         if split_of and len(split_of) == len(children):
             raise DataError(
@@ -220,6 +226,11 @@ def _alike(root: Path, children: list[str]) -> list[str]:
     names = [held for held in inside.values() if len(held) > 1]
     shared = len(names) > 1 and frozenset.intersection(*names)
     return [c for c in children if inside[c]] if shared and len(names) == len(children) else []
+
+
+def _wraps_folders(folder: Path) -> bool:
+    inside = subfolders(folder)
+    return len(inside) == 1 and len(subfolders(folder / inside[0])) > 1
 
 
 def _class_of(held: Mapping[str, Mapping[str, list[str]]], notes: list[str]) -> dict[str, str]:

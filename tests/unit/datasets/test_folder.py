@@ -516,3 +516,11 @@ def test_a_class_folder_whose_name_cannot_be_shown(tmp_path, name):
     with pytest.raises(DataError, match="holds a character that cannot be shown") as caught:
         open_(tmp_path)
     assert repr(name) in str(caught.value)
+
+
+def test_folders_of_one_folder_of_folders_are_pointed_out(tmp_path):
+    for split in ("seg_train", "seg_test"):
+        for i, colour in enumerate(("red", "blue")):
+            write(tmp_path / split / split / colour / "1.png", (i, len(split), 0))
+    data = open_(tmp_path)
+    assert any("each holds one folder of folders: seg_test, seg_train" in n for n in data.notes)

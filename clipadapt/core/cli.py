@@ -603,7 +603,7 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         _end(f"there is not enough memory: {err or 'it is used up'}")
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
-            say("interrupted; complete runs are kept, the same command goes on", err=True)
+            say("interrupted; complete runs are kept, and the same command resumes", err=True)
         try:
             sys.stdout.flush()
         except ClipAdaptError as err:

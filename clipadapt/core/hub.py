@@ -478,7 +478,7 @@ def _told(err: BaseException, kind: Kind, repo: str, revision: str | None) -> tu
     if isinstance(err, ValueError | KeyError | TypeError | AttributeError):
         sign_in = "log in to the network where it asks for that (open the address in a browser)"
         return (
-            f"what answers at {own} is not the hub: it sent something else than JSON",
+            f"what answers at {own} is not the hub: it sent something other than JSON",
             f"{sign_in}; check HF_ENDPOINT and the proxy",
         )
     first = str(err).strip().partition("\n")[0] or type(err).__name__
@@ -510,7 +510,7 @@ def _told_status(err: Any, own: str) -> tuple[str, str]:
     if status == 407:
         return "the proxy asks for a password (HTTP 407)", "set it in HTTPS_PROXY"
     return (
-        f"what answers at {own} does not do so as the hub does (HTTP {status})",
+        f"what answers at {own} does not behave like the hub (HTTP {status})",
         "check HF_ENDPOINT; unset it for https://huggingface.co",
     )
 

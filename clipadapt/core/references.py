@@ -157,24 +157,24 @@ def caveats(record: RunRecord, reference: Reference) -> tuple[str, ...]:
     # The published size is that of test; nothing is known of val's.
     judged, data = record.evaluation, record.data
     if judged.split == "test" and reference.n_test not in {None, data.n_test}:
-        found.append(f"judged on {data.n_test:,} examples, published on {reference.n_test:,}")
+        found.append(f"evaluated on {data.n_test:,} examples, published on {reference.n_test:,}")
     elif _setting(record.config, "data.limit") is not None:
-        found.append(f"judged on {data.n_test:,} examples only")
+        found.append(f"evaluated on {data.n_test:,} examples only")
     if data.skipped:
         found.append(f"{data.skipped:,} examples could not be read and were left out")
     if judged.classes != "all":
-        found.append(f"judged among the {judged.classes} classes, published among all")
+        found.append(f"evaluated among the {judged.classes} classes, published among all")
     elif reference.n_classes not in {None, _n_classes(record)}:
         found.append(
-            f"judged among {_n_classes(record):,} classes, published among {reference.n_classes:,}"
+            f"evaluated among {_n_classes(record):,} classes, published among {reference.n_classes:,}"
         )
     elif reference.classnames_sha256 not in {None, judged.classnames_sha256}:
         found.append("other class names, or another order of them")
     elif reference.prompts is not None and _setting(record.config, "data.classnames") is not None:
-        found.append("class names of one's own")
+        found.append("your own class names")
     learnt = _setting(record.config, "data.classes")
     if not _learns_nothing(record) and learnt not in {None, "all"} and judged.classes == "all":
-        found.append(f"learnt on the {learnt} classes, published on all")
+        found.append(f"trained on the {learnt} classes, published on all")
     if record.model is not None and record.model.dtype not in reference.dtypes:
         found.append(f"computed in {record.model.dtype}, published in {reference.dtypes[-1]}")
     return tuple(found)

@@ -224,7 +224,7 @@ def refuse_plugins(faults: Sequence[str]) -> None:
     if faults:
         raise ConfigError(
             "\n  ".join(faults),
-            hint=f"mend it, or move it out of the folder that {PLUGINS_ENV} names",
+            hint=f"fix it, or move it out of the folder that {PLUGINS_ENV} names",
         )
 
 

@@ -323,7 +323,7 @@ def _is_refitted(target: Target, home: Target, progress: Progress) -> bool:
     refitted = same and name == aliases.get("val", "val")
     if refitted:
         progress.note(
-            f"warning: {target.title} is not evaluated: the fit ends by learning from it (method.refit)"
+            f"warning: {target.title} is not evaluated: the final fit is trained on it too (method.refit)"
         )
     return refitted
 
@@ -444,7 +444,7 @@ class Session:
             for run_id in dict.fromkeys(prepared.run_id(seed, t) for t in prepared.targets):
                 if damage := prepared.store.damage(run_id):
                     self.progress.note(
-                        f"warning: {damage}; the run is done again, and its damaged folder kept beside it as "
+                        f"warning: {damage}; the run is repeated, and its damaged folder is kept beside it as "
                         f".damaged-{run_id}"
                     )
 

@@ -881,7 +881,7 @@ class FeatureStore:
         if not self._warned:
             self._warned = True
             log.warning(
-                "cannot write to the feature store %s (%s); features are computed anew each time, "
+                "cannot write to the feature store %s (%s); features are recomputed each time, "
                 "unless CLIPADAPT_CACHE is set to a folder that can be written",
                 self.directory,
                 err.strerror or err,

@@ -314,7 +314,7 @@ def _states(record: RunRecord) -> dict[str, tuple[tuple[str, ...], str]]:
         "data": ((judged.dataset, data.name), data.sha256[:8])
     }
     if judged.dataset != data.name and judged.sha256 is not None:
-        found["judged data"] = ((judged.dataset,), judged.sha256[:8])
+        found["evaluation data"] = ((judged.dataset,), judged.sha256[:8])
     return found
 
 
@@ -652,7 +652,7 @@ def _notes(
     if metric in CHANGED_METRICS and old:
         yield (
             f"{old} of these records were written by an earlier version, in which {metric} counted classes that do "
-            "not occur as 0. To compute it anew, remove their folders and run the experiments again."
+            "not occur as 0. To recompute it, remove their folders and run the experiments again."
         )
 
 

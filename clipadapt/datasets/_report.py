@@ -91,7 +91,7 @@ class Report:
     def empty_splits(self, parts: Mapping[SplitName, Split[Any]]) -> None:
         """Report splits that a small set leaves without an image."""
         what = {
-            "val": "no setting is selected, and probabilities are calibrated by no method that needs it",
+            "val": "settings are not selected and probabilities are not calibrated",
             "test": "evaluate on another split",
         }
         for split, so in what.items():

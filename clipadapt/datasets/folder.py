@@ -199,7 +199,8 @@ def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
             )
         if split_of:
             found.notes.append(
-                f"taken for classes, though called like a split, for they hold no class folders: {shown([*split_of])}"
+                "read as classes although they are named like splits, as they hold no class folders: "
+                + shown([*split_of])
             )
         return {"": None}
     twice = [split for split, n in Counter(split_of.values()).items() if n > 1]
@@ -249,9 +250,9 @@ def _class_of(held: Mapping[str, Mapping[str, list[str]]], notes: list[str]) -> 
         first = next(iter(folders_))
         class_of |= {f: f if key in apart else first for f in folders_}
         if len(folders_) > 1 and key not in apart:
-            notes.append(f"{shown([repr(f) for f in folders_])} are taken for one class, '{first}'")
+            notes.append(f"{shown([repr(f) for f in folders_])} are read as one class, '{first}'")
     if gone := [folder for folder in empty if folder not in class_of]:
-        notes.append(f"folders without an image that can be read are no classes: {shown(gone)}")
+        notes.append(f"folders without a readable image are not classes: {shown(gone)}")
     return class_of
 
 

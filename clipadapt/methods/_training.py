@@ -358,7 +358,7 @@ class _Loop:
             if not self.warned:
                 self.ctx.progress.note(
                     f"warning: {self.fit.name}: cannot write the checkpoint {self._path()} "
-                    f"({err.strerror or err}); the fit goes on, but not after a kill"
+                    f"({err.strerror or err}); the fit continues, but cannot be resumed after a kill"
                 )
             self.warned = True
 
@@ -381,8 +381,8 @@ class _Loop:
             damage = str(err)
         if damage:
             self.ctx.progress.note(
-                f"warning: {self.fit.name}: the checkpoint {path} is damaged and passed over "
-                f"({damage}); the fit starts anew"
+                f"warning: {self.fit.name}: the checkpoint {path} is damaged and ignored "
+                f"({damage}); the fit starts from the beginning"
             )
             return
         if facts.get("key") != self.key:

@@ -121,7 +121,9 @@ def _text_folder(name: str, wanted: Wanted, what: str) -> tuple[Path, tuple[str,
             "model", name, None, wanted=wanted, error=ModelError, way_out=_names.OFFLINE_WAYS
         )
     except ModelError as err:
-        raise ModelError(f"{what} '{name}' cannot be had: {err.problem}", hint=err.hint) from None
+        raise ModelError(
+            f"{what} '{name}' is not available: {err.problem}", hint=err.hint
+        ) from None
     return found.folder, (found.note,) if found.note else ()
 
 

@@ -463,7 +463,11 @@ def test_a_tags_files_in_open_clips_order():
         ),
         ({"match": "/store/", "damage": True, "times": None}, "is damaged", "rm '"),
         ({"match": "/api/", "status": 403, "times": None}, "HTTP 403", "permission"),
-        ({"match": "/api/", "status": 404, "times": None}, "not do so as the hub", "HF_ENDPOINT"),
+        (
+            {"match": "/api/", "status": 404, "times": None},
+            "does not behave like the hub",
+            "HF_ENDPOINT",
+        ),
         ({"match": "/api/", "body": "<html>log in</html>"}, "not the hub", "log in to the network"),
         ({"match": "/api/", "body": "[1]"}, "not the hub", "log in to the network"),
         (

@@ -285,7 +285,7 @@ def test_a_run_that_is_damaged_is_named_done_again_and_kept_aside(bench, cli, on
     assert done.code == 0, done.err
     assert f"warning: {folder / name} is" in done.err
     assert (
-        f"the run is done again, and its damaged folder kept beside it as .damaged-{folder.name}"
+        f"the run is repeated, and its damaged folder is kept beside it as .damaged-{folder.name}"
         in done.text
     )
     assert (folder.with_name(f".damaged-{folder.name}") / name).read_bytes() == whole[:-5]

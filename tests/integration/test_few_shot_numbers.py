@@ -72,7 +72,7 @@ def test_full_data_are_refitted_and_val_is_not_shown_as_held_out(
     found = records(done)
 
     assert [r["evaluation"]["split"] for r in found] == ["test"]
-    assert "(val) is not evaluated: the fit ends by learning from it" in done.err
+    assert "(val) is not evaluated: the final fit is trained on it too" in done.err
     assert found[0]["data"]["n_train"] == 18 + 12  # six and four of three classes
     assert "refit_on_val" in found[0]["flags"]
     again = cli(*run("linear_probe-quick", tiny_clip, folder, tmp_path / "r", also))

@@ -145,7 +145,7 @@ def test_rows_without_a_text_can_be_left_out(explore, tmp_path):
         ),
         (
             ["--dataset", "REVIEWS", "--model", "minilm", "--max-length", "513"],
-            "reads 512 pieces at the most, got max_length 513",
+            "reads at most 512 tokens, got max_length 513",
         ),
         (
             ["--dataset", "REVIEWS", "--model", "minilm", "--max-length", "1"],

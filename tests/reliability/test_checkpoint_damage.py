@@ -101,7 +101,9 @@ def test_every_damage_of_a_text_checkpoint_is_named_and_passed_over(killed):
             assert not newest.exists()
             (note,) = notes
             assert f"{newest} ({name})" in note
-            assert note.endswith("starts anew" if found is None else f"goes on from {found.name}")
+            assert note.endswith(
+                "from the beginning" if found is None else f"resumes from {found.name}"
+            )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_a_text_fit_ends_equal_after_damage(killed, encoder, file):
     got = fit(name, encoder, make_task(44), context(work, progress=bars), **SETTINGS)
     np.testing.assert_array_equal(got.predict_scores(TEST), expected)
     assert len(bars.notes) == 1
-    assert "passed over" in bars.notes[0]
+    assert "are ignored" in bars.notes[0]
 
 
 class Hostile:
@@ -227,7 +229,7 @@ def test_every_damage_of_an_image_checkpoint_is_named_and_passed_over(
         notes.clear()
         assert toy(tmp_path / "w", keep=keep) == expected
         assert len(notes) == 1, notes
-        assert f"the checkpoint {path} is damaged and passed over" in notes[0]
+        assert f"the checkpoint {path} is damaged and ignored" in notes[0]
     path.write_bytes(pristine)
     assert toy(tmp_path / "w", keep=keep) == (expected[0], expected[1] - 4)
 

@@ -203,7 +203,7 @@ def _checked_label(value: Any, column: str, where: str) -> str:
     return name
 
 
-_MEND = "mend or remove the row, or leave such rows out with --set data.on_bad_image=skip"
+_MEND = "fix or remove the row, or leave such rows out with --set data.on_bad_image=skip"
 
 
 def _is_nan(value: Any) -> bool:

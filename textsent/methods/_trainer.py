@@ -238,9 +238,9 @@ def last_whole_checkpoint(folder: Path, key: str, note: Callable[[str], None]) -
             damaged.append(f"{checkpoint} ({err})")
         remove(checkpoint)
     if damaged:
-        then = "starts anew" if chosen is None else f"goes on from {chosen.name}"
+        then = "starts from the beginning" if chosen is None else f"resumes from {chosen.name}"
         note(
-            f"warning: damaged or unfinished checkpoints are passed over: {', '.join(damaged)}; the fit {then}"
+            f"warning: damaged or unfinished checkpoints are ignored: {', '.join(damaged)}; the fit {then}"
         )
     return chosen
 
@@ -327,8 +327,8 @@ class _Trainer(Trainer):
                 self.unsaved = {n: p.detach().clone() for n, p in _trainable(self.model)}
             if not self.warned:
                 self.note(
-                    f"warning: cannot write the checkpoint {checkpoint} ({err}); the fit goes on, "
-                    "but after a kill only from an earlier one"
+                    f"warning: cannot write the checkpoint {checkpoint} ({err}); the fit continues; "
+                    "after a kill it would resume from an earlier one"
                 )
             self.warned = True
             return

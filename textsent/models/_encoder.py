@@ -384,7 +384,7 @@ class Encoder:
             )
             self.services.report(
                 "texts_cut",
-                f"{cut} of {len(texts)} texts ({share:.1%}) are cut after {limit} tokens{way_out}",
+                f"{cut} of {len(texts)} texts ({share:.1%}) are truncated to {limit} tokens{way_out}",
                 record=share >= MANY_CUT,
             )
 
@@ -485,12 +485,12 @@ class Encoder:
             return most
         if asked > most:
             raise ModelError(
-                f"'{self.name}' reads {most} pieces at the most, got max_length {asked}",
+                f"'{self.name}' reads at most {most} tokens, got max_length {asked}",
                 hint=f"take max_length {most} or less",
             )
         if asked <= self._special:
             raise ModelError(
-                f"max_length {asked} leaves no room for text beside the {self._special} special pieces",
+                f"max_length {asked} leaves no room for text beside the {self._special} special tokens",
                 hint=f"take max_length {self._special + 1} to {most}",
             )
         return asked

@@ -167,11 +167,11 @@ def test_states_of_a_data_set_that_is_only_judged_are_rows_of_their_own(store):
     rows = build_table(store.load_all(), store=store).rows
 
     assert {(r.seeds, r.settings) for r in rows} == {
-        (1, ("judged data=11112222",)),
-        (2, ("judged data=33334444",)),
+        (1, ("evaluation data=11112222",)),
+        (2, ("evaluation data=33334444",)),
     }
     assert {b.title for b in build_summary(store).blocks} == {
-        f"shifted, judged data {sha}, test, 4 shots" for sha in ("11112222", "33334444")
+        f"shifted, evaluation data {sha}, test, 4 shots" for sha in ("11112222", "33334444")
     }
 
 

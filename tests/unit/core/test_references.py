@@ -122,16 +122,16 @@ def test_other_examples_are_a_caveat():
         "not the official split",
     )
     assert caveats(sentiment(data__n_test=200), reference) == (
-        "judged on 200 examples, published on 1,066",
+        "evaluated on 200 examples, published on 1,066",
     )
     limited = zero_shot(
         "imagenet", MODEL, 80, data__n_test=100, config={"data": {"name": "i", "limit": 100}}
     )
     assert caveats(limited, references_for(limited)[0]) == (
-        "judged on 100 examples, published on 50,000",
+        "evaluated on 100 examples, published on 50,000",
     )
     val = sentiment(evaluation__split="val", config={"data": {"limit": 50}, "method": SVM})
-    assert caveats(val, references_for(val)[0]) == ("judged on 1,066 examples only",)
+    assert caveats(val, references_for(val)[0]) == ("evaluated on 1,066 examples only",)
 
 
 def test_the_same_in_all_that_decides_it_is_comparable():
@@ -145,11 +145,11 @@ def test_the_same_in_all_that_decides_it_is_comparable():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"evaluation__classes": "base"}, "judged among the base classes, published among all"),
-        ({"data__n_classes": 7}, "judged among 7 classes, published among 1,000"),
+        ({"evaluation__classes": "base"}, "evaluated among the base classes, published among all"),
+        ({"data__n_classes": 7}, "evaluated among 7 classes, published among 1,000"),
         (
             {"per_class": {"classnames": list("abcdefg")}},
-            "judged among 7 classes, published among 1,000",
+            "evaluated among 7 classes, published among 1,000",
         ),
         (
             {"evaluation__classnames_sha256": classnames_sha256(CLASSNAMES[::-1])},
@@ -157,7 +157,7 @@ def test_the_same_in_all_that_decides_it_is_comparable():
         ),
         ({"model__dtype": "bf16"}, "computed in bf16, published in fp16"),
         ({"data__skipped": 3}, "3 examples could not be read and were left out"),
-        ({"data__n_test": 49_000}, "judged on 49,000 examples, published on 50,000"),
+        ({"data__n_test": 49_000}, "evaluated on 49,000 examples, published on 50,000"),
         ({"flags": ("not_the_official_data",)}, "not the official data"),
     ],
 )
@@ -173,7 +173,7 @@ def test_what_decides_a_number_is_compared(changes, words):
 def test_seven_of_the_200_classes_of_imagenet_r_are_another_task():
     record = zero_shot("imagenet-r", MODEL, 80, data__n_classes=7, data__n_test=30_000)
     assert caveats(record, references_for(record)[0]) == (
-        "judged among 7 classes, published among 200",
+        "evaluated among 7 classes, published among 200",
     )
 
 
@@ -186,7 +186,7 @@ def test_a_method_that_learnt_the_base_classes_alone_is_not_comparable():
     config = {"data": {"name": "imagenet", "classes": "base"}, "method": {"n_ctx": 16}}
     record = zero_shot("imagenet", MODEL, 1, config=config, **changes)
     (reference,) = references_for(record)
-    assert "learnt on the base classes, published on all" in caveats(record, reference)
+    assert "trained on the base classes, published on all" in caveats(record, reference)
 
 
 def test_templates_are_compared_by_content():

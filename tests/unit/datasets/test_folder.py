@@ -147,7 +147,7 @@ def test_a_class_that_train_lacks_and_an_empty_class_are_reported(split_folder):
     data = open_(split_folder)
     assert data.classnames == ("big dog", "cat", "fox")
     assert data.flags == ("class_missing_in_train",)
-    assert data.notes[0].endswith("folders without an image that can be read are no classes: wolf")
+    assert data.notes[0].endswith("folders without a readable image are not classes: wolf")
     assert "classes with images in test but none in train: fox" in data.notes[1]
 
 
@@ -368,7 +368,7 @@ def test_folders_of_two_splits_that_differ_by_case_are_one_class(tmp_path):
     data = open_(tmp_path)
     assert len(data.classnames) == 3
     assert set(classes_of(data, "train").values()) == set(classes_of(data, "test").values())
-    assert sum("are taken for one class" in note for note in data.notes) == 3
+    assert sum("are read as one class" in note for note in data.notes) == 3
 
 
 def test_folders_of_one_place_that_differ_by_case_stay_two_classes(tmp_path):

@@ -218,8 +218,8 @@ def test_bad_requests(encoder: TextEncoder) -> None:
         (lambda: encoder.encode(inputs(TEXTS), 4), "has no layer 4"),
         (lambda: encoder.encode(inputs(TEXTS), -5), "has no layer -5"),
         (lambda: encoder.encode(inputs(TEXTS), -1, "max"), "unknown pooling 'max'"),
-        (lambda: encoder.encode(inputs(TEXTS), -1, "cls", 41), "40 pieces at the most, got .* 41"),
-        (lambda: encoder.tokenize(TEXTS, 41), "40 pieces at the most, got max_length 41"),
+        (lambda: encoder.encode(inputs(TEXTS), -1, "cls", 41), "at most 40 tokens, got .* 41"),
+        (lambda: encoder.tokenize(TEXTS, 41), "at most 40 tokens, got max_length 41"),
         (lambda: encoder.tokenize(TEXTS, 2), "no room for text"),
     ):
         with pytest.raises(ModelError, match=told) as caught:
@@ -366,7 +366,7 @@ def test_texts_that_are_cut_are_counted_said_once_and_flagged(encoder):
     encoder.tokenize([long], 8)
 
     assert len(said) == 1
-    assert "2 of 4 texts (50.0%) are cut after 8 tokens" in said[0]
+    assert "2 of 4 texts (50.0%) are truncated to 8 tokens" in said[0]
     assert f"method.max_length={encoder.max_length}" in said[0]
     assert list(encoder.services.flags) == ["texts_cut"]
 

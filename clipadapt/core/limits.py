@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator, Field
 
 from clipadapt.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_EPOCHS: Final = 100_000
 LEAST_PENALTY: Final = 1e-12
@@ -41,6 +44,25 @@ Shots = Annotated[int, Field(gt=0, le=1_000_000)]
 Examples = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Threads = Annotated[int, Field(gt=0, le=1_024)]
+
+
+def check_rank(r: int, widths: Mapping[str, int], model: str) -> None:
+    """Refuse the rank of an update that a layer does not have.
+
+    Args:
+        r: The rank.
+        widths: Name of each layer, and the smaller side of its weights.
+        model: Name of the model.
+
+    Raises:
+        ConfigError: Naming the narrowest layer.
+    """
+    width, name = min((width, name) for name, width in widths.items())
+    if r > width:
+        raise ConfigError(
+            f"method.r is {r}; the layer '{name}' of '{model}' is {width} wide, and no update of it has a higher rank",
+            hint=f"take 1 to {width}",
+        )
 
 
 def check_warmup(warmup_steps: float, steps: int) -> None:

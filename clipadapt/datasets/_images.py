@@ -383,11 +383,6 @@ def listed(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n) or "nothing"
 
 
-def lost(left_out: Mapping[str, int]) -> int:
-    """Count the images among what was left out."""
-    return sum(n for reason, n in left_out.items() if not reason.startswith(OTHER_FILES))
-
-
 def _files_below(folder: Path, *, deep: bool) -> Iterator[os.DirEntry[str]]:
     """Yield the files in ``folder``, and those below it: linked folders after the others, each folder once."""
     seen = {_identity(p) for p in folder.resolve().parents}

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat
 
 from clipadapt.core import saved
 from clipadapt.core.errors import ConfigError, ModelError, did_you_mean
-from clipadapt.core.limits import Rank, Steps, Units
+from clipadapt.core.limits import Rank, Steps, Units, check_rank
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
 from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
@@ -240,7 +240,9 @@ class Adapted:
 
         model = base.in_dtype(config.precision).clone(split=True)
         names, first_unit = _targets(model, config)
-        _check_rank(model, names, config.r)
+        layers: dict[str, Any] = {name: model.module.get_submodule(name) for name in names}
+        widths = {name: min(layer.weight.shape[:2]) for name, layer in layers.items()}
+        check_rank(config.r, widths, model.name)
         settings = LoraConfig(
             r=config.r,
             lora_alpha=cast("int", config.lora_alpha),  # any number serves
@@ -583,22 +585,6 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
             first = min(place[name] for name in found)
         names += found
     return names, first
-
-
-def _check_rank(model: AdapterTunable, names: list[str], r: int) -> None:
-    """Refuse a rank that a layer does not have.
-
-    Raises:
-        ConfigError: Naming the narrowest layer.
-    """
-    layers: dict[str, Any] = {name: model.module.get_submodule(name) for name in names}
-    width, name = min((min(layer.weight.shape[:2]), name) for name, layer in layers.items())
-    if r > width:
-        raise ConfigError(
-            f"method.r is {r}; the layer '{name}' of '{model.name}' is {width} wide, and no update of it has a "
-            f"higher rank",
-            hint=f"take 1 to {width}",
-        )
 
 
 def _block_of(names: list[str]) -> dict[str, int]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clipadapt.core.errors import ConfigError, unknown
-from clipadapt.core.limits import Rank
+from clipadapt.core.errors import unknown
+from clipadapt.core.limits import Rank, check_rank
 from textsent.methods import _training
 from textsent.methods._training import TrainingConfig
 from textsent.models import TextEncoder
@@ -109,14 +109,9 @@ def check_targets(backbone: TextEncoder, targets: Sequence[str], r: int = 1) -> 
     }
     for target in targets:
         found = {name: w for name, w in widths.items() if f".{name}".endswith(f".{target}")}
-        for name, width in found.items():
-            if width < r:
-                raise ConfigError(
-                    f"method.r is {r}; the layer '{name}' of '{backbone.name}' is {width} wide, and no update of it "
-                    f"has a higher rank",
-                    hint=f"take 1 to {width}",
-                )
-        if not found:
+        if found:
+            check_rank(r, found, backbone.name)
+        else:
             known = sorted({name.rpartition(".")[2] for name in widths})
             raise unknown(
                 f"target module of {backbone.name}",

@@ -623,14 +623,16 @@ def configuration(folder: Path, config: str | None) -> tuple[Path, str | None]:
     if isinstance(infos, list):
         infos = [i for i in infos if isinstance(i, dict) and i.get("config_name") == chosen]
     text = yaml.safe_dump({**card, "configs": [entries[chosen]], "dataset_info": infos or {}})
-    others = sorted(p for p in folder.iterdir() if p.name not in {CARD, ".huggingface.yaml"})
-    key = hashlib.sha256(f"{folder}|{text}|{[p.name for p in others]}".encode()).hexdigest()[:32]
+    files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    others = [str(p) for p in files if str(p) not in {CARD, ".huggingface.yaml"}]
+    key = hashlib.sha256(f"{folder}|{text}|{others}".encode()).hexdigest()[:32]
     shown = cache_dir() / "datasets" / "configurations" / key
     if not shown.is_dir():
         with atomic_directory(shown) as new:
             (new / CARD).write_text(f"---\n{text}---\n", encoding="utf-8")
-            for path in others:
-                (new / path.name).symlink_to(path)
+            for name in others:  # a link to a folder would not be looked into
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).symlink_to(folder / name)
     return shown, chosen
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants, hf_hub_download
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipadapt.core import hub as hub_client
@@ -326,7 +327,6 @@ def test_the_record_holds_commits_and_a_table_names_them(hub, cli, tmp_path, mon
     assert f"commit {other}" in refused.err
 
     picture = tmp_path / "a.png"
-    from PIL import Image
 
     Image.new("RGB", (8, 8)).save(picture)
     assert cli("predict", run, picture).code == 0  # with the weights of the run's own commit
@@ -678,3 +678,24 @@ def test_equal_to_open_clip(hub, name):
     assert all((a == b).all() for a, b in states)
     tokenize = open_clip.get_tokenizer(f"hf-hub:{name}")
     assert (ours.tokenizer(["a photo of a dog."]) == tokenize(["a photo of a dog."])).all()
+
+
+def test_a_configuration_of_picture_files_is_read(hub):
+    """What is read stands in a folder of links, which lead into the hub's cache."""
+    folder = hub.root / "datasets/org/shots/main"
+    for config in ("one", "two"):
+        for name in ("cat", "dog"):
+            for i in range(20):
+                path = folder / config / "train" / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (i, len(config), len(name) + ord(name[0]))).save(path)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_dir: one\n- config_name: two\n  data_dir: two\n---\n"
+    )
+
+    data = open_("hf:org/shots?config=two")
+
+    assert data.classnames == ("cat", "dog")
+    assert data.n_read == 40
+    assert data.split("train").inputs.examples[0].size == (8, 8)
+    assert not hub.asked("one%2Ftrain|one/train")

@@ -72,7 +72,7 @@ MEANINGS: Final = {
     "unknown_tokens": "the model's tokenizer does not know many tokens of the class names",
     "many_left_out": "more than one in twenty images or rows was not read",
     "empty_class": "a class has no example that can be read",
-    "class_missing_in_train": "a class has no training example: its scores and all probabilities are unreliable",
+    "class_missing_in_train": "a class has no training example: trained scores and probabilities are unreliable",
     "class_missing_in_test": "a class has no example to evaluate",
     "texts_cut": "many texts are truncated: they have more tokens than are read",
     "class_missing_in_val": "a class has no example to select on",

@@ -27,6 +27,8 @@ BLOCK_BYTES: Final = 8 << 20
 """Logits of one block of rows, in bytes."""
 ROTATED_BYTES: Final = 256 << 20
 """Features are kept along the directions they vary in up to this size; beyond it they are read as they are."""
+KEPT_BYTES: Final = 1 << 30
+"""Probabilities are kept up to this size; beyond it (a million examples of a thousand classes) each pass recomputes."""
 STRIDE: Final = 100.0
 LONGEST_STRIDE: Final = math.log(1.001 * STRIDE)
 SAFE_C: Final = 1e-4
@@ -106,11 +108,21 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What one pass over the features finds: objective, gradient ``(c, r + 1)``, probabilities ``(n, c)``."""
+    """What one pass over the features finds at a state.
 
+    Attributes:
+        u: The state.
+        value: The objective.
+        gradient: Shape ``(c, r + 1)``.
+        level: Mean of ``p (1 - p)`` over the examples, shape ``(c,)``.
+        p: Probabilities, shape ``(n, c)``, where they are small enough to be kept.
+    """
+
+    u: torch.Tensor
     value: torch.Tensor
     gradient: torch.Tensor
-    p: torch.Tensor
+    level: torch.Tensor
+    p: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,10 @@ class _Problem:
         loss = torch.zeros((), dtype=torch.float64)
         weight, bias = self.for_rows(u)
         by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        p = torch.empty(len(self.y), self.n_classes, dtype=torch.float32)
+        level = torch.zeros(self.n_classes, dtype=torch.float64)
+        p = None
+        if 4 * len(self.y) * self.n_classes <= KEPT_BYTES:
+            p = torch.empty(len(self.y), self.n_classes, dtype=torch.float32)
         for rows, part in self.rows(torch.float64):
             logits = torch.addmm(bias, part, weight.T)  # (m, c)
             own = self.y[rows, None]
@@ -199,23 +214,31 @@ class _Problem:
             each = F.softplus(others, threshold=40.0)
             loss += each.sum()
             slope = (logits - each[:, None]).exp_()
-            p[rows] = slope.float()
+            level += (slope - slope.square()).sum(0)
+            if p is not None:
+                p[rows] = slope.float()
             slope.scatter_(-1, own, -others.sigmoid()[:, None])  # p - one-hot
             by_weight += slope.T @ part
             by_bias += slope.sum(0)
         gradient = self.of_rows(by_weight, by_bias) / len(self.y)
         gradient[:, :-1] += lam * u[:, :-1]
-        return _Look(loss / len(self.y) + 0.5 * lam * u[:, :-1].square().sum(), gradient, p)
+        value = loss / len(self.y) + 0.5 * lam * u[:, :-1].square().sum()
+        return _Look(u, value, gradient, level / len(self.y), p)
 
-    def curve(self, p: torch.Tensor, lam: float, v: torch.Tensor) -> torch.Tensor:
-        """Return the Hessian times ``v`` at the probabilities ``p``; float32 inside, as a direction need be."""
+    def curve(self, look: _Look, lam: float, v: torch.Tensor) -> torch.Tensor:
+        """Return the Hessian times ``v``; float32 inside, as a direction need be."""
         scale = v.abs().max().clamp(min=1e-300)  # small ones would sink below float32
         weight, bias = (t.float() for t in self.for_rows(v / scale))
         by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        own_weight, own_bias = (t.float() for t in self.for_rows(look.u))
+
+        def again(part: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(own_bias, part, own_weight.T).softmax(-1)
+
         for rows, part in self.rows(torch.float32):
             change = torch.addmm(bias, part, weight.T)  # (m, c)
             change -= change.gather(-1, self.y[rows, None])
-            q = p[rows]
+            q = again(part) if look.p is None else look.p[rows]
             change -= (q * change).sum(-1, keepdim=True)
             change *= q
             by_weight += change.T @ part
@@ -224,9 +247,9 @@ class _Problem:
         curved[:, :-1] += lam * v[:, :-1]
         return curved
 
-    def preconditioner(self, p: torch.Tensor, lam: float) -> torch.Tensor:
+    def preconditioner(self, look: _Look, lam: float) -> torch.Tensor:
         """Return the inverse of a diagonal like the Hessian's, shape ``(c, r + 1)``."""
-        level = (p * (1 - p)).mean(0, dtype=torch.float64)[:, None]  # (c, 1)
+        level = look.level[:, None]  # (c, 1)
         level = level.clamp(min=float(level.max()) * LEAST_LEVEL + 1e-300)
         return torch.cat([level * self.variance + lam, level], dim=-1).reciprocal()
 
@@ -275,13 +298,13 @@ def _newton(
 
 def _direction(problem: _Problem, look: _Look, lam: float) -> torch.Tensor:
     """Return a step of Newton's, by preconditioned conjugate gradients."""
-    inverse = problem.preconditioner(look.p, lam)
+    inverse = problem.preconditioner(look, lam)
     residual = -look.gradient
     out, z = torch.zeros_like(residual), inverse * residual
     conjugate, energy = z, (residual * z).sum()
     enough = energy * FORCING**2
     for _ in range(MAX_INNER):
-        curved = problem.curve(look.p, lam, conjugate)
+        curved = problem.curve(look, lam, conjugate)
         bend = (conjugate * curved).sum()
         if bend <= 0 or energy <= 0:
             break

@@ -117,6 +117,21 @@ def test_a_problem_does_not_depend_on_the_others(n, D, C):
             np.testing.assert_allclose(x @ w.T + b, x @ w1.T + b1, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("n", "D", "C"), [(200, 16, 3), (80, 512, 20)])
+def test_probabilities_that_are_not_kept_change_nothing(n, D, C, monkeypatch):
+    x, y = separable(n, D, C)
+    kept = solve([x], y, PENALTIES, C)
+    monkeypatch.setattr(_logistic, "KEPT_BYTES", 1)
+
+    found = _logistic.Path([x], y, C).solve(list(PENALTIES))
+
+    for one, (weight, bias) in zip(found, kept, strict=True):
+        assert one.gap <= _logistic.TOLERANCE
+        np.testing.assert_allclose(
+            x @ one.weight.T + one.bias, x @ weight.T + bias, atol=1e-3, rtol=1e-4
+        )
+
+
 def test_what_is_not_solved_says_so(monkeypatch):
     x, y = separable(80, 512, 20)
     monkeypatch.setattr(_logistic, "MAX_STEPS", 1)
@@ -132,6 +147,7 @@ def test_parts_and_halves_are_read_as_one(monkeypatch):
     whole = solve([x], y, [1.0], 4)[0]
     monkeypatch.setattr(_logistic, "BLOCK_BYTES", 1)  # blocks of the least size
     monkeypatch.setattr(_logistic, "ROTATED_BYTES", 1)  # and nothing kept
+    monkeypatch.setattr(_logistic, "KEPT_BYTES", 1)
 
     parts = solve([x[:123], x[123:].astype(np.float16)], y, [1.0], 4)[0]
 

@@ -146,9 +146,18 @@ def load_run(
         services = Services(FeatureStore())
         if progress is not None:
             services.progress = progress
-        model = given["model"] | {"name": _findable(given["model"]["name"], record)}
-        options = ModelOptions(model["precision"], model["device"])
-        resolved, identity = _identified(record.model, model["name"], own, options, run_dir)
+        name = given["model"]["name"]
+        options = ModelOptions(given["model"]["precision"], given["model"]["device"])
+        there = _findable(name, record)
+        try:
+            resolved, identity = _identified(record.model, there, own, options, run_dir)
+        except ClipAdaptError as err:
+            if there == name:
+                raise
+            try:  # a folder that is no model may have the name of one
+                resolved, identity = _identified(record.model, name, own, options, run_dir)
+            except ClipAdaptError:
+                raise err from None
         backbone = resolved.provider.load(resolved.argument, options, services)
         require_same(backbone, identity)
     classifier = _for_judged(method.load(folder, backbone), record, run_dir)

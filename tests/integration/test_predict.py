@@ -465,6 +465,19 @@ def test_a_relative_model_works_from_another_folder(
     assert done.code == 0, done.err
 
 
+def test_a_folder_that_has_the_name_of_the_model_is_not_taken_for_it(
+    cli, records, module_pictures, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["zeroshot", "--model", "random:ViT-S-32-alt", "--dataset", f"folder:{module_pictures}"]  # fmt: skip
+    records(cli(*command, "--limit", "3", "--out", "runs", "--json"))
+    (tmp_path / "ViT-S-32-alt").mkdir()
+
+    done = cli("predict", only_run(tmp_path / "runs"), module_pictures / "test" / "red_thing")
+
+    assert done.code == 0, done.err
+
+
 def test_an_address_and_stdin_are_no_images(wrong, fitted):
     assert "'https://example.org/a.png' is an address" in wrong(
         "predict", fitted, "https://example.org/a.png"

@@ -62,6 +62,19 @@ def remove_leftovers(directory: Path, *, older_than: float = LEFTOVER_SECONDS) -
     return removed
 
 
+def files_below(folder: Path, name: str | None = None) -> Iterator[Path]:
+    """List the files below a folder, whatever other processes remove from it at the same time.
+
+    Unlike ``Path.rglob``, which raises where a folder vanishes between two of its calls.
+
+    Args:
+        folder: The folder; one that is missing has no files.
+        name: Only files of this name.
+    """
+    for parent, _, files in os.walk(folder):
+        yield from (Path(parent, file) for file in files if name in {None, file})
+
+
 def _is_leftover(path: Path, tag: str | None, older_than: float) -> bool:
     gone = _processes.tagged_is_gone(tag) if tag else None
     return time.time() - path.lstat().st_mtime >= older_than if gone is None else gone

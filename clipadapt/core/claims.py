@@ -154,13 +154,15 @@ class Claims:
 
     def release(self, key: str) -> None:
         """Give a claim back; one that was taken over in between is left alone."""
-        token = self._held.pop(key, None)
+        token = self._held.get(key)
         if token is None:
             return
         with contextlib.suppress(OSError), locked(self.folder / _LOCK):
             there = self.holder(key)
             if there is not None and there.token == token:
                 (self.folder / key).unlink(missing_ok=True)
+        # Only now: close() gives back what an interruption of these lines has left.
+        self._held.pop(key, None)
 
     def holder(self, key: str) -> Holder | None:
         """Return who holds ``key``, None where nobody does.

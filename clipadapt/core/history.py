@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from clipadapt.core._files import files_below
 from clipadapt.core.errors import DamagedError, RecordError
 from clipadapt.core.records import RECORD, read_file
 
@@ -115,8 +116,9 @@ def run_folder(store: RunStore, record: RunRecord) -> Path:
     folder = store.run_dir(record)
     if (folder / RECORD).is_file():
         return folder
-    for path in sorted(store.root.rglob(f"{record.run_id}/{RECORD}")):
-        return path.parent
+    for path in sorted(files_below(store.root, RECORD)):
+        if path.parent.name == record.run_id:
+            return path.parent
     raise RecordError(f"the run {record.run_id} is not in '{store.root}'")
 
 

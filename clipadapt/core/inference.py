@@ -23,7 +23,7 @@ from clipadapt.core.errors import (
 )
 from clipadapt.core.identity import require_same
 from clipadapt.core.protocols import Exportable, Inspectable, ModelOptions, OpenVocabulary
-from clipadapt.core.records import CLASSIFIER, RECORD, RunStore, check_files
+from clipadapt.core.records import CLASSIFIER, RunStore, check_files
 from clipadapt.core.registry import METHODS, MODELS, program, track_of
 from clipadapt.core.store import FeatureStore
 
@@ -355,15 +355,15 @@ def _classifier_dir(run_dir: Path, record: RunRecord, *, check: bool = False) ->
     above = run_dir.resolve().parents
     # Only in the layout <out>/<dataset>/<method>/<run id>: a run copied elsewhere searches no stranger's folders.
     if run_dir.resolve().name == record.run_id and len(above) > 2:
-        for other in sorted(above[2].glob(f"*/*/*/{RECORD}")):
-            if not (other.parent / CLASSIFIER).is_dir():
+        for other in RunStore(above[2]).folders():
+            if not (other / CLASSIFIER).is_dir():
                 continue
             try:
-                found = RunStore.load(other.parent)
+                found = RunStore.load(other)
             except RecordError:
                 continue  # another run's damage is told where that run is asked for
             if found.fit_id == record.fit_id:
                 if check:
-                    check_files(other.parent, found, f"{CLASSIFIER}/")
-                return other.parent / CLASSIFIER
+                    check_files(other, found, f"{CLASSIFIER}/")
+                return other / CLASSIFIER
     raise RecordError(f"the run in '{run_dir}' holds no classifier", hint="run it again")

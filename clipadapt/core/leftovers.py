@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from clipadapt.core._files import (
     cache_dir,
+    files_below,
     is_temporary,
     remove,
     remove_leftovers,
@@ -114,10 +115,11 @@ def _clear_out(out: Path, claims: Claims, older_than: float, finished: Collectio
 
 def _age(folder: Path) -> float:
     """Return the seconds since the last change of a file in a folder; without end where there is none."""
-    newest = [0.0]
-    with contextlib.suppress(OSError):
-        newest += [p.lstat().st_mtime for p in folder.rglob("*") if p.is_file()]
-    return time.time() - max(newest)
+    newest = 0.0
+    for path in files_below(folder):
+        with contextlib.suppress(OSError):  # removed since it was listed
+            newest = max(newest, path.lstat().st_mtime)
+    return time.time() - newest
 
 
 def _folders_in(folder: Path) -> list[Path]:

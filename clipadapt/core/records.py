@@ -584,6 +584,16 @@ class RunStore:
                 if path.is_file():
                     yield path
 
+    def folders(self) -> list[Path]:
+        """Return the folders of all runs, by path."""
+        return [
+            run
+            for dataset in _folders_in(self.root)
+            for method in _folders_in(dataset)
+            for run in _folders_in(method)
+            if (run / RECORD).is_file()
+        ]
+
     def is_complete(self, run_id: str) -> bool:
         """Tell whether the run is there and did not fail."""
         record = self.find(run_id)

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from clipadapt.core import config, runner
+from clipadapt.core._files import files_below
 from clipadapt.core.errors import DivergedError
 from clipadapt.core.records import RunStore
 from clipadapt.core.registry import METHODS
@@ -367,9 +368,9 @@ def test_killed_in_the_middle_the_next_run_completes(console, tiny_clip, tmp_pat
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 40
         features = cache / "features"
-        before = sum(1 for _ in features.rglob("*")) if features.exists() else 0
+        before = sum(1 for _ in files_below(features))
         while process.poll() is None and time.monotonic() < deadline:
-            if features.exists() and sum(1 for _ in features.rglob("*")) > before:
+            if sum(1 for _ in files_below(features)) > before:
                 break
             time.sleep(0.05)
         time.sleep(wait)

@@ -16,6 +16,7 @@ import pytest
 from clipadapt.core import _processes, leftovers
 from clipadapt.core._files import temporary_beside
 from clipadapt.core.claims import FOLDER, Claims
+from tests.watch import matching
 
 # A method without a framework that writes everywhere, slowly, as a big one does.
 METHOD = """
@@ -99,7 +100,13 @@ def finish(process: subprocess.Popen) -> str:
 
 def of_the_dead(place: Path) -> list[str]:
     """Return what is neither a record, nor of the finished cache."""
-    found = [p for p in place.rglob("*") if p.name.startswith(".tmp-")]
+    # Not rglob: a living process may remove what is being listed.
+    found = [
+        Path(folder, name)
+        for folder, folders, files in os.walk(place)
+        for name in (*folders, *files)
+        if name.startswith(".tmp-")
+    ]
     found += [*(place / "tmp").iterdir(), *place.glob("runs/.*"), *place.glob("cache/locks/*")]
     return sorted(str(p.relative_to(place)) for p in found)
 
@@ -131,7 +138,7 @@ def test_twenty_kills_one_finished_run_and_a_prune_leave_nothing_of_the_dead(pla
 
 def test_what_a_living_run_holds_is_never_touched(place):
     process = run(place, 1, pause=1.0)
-    while not list((place / "cache").glob("models/.tmp-*/part0")):
+    while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     before = of_the_dead(place)
@@ -151,7 +158,7 @@ def test_what_a_living_run_holds_is_never_touched(place):
 )
 def test_an_interrupted_run_leaves_its_checkpoint_alone(place, sent):
     process = run(place, 1, pause=1.0)
-    while not list((place / "cache").glob("models/.tmp-*/part0")):
+    while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(sent)

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from clipadapt.core.store import FeatureStore
+from tests.watch import matching
 
 # A writer that encodes slowly, in small segments, and tells when it begins.
 WRITER = """
@@ -85,7 +86,7 @@ def test_a_killed_writer_leaves_nothing_half_done(tmp_path, writer):
     root = tmp_path / "cache"
 
     def segments():
-        return sorted(root.glob("features/*/*/*.safetensors"))
+        return sorted(matching(root, "features/*/*/*.safetensors"))
 
     for _ in range(3):
         before = len(segments())

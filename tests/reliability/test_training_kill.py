@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from clipadapt.core._files import files_below
+
 # The console script, with a checkpoint after each step instead of every ten seconds.
 PROGRAM = """
 from clipadapt.methods import _training
@@ -60,7 +62,7 @@ def test_a_killed_training_goes_on_to_equal_predictions(recipe, tiny_clip, tmp_p
         env=environment,
     )
     deadline = time.monotonic() + 120
-    while not list(out.rglob("checkpoint.safetensors")) and process.poll() is None:
+    while not list(files_below(out, "checkpoint.safetensors")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.2)

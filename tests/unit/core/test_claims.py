@@ -194,3 +194,18 @@ def test_a_dead_process_is_succeeded_by_one_alone(tmp_path):
         process.join()
     assert sorted(i for i, _ in got) == list(range(40))
     assert wins.empty()
+
+
+def test_a_release_that_is_interrupted_is_made_good_by_close(tmp_path, monkeypatch):
+    def interrupted(self, key):
+        raise KeyboardInterrupt
+
+    claims = Claims(tmp_path)
+    assert claims.acquire("fit")
+    with monkeypatch.context() as patched:
+        patched.setattr(Claims, "holder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            claims.release("fit")
+    claims.close()
+
+    assert not (tmp_path / FOLDER).exists()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from clipadapt.core._files import (
     atomic_file,
     cache_dir,
     check_writable,
+    files_below,
     locked,
     remove_leftovers,
     scratch_folder,
@@ -187,3 +189,19 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
 def test_sha256_of_a_file(tmp_path):
     (tmp_path / "x").write_bytes(b"abc" * 1000)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+def test_files_below_survives_what_vanishes_while_it_lists(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name / "in").mkdir(parents=True)
+        (tmp_path / name / "in" / "x.txt").write_text("x")
+
+    found = []
+    for path in files_below(tmp_path, "x.txt"):
+        found.append(path)
+        for other in tmp_path.iterdir():
+            if other.name != path.parts[-3]:
+                shutil.rmtree(other)
+
+    assert len(found) == 1
+    assert list(files_below(tmp_path / "nowhere")) == []

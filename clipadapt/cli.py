@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from clipadapt.core._given import user_path
-from clipadapt.core.cli import (
+from clipadapt.core.api.errors import ConfigError, DataError
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.cli.app import (
     DEFAULT_OUT,
     JsonOption,
     OutOption,
@@ -26,7 +27,6 @@ from clipadapt.core.cli import (
     run_experiments,
     say,
 )
-from clipadapt.core.errors import ConfigError, DataError
 
 app = build_app("clip", "clipadapt", "Adapt CLIP to new image tasks and compare the ways to do it.")
 
@@ -78,7 +78,7 @@ def zeroshot(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate models zero-shot: class names in, accuracy with its interval out."""
-    from clipadapt.core import config
+    from clipadapt.core.experiments import config
 
     if limit is not None and limit < 1:
         raise ConfigError(
@@ -106,8 +106,8 @@ def zeroshot(
     found = run_experiments(experiments, out, as_json=as_json)
     print_records(found, out, as_json=as_json)
     if per_class and not as_json:
-        from clipadapt.core import tables
-        from clipadapt.core.records import RunStore
+        from clipadapt.core.records.run_store import RunStore
+        from clipadapt.core.report import tables
 
         for record in found:
             predictions = RunStore.load_predictions(RunStore(out).run_dir(record), record)
@@ -141,9 +141,9 @@ def predict(
     """Predict class and calibrated probability of images; of a folder all below it, sorted."""
     from collections import Counter
 
-    from clipadapt.core.inference import load_run
-    from clipadapt.core.progress import on_stderr
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.api.data import Inputs
+    from clipadapt.core.cli.progress import on_stderr
+    from clipadapt.core.runs.inference import load_run
     from clipadapt.datasets import _images
 
     check_top(top)
@@ -167,7 +167,7 @@ def predict(
     found = run.predict(Inputs(files, tuple(map(str, range(len(files))))), top)
     predictions = [{**p, "input": name} for p, name in zip(found, files.names, strict=True)]
     if sheet is not None:
-        from clipadapt.core.sheet import write_sheet
+        from clipadapt.sheet import write_sheet
 
         write_sheet(sheet, run.record, predictions, _images.thumbnails(files))
         say(f"sheet: {html}", err=True)
@@ -177,8 +177,8 @@ def predict(
 @app.command("inspect", epilog="Example: clipadapt inspect RUN_DIR --json")
 def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
     """Say what a run is: its record's facts, its files and, where the method tells, what it learnt."""
-    from clipadapt.core.inference import inspect_run
-    from clipadapt.core.progress import on_stderr
+    from clipadapt.core.cli.progress import on_stderr
+    from clipadapt.core.runs.inference import inspect_run
 
     facts = inspect_run(run_dir, on_stderr())
     if not as_json:  # a line each
@@ -218,7 +218,7 @@ def _sheet_file(path: Path) -> Path:
     Raises:
         ClipAdaptError: If the name is none of an HTML file, or it cannot be written.
     """
-    from clipadapt.core._files import output_file
+    from clipadapt.core.files.folders import output_file
 
     if path.suffix.lower() not in {".html", ".htm"} or path.is_dir():
         raise ConfigError(

@@ -25,16 +25,18 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from clipadapt.core import metrics
-from clipadapt.core._files import scratch_folder
-from clipadapt.core.config import fault_lines
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.errors import ClipAdaptError, DataError, ModelError
-from clipadapt.core.identity import require_same
-from clipadapt.core.protocols import Inputs, ModelOptions, SelfCalibrated, Split, Task, digest
-from clipadapt.core.registry import METHODS, MODELS, track_of
-from clipadapt.core.store import FeatureStore
-from clipadapt.core.tasks import duplicate_names, token_warnings
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Inputs, Split, Task, digest
+from clipadapt.core.api.errors import ClipAdaptError, DataError, ModelError
+from clipadapt.core.api.method import SelfCalibrated
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import METHODS, MODELS, track_of
+from clipadapt.core.data.tasks import duplicate_names, token_warnings
+from clipadapt.core.experiments.config import fault_lines
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files.atomic import scratch_folder
+from clipadapt.core.files.identity import require_same
+from clipadapt.core.scoring import metrics
 from clipadapt.datasets._images import ImageFiles, opened_rgb
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from clipadapt.core.protocols import Classifier, Method, MethodConfig
+    from clipadapt.core.api.method import Classifier, Method, MethodConfig
 
 TEMPLATES = ("a photo of a {}.",)
 ACCEPTED = "PIL images, paths of image files, or a uint8 array of shape (n, height, width, 3)"
@@ -106,7 +108,7 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if loaded is not None:
                 for why in token_warnings(loaded.backbone, names).values():
                     warnings.warn(why, stacklevel=2)
-            services = loaded.backbone.services if loaded else Services(FeatureStore())
+            services = loaded.backbone.services if loaded else Services(FeatureCache())
             seed = self.random_state
             if not isinstance(seed, int | np.integer):
                 seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
@@ -229,7 +231,7 @@ def _loaded(model: str, name: str, method: Method) -> _Loaded | None:
         identity = resolved.provider.identify(resolved.argument, options)
         sha256 = identity.weights_sha256
         if (model, sha256) not in _models:
-            services = Services(FeatureStore())
+            services = Services(FeatureCache())
             backbone = resolved.provider.load(resolved.argument, options, services)
             require_same(backbone, identity)
             _models[model, sha256] = _Loaded(backbone, sha256)

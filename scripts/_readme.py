@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from clipadapt.core._files import write_text
+from clipadapt.core.files.atomic import write_text
 
 if TYPE_CHECKING:
     from pathlib import Path

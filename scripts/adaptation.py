@@ -14,10 +14,12 @@ from pathlib import Path
 
 from _readme import insert
 
-from clipadapt.core import sweep, tables
-from clipadapt.core.errors import EXIT_USER_ERROR, ClipAdaptError
-from clipadapt.core.progress import on_stderr
-from clipadapt.core.records import RunStore
+from clipadapt.core.api.errors import EXIT_USER_ERROR, ClipAdaptError
+from clipadapt.core.cli.progress import on_stderr
+from clipadapt.core.experiments.sweep import load_sweep
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.report import tables
+from clipadapt.core.runs import sweep
 
 DOMAINS = ("photo", "sketch")
 SHOTS = 16
@@ -33,7 +35,7 @@ def main() -> None:
     names = ",".join(f'"folder:{arguments.directory / domain}"' for domain in DOMAINS)
     settings = [f"datasets=[{names}]", f"shots=[{SHOTS}]", "seeds=[1,2,3]"]
     try:
-        experiments = sweep.load_sweep("adaptation-quick", settings)
+        experiments = load_sweep("adaptation-quick", settings)
         outcome = sweep.run_sweep(experiments, arguments.out, on_stderr())
         store = RunStore(arguments.out)
         table = tables.render(tables.build_table(outcome.records, store=store), "markdown")

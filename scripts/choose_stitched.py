@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from clipadapt.core._imagenet import TEMPLATES_7
+from clipadapt.datasets._imagenet import TEMPLATES_7
 from clipadapt.models import _stitching
 from clipadapt.models.stitched import IMAGE_WEIGHTS, TEXT_WEIGHTS, ingredient
 

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from _readme import insert
 
-from clipadapt.core import report, sweep, tables
-from clipadapt.core.errors import EXIT_USER_ERROR, ClipAdaptError
-from clipadapt.core.progress import on_stderr
-from clipadapt.core.records import RunStore
+from clipadapt.core.api.errors import EXIT_USER_ERROR, ClipAdaptError
+from clipadapt.core.cli.progress import on_stderr
+from clipadapt.core.experiments.sweep import load_sweep
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.report import page as report
+from clipadapt.core.report import tables
+from clipadapt.core.runs import sweep
 
 SWEEP = "demo-small"
 
@@ -31,7 +34,7 @@ def main() -> None:
     begun = time.perf_counter()
     page = arguments.out / "report.html"
     try:
-        outcome = sweep.run_sweep(sweep.load_sweep(SWEEP), arguments.out, on_stderr())
+        outcome = sweep.run_sweep(load_sweep(SWEEP), arguments.out, on_stderr())
         store = RunStore(arguments.out)
         table = tables.render(tables.build_table(outcome.records, store=store), "markdown")
         report.write_report(arguments.out, page)

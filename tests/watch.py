@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipadapt.core._files import files_below
+from clipadapt.core.files.atomic import files_below
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:

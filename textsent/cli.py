@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipadapt.core._given import user_path
-from clipadapt.core.cli import (
+from clipadapt.core.api.errors import ConfigError, DataError
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.cli.app import (
     JsonOption,
     RunDirArgument,
     TopOption,
@@ -23,7 +24,6 @@ from clipadapt.core.cli import (
     run_app,
     say,
 )
-from clipadapt.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,11 +66,11 @@ def explore(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a data set holds: splits, balance, lengths, truncation, duplicates, first texts."""
-    from clipadapt.core._files import check_writable
-    from clipadapt.core.progress import on_stderr
-    from clipadapt.core.protocols import DatasetOptions
-    from clipadapt.core.records import slug
-    from clipadapt.core.registry import DATASETS
+    from clipadapt.core.api.data import DatasetOptions
+    from clipadapt.core.api.registry import DATASETS
+    from clipadapt.core.cli.progress import on_stderr
+    from clipadapt.core.files.folders import check_writable
+    from clipadapt.core.records.schema import slug
     from textsent.datasets import _explore
 
     if max_length is not None and max_length < 1:
@@ -152,9 +152,9 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Predict label and probability of texts, given as words, as lines of a file, or on stdin."""
-    from clipadapt.core.inference import load_run
-    from clipadapt.core.progress import on_stderr
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.api.data import Inputs
+    from clipadapt.core.cli.progress import on_stderr
+    from clipadapt.core.runs.inference import load_run
 
     if texts and file is not None:
         raise ConfigError("texts and --file were both given", hint="give one of them")
@@ -204,13 +204,13 @@ def _tokenizer(name: str, max_length: int | None) -> tuple[Tokenize, int]:
     Raises:
         ModelError: If the model cannot be had, or cannot read ``max_length`` pieces.
     """
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import ModelOptions
-    from clipadapt.core.registry import MODELS
-    from clipadapt.core.store import FeatureStore
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.model import ModelOptions
+    from clipadapt.core.api.registry import MODELS
+    from clipadapt.core.features.cache import FeatureCache
 
     resolved = MODELS.resolve(name, "text")
-    services = Services(FeatureStore(enabled=False))
+    services = Services(FeatureCache(enabled=False))
     encoder: Any = resolved.provider.load(resolved.argument, ModelOptions(), services)
     cut = encoder.max_length if max_length is None else max_length
     encoder.tokenize(["text"], cut)  # refuses what the model cannot read, before the whole is done

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
-from clipadapt.core import hub
-from clipadapt.core._files import cache_dir, require_regular
-from clipadapt.core.columns import find_column
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import Subset
+from clipadapt.core.api.data import Subset
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.columns import find_column
+from clipadapt.core.files import hub, hub_datasets
+from clipadapt.core.files.folders import cache_dir, require_regular
 from clipadapt.datasets._images import EXTENSIONS, decoded_digest, load_rgb
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ LABEL_COLUMNS: Final = (
 BOTH: Final = "?image=COLUMN&label=COLUMN"
 # Tables, image files in folders, and archives of either.
 PATTERNS: Final = (
-    *hub.TABLES,
+    *hub_datasets.TABLES,
     *(f"*{ending}" for e in EXTENSIONS for ending in (e, e.upper())),
     *("*.JPEG", "*.tar", "*.tar.gz", "*.zip"),
 )
@@ -161,7 +161,7 @@ def read(
     import datasets
     from datasets.exceptions import DatasetsError
 
-    folder, config = hub.configuration(folder, config)
+    folder, config = hub_datasets.configuration(folder, config)
     with _no_bars():
         try:
             loaded = datasets.load_dataset(
@@ -169,7 +169,7 @@ def read(
             )
         except (DatasetsError, OSError, ValueError) as err:
             # "An error occurred while generating the dataset": its cause says which.
-            raise hub.unreadable(folder, origin, err) from None
+            raise hub_datasets.unreadable(folder, origin, err) from None
         features: Mapping[str, Any] = next(iter(loaded.values())).features
         image = _image_column(features, origin, image)
         label = _label_column(features, origin, label)

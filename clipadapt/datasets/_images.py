@@ -12,25 +12,26 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from clipadapt.core._files import require_regular, sha256_file
-from clipadapt.core._given import user_path
-from clipadapt.core.errors import DataError, did_you_mean
-from clipadapt.core.hardware import cpu_count
-from clipadapt.core.labelled import split_by_hash
-from clipadapt.core.records import RECORD
-from clipadapt.core.sheet import Thumbnail
+from clipadapt.core.api.errors import DataError, did_you_mean
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.data.labelled import split_by_hash
+from clipadapt.core.files.checksums import sha256_file
+from clipadapt.core.files.folders import require_regular
+from clipadapt.core.files.hardware import cpu_count
+from clipadapt.core.records.run_store import RECORD
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from clipadapt.core.protocols import SplitName
+    from clipadapt.core.api.data import SplitName
 
 SHARES: dict[SplitName, float] = {"train": 0.6, "val": 0.2, "test": 0.2}
 """Of one folder of classes, split by the hash of each file's bytes."""
@@ -317,6 +318,15 @@ def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
             )
         found += [str(path / image) for image in below]
     return ImageFiles(Path(), found)
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small picture: JPEG bytes, width and height."""
+
+    jpeg: bytes
+    width: int
+    height: int
 
 
 def thumbnails(files: ImageFiles) -> Iterator[Thumbnail]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import numpy as np
 
-from clipadapt.core.labelled import split_evenly
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.data.labelled import split_evenly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from clipadapt.core.protocols import Split, SplitName
+    from clipadapt.core.api.data import Split, SplitName
 
 X = TypeVar("X")
 VAL_SHARE: Final = 0.1
@@ -21,7 +21,7 @@ VAL_SHARE: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Arranged(Generic[X]):
-    """Splits as they are served, see :class:`clipadapt.core.labelled.LabelledSet`."""
+    """Splits as they are served, see :class:`clipadapt.core.data.labelled.LabelledSet`."""
 
     parts: Mapping[SplitName, Split[X]]
     aliases: Mapping[SplitName, SplitName]

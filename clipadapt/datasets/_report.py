@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core.labelled import many_left_out
+from clipadapt.core.data.labelled import many_left_out
 from clipadapt.datasets._images import OTHER_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from clipadapt.core.protocols import Split, SplitName
+    from clipadapt.core.api.data import Split, SplitName
 
 
 @dataclass(slots=True)

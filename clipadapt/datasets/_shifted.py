@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.labelled import LabelledSet, make_split
 from clipadapt.datasets._images import UNREADABLE, existing_folder
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders, wnid_folders
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 TEMPLATES: Final = ("a photo of a {}.",)  # CoOp's for ImageNet and what is derived from it
 

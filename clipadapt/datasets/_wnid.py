@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clipadapt.core._imagenet import CLASSNAMES, WNIDS, wnid_index
-from clipadapt.core.errors import DataError, did_you_mean
+from clipadapt.core.api.errors import DataError, did_you_mean
+from clipadapt.datasets._imagenet import CLASSNAMES, WNIDS, wnid_index
 from clipadapt.datasets._images import UNREADABLE, ImageFiles, list_images, readable, subfolders
 from clipadapt.datasets._report import shown
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.protocols import OnBadImage
+    from clipadapt.core.api.data import OnBadImage
 
 _WNID: Final = re.compile(r"n\d{8}")
 _NAMED_WNID: Final = re.compile(r"n\d{8}[-_ .]+(\D.*)")

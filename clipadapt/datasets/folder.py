@@ -18,8 +18,9 @@ from unicodedata import category
 
 import numpy as np
 
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import (
+from clipadapt.core.api.data import SPLITS, Subset
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.labelled import (
     LabelledSet,
     class_key,
     make_split,
@@ -28,7 +29,6 @@ from clipadapt.core.labelled import (
     split_named,
     split_within,
 )
-from clipadapt.core.protocols import SPLITS, Subset
 from clipadapt.datasets._images import (
     FORMATS,
     SHARES,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 LAYOUTS = (
     "PATH/train/CLASS/*.jpg, PATH/val/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"

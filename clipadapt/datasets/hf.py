@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipadapt.core import hub
-from clipadapt.core.columns import split_query
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import (
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.columns import split_query
+from clipadapt.core.data.labelled import (
     LabelledSet,
     make_split,
     match_splits,
@@ -35,7 +35,7 @@ from clipadapt.core.labelled import (
     split_evenly,
     split_named,
 )
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.files import hub, hub_datasets
 from clipadapt.datasets import _hub
 from clipadapt.datasets._images import SHARES, in_threads, readable
 from clipadapt.datasets._published import Arranged, by_split, val_as_test, with_val
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 OPTIONS: Final = ("image", "label", "config")
 WAY_OUT: Final = "without a network give your own images with folder:PATH, or take openmoji:color or openmoji:line"
@@ -69,7 +69,9 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     if not repo:
         raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
-    files = hub.dataset(repo, revision, _hub.PATTERNS, way_out=WAY_OUT, config=query.get("config"))
+    files = hub_datasets.dataset(
+        repo, revision, _hub.PATTERNS, way_out=WAY_OUT, config=query.get("config")
+    )
     tables = _hub.read(files.folder, title, **query)
     report = Report(notes=[files.note] if files.note else [])
     published, unknown = match_splits(
@@ -109,7 +111,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
         name=title,
         classnames=classnames,
         templates=("a photo of a {}.",),
-        licence=hub.licence_of(files) or f"see {hub.page('dataset', repo)}",
+        licence=hub_datasets.licence_of(files) or f"see {hub.page('dataset', repo)}",
         citation=f"see {hub.page('dataset', repo)}",
         revision=files.revision,
         source=_hub.commit_page(repo, files),

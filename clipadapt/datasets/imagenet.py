@@ -14,9 +14,9 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core._imagenet import WNIDS
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.datasets._imagenet import WNIDS
 from clipadapt.datasets._images import UNREADABLE, existing_folder
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
@@ -26,7 +26,7 @@ from clipadapt.datasets._wnid import imagenet_names, locate, read_folders
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split
+    from clipadapt.core.api.data import DatasetOptions, Split
 
 LAYOUT: Final = (
     "imagenet:DIR takes a folder with train/ and val/, or val/ alone, of WordNet-id folders"

@@ -13,8 +13,8 @@ from clipadapt.datasets._shifted import Shifted, opened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from clipadapt.core.labelled import LabelledSet
-    from clipadapt.core.protocols import DatasetOptions
+    from clipadapt.core.api.data import DatasetOptions
+    from clipadapt.core.data.labelled import LabelledSet
 
 SET: Final = Shifted(
     name="imagenet-a",

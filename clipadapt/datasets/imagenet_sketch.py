@@ -13,10 +13,12 @@ from __future__ import annotations
 import zipfile
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core import hub
-from clipadapt.core._files import atomic_directory, cache_dir, sha256_file
-from clipadapt.core._imagenet import WNIDS
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.files import hub_datasets
+from clipadapt.core.files.atomic import atomic_directory
+from clipadapt.core.files.checksums import sha256_file
+from clipadapt.core.files.folders import cache_dir
+from clipadapt.datasets._imagenet import WNIDS
 from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._shifted import Shifted, listed
 from clipadapt.datasets._wnid import imagenet_names, locate
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.labelled import LabelledSet
-    from clipadapt.core.protocols import DatasetOptions
+    from clipadapt.core.api.data import DatasetOptions
+    from clipadapt.core.data.labelled import LabelledSet
 
 REPO: Final = "songweig/imagenet_sketch"
 ARCHIVE: Final = "data/ImageNet-Sketch.zip"
@@ -89,7 +91,7 @@ def _unpacked(name: str) -> Path:
         f"give the unpacked archive with {name}:DIR (a folder of WordNet-id folders), or take a set that needs no "
         "network: openmoji:line"
     )
-    files = hub.dataset(REPO, None, (ARCHIVE,), way_out=way_out)
+    files = hub_datasets.dataset(REPO, None, (ARCHIVE,), way_out=way_out)
     archive = files.folder / ARCHIVE
     if (found := sha256_file(archive)) != ARCHIVE_SHA256:
         raise DataError(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core._imagenet import CLASSNAMES
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
+from clipadapt.datasets._imagenet import CLASSNAMES
 from clipadapt.datasets._images import existing_folder, subfolders
 from clipadapt.datasets._report import shown
 from clipadapt.datasets._shifted import Shifted, listed, needs_folder
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.labelled import LabelledSet
-    from clipadapt.core.protocols import DatasetOptions
+    from clipadapt.core.api.data import DatasetOptions
+    from clipadapt.core.data.labelled import LabelledSet
 
 SET: Final = Shifted(
     name="imagenet-v2",

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clipadapt.core._files import atomic_directory, cache_dir
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.core.files.atomic import atomic_directory
+from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._images import UNREADABLE, existing_folder
 from clipadapt.datasets._published import val_as_test
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split
+    from clipadapt.core.api.data import DatasetOptions, Split
 
 WNIDS: Final = (
     "n01440764",  # tench

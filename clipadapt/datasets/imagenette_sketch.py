@@ -15,8 +15,8 @@ from clipadapt.datasets.imagenette import WNIDS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from clipadapt.core.labelled import LabelledSet
-    from clipadapt.core.protocols import DatasetOptions
+    from clipadapt.core.api.data import DatasetOptions
+    from clipadapt.core.data.labelled import LabelledSet
 
 
 def open_imagenette_sketch(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:

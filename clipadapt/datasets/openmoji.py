@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
-from clipadapt.core.errors import DataError, unknown
-from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.core.api.errors import DataError, unknown
+from clipadapt.core.data.labelled import LabelledSet, make_split
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-    from clipadapt.core.protocols import DatasetOptions, SplitName
+    from clipadapt.core.api.data import DatasetOptions, SplitName
 
 SIZE: Final = 224
 VARIANTS: Final = {

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, make_split
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.labelled import LabelledSet, make_split
 
 if TYPE_CHECKING:
-    from clipadapt.core.protocols import DatasetOptions, SplitName
+    from clipadapt.core.api.data import DatasetOptions, SplitName
 
 SIZE: Final = 64
 COLOURS: Final = {

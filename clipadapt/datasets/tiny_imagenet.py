@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clipadapt.core import hub
-from clipadapt.core._imagenet import WNIDS, wnid_index
-from clipadapt.core.errors import DataError, did_you_mean
-from clipadapt.core.labelled import LabelledSet, make_split, match_splits
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.api.errors import DataError, did_you_mean
+from clipadapt.core.data.labelled import LabelledSet, make_split, match_splits
+from clipadapt.core.files import hub_datasets
 from clipadapt.datasets import _hub
+from clipadapt.datasets._imagenet import WNIDS, wnid_index
 from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder, readable
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 REPO: Final = "zh-plus/tiny-imagenet"
 REVISION: Final = "5a77092c28e51558c5586e9c5eb71a7e17a5e43f"
@@ -127,7 +127,9 @@ def _set(
 
 
 def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
-    files = hub.dataset(REPO, REVISION, _hub.PATTERNS, way_out=WAY_OUT, or_any_revision=True)
+    files = hub_datasets.dataset(
+        REPO, REVISION, _hub.PATTERNS, way_out=WAY_OUT, or_any_revision=True
+    )
     tables = _hub.read(files.folder, REPO, image="image", label="label")
     wnids = sorted(MISNAMED.get(name, name) for name in tables.declared or ())
     strange = [wnid for wnid in wnids if wnid not in wnid_index()]

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from clipadapt.core._files import atomic_directory, cache_dir
-from clipadapt.core._given import user_path
-from clipadapt.core.errors import DataError, unknown
-from clipadapt.core.labelled import LabelledSet, make_split
-from clipadapt.core.protocols import SPLITS
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.api.errors import DataError, unknown
+from clipadapt.core.api.registry import DATASETS
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.core.files.atomic import atomic_directory
+from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder, hash_split, readable
 from clipadapt.datasets._published import held_out
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.errors import UnknownNameError
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.errors import UnknownNameError
 
 OFFLINE: Final = (
     "give what torchvision has downloaded before with NAME:DIR, your own images with folder:PATH, "

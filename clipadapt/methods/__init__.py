@@ -1,1 +1,21 @@
 """Methods that adapt CLIP: one file each; the file is the registered name."""
+
+from clipadapt.core.api.tracks import Examples, Track
+from clipadapt.datasets._imagenet import TEMPLATES_7, TEMPLATES_80
+
+TRACK = Track(
+    name="clip",
+    program="clipadapt",
+    examples=Examples(
+        dataset="synthetic",
+        model="stitched",
+        recipe="linear_probe-quick",
+        baseline="zero_shot",
+        sweep="openmoji",
+        export_format="openclip",
+        needs_model=True,
+    ),
+    reads_classnames=True,
+    compiles=True,
+    template_sets={"7": TEMPLATES_7, "80": TEMPLATES_80},
+)

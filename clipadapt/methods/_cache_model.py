@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from clipadapt.core import saved
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.files import saved
 from clipadapt.methods import _export
 from clipadapt.methods._images import tensor
 from clipadapt.methods._training import labelled
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Split
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Split
+    from clipadapt.core.api.method import Exported, ScoreKind
     from clipadapt.models import ImageTextModel
 
 BLOCK_BYTES: Final = 32 << 20

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipadapt.core._files import write_json
-from clipadapt.core.errors import unknown
-from clipadapt.core.protocols import Exported
+from clipadapt.core.api.errors import unknown
+from clipadapt.core.api.method import Exported
+from clipadapt.core.files.atomic import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

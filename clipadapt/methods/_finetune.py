@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from clipadapt.core import saved
-from clipadapt.core.errors import ConfigError
-from clipadapt.core.limits import BatchSize, Epochs, Units, WarmupSteps
+from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.limits import BatchSize, Epochs, Units, WarmupSteps
+from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import TunedImages, TunedTower, tensor
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import Exported, ScoreKind
     from clipadapt.models import ImageTextModel
 
 HEAD: Final = ("head.weight", "head.bias")

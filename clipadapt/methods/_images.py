@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.api.data import Inputs
     from clipadapt.methods._training import TrainingConfig
     from clipadapt.models import ImageTextModel, Layer
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core.protocols import Inputs
+from clipadapt.core.api.data import Inputs
 
 if TYPE_CHECKING:
     import torch

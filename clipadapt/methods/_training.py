@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from clipadapt.core import limits, metrics
-from clipadapt.core._files import write_bytes
-from clipadapt.core.errors import ConfigError, DivergedError
-from clipadapt.core.limits import BatchSize, Epochs, WarmupSteps
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api import limits
+from clipadapt.core.api.errors import ConfigError, DivergedError
+from clipadapt.core.api.limits import BatchSize, Epochs, WarmupSteps
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.files.atomic import write_bytes
+from clipadapt.core.scoring import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Backbone, Split, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Split, Task
+    from clipadapt.core.api.model import Backbone
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 CHECKPOINT_SECONDS: Final = 10.0

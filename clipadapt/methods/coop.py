@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from clipadapt.core import saved
-from clipadapt.core.errors import ConfigError, DataError
-from clipadapt.core.limits import Examples
+from clipadapt.core.api.errors import ConfigError, DataError
+from clipadapt.core.api.limits import Examples
+from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
 
 INIT_STD = 0.02
 NEAREST = 5

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from clipadapt.core import metrics, saved
-from clipadapt.core.errors import DataError
-from clipadapt.core.limits import MAX_EPOCHS, BatchSize, Iterations, Penalty
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.limits import MAX_EPOCHS, BatchSize, Iterations, Penalty
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.files import saved
+from clipadapt.core.scoring import metrics
 from clipadapt.methods import _export
 from clipadapt.models import ImageTextModel
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import Exported, ScoreKind
 
     Solver = Callable[[Sequence[float]], list["Linear"]]
     Attempt = Callable[[Sequence[float]], list["Trial"]]

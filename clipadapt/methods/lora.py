@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from clipadapt.core import saved
-from clipadapt.core.errors import ConfigError, ModelError, did_you_mean
-from clipadapt.core.limits import Rank, Steps, Units, check_rank
+from clipadapt.core.api.errors import ConfigError, ModelError, did_you_mean
+from clipadapt.core.api.limits import Rank, Steps, Units, check_rank
+from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
 from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, MethodConfig, ScoreKind, Split, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Split, Task
+    from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
     from clipadapt.models import Tower
 
 Role = Literal["q", "k", "v", "out", "mlp", "pointwise"]

@@ -13,8 +13,9 @@ from clipadapt.models import ImageTextModel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import MethodConfig, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.method import MethodConfig
 
 
 class TipAdapterConfig(SearchConfig):

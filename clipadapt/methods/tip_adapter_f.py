@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from clipadapt.core.limits import MAX_EPOCHS, BatchSize, Epochs
+from clipadapt.core.api.limits import MAX_EPOCHS, BatchSize, Epochs
 from clipadapt.methods import _cache_model, _training
 from clipadapt.methods._cache_model import CacheClassifier, CacheModel, SearchConfig
 from clipadapt.methods._images import tensor
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import MethodConfig, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.method import MethodConfig
 
 FIRST_TRAINING_VIEW = 1001  # views below are those of the keys
 

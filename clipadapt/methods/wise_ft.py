@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clipadapt.core import metrics
+from clipadapt.core.scoring import metrics
 from clipadapt.methods import _finetune, _training
 from clipadapt.methods._finetune import FinetuneConfig, FinetunedClassifier
 from clipadapt.models import ImageTextModel
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import MethodConfig, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.method import MethodConfig
 
 ALPHAS = tuple(i / 10 for i in range(11))
 WITHOUT_VAL = 0.5  # the paper's recommendation

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat
 
-from clipadapt.core import saved
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.files import saved
 from clipadapt.methods import _export
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
 from clipadapt.models import ImageTextModel
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import Exported, ScoreKind
 
 
 class ZeroShotConfig(MethodConfig):

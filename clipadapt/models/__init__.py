@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, runtime_checkable
 
-from clipadapt.core.protocols import Backbone
+from clipadapt.core.api.model import Backbone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.data import Inputs
 
 DEFAULT: Final = "openclip"
 

@@ -23,10 +23,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from open_clip.transformer import VisionTransformer
 from torchvision.transforms import Compose, Resize
 
-from clipadapt.core import hardware, identity, vocabulary
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import digest
-from clipadapt.core.store import Space
+from clipadapt.core.api.data import digest
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.features import Space
+from clipadapt.core.files import hardware, identity
+from clipadapt.core.files import tokenizers as vocabulary
 from clipadapt.models import (
     PortableCode,
     _attention,
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import Inputs, ModelIdentity
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.data import Inputs
+    from clipadapt.core.api.model import ModelIdentity
     from clipadapt.models import Layer, PromptPosition, Tower
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,7 +21,7 @@ from open_clip.model import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from clipadapt.core.errors import ModelError
+from clipadapt.core.api.errors import ModelError
 from clipadapt.models import _transformers_clip
 
 if TYPE_CHECKING:

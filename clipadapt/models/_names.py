@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from clipadapt.core import hub
-from clipadapt.core._given import user_path
-from clipadapt.core.errors import ModelError, did_you_mean
+from clipadapt.core.api.errors import ModelError, did_you_mean
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.files import hub
 from clipadapt.models import _transformers_clip
 
 ALIASES: Final = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from clipadapt.core.errors import ModelError
+from clipadapt.core.api.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
-from clipadapt.core.errors import ModelError
+from clipadapt.core.api.errors import ModelError
 from clipadapt.models import _names
 
 if TYPE_CHECKING:

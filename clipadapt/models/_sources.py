@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core import hub, vocabulary
-from clipadapt.core.errors import ModelError, did_you_mean
-from clipadapt.core.identity import check_safetensors
+from clipadapt.core.api.errors import ModelError, did_you_mean
+from clipadapt.core.files import hub
+from clipadapt.core.files import tokenizers as vocabulary
+from clipadapt.core.files.identity import check_safetensors
 from clipadapt.models import _names, _transformers_clip
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from clipadapt.core._files import atomic_directory, sha256_file, write_json
-from clipadapt.core._imagenet import CLASSNAMES
+from clipadapt.core.files.atomic import atomic_directory, write_json
+from clipadapt.core.files.checksums import sha256_file
+from clipadapt.datasets._imagenet import CLASSNAMES
 from clipadapt.models import _names
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core import hub
-from clipadapt.core.errors import ModelError
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.files import hub
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core import identity
-from clipadapt.core.hardware import exact_float32
-from clipadapt.core.protocols import ModelIdentity
+from clipadapt.core.api.model import ModelIdentity
+from clipadapt.core.files import identity
+from clipadapt.core.files.hardware import exact_float32
 from clipadapt.models import _names
 from clipadapt.models._hardware import effective_dtype
 
 if TYPE_CHECKING:
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import ModelOptions
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.model import ModelOptions
     from clipadapt.models import ImageTextModel
     from clipadapt.models._sources import Source
 

@@ -16,18 +16,20 @@ import json
 import logging
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core import identity, wheels
-from clipadapt.core._files import cache_dir, check_writable, first_changed, json_text
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import ModelIdentity
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelIdentity
+from clipadapt.core.files import identity, wheels
+from clipadapt.core.files.atomic import json_text
+from clipadapt.core.files.checksums import first_changed
+from clipadapt.core.files.folders import cache_dir, check_writable
 from clipadapt.models import _names, _sources
 from clipadapt.models._hardware import effective_dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import ModelOptions
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.model import ModelOptions
     from clipadapt.models import ImageTextModel
 
 log = logging.getLogger(__name__)

@@ -29,14 +29,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of a hub
 
 import numpy as np
 
-from clipadapt.core._files import write_text
-from clipadapt.core.hardware import cpu_count, cpu_flags
+from clipadapt.core.files.atomic import write_text
+from clipadapt.core.files.hardware import cpu_count, cpu_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, Split, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Split, Task
 
     Measurement = Callable[[dict[str, Any]], dict[str, Any]]
     """From settings to figures, both plain data; ``seconds`` is what medians are taken of."""
@@ -223,7 +223,7 @@ class Bench:
 
 def machine(threads: int = 0) -> list[str]:
     """Return what a reader must know of where the figures come from."""
-    from clipadapt.core.records import environment
+    from clipadapt.core.records.environment import environment
 
     where = environment(threads=threads or None)
     packages = ("numpy", "torch", "open_clip_torch", "transformers", "peft", "scikit-learn")
@@ -266,7 +266,7 @@ def times(slow: float, fast: float) -> str:
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
     """Return the result of ``work``, its seconds and its peak memory in bytes."""
-    from clipadapt.core.records import peak_memory, reset_peak_memory
+    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
     gc.collect()
     reset_peak_memory()
@@ -335,16 +335,18 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
         given: ``KEY=VALUE`` texts; the command line's stand over them.
         folder: Where records and checkpoints may go.
     """
-    from clipadapt.core import config, runner, tasks
-    from clipadapt.core.context import RunContext, Services
-    from clipadapt.core.progress import Silent
-    from clipadapt.core.store import FeatureStore
+    from clipadapt.core.api.context import RunContext, Services
+    from clipadapt.core.api.progress import Silent
+    from clipadapt.core.data import tasks
+    from clipadapt.core.experiments import config
+    from clipadapt.core.features.cache import FeatureCache
+    from clipadapt.core.runs import plan, runner
 
     use_threads(settings)
     threads = [f"threads={settings['threads']}"] if settings.get("threads") else []
     experiment = config.load([recipe], [*given, *threads, *settings.get("set", [])])
-    prepared = runner.prepare(experiment, folder / "runs")
-    services = Services(FeatureStore(enabled=False))
+    prepared = plan.prepare(experiment, folder / "runs")
+    services = Services(FeatureCache(enabled=False))
     backbones = runner.Backbones(services)
     backbones.use(prepared)
     backbone = backbones.get(prepared)
@@ -375,7 +377,7 @@ class GivenFeatures:
 
 def given_split(rows: Sequence[int], labels: np.ndarray[Any, Any], n_classes: int) -> Split[Any]:
     """Return examples that stand for rows of :class:`GivenFeatures`."""
-    from clipadapt.core.protocols import Inputs, Split
+    from clipadapt.core.api.data import Inputs, Split
 
     ids = tuple(map(str, rows))
     return Split(Inputs(ids, ids), labels, class_names(n_classes))
@@ -395,7 +397,7 @@ def clusters(
 
 def class_names(n: int) -> tuple[str, ...]:
     """Return the first ``n`` class names of ImageNet that differ and may name a folder."""
-    from clipadapt.core._imagenet import CLASSNAMES
+    from clipadapt.datasets._imagenet import CLASSNAMES
 
     usable = dict.fromkeys(name for name in CLASSNAMES if "/" not in name)
     # Two names stand twice in the list; numbers fill the rest.
@@ -405,7 +407,7 @@ def class_names(n: int) -> tuple[str, ...]:
 
 def train_task(dataset: Any, n: int, n_classes: int) -> Task[Any]:
     """Return a task of ``n`` pictures of a data set with drawn labels of ``n_classes`` classes."""
-    from clipadapt.core.protocols import Split, Task
+    from clipadapt.core.api.data import Split, Task
 
     inputs = dataset.split("train").inputs.take(np.arange(n))
     labels = np.random.default_rng(SEED).integers(n_classes, size=n)
@@ -475,7 +477,7 @@ def tiny_model(folder: Path) -> str:
 
 def steps_of(it: Ours, settings: Mapping[str, Any], drop: int) -> dict[str, Any]:
     """Fit a shipped method and return the median seconds of a step after the first ``drop``, and what went before."""
-    from clipadapt.core.records import peak_memory, reset_peak_memory
+    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
     task = train_task(it.open().dataset, settings["n"], settings["classes"])
     clock = Clock()

@@ -65,7 +65,7 @@ def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
     from baselines import coop
 
-    from clipadapt.core.records import peak_memory, reset_peak_memory
+    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
     torch.manual_seed(SEED)
     with tempfile.TemporaryDirectory() as folder:

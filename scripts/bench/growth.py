@@ -48,7 +48,8 @@ PENALTIES: Final = (0.01, 1.0, 100.0)
 
 def stored(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure reading ``n`` features that the store holds."""
-    from clipadapt.core.store import FeatureStore, Space
+    from clipadapt.core.api.features import Space
+    from clipadapt.core.features.cache import FeatureCache
 
     n, width = settings["n"], settings["width"]
     digests = made_up_digests(n)
@@ -60,8 +61,8 @@ def stored(settings: dict[str, Any]) -> dict[str, Any]:
             part = rows[begin : begin + CHUNK]
             yield part, rng.normal(size=(len(part), width)).astype(np.float32)
 
-    FeatureStore().get_or_compute(space, digests, compute)
-    got, seconds, memory = measured(lambda: FeatureStore().get_or_compute(space, digests, compute))
+    FeatureCache().get_or_compute(space, digests, compute)
+    got, seconds, memory = measured(lambda: FeatureCache().get_or_compute(space, digests, compute))
     if got.computed:
         raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
     return {"seconds": seconds, "memory": memory}
@@ -69,7 +70,8 @@ def stored(settings: dict[str, Any]) -> dict[str, Any]:
 
 def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure reading ``n`` float16 features back from the store and fitting probes on them."""
-    from clipadapt.core.store import FeatureStore, Space
+    from clipadapt.core.api.features import Space
+    from clipadapt.core.features.cache import FeatureCache
     from clipadapt.methods.linear_probe import Batched
 
     use_threads(settings)
@@ -86,10 +88,10 @@ def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
             noise = rng.normal(size=(len(part), width)).astype(np.float32)
             yield part, (centres[labels[part]] + noise / 8).astype(np.float16)
 
-    FeatureStore().get_or_compute(space, digests, compute)
+    FeatureCache().get_or_compute(space, digests, compute)
 
     def work() -> int:
-        got = FeatureStore().get_or_compute(space, digests, compute)
+        got = FeatureCache().get_or_compute(space, digests, compute)
         if got.computed:
             raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
         rows = got.rows
@@ -154,7 +156,7 @@ def fit_probe(settings: dict[str, Any]) -> dict[str, Any]:
 
 def text_classifier(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the text classifier of ``classes`` names, nothing stored."""
-    from clipadapt.core.protocols import Task
+    from clipadapt.core.api.data import Task
 
     with tempfile.TemporaryDirectory() as folder:
         given = [
@@ -171,9 +173,9 @@ def text_classifier(settings: dict[str, Any]) -> dict[str, Any]:
 
 def search_probe(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the shipped probe with its search and refit on made-up features."""
-    from clipadapt.core.context import RunContext, Services
-    from clipadapt.core.protocols import Task
-    from clipadapt.core.store import FeatureStore
+    from clipadapt.core.api.context import RunContext, Services
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.features.cache import FeatureCache
     from clipadapt.methods.linear_probe import LinearProbe, LinearProbeConfig
 
     use_threads(settings)
@@ -187,7 +189,7 @@ def search_probe(settings: dict[str, Any]) -> dict[str, Any]:
     method = LinearProbe(LinearProbeConfig(solver="batched"))
 
     def work() -> Any:
-        ctx = RunContext(1, Path(), Services(FeatureStore(enabled=False)))
+        ctx = RunContext(1, Path(), Services(FeatureCache(enabled=False)))
         return method.fit(backbone, task, ctx)
 
     work()

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipadapt.core._files import write_text
-from clipadapt.core.hardware import cpu_count, cpu_flags
+from clipadapt.core.files.atomic import write_text
+from clipadapt.core.files.hardware import cpu_count, cpu_flags
 
 RESULTS = Path(__file__).parent / "results" / "memory.md"
 DISTINCT, CLASSES = 50, 10

@@ -44,7 +44,7 @@ def batch_of(it: Any) -> tuple[Any, int]:
 
 def whole(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the pipeline."""
-    from clipadapt.core.protocols import Task
+    from clipadapt.core.api.data import Task
 
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder)

@@ -101,8 +101,8 @@ def search(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
     from baselines import tip_adapter
 
-    from clipadapt.core.context import RunContext, Services
-    from clipadapt.core.store import FeatureStore
+    from clipadapt.core.api.context import RunContext, Services
+    from clipadapt.core.features.cache import FeatureCache
     from clipadapt.methods import _cache_model
 
     use_threads(settings)
@@ -117,7 +117,7 @@ def search(settings: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
 
     def by_ours() -> tuple[float, float, Any]:
-        services = Services(FeatureStore(enabled=False))
+        services = Services(FeatureCache(enabled=False))
         ctx = RunContext(0, Path(), services, observe=shown.__setitem__)
         best = _cache_model.search(cache, features, val_labels, weights, config, ctx)
         return best["beta"], best["alpha"], 100 * shown["grid"]

@@ -28,15 +28,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of a hub
 
 import numpy as np
 
-from clipadapt.core._files import write_text
-from clipadapt.core.hardware import cpu_count, cpu_flags
+from clipadapt.core.files.atomic import write_text
+from clipadapt.core.files.hardware import cpu_count, cpu_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.protocols import Split
+    from clipadapt.core.api.data import Split
 
 RESULTS = Path(__file__).parent / "results" / "text.md"
 PARTS = {
@@ -51,8 +51,8 @@ SEED = 42
 
 def split_of(dataset: str, name: Any, n: int) -> Split[str]:
     """Return ``n`` texts of a split, all classes alike, by a fixed draw."""
-    from clipadapt.core.protocols import DatasetOptions
-    from clipadapt.core.registry import DATASETS
+    from clipadapt.core.api.data import DatasetOptions
+    from clipadapt.core.api.registry import DATASETS
 
     resolved = DATASETS.resolve(dataset, "text")
     split = resolved.provider(resolved.argument, DatasetOptions()).split(name)
@@ -75,7 +75,7 @@ def plain_name(model: str) -> str:
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
     """Return the result of ``work``, its seconds and its peak memory in bytes."""
-    from clipadapt.core.records import peak_memory, reset_peak_memory
+    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
     gc.collect()  # what the warm-up left
     reset_peak_memory()
@@ -86,14 +86,14 @@ def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
 
 def encoder(model: str) -> Any:
     """Load the model as textsent does, feature store off."""
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import ModelOptions
-    from clipadapt.core.registry import MODELS
-    from clipadapt.core.store import FeatureStore
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.model import ModelOptions
+    from clipadapt.core.api.registry import MODELS
+    from clipadapt.core.features.cache import FeatureCache
 
     resolved = MODELS.resolve(model, "text")
     return resolved.provider.load(
-        resolved.argument, ModelOptions(), Services(FeatureStore(enabled=False))
+        resolved.argument, ModelOptions(), Services(FeatureCache(enabled=False))
     )
 
 
@@ -130,7 +130,7 @@ def train(part: str, way: str, o: argparse.Namespace) -> tuple[NDArray[Any], flo
 
 def recipe(part: str, o: argparse.Namespace) -> Any:
     """Return a method's settings: those of a recipe, one epoch, then what ``--set`` changes."""
-    from clipadapt.core.config import load
+    from clipadapt.core.experiments.config import load
 
     settings = [f"data.name={o.dataset}", f"model.name={o.model}", "method.epochs=1"]
     settings += [f"method.{setting}" for setting in o.set]
@@ -141,9 +141,9 @@ def our_trainer(
     part: str, config: Any, _: int, folder: Path, o: argparse.Namespace
 ) -> tuple[Callable[[Split[str]], None], Callable[[Split[str]], NDArray[np.float32]]]:
     """Load the model and return how the shipped method trains and how its classifier judges."""
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Task
-    from clipadapt.core.registry import METHODS
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.registry import METHODS
 
     method = METHODS.get(f"text/{part}")(config)
     backbone = encoder(o.model)
@@ -225,7 +225,7 @@ def compared(part: str, ours: NDArray[Any], plain: NDArray[Any]) -> str:
         cosine = ((ours * plain).sum(1) / norms).min()
         gap = np.abs(ours - plain).max()
         return f"{PARTS[part]}: smallest cosine of ours and plain {cosine:.6f}, largest difference {gap:.2g}."
-    from clipadapt.core.statistics import mcnemar_exact, wilson
+    from clipadapt.core.scoring.statistics import mcnemar_exact, wilson
 
     shares = []
     for name, right in (("ours", ours), ("plain", plain)):
@@ -257,7 +257,7 @@ def rows_of(part: str, ways: dict[str, list[dict[str, Any]]], count: int) -> lis
 
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namespace) -> str:
     """Return the table and what belongs to it as Markdown."""
-    from clipadapt.core.records import environment
+    from clipadapt.core.records.environment import environment
 
     where = environment(threads=o.threads or None)
     facts = [

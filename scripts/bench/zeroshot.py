@@ -53,7 +53,7 @@ def warm(backbone: Any) -> None:
 
 def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure ours: first time, and encoding again."""
-    from clipadapt.core.protocols import Task
+    from clipadapt.core.api.data import Task
 
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder, settings["precision"])
@@ -145,7 +145,7 @@ def by_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
 
 def decisions(settings: dict[str, Any]) -> dict[str, Any]:
     """Return which class each test picture is given, by ours at a precision or by the plain way."""
-    from clipadapt.core.protocols import Task
+    from clipadapt.core.api.data import Task
 
     with tempfile.TemporaryDirectory() as folder:
         plain = settings["precision"] == "plain"

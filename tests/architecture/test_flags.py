@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core.report import MEANINGS
+from clipadapt.core.report.page import MEANINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(p for package in ("clipadapt", "textsent") for p in (ROOT / package).rglob("*.py"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core.registry import DATASETS, METHODS, MODELS
+from clipadapt.core.api.registry import DATASETS, METHODS, MODELS
 
 FRAMEWORKS = (
     "torch", "torchvision", "open_clip", "transformers", "peft", "datasets", "sklearn", "timm", "scipy",
@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
     [
         "import clipadapt, textsent",
         "import clipadapt.cli, textsent.cli",
-        "from clipadapt.cli import app; from clipadapt.core.cli import run_app\n"
+        "from clipadapt.cli import app; from clipadapt.core.cli.app import run_app\n"
         "try: run_app(app, ['--help'])\nexcept SystemExit: pass",
-        "from clipadapt.cli import app; from clipadapt.core.cli import run_app\n"
+        "from clipadapt.cli import app; from clipadapt.core.cli.app import run_app\n"
         "try: run_app(app, ['ls', 'methods'])\nexcept SystemExit: pass",
-        "from clipadapt.core.registry import METHODS, DATASETS, MODELS\n"
+        "from clipadapt.core.api.registry import METHODS, DATASETS, MODELS\n"
         "METHODS.names(), DATASETS.names(), MODELS.names()",
     ],
 )

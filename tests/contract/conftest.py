@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.protocols import DatasetOptions, Inputs, ModelOptions, Split, Task
-from clipadapt.core.registry import DATASETS, METHODS, MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import DatasetOptions, Inputs, Split, Task
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import DATASETS, METHODS, MODELS
+from clipadapt.core.features.cache import FeatureCache
 
 CLIP_FAMILIES = ("clip", "custom", "hf", "siglip")
 TEXT_FAMILIES = ("distilbert", "bert", "roberta")
@@ -64,7 +65,7 @@ class Case:
     def context(self, folder: Path, seed: int = 1) -> RunContext:
         """A fresh context, equal for equal seeds."""
         services = (
-            Services(FeatureStore(enabled=False))
+            Services(FeatureCache(enabled=False))
             if self.backbone is None
             else self.backbone.services
         )
@@ -121,7 +122,7 @@ def tiny_case(
         if method_class.requires is not None:
             named = tiny_models[family] if name.startswith("clip/") else tiny_texts[family]
             found = MODELS.resolve(named, name.partition("/")[0])
-            services = Services(FeatureStore(enabled=False), workers=1)
+            services = Services(FeatureCache(enabled=False), workers=1)
             backbone = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
             if not isinstance(backbone, method_class.requires):
                 pytest.skip(f"{name} does not serve the family {family}")

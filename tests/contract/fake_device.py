@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from clipadapt.core.hardware import Accelerator
+from clipadapt.core.files.hardware import Accelerator
 
 aten = torch.ops.aten
 # These take an index from any device.
@@ -204,7 +204,7 @@ def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
     found = {kind: Accelerator(2 if kind == "cuda" else 1, bf16=kind == "cuda")}
     for package in ("clipadapt", "textsent"):
         monkeypatch.setattr(f"{package}.models._hardware.accelerators", lambda: found)
-    monkeypatch.setattr("clipadapt.core.hardware.accelerator_possible", lambda: True)
+    monkeypatch.setattr("clipadapt.core.files.hardware.accelerator_possible", lambda: True)
     for module in (torch.cuda, torch.mps):
         monkeypatch.setattr(module, "_lazy_init", lambda: None, raising=False)
     monkeypatch.setattr(

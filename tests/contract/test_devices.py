@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipadapt.core.context import Services
-from clipadapt.core.protocols import ModelOptions
-from clipadapt.core.registry import METHODS, MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import METHODS, MODELS
+from clipadapt.core.features.cache import FeatureCache
 from tests.contract.conftest import CASES
 from tests.contract.fake_device import fake_device
 
@@ -29,7 +29,7 @@ def test_fit_scores_save_and_load_stay_on_the_device(
     with fake_device(device.partition(":")[0], monkeypatch):
         track = name.partition("/")[0]
         found = MODELS.resolve((tiny_models if track == "clip" else tiny_texts)[family], track)
-        services = Services(FeatureStore(enabled=False), workers=1)
+        services = Services(FeatureCache(enabled=False), workers=1)
         backbone = found.provider.load(found.argument, ModelOptions("fp32", device), services)
         before = {n: t.device.type for n, t in backbone.module.state_dict().items()}
         context = case.context(tmp_path / "device")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipadapt.core import config, registry, runner, sweep
-from clipadapt.core.errors import ConfigError
-from clipadapt.core.protocols import Classifier, DatasetOptions, OpenVocabulary, Task
-from clipadapt.core.registry import METHODS, Resolved
+from clipadapt.core.api import registry
+from clipadapt.core.api.data import DatasetOptions, Task
+from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.method import Classifier, OpenVocabulary
+from clipadapt.core.api.registry import METHODS, Resolved
+from clipadapt.core.experiments import config, sweep
+from clipadapt.core.runs import runner
 from tests.contract.conftest import CASES, SMALL
 
 every_case = pytest.mark.parametrize(("name", "family"), CASES)

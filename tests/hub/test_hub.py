@@ -20,13 +20,14 @@ from huggingface_hub import constants, hf_hub_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clipadapt.core import hub as hub_client
-from clipadapt.core import identity
-from clipadapt.core.context import Services
-from clipadapt.core.errors import DataError, ModelError
-from clipadapt.core.protocols import DatasetOptions, Inputs, ModelOptions
-from clipadapt.core.registry import DATASETS, MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.data import DatasetOptions, Inputs
+from clipadapt.core.api.errors import DataError, ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import DATASETS, MODELS
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files import hub as hub_client
+from clipadapt.core.files import identity
 from tests.hub.conftest import pictures
 from tests.unit.models import tiny as clip
 
@@ -41,7 +42,7 @@ def identify(name, track="clip"):
 
 def load(name, track="clip"):
     found = MODELS.resolve(name, track)
-    return found.provider.load(found.argument, FP32, Services(FeatureStore(enabled=False)))
+    return found.provider.load(found.argument, FP32, Services(FeatureCache(enabled=False)))
 
 
 def open_(name, track="clip"):

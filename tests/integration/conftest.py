@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core._files import sealed
+from clipadapt.core.files.checksums import sealed
 
 COLOURS = {"red_thing": (210, 40, 40), "blue_thing": (40, 60, 210), "green_thing": (50, 170, 60)}
 

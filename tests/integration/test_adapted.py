@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from clipadapt.core import config, runner
-from clipadapt.core.inference import load_run
-from clipadapt.core.protocols import Inputs
-from clipadapt.core.records import RunStore
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.experiments import config
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.runs import runner
+from clipadapt.core.runs.inference import load_run
 from tests.integration.conftest import COLOURS, picture
 
 SHORT = ["method.epochs=2", "method.augment=none", "method.batch_size=6"]

@@ -11,13 +11,14 @@ import subprocess
 
 import pytest
 
-from clipadapt.core.records import RunStore
-from clipadapt.core.report import build_report
-from clipadapt.core.sheet import Thumbnail, write_sheet
-from clipadapt.core.summary import build_summary, render_summary
-from clipadapt.core.tables import build_table, render
-from tests.unit.core.test_answers import save
-from tests.unit.core.test_records import make_record, metric
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.report.page import build_report
+from clipadapt.core.report.summary import build_summary, render_summary
+from clipadapt.core.report.tables import build_table, render
+from clipadapt.datasets._images import Thumbnail
+from clipadapt.sheet import write_sheet
+from tests.unit.core.records.test_records import make_record, metric
+from tests.unit.core.report.test_answers import save
 
 # Clears a screen, sets a window's title, turns the direction of what follows, half a character, line ends of all kinds.
 HOSTILE = "a\x1b[2J\x1b]0;x\x07b\u202ec\x9bd\u2028e\rf\udcffg"
@@ -95,7 +96,7 @@ def test_messages_show_what_they_name(cli, tmp_path, program):
 
 
 def test_one_line_for_each_input_whatever_its_name_holds(capsys):
-    from clipadapt.core.cli import print_predictions
+    from clipadapt.core.cli.app import print_predictions
 
     class Run:
         temperature = 1.0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clipadapt.core.records import RunStore
-from clipadapt.core.report import build_report
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.report.page import build_report
 from tests.integration.conftest import picture
 
 PROBE = {"recipe": "linear_probe-quick", "set": {"method.max_iter": 20}}
@@ -140,7 +140,7 @@ def test_a_closed_method_cannot_be_judged_on_new_classes_and_this_is_recorded(
 def test_a_model_is_loaded_once_and_features_are_computed_once(
     bench, tiny_models, tmp_path, monkeypatch
 ):
-    from clipadapt.core.registry import MODELS
+    from clipadapt.core.api.registry import MODELS
 
     loaded = []
     provider = MODELS.get("clip/openclip")

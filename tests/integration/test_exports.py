@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapt.core import config, runner
-from clipadapt.core.errors import ClipAdaptError
-from clipadapt.core.inference import export_run, load_run
-from clipadapt.core.protocols import Inputs
-from clipadapt.core.records import RunStore
-from clipadapt.core.registry import METHODS
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.errors import ClipAdaptError
+from clipadapt.core.api.registry import METHODS
+from clipadapt.core.experiments import config
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.runs import runner
+from clipadapt.core.runs.inference import export_run, load_run
 from clipadapt.datasets._images import ImageFiles
 from tests.contract.conftest import CLIP_FAMILIES, settings
 from tests.exports import run_readmes

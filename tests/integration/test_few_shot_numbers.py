@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from clipadapt.core import metrics
-from clipadapt.core.report import MEANINGS
+from clipadapt.core.report.page import MEANINGS
+from clipadapt.core.scoring import metrics
 
 
 def run(recipe, model, data, out, *settings):

@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-from clipadapt.core.records import RunStore
+from clipadapt.core.records.run_store import RunStore
 
 # It reads the class from the id, so that a test can say what it makes of each picture.
 PLUGIN = '''
 """Scores by id."""
 from typing import ClassVar
 import numpy as np
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
     fitted: str = "right"
@@ -156,7 +156,7 @@ def test_the_start_changes_nothing_of_the_fit(known, tmp_path):
 
 
 def test_a_start_of_the_wrong_shape_is_a_defect(known, tmp_path, monkeypatch):
-    from clipadapt.core.registry import METHODS
+    from clipadapt.core.api.registry import METHODS
 
     module = sys.modules[METHODS.get("clip/known").__module__]
     monkeypatch.setattr(

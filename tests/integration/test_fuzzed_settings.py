@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipadapt.core import config
-from clipadapt.core.config import ExperimentConfig
-from clipadapt.core.registry import METHODS
-from clipadapt.core.sweep import SweepConfig
+from clipadapt.core.api.registry import METHODS
+from clipadapt.core.experiments import config
+from clipadapt.core.experiments.config import ExperimentConfig
+from clipadapt.core.experiments.sweep import SweepConfig
 
 ODD = [
     "2024-13-45", "2024-01-01", "!!int abc", "!!python/object:os.system x", "!!timestamp 1", "9" * 5000,
@@ -115,7 +115,7 @@ def test_sweeps(shot, track, tmp_path, monkeypatch):
         "parts": "[]", "settings": "{evaluation.calibrate: false}",
     }  # fmt: skip
     # Only what stands before opened data and weights is meant here.
-    monkeypatch.setattr("clipadapt.core.cli._print_plan", lambda *args, **more: None)
+    monkeypatch.setattr("clipadapt.core.cli.app._print_plan", lambda *args, **more: None)
     wrong = ["5", "{evaluation: 5}", "{evaluation: null}", "{evaluation.also: 5}", "{'': 5}", "{a..b: 1}", "[5]",
              "[null]", "[{recipe: zero_shot, set: {a.b: 1, a: 2}}]", "[{datasets: [x]}]", "{'*': 5}"]  # fmt: skip
     for index in range(120):

@@ -38,7 +38,8 @@ EXAMPLES = [(p, e) for p in APPS for e in examples(p)]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_clip):
     """A folder with pictures of classes, and the run of each program that its examples need."""
-    from clipadapt.core import config, runner
+    from clipadapt.core.experiments import config
+    from clipadapt.core.runs import runner
 
     folder = tmp_path_factory.mktemp("examples")
     for split in ("train", "test"):
@@ -94,7 +95,7 @@ def test_every_listed_config_is_valid(cli, program):
 
 @pytest.mark.parametrize("program", APPS)
 def test_every_listed_sweep_can_be_planned_and_no_other_is_listed(cli, tmp_path, program):
-    from clipadapt.core import sweep
+    from clipadapt.core.experiments import sweep
 
     track = "clip" if program == "clipadapt" else "text"
     listed = json.loads(cli("ls", "sweeps", "--json", program=program).out)["sweeps"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core import metrics
-from clipadapt.core.inference import load_run
+from clipadapt.core.runs.inference import load_run
+from clipadapt.core.scoring import metrics
 from tests.integration.conftest import COLOURS, as_version_1, picture, rewrite
 
 
@@ -33,7 +33,8 @@ def module_pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fitted(module_pictures, tiny_clip, tmp_path_factory):
     """The folder of one probe on a small model."""
-    from clipadapt.core import config, runner
+    from clipadapt.core.experiments import config
+    from clipadapt.core.runs import runner
 
     out = tmp_path_factory.mktemp("probe")
     settings = [
@@ -70,7 +71,7 @@ def test_files_and_folders_in_order_with_the_stored_temperature(
     assert len(found) == 13
     run = load_run(fitted)
     assert run.temperature is not None
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.api.data import Inputs
     from clipadapt.datasets._images import ImageFiles
 
     files = ImageFiles(Path(), [p["input"] for p in found])
@@ -91,7 +92,7 @@ def test_files_and_folders_in_order_with_the_stored_temperature(
 
 def test_many_pictures_are_scored_in_parts(predicted, module_pictures, monkeypatch):
     whole = predicted(module_pictures, "--top", "99")
-    monkeypatch.setattr("clipadapt.core.inference.AT_ONCE", 5)
+    monkeypatch.setattr("clipadapt.core.runs.inference.AT_ONCE", 5)
 
     parts = predicted(module_pictures, "--top", "99")
 
@@ -346,8 +347,8 @@ def test_export_of_what_cannot_be_exported(wrong, fitted, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_run_predicts_pictures_into_a_sheet(cli, records, tmp_path):
-    from clipadapt.core.protocols import DatasetOptions
-    from clipadapt.core.registry import DATASETS
+    from clipadapt.core.api.data import DatasetOptions
+    from clipadapt.core.api.registry import DATASETS
 
     settings = ["model.name=stitched", "data.name=openmoji:line", "data.shots=4", "seeds=[1]"]
     given = [w for s in settings for w in ("--set", s)]

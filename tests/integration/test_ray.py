@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from clipadapt.core import sweep
-from clipadapt.core.records import RunStore
+from clipadapt.core.experiments.sweep import load_sweep
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.runs import sweep
 from tests.reliability.test_sweep import METHOD, TIMINGS
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
@@ -18,7 +19,7 @@ DYING = """
 import os, pathlib
 from typing import ClassVar
 import numpy as np
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
     marks: str = ""
@@ -153,10 +154,10 @@ def test_a_lost_worker_is_replaced(cluster, tmp_path):
     plan = write(
         tmp_path / "s.yaml", {"datasets": ["synthetic:2x4"], "methods": [recipe], "seeds": [1, 2]}
     )
-    from clipadapt.core.distributed import Ray
+    from clipadapt.core.runs.distributed import Ray
 
     with Ray(2) as executor:
-        outcome = sweep.run_sweep(sweep.load_sweep(plan), tmp_path / "runs", executor=executor)
+        outcome = sweep.run_sweep(load_sweep(plan), tmp_path / "runs", executor=executor)
 
     assert outcome.failures == []
     assert [r.status for r in outcome.records] == ["ok", "ok"]

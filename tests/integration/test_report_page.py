@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from clipadapt.core.report import write_report
+from clipadapt.core.report.page import write_report
 from tests.integration.browser import Page, find_chromium
-from tests.unit.core.report_runs import DATA, HOSTILE, save_all
+from tests.unit.core.report.report_runs import DATA, HOSTILE, save_all
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core import config, runner
-from clipadapt.core._files import files_below
-from clipadapt.core.errors import DivergedError
-from clipadapt.core.records import RunStore
-from clipadapt.core.registry import METHODS
+from clipadapt.core.api.errors import DivergedError
+from clipadapt.core.api.registry import METHODS
+from clipadapt.core.experiments import config
+from clipadapt.core.files.atomic import files_below
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.runs import runner
 from tests.integration.conftest import picture
 
 SEEDS = ["--set", "seeds=[1,2]"]

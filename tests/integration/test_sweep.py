@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from clipadapt.core import config, sweep
-from clipadapt.core.registry import METHODS
+from clipadapt.core.api.registry import METHODS
+from clipadapt.core.experiments import config, sweep
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ def test_a_table_of_nothing(wrong, tmp_path):
 
 
 def test_debug_shows_where_it_came_from(cli, pictures):
-    from clipadapt.core.errors import ClipAdaptError
+    from clipadapt.core.api.errors import ClipAdaptError
 
     with pytest.raises(ClipAdaptError):
         cli("table", pictures / "nowhere", "--debug")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapt.core import metrics
+from clipadapt.core.scoring import metrics
 from tests.reference import tinyclip
 from tests.reference.parity import fixture
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt.core.protocols import Inputs
+from clipadapt.core.api.data import Inputs
 from clipadapt.models import ImageTextModel
 
 from . import tinyclip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipadapt.core.protocols import Task
+from clipadapt.core.api.data import Task
 from clipadapt.methods.clip_adapter import CLIPAdapter, CLIPAdapterConfig
 from tests.reference import tinyclip
 from tests.reference.parity import fixture

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipadapt.core import metrics
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.protocols import Inputs, Split, Task
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Inputs, Split, Task
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.scoring import metrics
 from clipadapt.methods.linear_probe import BISECT_START, LinearProbe, LinearProbeConfig
 from tests.reference.parity import fixture
 
@@ -66,7 +66,7 @@ def fit(case: SimpleNamespace, config: dict[str, Any], train=None, val=None, **c
     ctx = RunContext(
         0,
         Path(),
-        Services(FeatureStore(enabled=False)),
+        Services(FeatureCache(enabled=False)),
         observe=lambda name, value: seen.append((name, value)),
         **context,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipadapt.core.protocols import Task
+from clipadapt.core.api.data import Task
 from clipadapt.methods.lora import LoRA, LoRAConfig
 from tests.reference import tinyclip
 from tests.reference.parity import fixture

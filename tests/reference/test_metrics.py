@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clipadapt.core import metrics
+from clipadapt.core.scoring import metrics
 from tests.reference.parity import fixture
 
 FIXTURE = fixture("metrics")

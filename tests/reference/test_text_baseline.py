@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from clipadapt.core.context import Services
-from clipadapt.core.protocols import Inputs, ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from textsent.models import TextEncoder
 from textsent.models._inspect import describe
 
@@ -42,7 +43,7 @@ def encoder(baseline: Fixture, tmp_path_factory: pytest.TempPathFactory) -> Text
     )
     _write_tokenizer(folder, config["vocab_size"])
     found = MODELS.resolve(str(folder), "text")
-    services = Services(FeatureStore(enabled=False))
+    services = Services(FeatureCache(enabled=False))
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt.core import metrics
-from clipadapt.core.protocols import Inputs, Split, Task
+from clipadapt.core.api.data import Inputs, Split, Task
+from clipadapt.core.scoring import metrics
 from clipadapt.methods import _cache_model
 from clipadapt.methods.tip_adapter import TipAdapter, TipAdapterConfig
 from clipadapt.methods.tip_adapter_f import FIRST_TRAINING_VIEW, TipAdapterF, TipAdapterFConfig

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt.core import metrics
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.protocols import Inputs, Task
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Inputs, Task
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.scoring import metrics
 from clipadapt.methods.zero_shot import ZeroShot, ZeroShotConfig
 from clipadapt.models import ImageTextModel
 
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> GivenPixels:
 def predict(model: GivenPixels, names: list[str], templates: list[str], scale: float | None):
     """Fit the shipped method and score every image of the fixture."""
     task = Task(tuple(names), tuple(t.replace("{c}", "{}") for t in templates))
-    ctx = RunContext(0, Path(), Services(FeatureStore(enabled=False)))
+    ctx = RunContext(0, Path(), Services(FeatureCache(enabled=False)))
     classifier = ZeroShot(ZeroShotConfig(logit_scale=scale)).fit(model, task, ctx)
     ids = tuple(str(i) for i in range(len(fixture("zero_shot").inputs["images"])))
     return classifier.weights, classifier.predict_scores(Inputs(ids, ids))

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.protocols import Inputs, ModelOptions, Split
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Inputs, Split
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from clipadapt.models import ImageTextModel
 
 from .parity import parity_dir
@@ -103,13 +104,13 @@ class Seen:
 def context(folder: Path, **given: Any) -> RunContext:
     """Return a context whose batches come in the order of the rows."""
     given.setdefault("order", in_order)
-    return RunContext(0, folder, Services(FeatureStore(enabled=False)), **given)
+    return RunContext(0, folder, Services(FeatureCache(enabled=False)), **given)
 
 
 def load(target: Path) -> ImageTextModel:
     """Load the folder through the registry, in float32, without a store."""
     found = MODELS.resolve(f"local-dir:{target}", "clip")
-    services = Services(FeatureStore(enabled=False))
+    services = Services(FeatureCache(enabled=False))
     model = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
     assert isinstance(model, ImageTextModel)
     return model

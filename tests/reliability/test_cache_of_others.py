@@ -51,12 +51,13 @@ def cache(tmp_path) -> Path:
     """A cache with one segment in each of two spaces, and a leftover."""
     import numpy as np
 
-    from clipadapt.core.store import FeatureStore, Space
+    from clipadapt.core.api.features import Space
+    from clipadapt.core.features.cache import FeatureCache
 
     keys = np.random.default_rng(0).integers(0, 256, (10, 32), dtype=np.uint8)
     for view in (0, 1):
         space = Space("w", "gelu", "output", "p", "fp32", view, "image")
-        FeatureStore(tmp_path / "cache").open(space).write(keys, np.ones((10, 3), np.float32))
+        FeatureCache(tmp_path / "cache").open(space).write(keys, np.ones((10, 3), np.float32))
     return tmp_path / "cache"
 
 

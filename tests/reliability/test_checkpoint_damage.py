@@ -219,7 +219,7 @@ def test_every_damage_of_an_image_checkpoint_is_named_and_passed_over(
     tmp_path, a_checkpoint_after_each_step, capsys, monkeypatch, keep
 ):
     notes: list[str] = []
-    monkeypatch.setattr("clipadapt.core.progress.Silent.note", lambda _, m: notes.append(m))
+    monkeypatch.setattr("clipadapt.core.api.progress.Silent.note", lambda _, m: notes.append(m))
     expected = toy(tmp_path / "fresh", keep=keep)
     toy(tmp_path / "w", after=4, keep=keep)
     (path,) = (tmp_path / "w").iterdir()
@@ -246,7 +246,7 @@ def test_an_image_checkpoint_that_cannot_be_written_is_one_warning(
     tmp_path, a_checkpoint_after_each_step, monkeypatch
 ):
     notes: list[str] = []
-    monkeypatch.setattr("clipadapt.core.progress.Silent.note", lambda _, m: notes.append(m))
+    monkeypatch.setattr("clipadapt.core.api.progress.Silent.note", lambda _, m: notes.append(m))
     expected = toy(tmp_path / "fresh")
 
     def full(*_):

@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipadapt.core import leakage
-from clipadapt.core.errors import ClipAdaptError
-from clipadapt.core.history import read_epochs
-from clipadapt.core.inference import inspect_run, load_run
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.records import RunStore
-from clipadapt.core.registry import DATASETS
-from clipadapt.core.sampling import Manifest
-from clipadapt.core.store import FeatureStore, Space
-from tests.unit.core.test_records import make_failure, make_predictions, make_record
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import ClipAdaptError
+from clipadapt.core.api.features import Space
+from clipadapt.core.api.registry import DATASETS
+from clipadapt.core.data import leakage
+from clipadapt.core.data.sampling import Manifest
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.records.history import read_epochs
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.runs.inference import inspect_run, load_run
+from tests.unit.core.records.test_records import make_failure, make_predictions, make_record
 
 TIMES = 20
 
@@ -100,7 +101,7 @@ def features(root: Path) -> Made:
     rows = np.arange(160, dtype=np.float32).reshape(20, 8)
 
     def read() -> list[list[float]]:
-        store = FeatureStore(root / "cache")
+        store = FeatureCache(root / "cache")
         return store.get_or_compute(space, keys, lambda i: iter([(i, rows[i])])).rows.tolist()
 
     read()
@@ -155,7 +156,8 @@ def test_no_damage_goes_unnoticed(kind, harm, tmp_path):
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, tiny_clip):
     """A real run with a classifier, and the folder of its records."""
-    from clipadapt.core import config, runner
+    from clipadapt.core.experiments import config
+    from clipadapt.core.runs import runner
 
     out = tmp_path_factory.mktemp("real")
     settings = [f"model.name={tiny_clip}", "data.name=synthetic:3x6", "seeds=[1]"]

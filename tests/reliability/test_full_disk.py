@@ -8,7 +8,10 @@ import json
 
 import pytest
 
-from clipadapt.core import _files, records, runner, store
+from clipadapt.core.features import cache as store
+from clipadapt.core.files import atomic as _files
+from clipadapt.core.records import run_store as records
+from clipadapt.core.runs import runner
 from clipadapt.methods import _training
 from textsent.methods import _trainer
 
@@ -155,7 +158,7 @@ def test_a_text_fit_whose_checkpoints_find_no_room_ends_equal(cli, tiny_texts, t
 def test_a_summary_and_curves_that_cannot_be_written_do_not_fail_a_sweep(
     cli, tiny_clip, tmp_path, monkeypatch
 ):
-    from clipadapt.core import curves
+    from clipadapt.core.report import curves
 
     sweep = {"datasets": ["synthetic:3x6"], "models": [tiny_clip], "methods": ["zero_shot"]}
     (tmp_path / "sweep.yaml").write_text(json.dumps(sweep))

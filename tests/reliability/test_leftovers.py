@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core import _processes, leftovers
-from clipadapt.core._files import temporary_beside
-from clipadapt.core.claims import FOLDER, Claims
+from clipadapt.core.files import processes as _processes
+from clipadapt.core.files.atomic import temporary_beside
+from clipadapt.core.runs import leftovers
+from clipadapt.core.runs.claims import FOLDER, Claims
 from tests.watch import matching
 
 # A method without a framework that writes everywhere, slowly, as a big one does.
@@ -23,8 +24,9 @@ METHOD = """
 import time
 from typing import ClassVar
 import numpy as np
-from clipadapt.core._files import atomic_directory, cache_dir, scratch_folder
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.files.atomic import atomic_directory, scratch_folder
+from clipadapt.core.files.folders import cache_dir
+from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
     pause: float = 0.02

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from clipadapt.core.records import Predictions, RunStore
-from tests.unit.core.test_records import make_record
+from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.records.run_store import RunStore
+from tests.unit.core.records.test_records import make_record
 
 CLASSES, EXAMPLES = 20_000, 4_000
 
@@ -18,11 +19,11 @@ CLASSES, EXAMPLES = 20_000, 4_000
 MEASURED = """
 import sys
 import numpy as np
-from clipadapt.core.records import peak_memory, reset_peak_memory
+from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 reset_peak_memory()  # else a child begins with the peak of its parent
-from clipadapt.core.cli import run_app
+from clipadapt.core.cli.app import run_app
 if sys.argv[1] == "metrics":
-    from clipadapt.core.metrics import compute_metrics, f1_scores, per_class_recall
+    from clipadapt.core.scoring.metrics import compute_metrics, f1_scores, per_class_recall
     rng = np.random.default_rng(0)
     scores, labels = rng.random((200, 20_000), np.float32), rng.integers(0, 20_000, 200)
     print(compute_metrics(scores, labels)["macro_f1"].value, per_class_recall(scores, labels).shape)

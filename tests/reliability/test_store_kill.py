@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.features.cache import FeatureCache
 from tests.watch import matching
 
 # A writer that encodes slowly, in small segments, and tells when it begins.
@@ -19,8 +19,9 @@ WRITER = """
 import hashlib, sys, time
 from pathlib import Path
 import numpy as np
-from clipadapt.core import store as module
-from clipadapt.core.store import FeatureStore, Space
+from clipadapt.core.features import cache as module
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.api.features import Space
 
 N, WIDTH = 3000, 64
 SPACE = Space("w", "gelu", "output", "p", "fp32", 0, "image")
@@ -38,7 +39,7 @@ def main(root, rounds):
     module.SEGMENT_BYTES = 100 * WIDTH * 4  # here, as the test reads this text for its constants
     print("ready", flush=True)
     for _ in range(int(rounds)):
-        got = FeatureStore(Path(root)).get_or_compute(SPACE, KEYS, compute)
+        got = FeatureCache(Path(root)).get_or_compute(SPACE, KEYS, compute)
         assert np.array_equal(got.rows, ROWS)
         print(got.computed, flush=True)
 
@@ -51,8 +52,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import numpy as np
-from clipadapt.core.records import Predictions, RunStore
-from tests.unit.core.test_records import make_record
+from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.records.run_store import RunStore
+from tests.unit.core.records.test_records import make_record
 
 store = RunStore(Path(sys.argv[1]))
 scores = np.random.default_rng(0).standard_normal((3000, 50)).astype(np.float32)
@@ -99,7 +101,7 @@ def test_a_killed_writer_leaves_nothing_half_done(tmp_path, writer):
 
         for segment in segments():
             load_file(segment)
-        store = FeatureStore(root)
+        store = FeatureCache(root)
         assert store.verify().damaged == ()
         handle = store.open(scope["SPACE"])
         found = np.flatnonzero(handle.lookup(scope["KEYS"]).found)
@@ -119,7 +121,7 @@ def test_two_writers_at_once(tmp_path, writer):
         out, _ = process.communicate(timeout=30)
         assert process.returncode == 0
         assert out.split()[-1] == "0"  # the second round computes nothing
-    assert FeatureStore(root).verify().damaged == ()
+    assert FeatureCache(root).verify().damaged == ()
 
 
 def test_a_writer_survives_another_that_prunes(tmp_path, writer):
@@ -127,7 +129,7 @@ def test_a_writer_survives_another_that_prunes(tmp_path, writer):
     root = tmp_path / "cache"
     process = start(path, root, 1)
     while process.poll() is None:
-        FeatureStore(root).prune(everything=True)
+        FeatureCache(root).prune(everything=True)
         time.sleep(0.01)
     process.communicate()
     assert process.returncode == 0
@@ -144,7 +146,7 @@ def test_a_flipped_byte_and_a_truncated_segment_are_found(tmp_path, writer):
     first.write_bytes(raw)
     second.write_bytes(second.read_bytes()[:-500])
 
-    store = FeatureStore(root)
+    store = FeatureCache(root)
     found = store.get_or_compute(scope["SPACE"], scope["KEYS"], scope["compute"])
     np.testing.assert_array_equal(found.rows, scope["ROWS"])
     assert found.computed == 200  # two segments of a hundred rows
@@ -154,7 +156,7 @@ def test_a_flipped_byte_and_a_truncated_segment_are_found(tmp_path, writer):
 
 
 def test_a_killed_run_leaves_no_half_record(tmp_path, request):
-    from clipadapt.core.records import RunStore
+    from clipadapt.core.records.run_store import RunStore
 
     script = tmp_path / "recorder.py"
     script.write_text(RECORDER)

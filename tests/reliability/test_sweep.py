@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapt.core._files import is_temporary
-from clipadapt.core.claims import FOLDER
-from clipadapt.core.records import RunStore
-from clipadapt.core.runner import WORK
+from clipadapt.core.files.atomic import is_temporary
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.runs.claims import FOLDER
+from clipadapt.core.runs.runner import WORK
 from tests.watch import matching
 
 # A method without a framework, so that a process starts fast. It tells of every fit it begins.
@@ -26,7 +26,7 @@ import json, os, time
 from pathlib import Path
 from typing import Any, ClassVar
 import numpy as np
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
     pause: float = 0.02

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core._files import files_below
+from clipadapt.core.files.atomic import files_below
 
 # The console script, with a checkpoint after each step instead of every ten seconds.
 PROGRAM = """

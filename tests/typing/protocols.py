@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapt.core.progress import Silent, on_stderr
+from clipadapt.core.api.progress import Silent
+from clipadapt.core.cli.progress import on_stderr
 from clipadapt.datasets import (
     folder,
     imagenet_sketch,
@@ -21,16 +22,16 @@ from textsent.datasets import csv, hf, rotten_tomatoes
 from textsent.methods import tfidf_svm
 
 if TYPE_CHECKING:
-    from clipadapt.core.protocols import (
+    from clipadapt.core.api.data import DatasetProvider
+    from clipadapt.core.api.method import (
         Classifier,
-        DatasetProvider,
         Method,
-        ModelProvider,
         OpenVocabulary,
-        Progress,
         Selected,
         SelfCalibrated,
     )
+    from clipadapt.core.api.model import ModelProvider
+    from clipadapt.core.api.progress import Progress
 
     methods: list[type[Method]] = [zero_shot.METHOD, linear_probe.METHOD, tfidf_svm.METHOD]
     models: list[ModelProvider] = [openclip.MODEL, stitched.MODEL]

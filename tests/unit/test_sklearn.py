@@ -23,10 +23,11 @@ from sklearn.preprocessing import FunctionTransformer
 
 import clipadapt
 import clipadapt.sklearn as surface
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.protocols import Inputs, ModelOptions, Split, Task
-from clipadapt.core.registry import METHODS, MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Inputs, Split, Task
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import METHODS, MODELS
+from clipadapt.core.features.cache import FeatureCache
 
 COLOURS = {"red_thing": (210, 40, 40), "blue_thing": (40, 60, 210), "green_thing": (50, 170, 60)}
 
@@ -63,7 +64,7 @@ def test_scores_are_those_of_the_method_itself(classifier, tiny_clip, pictures, 
     ours = classifier.set_params(method_params={"C": 2.0}, random_state=3).fit(array, labels)
 
     found = MODELS.resolve(tiny_clip, "clip")
-    model = found.provider.load(found.argument, ModelOptions("fp32"), Services(FeatureStore()))
+    model = found.provider.load(found.argument, ModelOptions("fp32"), Services(FeatureCache()))
     inputs = Inputs([Image.fromarray(a) for a in array], tuple(map(str, range(24))))
     names = ("blue thing", "green thing", "red thing")
     y = np.array([sorted(COLOURS).index(name) for name in labels])

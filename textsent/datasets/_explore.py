@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapt.core._files import write_bytes
-from clipadapt.core._given import visible
-from clipadapt.core.duplicates import NEAR, comparisons, near_duplicates
-from clipadapt.core.errors import ClipAdaptError, DataError
-from clipadapt.core.protocols import SplitName
+from clipadapt.core.api.data import SplitName
+from clipadapt.core.api.errors import ClipAdaptError, DataError
+from clipadapt.core.api.user_input import visible
+from clipadapt.core.data.duplicates import NEAR, comparisons, near_duplicates
+from clipadapt.core.files.atomic import write_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from clipadapt.core.protocols import Dataset
+    from clipadapt.core.api.data import Dataset
 
 Tokenize = Callable[[Sequence[str], int | None], Mapping[str, Sequence[Sequence[int]]]]
 """From texts and a maximum length (None cuts nothing) to a tokenizer's columns, one row per text."""

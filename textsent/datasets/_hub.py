@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core import hub
-from clipadapt.core._files import scratch_folder
+from clipadapt.core.files import hub_datasets
+from clipadapt.core.files.atomic import scratch_folder
 from textsent.datasets._tables import LABEL_COLUMNS, TEXT_COLUMNS, Table
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ def read(
     import datasets
     from datasets.exceptions import DatasetsError
 
-    folder, config = hub.configuration(folder, config)
+    folder, config = hub_datasets.configuration(folder, config)
     # The prepared copy that the library keeps would grow by one for every data set; the texts end in memory.
     with scratch_folder() as scratch, _no_bars():
         try:
             loaded = datasets.load_dataset(str(folder), name=config, cache_dir=str(scratch))
         except (DatasetsError, OSError, ValueError) as err:
             # "An error occurred while generating the dataset": its cause says which.
-            raise hub.unreadable(folder, origin, err) from None
+            raise hub_datasets.unreadable(folder, origin, err) from None
         features: Mapping[str, Any] = next(iter(loaded.values())).features
         names = Table(origin, dict.fromkeys(features, ()))
         text = names.find("text", text, TEXT_COLUMNS)

@@ -8,14 +8,14 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import class_key, make_split
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.labelled import class_key, make_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from clipadapt.core.protocols import Split, SplitName
+    from clipadapt.core.api.data import Split, SplitName
     from textsent.datasets._tables import Table
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from clipadapt.core.labelled import class_key, split_evenly
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.data.labelled import class_key, split_evenly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clipadapt.core.protocols import SplitName
+    from clipadapt.core.api.data import SplitName
     from textsent.datasets._rows import Row
 
 SHARES: dict[SplitName, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -21,7 +21,7 @@ def split_rows(rows: Sequence[Row]) -> dict[SplitName, list[Row]]:
     """Return the rows of each split, which a hash of the text decides by :data:`SHARES`.
 
     A text stays where it is when rows are added, but for a class of few texts, see
-    :func:`clipadapt.core.labelled.split_evenly`.
+    :func:`clipadapt.core.data.labelled.split_evenly`.
     """
     numbers = {key: i for i, key in enumerate(sorted({class_key(row.label) for row in rows}))}
     chosen = split_evenly(

@@ -10,8 +10,8 @@ import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from clipadapt.core.columns import find_column
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.columns import find_column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

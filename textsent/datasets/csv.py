@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapt.core._given import user_path
-from clipadapt.core.columns import split_query
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, many_left_out, split_named
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.data.columns import split_query
+from clipadapt.core.data.labelled import SPLIT_ALIASES, LabelledSet, many_left_out, split_named
 from textsent.datasets._rows import assemble, rows_of
 from textsent.datasets._splits import split_rows
 from textsent.datasets._tables import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from clipadapt.core.protocols import DatasetOptions, SplitName
+    from clipadapt.core.api.data import DatasetOptions, SplitName
     from textsent.datasets._rows import Row
     from textsent.datasets._tables import Table
 

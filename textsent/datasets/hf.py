@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapt.core import hub
-from clipadapt.core.columns import split_query
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import LabelledSet, many_left_out, match_splits, split_named
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.columns import split_query
+from clipadapt.core.data.labelled import LabelledSet, many_left_out, match_splits, split_named
+from clipadapt.core.files import hub, hub_datasets
 from textsent.datasets import _hub
 from textsent.datasets._rows import assemble, rows_of
 from textsent.datasets._splits import split_rows
 
 if TYPE_CHECKING:
-    from clipadapt.core.protocols import DatasetOptions, SplitName
+    from clipadapt.core.api.data import DatasetOptions, SplitName
     from textsent.datasets._rows import Row
 
 OPTIONS = ("text", "label", "config")
@@ -41,7 +41,9 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     if not repo:
         raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
-    files = hub.dataset(repo, revision, hub.TABLES, way_out=WAY_OUT, config=query.get("config"))
+    files = hub_datasets.dataset(
+        repo, revision, hub_datasets.TABLES, way_out=WAY_OUT, config=query.get("config")
+    )
     tables, text, label, classnames = _hub.read(
         files.folder,
         title,
@@ -81,7 +83,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     return LabelledSet(
         name=title,
         classnames=assembled.classnames,
-        licence=hub.licence_of(files) or f"see {hub.page('dataset', repo)}",
+        licence=hub_datasets.licence_of(files) or f"see {hub.page('dataset', repo)}",
         citation=f"see {hub.page('dataset', repo)}",
         revision=files.revision,
         source=f"{hub.page('dataset', repo)}, commit {files.revision}",

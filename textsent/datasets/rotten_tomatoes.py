@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipadapt.core import hub
-from clipadapt.core._given import user_path
-from clipadapt.core.duplicates import duplicate_groups, normalise
-from clipadapt.core.errors import DataError
-from clipadapt.core.labelled import SPLIT_ALIASES, LabelledSet, make_split
-from clipadapt.core.protocols import SPLITS
+from clipadapt.core.api.data import SPLITS
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.data.duplicates import duplicate_groups, normalise
+from clipadapt.core.data.labelled import SPLIT_ALIASES, LabelledSet, make_split
+from clipadapt.core.files import hub, hub_datasets
 from textsent.datasets import _hub
 from textsent.datasets._rows import rows_of
 from textsent.datasets._tables import Reading, read_table
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.protocols import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 CLASSNAMES = ("negative", "positive")
 NEGATIVE, POSITIVE = 0, 1
@@ -86,7 +86,9 @@ def cut(n: int) -> tuple[slice, slice, slice]:
 
 
 def _from_hub() -> LabelledSet[str]:
-    files = hub.dataset(REPO, REVISION, hub.TABLES, way_out=WAY_OUT, or_any_revision=True)
+    files = hub_datasets.dataset(
+        REPO, REVISION, hub_datasets.TABLES, way_out=WAY_OUT, or_any_revision=True
+    )
     tables, text, label, _ = _hub.read(files.folder, REPO, text="text", label="label", config=None)
     parts: dict[SplitName, Split[str]] = {}
     for found, table in tables.items():

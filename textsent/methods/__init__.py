@@ -1,1 +1,19 @@
 """Methods for sentiment: one file each; the file is the registered name."""
+
+from clipadapt.core.api.tracks import Examples, Track
+
+TRACK = Track(
+    name="text",
+    program="textsent",
+    examples=Examples(
+        dataset="rotten_tomatoes:offline",
+        model="minilm",
+        recipe="tfidf_svm",
+        baseline="tfidf_svm",
+        sweep="sentiment-quick",
+        export_format="hf",
+        needs_model=False,
+    ),
+    reads_classnames=False,
+    compiles=False,
+)

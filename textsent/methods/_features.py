@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pydantic import Field
 
-from clipadapt.core.limits import Penalty
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.limits import Penalty
+from clipadapt.core.api.method import MethodConfig
 from textsent.methods import _task
 from textsent.models import Pooling
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs
     from textsent.models import TextEncoder
 
 F = TypeVar("F")

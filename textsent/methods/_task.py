@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
 
 if TYPE_CHECKING:
-    from clipadapt.core.protocols import Split, Task
+    from clipadapt.core.api.data import Split, Task
     from textsent.models import TextEncoder
 
 LONGEST = 512  # pieces read where nothing is asked for; attention's cost grows with the square

@@ -32,16 +32,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
-from clipadapt.core._files import (
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.method import Exported
+from clipadapt.core.files.atomic import remove, write_text
+from clipadapt.core.files.checksums import (
     checksums,
     first_changed,
     read_sealed_json,
-    remove,
     write_sealed_json,
-    write_text,
 )
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import Exported
 from textsent.models._encoder import PAD_TO, SMALLEST, batches, quiet
 
 if TYPE_CHECKING:
@@ -55,8 +54,8 @@ if TYPE_CHECKING:
         TrainerControl,
     )
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Tracker
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.progress import Tracker
     from textsent.methods._training import TrainingConfig
     from textsent.models import TextEncoder
 

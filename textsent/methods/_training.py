@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from clipadapt.core import saved
-from clipadapt.core.errors import unknown
-from clipadapt.core.limits import MAX_EPOCHS, BatchSize, WarmupSteps, check_warmup
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.errors import unknown
+from clipadapt.core.api.limits import MAX_EPOCHS, BatchSize, WarmupSteps, check_warmup
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.files import saved
 from textsent.methods import _task
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Exported, Inputs, ScoreKind, Split, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Split, Task
+    from clipadapt.core.api.method import Exported, ScoreKind
     from textsent.models import TextEncoder
 
 SAVED_FACTS = ("classnames", "drawn", "max_length", "from_features", "selection")

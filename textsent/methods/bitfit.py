@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from clipadapt.core.limits import WarmupSteps
+from clipadapt.core.api.limits import WarmupSteps
 from textsent.methods import _training
 from textsent.methods._training import TrainingConfig
 from textsent.models import TextEncoder
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import MethodConfig, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.method import MethodConfig
     from textsent.methods._training import SequenceClassifier
 
 

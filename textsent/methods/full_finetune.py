@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import MethodConfig, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.method import MethodConfig
     from textsent.methods._training import SequenceClassifier
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from clipadapt.core import metrics, saved
-from clipadapt.core.limits import Iterations, Penalty
+from clipadapt.core.api.limits import Iterations, Penalty
+from clipadapt.core.files import saved
+from clipadapt.core.scoring import metrics
 from textsent.methods import _features, _task
 from textsent.methods._features import MAX_GRID, FeatureConfig, Reader, Scaler
 from textsent.models import TextEncoder
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import MethodConfig, ScoreKind
 
 # A class without a training example is never predicted: its logit lies this far below all others.
 UNSEEN_MARGIN = 1e4

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clipadapt.core.errors import unknown
-from clipadapt.core.limits import Rank, check_rank
+from clipadapt.core.api.errors import unknown
+from clipadapt.core.api.limits import Rank, check_rank
 from textsent.methods import _training
 from textsent.methods._training import TrainingConfig
 from textsent.models import TextEncoder
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import MethodConfig, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.method import MethodConfig
     from textsent.methods._training import SequenceClassifier
 
 SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from clipadapt.core import saved
+from clipadapt.core.files import saved
 from textsent.methods import _features, _task
 from textsent.methods._features import FeatureConfig, Reader, Scaler
 from textsent.models import TextEncoder
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, MethodConfig, ScoreKind, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import MethodConfig, ScoreKind
 
 Kernel = Literal["rbf", "linear"]
 BLOCK = 1024  # texts per kernel matrix

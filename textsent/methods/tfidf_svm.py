@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from clipadapt.core import saved
-from clipadapt.core.errors import DataError
-from clipadapt.core.limits import Examples, Iterations, Penalty
-from clipadapt.core.protocols import MethodConfig
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.limits import Examples, Iterations, Penalty
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.files import saved
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.context import RunContext
-    from clipadapt.core.protocols import Inputs, ScoreKind, Task
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import ScoreKind
 
 
 class TfidfSVMConfig(MethodConfig):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
-from clipadapt.core.protocols import Backbone
+from clipadapt.core.api.model import Backbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import Inputs
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.data import Inputs
 
 DEFAULT: Final = "huggingface"
 

@@ -20,10 +20,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from clipadapt.core import identity, vocabulary
-from clipadapt.core.errors import ModelError, did_you_mean
-from clipadapt.core.hardware import exact_float32
-from clipadapt.core.store import Space
+from clipadapt.core.api.errors import ModelError, did_you_mean
+from clipadapt.core.api.features import Space
+from clipadapt.core.files import identity
+from clipadapt.core.files import tokenizers as vocabulary
+from clipadapt.core.files.hardware import exact_float32
 from textsent.models import Pooling
 from textsent.models._configurations import LAYER_LISTS, LORA_TARGETS
 from textsent.models._sources import no_tokenizer
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import Inputs, ModelIdentity
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.data import Inputs
+    from clipadapt.core.api.model import ModelIdentity
     from textsent.models._sources import Source
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapt.core import hardware
+from clipadapt.core.files import hardware
 
 if TYPE_CHECKING:
-    from clipadapt.core.protocols import ModelOptions
+    from clipadapt.core.api.model import ModelOptions
 
 
 def effective_dtype(options: ModelOptions) -> tuple[str, str]:

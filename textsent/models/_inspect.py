@@ -6,10 +6,10 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,7 +150,7 @@ def _followed(source: Source, shown: str, texts: Sequence[str]) -> dict[str, Any
 
     from textsent.models import _encoder
 
-    services = Services(FeatureStore(enabled=False))
+    services = Services(FeatureCache(enabled=False))
     encoder = _encoder.load(source, name=shown, device="cpu", dtype="fp32", services=services)
     ids = encoder.tokenize(list(texts))
     states, mask = encoder.states(ids, encoder.n_layers)  # (n, L, D), (n, L)

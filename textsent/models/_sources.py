@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from clipadapt.core import hub, vocabulary, wheels
-from clipadapt.core._given import user_path
-from clipadapt.core.errors import ModelError, did_you_mean
-from clipadapt.core.identity import check_safetensors
+from clipadapt.core.api.errors import ModelError, did_you_mean
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.files import hub, wheels
+from clipadapt.core.files import tokenizers as vocabulary
+from clipadapt.core.files.identity import check_safetensors
 from textsent.models._configurations import KNOWN, ORGANISATIONS, UNCASED
 
 if TYPE_CHECKING:

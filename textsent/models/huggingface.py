@@ -11,14 +11,15 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core import identity, vocabulary
-from clipadapt.core.protocols import ModelIdentity
+from clipadapt.core.api.model import ModelIdentity
+from clipadapt.core.files import identity
+from clipadapt.core.files import tokenizers as vocabulary
 from textsent.models import _sources
 from textsent.models._hardware import effective_dtype
 
 if TYPE_CHECKING:
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import ModelOptions
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.model import ModelOptions
     from textsent.models import TextEncoder
     from textsent.models._sources import Source
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapt.core.errors import ModelError
+from clipadapt.core.api.errors import ModelError
 from textsent.models import _sources, huggingface
 
 if TYPE_CHECKING:
-    from clipadapt.core.context import Services
-    from clipadapt.core.protocols import ModelIdentity, ModelOptions
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.model import ModelIdentity, ModelOptions
     from textsent.models import TextEncoder
     from textsent.models._sources import Source
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core.errors import ConfigError, DataError
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import ConfigError, DataError
+from clipadapt.core.api.registry import DATASETS
 from clipadapt.datasets.folder import open_folder
 
 STRICT = DatasetOptions()

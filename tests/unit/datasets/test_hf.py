@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipadapt.core import hub
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.registry import DATASETS
+from clipadapt.core.files import hub
 from tests.unit.conftest import cached_repo
 
 COMMIT = "c" * 40

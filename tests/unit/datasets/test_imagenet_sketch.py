@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core._imagenet import CLASSNAMES
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.registry import DATASETS
 from clipadapt.datasets import imagenet_sketch, imagenette
+from clipadapt.datasets._imagenet import CLASSNAMES
 from clipadapt.datasets.imagenet_sketch import open_imagenet_sketch
 from clipadapt.datasets.imagenette_sketch import open_imagenette_sketch
 from tests.unit.conftest import cached_repo

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core._imagenet import CLASSNAMES, WNIDS
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.registry import DATASETS
+from clipadapt.datasets._imagenet import CLASSNAMES, WNIDS
 from clipadapt.datasets.imagenet import open_imagenet
 from clipadapt.datasets.imagenet_a import open_imagenet_a
 from clipadapt.datasets.imagenet_r import open_imagenet_r

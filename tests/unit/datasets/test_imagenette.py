@@ -12,8 +12,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import DatasetOptions
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import DataError
 from clipadapt.datasets import _download, imagenette
 from clipadapt.datasets.imagenette import FOLDERS, WNIDS, open_imagenette
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import digest
+from clipadapt.core.api.data import digest
+from clipadapt.core.api.errors import DataError
 from clipadapt.datasets import _images
 from clipadapt.datasets._images import ImageFiles, list_images, load_rgb, opened_rgb, readable
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.registry import DATASETS
 
 SKIP = DatasetOptions(on_bad_image="skip")
 WNIDS = ("n01440764", "n02102040")

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from clipadapt.core.errors import DataError, UnknownNameError
-from clipadapt.core.protocols import DatasetOptions, digest
+from clipadapt.core.api.data import DatasetOptions, digest
+from clipadapt.core.api.errors import DataError, UnknownNameError
 from clipadapt.datasets.openmoji import CLASSES, open_openmoji
 
 STRICT = DatasetOptions()

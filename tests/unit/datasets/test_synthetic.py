@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import DatasetOptions
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import DataError
 from clipadapt.datasets.synthetic import CLASSNAMES, open_synthetic
 
 STRICT = DatasetOptions()

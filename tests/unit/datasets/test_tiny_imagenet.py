@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipadapt.core._imagenet import wnid_index
-from clipadapt.core.errors import DataError
-from clipadapt.core.protocols import DatasetOptions
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import DataError
 from clipadapt.datasets import tiny_imagenet
+from clipadapt.datasets._imagenet import wnid_index
 from clipadapt.datasets.tiny_imagenet import MISNAMED, open_tiny_imagenet
 from tests.unit.conftest import cached_repo
 

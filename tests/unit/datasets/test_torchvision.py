@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapt.core.errors import DataError, UnknownNameError
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.errors import DataError, UnknownNameError
+from clipadapt.core.api.registry import DATASETS
 from clipadapt.datasets import _download
 from clipadapt.datasets.torchvision import KNOWN, open_torchvision
 

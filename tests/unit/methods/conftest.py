@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.protocols import DatasetOptions, Inputs, ModelOptions, Task
-from clipadapt.core.registry import DATASETS, METHODS, MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import DatasetOptions, Inputs, Task
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import DATASETS, METHODS, MODELS
+from clipadapt.core.features.cache import FeatureCache
 
 FAMILIES = ("clip", "custom", "hf", "siglip")
 
@@ -20,7 +21,7 @@ FAMILIES = ("clip", "custom", "hf", "siglip")
 def load(name: str, **services: Any) -> Any:
     """Load a model in float32, without a store unless one is given."""
     found = MODELS.resolve(name, "clip")
-    given = {"store": FeatureStore(enabled=False), "workers": 1, **services}
+    given = {"store": FeatureCache(enabled=False), "workers": 1, **services}
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), Services(**given))
 
 
@@ -30,7 +31,7 @@ def models(
 ) -> Callable[[str], Any]:
     """Load the tiny model of a family, once: methods leave it as it is. They share a store."""
     loaded: dict[str, Any] = {}
-    store = FeatureStore(tmp_path_factory.mktemp("store"))
+    store = FeatureCache(tmp_path_factory.mktemp("store"))
 
     def get(family: str) -> Any:
         if family not in loaded:
@@ -65,7 +66,7 @@ class Seen:
 
 def context(folder: Path, seed: int = 1, **given: Any) -> RunContext:
     """A context without a store."""
-    return RunContext(seed, folder, Services(FeatureStore(enabled=False), workers=1), **given)
+    return RunContext(seed, folder, Services(FeatureCache(enabled=False), workers=1), **given)
 
 
 def method(name: str, **settings: Any) -> Any:

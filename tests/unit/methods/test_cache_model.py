@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.features.cache import FeatureCache
 from clipadapt.methods import _cache_model
 from clipadapt.methods._cache_model import CacheModel, SearchConfig
 
@@ -29,7 +29,7 @@ def test_the_search_is_a_loop_over_alpha_and_beta(block_bytes, monkeypatch):
     labels = rng.integers(0, C, M)
     config = SearchConfig(alpha_steps=3, beta_steps=5, logit_scale=5.0)
     seen: dict[str, Any] = {}
-    ctx = RunContext(0, Path(), Services(FeatureStore(enabled=False)), observe=seen.__setitem__)
+    ctx = RunContext(0, Path(), Services(FeatureCache(enabled=False)), observe=seen.__setitem__)
     monkeypatch.setattr(_cache_model, "BLOCK_BYTES", block_bytes)
 
     best = _cache_model.search(cache, features, labels, weights, config, ctx)
@@ -71,7 +71,7 @@ def test_classes_that_cannot_win_are_left_out_without_a_difference(counts, scale
     cache, features = CacheModel(near(labels), labels, C), near(val)
     config = SearchConfig(alpha_steps=4, beta_steps=12, logit_scale=scale)
     seen: dict[str, Any] = {}
-    ctx = RunContext(0, Path(), Services(FeatureStore(enabled=False)), observe=seen.__setitem__)
+    ctx = RunContext(0, Path(), Services(FeatureCache(enabled=False)), observe=seen.__setitem__)
 
     _cache_model.search(cache, features, val, prototypes, config, ctx)
 
@@ -87,7 +87,7 @@ def test_a_search_computes_few_of_many_classes_and_says_what_a_long_one_costs(mo
     keys = F.normalize(torch.randn(C, 64, generator=draw), dim=-1)
     cache = CacheModel(keys, np.arange(C), C)
     said: list[str] = []
-    services = Services(FeatureStore(enabled=False))
+    services = Services(FeatureCache(enabled=False))
     monkeypatch.setattr(type(services.progress), "note", lambda _, message: said.append(message))
     monkeypatch.setattr(_cache_model, "WORTH_SAYING", 0.0)
     monkeypatch.setattr(_cache_model, "BLOCK_BYTES", 4 * C * 50)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from clipadapt.core.errors import ConfigError, DataError, ModelError, UnknownNameError
-from clipadapt.core.protocols import Task
+from clipadapt.core.api.data import Task
+from clipadapt.core.api.errors import ConfigError, DataError, ModelError, UnknownNameError
 from tests.unit.methods.conftest import FAMILIES, context, method
 
 SHORT = {"epochs": 2, "batch_size": 4, "augment": "none", "lr": 0.1, "warmup_epochs": 0}
@@ -222,11 +222,11 @@ def test_the_exported_classifier_rebuilt_by_hand(family, models, small, tmp_path
 
 
 def test_without_augmentation_training_reads_the_store_alone(tiny_clip, small, tmp_path, monkeypatch):  # fmt: skip
-    from clipadapt.core.store import FeatureStore
+    from clipadapt.core.features.cache import FeatureCache
     from clipadapt.models import _adapter
     from tests.unit.methods.conftest import load
 
-    model, calls = load(tiny_clip, store=FeatureStore(tmp_path / "store")), []
+    model, calls = load(tiny_clip, store=FeatureCache(tmp_path / "store")), []
     encode = _adapter.OpenClipModel.encode_image
     monkeypatch.setattr(
         _adapter.OpenClipModel,

@@ -33,9 +33,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    from clipadapt.core.store import FeatureStore
+    from clipadapt.core.features.cache import FeatureCache
 
-    return load("random:ViT-B-16", store=FeatureStore(tmp_path_factory.mktemp("store")))
+    return load("random:ViT-B-16", store=FeatureCache(tmp_path_factory.mktemp("store")))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

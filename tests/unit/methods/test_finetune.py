@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clipadapt.core import metrics
-from clipadapt.core.errors import ConfigError, UnknownNameError
-from clipadapt.core.protocols import Task
+from clipadapt.core.api.data import Task
+from clipadapt.core.api.errors import ConfigError, UnknownNameError
+from clipadapt.core.scoring import metrics
 from clipadapt.methods.wise_ft import ALPHAS
 from tests.unit.methods.conftest import FAMILIES, arrays_of, context, load, method
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.features.cache import FeatureCache
 from clipadapt.methods import _logistic
 from clipadapt.methods.linear_probe import Batched, fit_logistic
 
@@ -159,7 +159,7 @@ def test_classes_without_examples_are_never_predicted(tmp_path):
     x, y = case(120, 10, 3)
     labels = y * 2  # classes 1, 3 and 5 have none
 
-    ctx = RunContext(0, tmp_path, Services(FeatureStore(enabled=False)))
+    ctx = RunContext(0, tmp_path, Services(FeatureCache(enabled=False)))
     (fast,) = Batched([x], labels, 6, ctx)([1.0])
     plain = fit_logistic(x, labels, 1.0, 1000, 6)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clipadapt.core.errors import ClipAdaptError, ModelError
+from clipadapt.core.api.errors import ClipAdaptError, ModelError
 from clipadapt.methods._text import prompts_of
 from clipadapt.methods.lora import Adapted, LoRAConfig, _targets
 from tests.unit.methods.conftest import FAMILIES, Seen, context, load, method
@@ -260,7 +260,7 @@ def test_other_classes_are_read_by_the_adapted_tower(family, models, small, tmp_
 
 
 def test_several_templates_are_averaged(models, small, tmp_path):
-    from clipadapt.core.protocols import Task
+    from clipadapt.core.api.data import Task
 
     task, _ = small
     several = Task(task.classnames, ("a photo of a {}.", "the {}."), task.train)

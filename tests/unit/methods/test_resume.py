@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt.core.protocols import Split, Task
+from clipadapt.core.api.data import Split, Task
 from clipadapt.methods import _training
 from clipadapt.methods._training import Fit, TrainingConfig
 from tests.unit.methods.conftest import Seen, arrays_of, context, method

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapt.core.errors import DivergedError
+from clipadapt.core.api.errors import DivergedError
 from clipadapt.methods import _training
 from clipadapt.methods._training import Fit, TrainingConfig
 from tests.unit.methods.conftest import Seen, context, method

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from tests.unit.models import tiny
 
 TEXTS = ("a photo of a dog", "a photo of a red square")
@@ -29,7 +29,7 @@ class Odd:
 
 def load(name: str):
     found = MODELS.resolve(name, "clip")
-    services = Services(FeatureStore(enabled=False), workers=1)
+    services = Services(FeatureCache(enabled=False), workers=1)
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
 
 

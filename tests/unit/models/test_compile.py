@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from tests.unit.models.test_openclip import pictures
 
 
-def load(name: str, store: FeatureStore):
+def load(name: str, store: FeatureCache):
     found = MODELS.resolve(name, "clip")
     services = Services(store, workers=1)
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
@@ -31,7 +31,7 @@ def test_compiled_features_are_the_plain_ones_and_are_stored_apart(
     tiny_models, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureCache(tmp_path / "store")
     model = load(tiny_models["hf"], store)
     inputs = pictures(5)
     plain = model.encode(inputs, "image")
@@ -46,7 +46,7 @@ def test_compiled_features_are_the_plain_ones_and_are_stored_apart(
     from torch._dynamo.utils import counters
 
     graphs = counters["stats"]["unique_graphs"]
-    model.services.store = FeatureStore(tmp_path / "empty")
+    model.services.store = FeatureCache(tmp_path / "empty")
     few = model.encode(inputs.take(np.arange(2)), "image")
     np.testing.assert_array_equal(few, compiled[:2])
     assert counters["stats"]["unique_graphs"] == graphs > 0
@@ -57,7 +57,7 @@ def test_a_machine_without_a_compiler_gets_a_clear_word(tiny_models, tmp_path, m
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    model = load(tiny_models["clip"], FeatureStore(enabled=False))
+    model = load(tiny_models["clip"], FeatureCache(enabled=False))
     model.services.compile = True
 
     with pytest.raises(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ClipAdaptError, ModelError
-from clipadapt.core.protocols import ModelIdentity, ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.errors import ClipAdaptError, ModelError
+from clipadapt.core.api.model import ModelIdentity, ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from clipadapt.models import _names, _sources
 
 from . import tiny
@@ -99,7 +99,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     weights = folder / "open_clip_model.safetensors"
     state = load_file(weights)
     provider = MODELS.resolve("local-dir:x", "clip").provider
-    services = Services(FeatureStore(enabled=False))
+    services = Services(FeatureCache(enabled=False))
 
     save_file({**state, "visual.proj": np.zeros((32, 7), np.float32)}, weights)
     with pytest.raises(ModelError, match=r"'visual.proj' has shape \(32, 7\), expected \(32, 24\)"):

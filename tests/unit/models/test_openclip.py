@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import Inputs, ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from clipadapt.models import ImageTextModel
 
 from . import tiny
@@ -33,10 +34,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(
-    name: str, store: FeatureStore | None = None, precision: str = "fp32", **services: int
+    name: str, store: FeatureCache | None = None, precision: str = "fp32", **services: int
 ) -> ImageTextModel:
     found = MODELS.resolve(name, "clip")
-    given = Services(store or FeatureStore(enabled=False), **services)
+    given = Services(store or FeatureCache(enabled=False), **services)
     return found.provider.load(found.argument, ModelOptions(precision, "cpu"), given)
 
 
@@ -133,7 +134,7 @@ def test_logits(model: ImageTextModel) -> None:
 
 
 def test_the_store_is_used_and_tells_spaces_apart(tmp_path: Path, folders: dict[str, Path]) -> None:
-    model = load(f"local-dir:{folders['clip']}", FeatureStore(tmp_path))
+    model = load(f"local-dir:{folders['clip']}", FeatureCache(tmp_path))
     inputs = pictures(5)
     first = model.encode(inputs, "image")
     meter = model.services.meter
@@ -250,7 +251,7 @@ def test_random_weights_are_the_same_at_every_call() -> None:
 def test_a_second_identify_loads_no_framework(tmp_path: Path, folders: dict[str, Path]) -> None:
     code = (
         "import sys\n"
-        "from clipadapt.core.protocols import ModelOptions\n"
+        "from clipadapt.core.api.data import ModelOptions\n"
         "from clipadapt.models.openclip import MODEL\n"
         f"print(MODEL.identify('local-dir:{folders['hf']}', ModelOptions()).name)\n"
         "heavy = {'torch', 'open_clip', 'transformers', 'timm', 'huggingface_hub'} & set(sys.modules)\n"

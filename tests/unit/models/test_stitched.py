@@ -16,12 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapt.core._files import checksums, write_json
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ClipAdaptError, ModelError
-from clipadapt.core.protocols import Inputs, ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.errors import ClipAdaptError, ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files.atomic import write_json
+from clipadapt.core.files.checksums import checksums
 from clipadapt.models import ImageTextModel, stitched
 
 OPTIONS = ModelOptions("fp32", "cpu")
@@ -38,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 
 def load(name: str) -> ImageTextModel:
     found = MODELS.resolve(name, "clip")
-    return found.provider.load(found.argument, OPTIONS, Services(FeatureStore(enabled=False)))
+    return found.provider.load(found.argument, OPTIONS, Services(FeatureCache(enabled=False)))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_the_projection_is_the_closed_form(model: ImageTextModel) -> None:
 def test_a_second_identify_loads_no_framework(folder: Path) -> None:
     code = (
         "import sys\n"
-        "from clipadapt.core.protocols import ModelOptions\n"
+        "from clipadapt.core.api.data import ModelOptions\n"
         "from clipadapt.models.stitched import MODEL\n"
         "print(MODEL.identify('', ModelOptions()).weights_sha256)\n"
         "heavy = {'torch', 'open_clip', 'transformers', 'timm'} & set(sys.modules)\n"

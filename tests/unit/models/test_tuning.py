@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from clipadapt.methods._images import unit_of
 from clipadapt.models import AdapterTunable, ImageTextModel, PromptTunable, _attention, stitched
 from tests.unit.models.tiny import WORDS
@@ -42,7 +42,7 @@ real = [
 
 def load(name: str, precision: str = "fp32") -> ImageTextModel:
     found = MODELS.resolve(name, "clip")
-    services = Services(FeatureStore(enabled=False), workers=1)
+    services = Services(FeatureCache(enabled=False), workers=1)
     return found.provider.load(found.argument, ModelOptions(precision, "cpu"), services)
 
 

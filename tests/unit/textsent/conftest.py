@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core.protocols import DatasetOptions
-from clipadapt.core.registry import DATASETS
+from clipadapt.core.api.data import DatasetOptions
+from clipadapt.core.api.registry import DATASETS
 
 CHECKOUT = Path(__file__).parents[3]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
 
 ROWS = [("good film", "pos"), ("bad film", "neg"), ("fine", "pos"), ("dull", "neg")]
 

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from clipadapt.core.duplicates import comparisons, near_duplicates
-from clipadapt.core.errors import ClipAdaptError, DataError
-from clipadapt.core.labelled import LabelledSet, make_split
+from clipadapt.core.api.errors import ClipAdaptError, DataError
+from clipadapt.core.data.duplicates import comparisons, near_duplicates
+from clipadapt.core.data.labelled import LabelledSet, make_split
 from textsent.datasets import _explore
 from textsent.datasets._explore import (
     REQUIRED_COLUMNS,

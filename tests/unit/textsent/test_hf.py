@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipadapt.core import hub
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.files import hub
 from tests.unit.conftest import cached_repo
 
 CARD = """---
@@ -171,7 +171,7 @@ def test_the_cache_serves_when_the_hub_is_out_of_reach(open_text, repo, monkeypa
 def test_from_a_hub_cache_named_by_the_environment(repo, tmp_path):
     """In a process of its own: the hub's client reads its environment once, when it is imported."""
     code = (
-        "from clipadapt.core.protocols import DatasetOptions\n"
+        "from clipadapt.core.api.data import DatasetOptions\n"
         "from textsent.datasets.hf import DATASET\n"
         "print(len(DATASET('org/reviews', DatasetOptions()).split('train')))\n"
     )

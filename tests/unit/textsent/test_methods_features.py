@@ -11,10 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from clipadapt.core.config import load as load_config
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.errors import DataError, ModelError, RecordError
-from clipadapt.core.protocols import Classifier, Selected, Task
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Task
+from clipadapt.core.api.errors import DataError, ModelError, RecordError
+from clipadapt.core.api.method import Classifier, Selected
+from clipadapt.core.experiments.config import load as load_config
 from tests.unit.textsent.tiny import TinyEncoder, make_split, make_task
 from textsent.methods.logreg import LogReg, LogRegConfig
 from textsent.methods.svm import SVM, SVMConfig

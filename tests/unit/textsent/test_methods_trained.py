@@ -17,20 +17,15 @@ from transformers import (
     DistilBertModel,
 )
 
-from clipadapt.core.config import load as load_config
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.errors import DataError, ModelError, RecordError, UnknownNameError
-from clipadapt.core.progress import Silent
-from clipadapt.core.protocols import (
-    Classifier,
-    Exportable,
-    ModelOptions,
-    Selected,
-    SelfCalibrated,
-    Task,
-)
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Task
+from clipadapt.core.api.errors import DataError, ModelError, RecordError, UnknownNameError
+from clipadapt.core.api.method import Classifier, Exportable, Selected, SelfCalibrated
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.progress import Silent
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.experiments.config import load as load_config
+from clipadapt.core.features.cache import FeatureCache
 from tests.unit.textsent.tiny import TinyEncoder, make_split, make_task
 from textsent.methods import _trainer, _training
 from textsent.methods.bitfit import BitFit, _train_biases
@@ -240,7 +235,7 @@ def test_a_folder_of_hugging_faces_goes_through_fit_save_load_and_export(tmp_pat
     tiny = TinyEncoder()
     tiny.module.save_pretrained(tmp_path / "model")
     tiny.tokenizer.save_pretrained(tmp_path / "model")
-    services = Services(FeatureStore(enabled=False))
+    services = Services(FeatureCache(enabled=False))
     found = MODELS.resolve(str(tmp_path / "model"), "text")
     encoder = found.provider.load(found.argument, ModelOptions(precision="fp32"), services)
     ctx = RunContext(42, tmp_path / "work", services)

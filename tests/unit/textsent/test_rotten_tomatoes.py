@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipadapt.core import hub
-from clipadapt.core.duplicates import duplicate_groups, normalise
-from clipadapt.core.errors import DataError
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data.duplicates import duplicate_groups, normalise
+from clipadapt.core.files import hub
 from tests.unit.conftest import cached_repo
 from textsent.datasets import rotten_tomatoes
 
@@ -201,7 +201,7 @@ def test_duplicate_groups_follow_chains():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.55, 0.7, 1.0])
 def test_no_near_duplicate_is_missed(threshold):
-    from clipadapt.core.duplicates import near_duplicates
+    from clipadapt.core.data.duplicates import near_duplicates
 
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcdefgh"), size=rng.integers(1, 7))) for _ in range(120)]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from clipadapt.core.config import load as load_config
-from clipadapt.core.context import RunContext, Services
-from clipadapt.core.errors import DataError, RecordError
-from clipadapt.core.protocols import Classifier, Inputs, Split, Task
+from clipadapt.core.api.context import RunContext, Services
+from clipadapt.core.api.data import Inputs, Split, Task
+from clipadapt.core.api.errors import DataError, RecordError
+from clipadapt.core.api.method import Classifier
+from clipadapt.core.experiments.config import load as load_config
 from textsent.methods.tfidf_svm import TfidfSVM, TfidfSVMConfig
 
 WORDS = {

@@ -21,8 +21,8 @@ from transformers import (
     XLNetConfig,
 )
 
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import Inputs, Split, Task
+from clipadapt.core.api.data import Inputs, Split, Task
+from clipadapt.core.api.errors import ModelError
 
 FILLER = [f"word{i}" for i in range(12)]
 TELLING = {0: ["bad", "dull", "awful"], 1: ["good", "fine", "great"], 2: ["odd", "weird", "queer"]}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
-from clipadapt.core.progress import Silent
-from clipadapt.core.protocols import Inputs, ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.progress import Silent
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
 from textsent.models import TextEncoder, _encoder
 
 from . import tiny
@@ -40,10 +41,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(
-    folder: Path | str, precision: str = "fp32", store: FeatureStore | None = None, **services: int
+    folder: Path | str, precision: str = "fp32", store: FeatureCache | None = None, **services: int
 ) -> TextEncoder:
     found = MODELS.resolve(str(folder), "text")
-    given = Services(store or FeatureStore(enabled=False), **services)
+    given = Services(store or FeatureCache(enabled=False), **services)
     return found.provider.load(found.argument, ModelOptions(precision, "cpu"), given)
 
 
@@ -177,14 +178,14 @@ def test_a_text_is_cut_once(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatc
 def test_the_store_keeps_layer_pooling_and_length_apart(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = load(folders["bert"], store=FeatureStore(tmp_path))
+    encoder = load(folders["bert"], store=FeatureCache(tmp_path))
     meter = encoder.services.meter
     ways = [(-1, "cls", None), (-1, "mean", None), (1, "cls", None), (-1, "cls", 5)]
     first = [encoder.encode(inputs(TEXTS), *way) for way in ways]
     assert meter.computed == len(ways) * len(TEXTS)
     assert len({a.tobytes() for a in first}) == len(ways)
 
-    again = load(folders["bert"], store=FeatureStore(tmp_path))
+    again = load(folders["bert"], store=FeatureCache(tmp_path))
     monkeypatch.setattr(_encoder.Encoder, "_states", None)  # must not be asked
     for way, want in zip(ways, first, strict=True):
         np.testing.assert_array_equal(again.encode(inputs(TEXTS), *way), want)
@@ -197,7 +198,7 @@ def test_the_store_keeps_layer_pooling_and_length_apart(
 
 def test_changed_weights_are_encoded_anew(folders: dict[str, Path], tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
-        encoder = load(folders["distilbert"], precision, FeatureStore(tmp_path))
+        encoder = load(folders["distilbert"], precision, FeatureCache(tmp_path))
         copy = encoder.clone()
         before = encoder.encode(inputs(TEXTS))
         np.testing.assert_array_equal(copy.encode(inputs(TEXTS)), before)

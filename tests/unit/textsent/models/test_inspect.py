@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core import wheels
-from clipadapt.core.errors import ModelError
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.files import wheels
 from textsent.models._inspect import describe
 
 from . import tiny

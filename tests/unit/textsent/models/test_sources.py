@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipadapt.core import hub, wheels
-from clipadapt.core.context import Services
-from clipadapt.core.errors import ModelError
-from clipadapt.core.protocols import Inputs, ModelOptions
-from clipadapt.core.registry import MODELS
-from clipadapt.core.store import FeatureStore
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files import hub, wheels
 from textsent.models import TextEncoder, _sources
 
 from . import tiny
@@ -33,7 +34,7 @@ def identify(name: str, options: ModelOptions = FP32):
 
 def load(name: str, options: ModelOptions = FP32) -> TextEncoder:
     found = MODELS.resolve(name, "text")
-    return found.provider.load(found.argument, options, Services(FeatureStore(enabled=False)))
+    return found.provider.load(found.argument, options, Services(FeatureCache(enabled=False)))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,8 @@ def test_identifying_imports_no_framework(folder: Path) -> None:
     cache = tiny.write_to_cache(folder.parent / "hub", "org/model").parents[2]
     code = (
         "import sys\n"
-        "from clipadapt.core.protocols import ModelOptions\n"
-        "from clipadapt.core.registry import MODELS\n"
+        "from clipadapt.core.api.data import ModelOptions\n"
+        "from clipadapt.core.api.registry import MODELS\n"
         "for name in sys.argv[1:]:\n"
         "    found = MODELS.resolve(name, 'text')\n"
         "    print(found.provider.identify(found.argument, ModelOptions()).name)\n"
@@ -116,11 +117,11 @@ def test_from_a_hub_cache_named_by_the_environment(tmp_path: Path) -> None:
     """In a process of its own: the hub's client reads its environment once, when it is imported."""
     tiny.write_to_cache(tmp_path / "hub", "org/model", "roberta")
     code = (
-        "from clipadapt.core.context import Services\n"
-        "from clipadapt.core.protocols import Inputs, ModelOptions\n"
-        "from clipadapt.core.store import FeatureStore\n"
+        "from clipadapt.core.api.context import Services\n"
+        "from clipadapt.core.api.data import Inputs, ModelOptions\n"
+        "from clipadapt.core.features.cache import FeatureCache\n"
         "from textsent.models.huggingface import MODEL\n"
-        "encoder = MODEL.load('org/model', ModelOptions(), Services(FeatureStore(enabled=False)))\n"
+        "encoder = MODEL.load('org/model', ModelOptions(), Services(FeatureCache(enabled=False)))\n"
         "print(encoder.encode(Inputs(['a fine film'], ('1',))).shape)\n"
     )
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

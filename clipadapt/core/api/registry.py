@@ -1,0 +1,367 @@
+"""Registry: a file's name is the registered name, and nothing is imported before it is asked for.
+
+A provider package is an entry point (``[project.entry-points."clipadapt.methods"] clip = "clipadapt.methods"``),
+so ``clipadapt/methods/coop.py`` is ``clip/coop``. Each module exports one object, ``METHOD``, ``DATASET`` or
+``MODEL``. ``CLIPADAPT_PLUGINS=DIR[:DIR]`` adds folders of such files; a file there belongs to the track ``clip``
+unless it says ``TRACK = "text"``.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from clipadapt.core.api.errors import ConfigError, UnknownNameError, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from clipadapt.core.api.data import DatasetProvider
+    from clipadapt.core.api.method import Method
+    from clipadapt.core.api.model import ModelProvider
+    from clipadapt.core.api.tracks import Track
+
+T = TypeVar("T")
+PLUGINS_ENV = "CLIPADAPT_PLUGINS"
+DEFAULT_TRACK = "clip"
+EXPORTS = ("METHOD", "DATASET", "MODEL")
+MAX_PLUGIN_BYTES = 10 << 20
+_COMPUTED: Any = object()  # the value of a name that is no literal
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered file.
+
+    Attributes:
+        name: ``track/file``, as in ``clip/coop``.
+        path: The file.
+        module: Import name, or None for a plug-in file.
+    """
+
+    name: str
+    path: Path
+    module: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(Generic[T]):
+    """A user's name, split into the registered file and what is meant for it.
+
+    Attributes:
+        entry: Registered name, as in ``clip/folder``.
+        argument: What stands after the scheme; the whole name where the kind's default file serves it.
+        provider: The exported object.
+    """
+
+    entry: str
+    argument: str
+    provider: T
+
+
+class Registry(Generic[T]):
+    """Names of one kind (methods, data sets, models), listed without importing them."""
+
+    def __init__(self, kind: str, group: str, export: str, has: tuple[str, ...]) -> None:
+        self.kind = kind
+        self.group = group
+        self.export = export
+        self.has = has  # what the exported object must have
+
+    def entries(self) -> dict[str, Entry]:
+        """Return every registered file by name; nothing is imported but the provider's package.
+
+        Raises:
+            ConfigError: If a plug-in cannot be used; the message names every such file.
+        """
+        found, faults = self.survey()
+        refuse_plugins(faults)
+        return found
+
+    def survey(self) -> tuple[dict[str, Entry], list[str]]:
+        """Return the files that can be used by name, and what is wrong with each plug-in that cannot."""
+        found = dict(_package_entries(self.group))
+        faults: list[str] = []
+        for folder in filter(None, os.environ.get(PLUGINS_ENV, "").split(os.pathsep)):
+            for entry in _plugin_entries(folder, self.export, faults):
+                if entry.name in found:
+                    faults.append(
+                        f"the plug-in {entry.path} would replace '{entry.name}' ({found[entry.name].path})"
+                    )
+                else:
+                    found[entry.name] = entry
+        return found, faults
+
+    def names(self, track: str | None = None) -> tuple[str, ...]:
+        """Return the registered names in order, of one track or of all."""
+        names = sorted(self.entries())
+        return tuple(n for n in names if track is None or n.startswith(f"{track}/"))
+
+    def complete(self, name: str, track: str | None = None) -> str:
+        """Return the full name of ``name``, which may lack the track's prefix.
+
+        Raises:
+            UnknownNameError: If no file has that name; the message offers the nearest ones.
+        """
+        entries = self.entries()
+        plain = name.strip().replace("-", "_")
+        for candidate in (plain, f"{track}/{plain}") if track else (plain,):
+            if candidate in entries:
+                return candidate
+        known = self.names(track) if track and "/" not in name else self.names()
+        shown = name if "/" in name or not track else f"{track}/{name}"
+        raise unknown(
+            self.kind,
+            shown,
+            known,
+            hint=f"list them with '{program(track)} ls {self.kind.replace(' ', '')}s'",
+        )
+
+    def get(self, name: str, track: str | None = None) -> T:
+        """Import one file and return what it exports.
+
+        Raises:
+            UnknownNameError: If no file has that name.
+            ConfigError: If the file cannot be imported, or does not export what the kind takes.
+        """
+        entry = self.entries()[self.complete(name, track)]
+        module = importlib.import_module(entry.module) if entry.module else _import_file(entry.path)
+        found = getattr(module, self.export, None)
+        lacks = [name for name in self.has if not hasattr(found, name)]
+        config = getattr(found, "Config", None)
+        if self.kind == "method" and not lacks and not _is_config(config):
+            lacks = ["a Config that is a MethodConfig"]
+        if found is None or lacks:
+            what = "nothing" if found is None else repr(found)
+            raise ConfigError(
+                f"{entry.path}: {self.export} is {what[:100]}, which lacks {', '.join(lacks)}",
+                hint=f"end the file with '{self.export} = ...', as CONTRIBUTING.md shows",
+            )
+        return cast("T", found)
+
+    def resolve(self, name: str, track: str) -> Resolved[T]:
+        """Split ``scheme:argument`` and return the file that serves it.
+
+        A name whose scheme has no file of its own goes to the kind's default file, whole.
+
+        Raises:
+            UnknownNameError: If no file serves the name.
+        """
+        entries = self.entries()
+        scheme, _, argument = name.strip().partition(":")
+        own = f"{track}/{scheme.strip().replace('-', '_')}"
+        default = _default_of(self.group, track)
+        if own in entries and (argument or own != f"{track}/{default}"):
+            return Resolved(own, argument, self.get(own))
+        if default and f"{track}/{default}" in entries and own not in entries:
+            full = f"{track}/{default}"
+            return Resolved(full, name.strip(), self.get(full))
+        if own in entries:
+            raise ConfigError(
+                f"'{name}' is the file that serves other {self.kind}s' names, and no name of its own",
+                hint=f"write the {self.kind}'s own name",
+            )
+        known = tuple(n.partition("/")[2] for n in self.names(track))
+        raise unknown(
+            self.kind,
+            name,
+            known,
+            hint=f"list them with '{program(track)} ls {self.kind.replace(' ', '')}s'",
+        )
+
+
+@cache
+def tracks() -> Mapping[str, Track]:
+    """Return the registered tracks by name."""
+    found = {}
+    for point in entry_points(group="clipadapt.methods"):
+        found[point.name] = importlib.import_module(point.value).TRACK
+    return found
+
+
+def program(track: str | None) -> str:
+    """Return the command that serves a track, for hints."""
+    return tracks()[track or DEFAULT_TRACK].program
+
+
+def track_of(name: str) -> str:
+    """Return the track of a full method name: ``clip`` for ``clip/coop``."""
+    track, slash, _ = name.partition("/")
+    if not slash:
+        raise UnknownNameError(f"'{name}' names no track; write clip/{name} or text/{name}")
+    return track
+
+
+@cache
+def _package_entries(group: str) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for point in entry_points(group=group):
+        spec = importlib.util.find_spec(point.value)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"entry point {group}: '{point.value}' is not an importable package")
+        for folder in spec.submodule_search_locations:
+            for path in sorted(Path(folder).glob("*.py")):
+                if not path.stem.startswith("_"):
+                    name = f"{point.name}/{path.stem}"
+                    found[name] = Entry(name, path, f"{point.value}.{path.stem}")
+    return found
+
+
+@cache
+def _default_of(group: str, track: str) -> str | None:
+    """Return the file named by ``DEFAULT`` of the provider's package, without importing its files."""
+    for point in entry_points(group=group):
+        if point.name == track:
+            default: str | None = getattr(importlib.import_module(point.value), "DEFAULT", None)
+            return default
+    return None
+
+
+def refuse_plugins(faults: Sequence[str]) -> None:
+    """Raise where plug-ins cannot be used.
+
+    Raises:
+        ConfigError: With what is wrong with each.
+    """
+    if faults:
+        raise ConfigError(
+            "\n  ".join(faults),
+            hint=f"fix it, or move it out of the folder that {PLUGINS_ENV} names",
+        )
+
+
+def _plugin_entries(folder: str, export: str, faults: list[str]) -> list[Entry]:
+    """Return the plug-ins of one kind in a folder; what is wrong with others is added to ``faults``."""
+    from clipadapt.core.api.user_input import user_path
+
+    try:
+        paths = sorted(p for p in user_path(folder).iterdir() if p.suffix == ".py")
+    except (OSError, ConfigError) as err:
+        why = err.problem if isinstance(err, ConfigError) else err.strerror
+        what = "cannot be read" if isinstance(err, PermissionError) else "is not a folder"
+        faults.append(
+            f"{PLUGINS_ENV} names '{folder}', which {what} ({why}); "
+            f"it takes folders of .py files, separated by '{os.pathsep}'"
+        )
+        return []
+    entries = []
+    for path in paths:
+        if path.stem.startswith("_") or path.is_dir():
+            continue
+        try:
+            names = _assigned(path)
+            track = _checked_track(path, names)
+        except ConfigError as err:
+            faults.append(err.problem)
+            continue
+        if export in names:
+            entries.append(Entry(f"{track}/{path.stem}", path, None))
+    return entries
+
+
+def _checked_track(path: Path, names: Mapping[str, Any]) -> str:
+    """Return the track of a plug-in.
+
+    Raises:
+        ConfigError: If the file is none, as far as can be told without importing it.
+    """
+    track = names.get("TRACK", DEFAULT_TRACK)
+    if not path.stem.isidentifier():
+        raise ConfigError(
+            f"the plug-in {path} can have no such name: a name has letters, digits and '_'"
+        )
+    if track not in tracks():
+        raise ConfigError(
+            f"the plug-in {path}: TRACK is {track!r}; accepted: {', '.join(tracks())}"
+        )
+    exported = [name for name in EXPORTS if name in names]
+    if not exported:
+        raise ConfigError(
+            f"the plug-in {path} assigns none of {', '.join(EXPORTS)}; "
+            "the name of a file that others import begins with '_'"
+        )
+    for name in exported:
+        if names[name] is not _COMPUTED:
+            raise ConfigError(
+                f"the plug-in {path}: {name} is {names[name]!r}, not a class or function"
+            )
+    return str(track)
+
+
+def _assigned(path: Path) -> dict[str, Any]:
+    """Return the names a file defines at its top level, with their values where those are literals."""
+    from clipadapt.core.api.user_input import read_text
+
+    try:
+        tree = ast.parse(read_text(path, "plug-in", MAX_PLUGIN_BYTES))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
+        raise ConfigError(
+            f"the plug-in {path} is not valid Python: {err or type(err).__name__}"
+        ) from None
+    names: dict[str, Any] = {}
+    for node in tree.body:
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names[node.name] = _COMPUTED
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name: _COMPUTED for alias in node.names}
+        for target in targets:
+            if isinstance(target, ast.Name):
+                value = getattr(node, "value", None)
+                names[target.id] = value.value if isinstance(value, ast.Constant) else _COMPUTED
+    return names
+
+
+def _is_config(config: Any) -> bool:
+    from clipadapt.core.api.method import MethodConfig
+
+    return isinstance(config, type) and issubclass(config, MethodConfig)
+
+
+def _import_file(path: Path) -> Any:
+    name = f"clipadapt_plugin_{path.stem}_{abs(hash(path.resolve())):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        # What a plug-in prints is not what a command answers.
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except BaseException as err:
+        del sys.modules[name]
+        if isinstance(err, KeyboardInterrupt):
+            raise
+        # SystemExit among them: a file that is read does not end the program, least of all with success.
+        raise ConfigError(
+            f"the plug-in {path} cannot be imported: {type(err).__name__}: {err}",
+            hint="--debug before the command shows where",
+        ) from err
+    return module
+
+
+METHODS: Registry[type[Method]] = Registry(
+    "method", "clipadapt.methods", "METHOD", ("Config", "version", "requires", "fit", "load")
+)
+DATASETS: Registry[DatasetProvider] = Registry(
+    "dataset", "clipadapt.datasets", "DATASET", ("__call__",)
+)
+MODELS: Registry[ModelProvider] = Registry(
+    "model", "clipadapt.models", "MODEL", ("identify", "load")
+)

@@ -1,0 +1,36 @@
+"""The base of every config and record: frozen and closed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from clipadapt.core.api import user_input as _given
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_given.name)]
+Identifier = Annotated[str, AfterValidator(_given.identifier)]
+
+
+class StrictModel(BaseModel):
+    """Frozen, closed model: no misspelt key passes in silence, nor ``true`` for a number, nor one not finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        several = value.values() if isinstance(value, dict) else value
+        items = several if isinstance(value, dict | list | tuple) else (value,)
+        if any(item is True or item is False for item in items):
+            annotation = str(cls.model_fields[str(info.field_name)].annotation)
+            inner = isinstance(value, dict) and "dict[" not in annotation  # a model's own fields
+            if not inner and not any(kind in annotation for kind in ("bool", "Any", "JsonValue")):
+                raise ValueError("true and false are no values of this setting")
+        return value

@@ -1,0 +1,439 @@
+"""Sweeps: many experiments from one YAML; the same command goes on where it stopped.
+
+A sweep is the product of its axes::
+
+    protocol: few_shot                   # rules from configs/protocols: shots, seeds, what is judged
+    datasets: ["openmoji:color", "openmoji:line"]
+    models: [stitched]
+    methods: [linear_probe-quick, {recipe: zero_shot, shots: [null], seeds: [1]},
+              {recipe: linear_probe, set: {method.max_iter: 100}}]
+    shots: [1, 2, 4]                     # null is all
+    seeds: [1, 2, 3]
+    eval_on: {"openmoji:color": ["openmoji:line"]}      # or a list, for every data set
+    exclude: [{datasets: "openmoji:*", methods: "linear*", shots: 1}]
+    include: [{methods: [linear_probe], shots: [16]}]   # over the axes above, after the excludes
+    settings: {evaluation.also: [{split: val}]}         # of every experiment
+
+``parts`` holds several such blocks, of images and of texts alike; what a part leaves out it takes from the top level.
+A method's track is that of its name (``text/svm``); a name without one is of the program's own track.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from pydantic import Field, ValidationError
+
+from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.limits import Seed, Shots
+from clipadapt.core.api.registry import METHODS, track_of
+from clipadapt.core.api.strict import Name, StrictModel
+from clipadapt.core.experiments import config
+from clipadapt.core.experiments.config import TargetConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from pydantic import BaseModel
+
+    from clipadapt.core.experiments.config import Experiment
+
+
+Targets = tuple[Name | TargetConfig, ...]
+
+
+MAX_COMBINATIONS: Final = 10_000
+
+
+class MethodAxis(StrictModel):
+    """One entry of ``methods``.
+
+    Attributes:
+        recipe: Recipe name or file.
+        set: Settings over the recipe, by dotted key.
+        shots: This method's shots, in place of the axis; ``[null]`` for one that learns from no example.
+        seeds: This method's seeds, in place of the axis.
+    """
+
+    recipe: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    shots: tuple[Shots | None, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
+
+
+class Exclude(StrictModel):
+    """Combinations that are left out: those that match every axis named here.
+
+    Attributes:
+        datasets: Pattern or patterns of names, with ``*`` for any text.
+        models: Likewise.
+        methods: Likewise, of recipes as the sweep names them or of methods.
+        shots: One or several; null is all.
+        seeds: One or several.
+    """
+
+    datasets: str | tuple[str, ...] | None = None
+    models: str | tuple[str, ...] | None = None
+    methods: str | tuple[str, ...] | None = None
+    shots: Shots | tuple[Shots | None, ...] | None = None
+    seeds: Seed | tuple[Seed, ...] | None = None
+
+
+class Axes(StrictModel):
+    """The axes of one block.
+
+    Attributes:
+        protocol: Protocol name or file.
+        datasets: Data sets, as ``--dataset`` takes them.
+        models: Models, as ``--model`` takes them; methods without a backbone run once.
+        methods: Recipes.
+        shots: Training examples per class; null is all.
+        seeds: Seeds of every experiment.
+        eval_on: Further data sets that each fit is judged on: for every data set, or by data set (``*`` is any
+            text, and stands for the same text in the names of the others).
+        settings: Settings of every experiment, by dotted key.
+    """
+
+    protocol: str | None = None
+    datasets: tuple[Name, ...] | None = Field(default=None, min_length=1)
+    models: tuple[Name, ...] | None = None
+    methods: tuple[str | MethodAxis, ...] | None = Field(default=None, min_length=1)
+    shots: tuple[Shots | None, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
+    eval_on: Targets | dict[str, Targets] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Part(Axes):
+    """A block of a sweep: axes, without some combinations, with others.
+
+    Attributes:
+        exclude: Combinations left out of the product.
+        include: Blocks that are added after that, over the axes of this one.
+    """
+
+    exclude: tuple[Exclude, ...] = ()
+    include: tuple[Axes, ...] = ()
+
+
+class SweepConfig(Part):
+    """A sweep: one block, or several.
+
+    Attributes:
+        parts: Blocks; what one leaves out it takes from the top level.
+    """
+
+    parts: tuple[Part, ...] = ()
+
+
+class ProtocolConfig(StrictModel):
+    """Rules by which numbers are got, so that they can be compared.
+
+    Attributes:
+        about: What is learnt from and what is judged.
+        source: Where the rules come from.
+        shots: Training examples per class; null is all.
+        seeds: Seeds.
+        eval_on: As in a sweep.
+        settings: As in a sweep.
+    """
+
+    about: str
+    source: str
+    shots: tuple[Shots | None, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    eval_on: Targets | dict[str, Targets] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") -> list[Experiment]:
+    """Read a sweep and build its experiments.
+
+    Args:
+        name: Path or bare name of a file in ``configs/sweeps``.
+        settings: ``KEY=VALUE`` texts over every experiment; an axis (``seeds``, ``datasets`` ...) is replaced in
+            every block.
+        track: Track of bare method names.
+
+    Raises:
+        ConfigError: Naming every fault.
+    """
+    path = config.find_config(name, track, kind="sweep")
+    over = config.parse_settings(settings)
+    axes = {key: over.pop(key) for key in list(over) if key in SweepConfig.model_fields}
+    raw = config.read_fragment(path)
+    for block in _blocks(raw):
+        for key in axes:
+            block.pop(key, None)
+    sweep = cast("SweepConfig", _validated(SweepConfig, {**raw, **axes}, path, "sweep"))
+    experiments: list[Experiment] = []
+    for part in sweep.parts or (sweep,):
+        builder = _Builder(config.check_identifier(path.stem, "sweep"), over, track)
+        top = _axes(sweep) if sweep.parts else {}
+        own = {**top, **_axes(part), "settings": {**sweep.settings, **part.settings}}
+        excludes = (*sweep.exclude, *part.exclude) if sweep.parts else part.exclude
+        experiments += builder.expand(own, excludes)
+        includes = (*sweep.include, *part.include) if sweep.parts else part.include
+        for more in includes:
+            both = {**own["settings"], **more.settings}
+            experiments += builder.expand({**own, **_axes(more), "settings": both}, ())
+    found = {str(e.resolved()): e for e in experiments}  # an include may name what is there
+    if not found:
+        raise ConfigError(
+            f"the sweep {path} has no run left: its excludes match every combination",
+            hint="see what there is with --dry-run after taking one away",
+        )
+    return list(found.values())
+
+
+def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
+    """Return name and rules of a protocol, given by path or bare name.
+
+    Raises:
+        ConfigError: If there is no such file, or it is not valid.
+    """
+    path = config.find_config(name, kind="protocol")
+    raw = config.read_fragment(path)
+    config.check_identifier(path.stem, "protocol")
+    return path.stem, cast("ProtocolConfig", _validated(ProtocolConfig, raw, path, "protocol"))
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested plain data.
+
+    Raises:
+        ConfigError: If one key is said to be a value and a group of values.
+    """
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        node: Any = out
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"the setting '{key}': '{part}' already has the value {node!r}")
+        config.merge(node, {last: value})
+    return out
+
+
+def _blocks(raw: Any) -> Iterator[dict[str, Any]]:
+    """Yield the mappings below the top level that hold axes, however wrong the rest may be."""
+    for key in ("parts", "include"):
+        for block in raw.get(key) or () if isinstance(raw.get(key), list) else ():
+            if isinstance(block, dict):
+                yield block
+                yield from _blocks(block)
+
+
+def _validated(model: type[BaseModel], raw: Any, path: Path, what: str) -> BaseModel:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as err:
+        faults = "\n".join(config.fault_lines(err, model, ""))
+        raise ConfigError(
+            f"{path} is not a valid {what}:\n{faults}", hint=_examples(f"{what}s")
+        ) from None
+
+
+def _examples(kind: str) -> str:
+    folder = next(f for f in config.config_folders() if f.name == kind)
+    return f"see the files in {folder} for examples"
+
+
+def _axes(block: Axes) -> dict[str, Any]:
+    """Return the axes that a block gives itself."""
+    return {
+        key: value
+        for key in Axes.model_fields
+        if key != "settings" and (value := getattr(block, key)) is not None
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Builds the experiments of blocks.
+
+    Attributes:
+        label: Name of the sweep, where settings come from.
+        over: Settings of the command line.
+        track: Track of bare method names.
+    """
+
+    label: str
+    over: dict[str, Any]
+    track: str
+
+    def expand(self, axes: dict[str, Any], excludes: Sequence[Exclude]) -> list[Experiment]:
+        """Return the experiments of one block.
+
+        Raises:
+            ConfigError: If an axis is missing, or an experiment is not valid.
+        """
+        axes = self._with_protocol(axes)
+        absent = [key for key in ("datasets", "methods") if not axes.get(key)]
+        if absent:
+            raise ConfigError(
+                f"the sweep {self.label} lacks {' and '.join(absent)}",
+                hint=_examples("sweeps"),
+            )
+        n = len(axes["datasets"]) * len(axes.get("models") or (None,)) * len(axes["methods"])
+        if n > MAX_COMBINATIONS:
+            raise ConfigError(
+                f"the sweep {self.label} has {n:,} combinations of data set, model and method; "
+                f"at most {MAX_COMBINATIONS:,}",
+                hint="make several sweeps of it",
+            )
+        found = []
+        for dataset, model, entry in product(
+            axes["datasets"], axes.get("models") or (None,), axes["methods"]
+        ):
+            method = entry if isinstance(entry, MethodAxis) else MethodAxis(recipe=entry)
+            full = self._method_name(method)
+            if METHODS.get(full).requires is None:
+                if model is not None and model != axes["models"][0]:
+                    continue  # a method without a backbone does not depend on the model
+                model = None
+            for shots in method.shots or axes.get("shots") or (_AS_THE_RECIPE,):
+                seeds = method.seeds or axes.get("seeds")
+                built = self._build(axes, dataset, model, method, shots, seeds, full)
+                names = (method.recipe, full)
+                cut = [x for x in excludes if _matches(x, built, names)]
+                if any("seeds" not in x.model_fields_set for x in cut):
+                    continue
+                gone = {seed for x in cut for seed in _several(x.seeds)}
+                left = tuple(s for s in built.config.seeds if s not in gone)
+                if left:
+                    found.append(_with_seeds(built, left))
+        return found
+
+    def _with_protocol(self, axes: dict[str, Any]) -> dict[str, Any]:
+        if axes.get("protocol") is None:
+            return axes
+        name, rules = load_protocol(axes["protocol"])
+        given = {"shots": rules.shots, "seeds": rules.seeds, "eval_on": rules.eval_on}
+        settings = {"evaluation.protocol": name, **rules.settings, **axes["settings"]}
+        both = [*_also(nested(rules.settings)), *_also(nested(axes["settings"]))]
+        if both:
+            settings[_ALSO] = both
+        return {**{k: v for k, v in given.items() if v is not None}, **axes, "settings": settings}
+
+    def _method_name(self, method: MethodAxis) -> str:
+        path = config.find_config(method.recipe, self.track)
+        raw = config.read_fragment(path).get("method")
+        name = raw.get("name") if isinstance(raw, dict) else None
+        if not isinstance(name, str):
+            raise ConfigError(f"{path} names no method", hint="begin it with 'method: {name: ...}'")
+        track = path.parent.name if path.parent in config.config_folders() else self.track
+        return METHODS.complete(name, track)
+
+    def _build(
+        self,
+        axes: dict[str, Any],
+        dataset: str,
+        model: str | None,
+        method: MethodAxis,
+        shots: Any,
+        seeds: tuple[int, ...] | None,
+        full: str,
+    ) -> Experiment:
+        track = track_of(full)
+        recipe = config.find_config(method.recipe, self.track)
+        own: dict[str, Any] = {"data": {"name": dataset}}
+        if shots is not _AS_THE_RECIPE:
+            own["data"]["shots"] = shots
+        if model is not None:
+            own["model"] = {"name": model}
+        if seeds is not None:
+            own["seeds"] = list(seeds)
+        fragments = [
+            (recipe.stem, config.read_fragment(recipe)),
+            (self.label, own),
+            (self.label, nested(axes["settings"])),
+            (self.label, nested(method.set)),
+            ("--set", self.over),
+        ]
+        also = _targets(axes, dataset, self.label)
+        if also:
+            own_also = _also(nested(axes["settings"]))
+            fragments.insert(-1, (self.label, {"evaluation": {"also": [*own_also, *also]}}))
+        if METHODS.get(full).requires is None:
+            fragments = [(f, {k: v for k, v in d.items() if k != "model"}) for f, d in fragments]
+        return config.build(fragments, source=f"{self.label}: {method.recipe}", track=track)
+
+
+_AS_THE_RECIPE: Any = object()
+
+
+_ALSO: Final = "evaluation.also"
+
+
+def _also(settings: Mapping[str, Any]) -> list[Any]:
+    """Return the further targets among nested settings; what is none is found when the experiment is built."""
+    evaluation = settings.get("evaluation")
+    also = evaluation.get("also") if isinstance(evaluation, dict) else None
+    return list(also) if isinstance(also, list | tuple) else [] if also is None else [also]
+
+
+def _targets(axes: Mapping[str, Any], dataset: str, label: str) -> list[dict[str, Any]]:
+    """Return where the fits of a data set are judged too.
+
+    Raises:
+        ConfigError: If targets are given by data set, and none for this one.
+    """
+    given = axes.get("eval_on")
+    if given is None:
+        return []
+    star = ""
+    if isinstance(given, dict):
+        for pattern, targets in given.items():
+            first, has_star, last = pattern.partition("*")
+            found = re.fullmatch(f"{re.escape(first)}(.*){re.escape(last)}", dataset)
+            if dataset == pattern or (has_star and found):
+                star = found[1] if found else ""
+                given = targets
+                break
+        else:
+            rules = f" (protocol {axes['protocol']})" if axes.get("protocol") else ""
+            raise ConfigError(
+                f"the sweep {label}{rules} does not say what a fit on '{dataset}' is judged on; "
+                f"eval_on names {', '.join(given)}",
+                hint=f"add eval_on: {{'{dataset}': [DATASET, ...]}} to the sweep",
+            )
+    return [
+        {"dataset": target.replace("*", star)}
+        if isinstance(target, str)
+        else target.model_dump(mode="json")
+        for target in given
+    ]
+
+
+def _matches(exclude: Exclude, experiment: Experiment, methods: tuple[str, str]) -> bool:
+    """Tell whether an exclude holds for an experiment; its seeds are looked at elsewhere."""
+    asked, data, model = exclude.model_fields_set, experiment.config.data, experiment.config.model
+
+    def any_of(patterns: Any, texts: tuple[str, ...]) -> bool:
+        return any(fnmatchcase(t, p) for p in _several(patterns) for t in texts)
+
+    return bool(asked) and (
+        ("datasets" not in asked or any_of(exclude.datasets, (data.name,)))
+        and ("models" not in asked or any_of(exclude.models, (model.name if model else "",)))
+        and ("methods" not in asked or any_of(exclude.methods, methods))
+        and ("shots" not in asked or data.shots in _several(exclude.shots))
+    )
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _with_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> Experiment:
+    if seeds == experiment.config.seeds:
+        return experiment
+    from dataclasses import replace
+
+    return replace(experiment, config=experiment.config.model_copy(update={"seeds": seeds}))

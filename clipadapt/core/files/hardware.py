@@ -1,0 +1,176 @@
+"""What this machine offers, found without importing an ML framework."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from clipadapt.core.api.errors import ModelError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from clipadapt.core.api.model import ModelOptions
+
+_PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16")
+
+_ML_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "bf16",
+    "asimd",
+    "sve",
+)
+
+
+@cache
+def cpu_flags() -> tuple[str, ...]:
+    """Return the CPU features that matter for speed, in a fixed order."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ()
+    for line in text.splitlines():
+        if line.lower().startswith(("flags", "features")):
+            present = set(line.partition(":")[2].split())
+            return tuple(f for f in _ML_FLAGS if f in present)
+    return ()
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether the CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
+    return bool({"amx_bf16", "avx512_bf16"} & set(cpu_flags()))
+
+
+def cpu_count() -> int:
+    """Return the processors this process may use (its affinity mask)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def default_threads() -> int:
+    """Return the threads of a run that names none: ``OMP_NUM_THREADS`` as it was at first, or the processors."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else cpu_count()
+
+
+def set_threads(count: int) -> None:
+    """Let the numeric libraries use so many threads: those that are loaded, and those that will be.
+
+    Call :func:`default_threads` before, if it is to be known later what the user had set.
+    """
+    from threadpoolctl import threadpool_limits
+
+    os.environ["OMP_NUM_THREADS"] = str(count)  # read by a library that is loaded later
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+    threadpool_limits(count)  # the pools of BLAS and OpenMP that are loaded
+
+
+def reset_device_peak(device: str) -> None:
+    """Begin a new measurement of a GPU's peak memory, where the framework is loaded and uses it."""
+    torch = _torch_on_cuda()
+    if torch is not None and device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def device_peak(device: str) -> int | None:
+    """Return the peak bytes of a GPU since :func:`reset_device_peak`, None where it is not counted (mps)."""
+    torch = _torch_on_cuda()
+    if torch is None or not device.startswith("cuda"):
+        return None
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def free_device_memory() -> None:
+    """Give a GPU's cached memory back, so that the next run does not begin with the last one's."""
+    torch = _torch_on_cuda()
+    if torch is not None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def exact_float32() -> None:
+    """Let float32 be float32 on a GPU: products and convolutions in TF32 keep ten bits of its 23."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def _torch_on_cuda() -> Any:
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_initialized() else None
+
+
+def accelerator_possible() -> bool:
+    """Tell whether asking the framework for a GPU can be of use; False is certain, True is not."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        return False
+    if sys.platform == "linux":
+        return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """What the framework found of one kind of device.
+
+    Attributes:
+        count: How many.
+        bf16: Whether they multiply bfloat16 in hardware.
+    """
+
+    count: int
+    bf16: bool
+
+
+def effective_dtype(
+    options: ModelOptions, accelerators: Callable[[], Mapping[str, Accelerator]]
+) -> tuple[str, str]:
+    """Return device and dtype that the options mean on this machine.
+
+    ``auto`` takes bfloat16 for frozen towers where CPU (AMX, AVX512-BF16) or GPU multiplies it in hardware.
+
+    Args:
+        options: What was asked for.
+        accelerators: Asks the framework; called only where an accelerator can be.
+
+    Raises:
+        ModelError: If the machine lacks the device, or a name is not known.
+    """
+    if options.precision not in _PRECISIONS:
+        raise ModelError(
+            f"unknown precision '{options.precision}'{did_you_mean(options.precision, _PRECISIONS)}",
+            hint=f"take one of {', '.join(_PRECISIONS)}",
+        )
+    kind, _, index = options.device.partition(":")
+    if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not index.isdigit()):
+        raise ModelError(
+            f"unknown device '{options.device}'", hint="take auto, cpu, cuda, cuda:INDEX or mps"
+        )
+    found = accelerators() if kind != "cpu" and accelerator_possible() else {}
+    device = next(iter(found), "cpu") if kind == "auto" else options.device
+    kind = device.partition(":")[0]
+    if kind != "cpu" and (kind not in found or int(index or 0) >= found[kind].count):
+        raise ModelError(
+            f"this machine offers no device '{options.device}' to torch",
+            hint="take device auto or cpu",
+        )
+    if kind == "cpu":
+        device = "cpu"
+    if options.precision != "auto":
+        return device, options.precision
+    has_bf16 = cpu_has_bf16() if kind == "cpu" else found[kind].bf16
+    return device, "bf16" if has_bf16 else "fp32"

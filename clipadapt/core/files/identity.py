@@ -1,0 +1,219 @@
+"""What tells two models apart: the sha256 of their files, and what an earlier look found out.
+
+The hash of a file is remembered with its path and stat, so that a second look needs to read nothing. That serves to
+name a run. What is loaded is read and hashed again, once per process, and compared with that name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.files import hub
+from clipadapt.core.files.checksums import read_sealed_json, sha256_file, write_sealed_json
+from clipadapt.core.files.folders import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from clipadapt.core.api.model import Backbone, ModelIdentity
+
+SCHEMA: Final = 2
+TICK_NS: Final = 2_000_000_000
+"""A file changed again within the clock's tick would keep its stat: such a fresh one is not remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """One file as it was when it was hashed."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    sha256: str
+
+    def current(self) -> bool:
+        """Tell whether the file's stat is what it was."""
+        try:
+            now = Path(self.path).stat()
+        except OSError:
+            return False
+        return (now.st_size, now.st_mtime_ns, now.st_ino) == (
+            self.size,
+            self.mtime_ns,
+            self.inode,
+        )
+
+
+_read_here: dict[str, FileStamp] = {}
+"""Files that this process has read and hashed itself."""
+
+
+def stamp(path: Path, *, read: bool = False) -> FileStamp:
+    """Return the hash of one file with its stat.
+
+    Args:
+        path: The file.
+        read: Whether the bytes must have been read by this process; else a remembered hash will do.
+
+    Raises:
+        ModelError: If it is a damaged file of the hub cache.
+    """
+    known = _read_here.get(str(path)) or (None if read else _known_file(path))
+    if known is not None and known.current():
+        return known
+    try:
+        now = path.stat()  # before the hash, so that a change during it shows
+        found = FileStamp(str(path), now.st_size, now.st_mtime_ns, now.st_ino, sha256_file(path))
+    except OSError as err:
+        raise ModelError(f"'{path}' cannot be read: {err.strerror or err}") from err
+    _read_here.pop(str(path), None)
+    hub.refuse_damaged(path, found.sha256)
+    if time.time_ns() - found.mtime_ns >= TICK_NS:
+        _read_here[str(path)] = found
+        _write(f"file|{path}", asdict(found))
+    return found
+
+
+def of_files(paths: Sequence[Path], *, read: bool = False) -> str:
+    """Return the sha256 of one file, or over names and hashes of several; see :func:`stamp`."""
+    return combined([stamp(p, read=read) for p in paths])
+
+
+def combined(stamps: Sequence[FileStamp]) -> str:
+    """Return the sha256 of one file, or over names and hashes of several."""
+    if len(stamps) == 1:
+        return stamps[0].sha256
+    lines = sorted(f"{Path(s.path).name} {s.sha256}" for s in stamps)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def recall(key: str) -> dict[str, Any] | None:
+    """Return the facts remembered of ``key``, or None if one of its files has changed since."""
+    known = _read(key)
+    try:
+        files = [FileStamp(**f) for f in known["files"]]
+        facts: dict[str, Any] = known["facts"]
+    except (KeyError, TypeError):
+        return None
+    for file in files:
+        path = Path(file.path)
+        # The same file may have been read again since, and main of the hub cache may be another commit.
+        if not file.current() or not hub.is_current(path) or stamp(path).sha256 != file.sha256:
+            return None
+    return facts
+
+
+def remember(key: str, facts: Mapping[str, Any], paths: Sequence[Path] = ()) -> None:
+    """Keep what was found; a cache folder that cannot be written only costs the next look."""
+    stamps = [stamp(p) for p in paths]
+    if all(time.time_ns() - s.mtime_ns >= TICK_NS for s in stamps):
+        _write(key, {"facts": dict(facts), "files": [asdict(s) for s in stamps]})
+
+
+def require_same(backbone: Backbone, expected: ModelIdentity) -> None:
+    """Compare the bytes that a model was loaded from with those that a run was named by.
+
+    Args:
+        backbone: The model; one that does not say what it was loaded from passes.
+        expected: What was found before it was loaded.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    loaded: ModelIdentity | None = getattr(backbone, "identity", None)
+    if loaded is not None:
+        _require(loaded.weights_sha256, expected)
+
+
+def require_files(paths: Sequence[Path], expected: ModelIdentity) -> None:
+    """Make sure that files are still those of a model; a file that this process has read is asked for its stat.
+
+    Raises:
+        ModelError: If they are not.
+    """
+    _require(of_files(paths, read=True), expected)
+
+
+def _require(sha256: str, expected: ModelIdentity) -> None:
+    if sha256 != expected.weights_sha256:
+        raise ModelError(
+            f"the files of '{expected.name}' that were loaded (sha256 {sha256[:16]}) are not those that were found "
+            f"before (sha256 {expected.weights_sha256[:16]}): they were replaced, or are damaged",
+            hint="start it again: it then takes, and records, the files as they are now",
+        )
+
+
+def check_safetensors(path: Path) -> None:
+    """Read the header of a safetensors file; a file of another name passes.
+
+    Raises:
+        ModelError: If it is not one.
+    """
+    if path.suffix != ".safetensors":
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            empty = not list(file.keys())
+    except (SafetensorError, OSError) as err:
+        problem = f"'{path}' is not a safetensors file: {err}"
+        try:
+            hub.refuse_damaged(path)
+        except ModelError as damage:
+            raise ModelError(f"{problem}; {damage.problem}", hint=damage.hint) from None
+        except OSError:
+            pass
+        raise ModelError(problem, hint="save it with safetensors, or get the file again") from None
+    if empty:
+        raise ModelError(f"'{path}' holds no tensors")
+
+
+def versions(*packages: str) -> str:
+    """Return the releases of ``packages``, for identities that depend on them."""
+
+    def of(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "none"
+
+    return " ".join(f"{p} {of(p)}" for p in packages)
+
+
+def _known_file(path: Path) -> FileStamp | None:
+    try:
+        return FileStamp(**_read(f"file|{path}"))
+    except TypeError:
+        return None
+
+
+def _read(key: str) -> dict[str, Any]:
+    """Return what was remembered of a key; nothing where it was never written, or is damaged."""
+    try:
+        known = read_sealed_json(_file(key))
+    except (OSError, ValueError):
+        return {}
+    same = known.get("schema") == SCHEMA and known.get("key") == key
+    return dict(known["value"]) if same else {}
+
+
+def _write(key: str, value: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        write_sealed_json(_file(key), {"schema": SCHEMA, "key": key, "value": dict(value)})
+
+
+def _file(key: str) -> Path:
+    return (
+        cache_dir()
+        / "identities"
+        / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+    )

@@ -1,0 +1,132 @@
+"""Learning curves as data: what a run logged, by epoch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from clipadapt.core.api.errors import DamagedError, RecordError
+from clipadapt.core.files.atomic import files_below
+from clipadapt.core.records.run_store import RECORD, read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from clipadapt.core.records.run_store import RunStore
+    from clipadapt.core.records.schema import RunRecord
+
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What was logged of one epoch; None where it was not.
+
+    Attributes:
+        epoch: Number of the epoch, as the method counts.
+        train_loss: Mean over the lines of the epoch.
+        train_accuracy: The last of the epoch, a fraction; so are the following.
+        val_loss: Loss on val.
+        val_accuracy: Accuracy on val.
+    """
+
+    epoch: float
+    train_loss: float | None
+    train_accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+
+
+def read_epochs(run_dir: Path, record: RunRecord | None = None) -> tuple[Epoch, ...]:
+    """Return the epochs of a run in order; empty where it logged none.
+
+    Lines without an epoch (the trials of a search, for example) are no learning curve and are passed over.
+
+    Args:
+        run_dir: Folder of the run.
+        record: Its record, against which the history is checked; None reads what is there.
+
+    Raises:
+        RecordError: If the history is damaged.
+    """
+    path = run_dir / HISTORY
+    if record is not None:
+        content = read_file(run_dir, record, HISTORY)
+    else:
+        content = path.read_bytes() if path.is_file() else None
+    if content is None:
+        return ()
+    by_epoch: dict[float, list[Mapping[str, Any]]] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            step = json.loads(line)
+            if step.get("epoch") is not None:
+                by_epoch.setdefault(float(step["epoch"]), []).append(step)
+        except (ValueError, TypeError, AttributeError) as err:
+            raise DamagedError(
+                f"{path} is damaged: line {number}: {err}",
+                hint="run the experiment again; what is damaged is kept aside",
+            ) from err
+    return tuple(
+        Epoch(
+            epoch,
+            fmean(losses) if (losses := _values(steps, "train_loss")) else None,
+            _last(steps, "train_accuracy"),
+            _last(steps, "val_loss"),
+            _last(steps, "val_accuracy"),
+        )
+        for epoch, steps in sorted(by_epoch.items())
+    )
+
+
+def loss_rise(epochs: Sequence[Epoch]) -> float | None:
+    """Return the val loss of the last epoch minus the best one: how far a run went past its optimum.
+
+    None where val losses of fewer than two epochs were logged.
+    """
+    losses = [e.val_loss for e in epochs if e.val_loss is not None]
+    return losses[-1] - min(losses) if len(losses) > 1 else None
+
+
+def accuracy_gap(epochs: Sequence[Epoch], chosen: int | None = None) -> float | None:
+    """Return train accuracy minus val accuracy at the chosen epoch, or at the last that has both.
+
+    Args:
+        epochs: The epochs of a run.
+        chosen: Epoch whose state was kept, None for the last.
+    """
+    gaps = {
+        e.epoch: e.train_accuracy - e.val_accuracy
+        for e in epochs
+        if e.train_accuracy is not None and e.val_accuracy is not None
+    }
+    if not gaps:
+        return None
+    return gaps.get(max(gaps) if chosen is None else chosen)
+
+
+def run_folder(store: RunStore, record: RunRecord) -> Path:
+    """Return where a record of a store lies: in its own place, or deeper, where several stores share a folder.
+
+    Raises:
+        RecordError: If the record is not below the store's root.
+    """
+    folder = store.run_dir(record)
+    if (folder / RECORD).is_file():
+        return folder
+    for path in sorted(files_below(store.root, RECORD)):
+        if path.parent.name == record.run_id:
+            return path.parent
+    raise RecordError(f"the run {record.run_id} is not in '{store.root}'")
+
+
+def _values(steps: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(s[name]) for s in steps if s.get(name) is not None]
+
+
+def _last(steps: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    values = _values(steps, name)
+    return values[-1] if values else None

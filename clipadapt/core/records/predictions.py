@@ -1,0 +1,190 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from clipadapt.core.api.errors import DamagedError
+from clipadapt.core.records.reading import REMAKE, bytes_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+MAX_SCORES: Final = 10_000_000
+"""Above so many scores only the best of each example are kept."""
+
+
+KEPT_SCORES: Final = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Scores of every example evaluated.
+
+    Attributes:
+        ids: ``n`` unique ids.
+        labels: Class indices, shape ``(n,)``, int64.
+        scores: Shape ``(n, C)``, float32; in the short form the best ``k`` of each example, descending.
+        classes: Short form: class of each score kept, shape ``(n, k)``, int32. None in the full form.
+        label_scores: Short form: score of the label, shape ``(n,)``.
+        logsumexp: Short form: logsumexp over all ``C`` scores, shape ``(n,)``.
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32] | None = None
+    label_scores: NDArray[np.float32] | None = None
+    logsumexp: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if len(set(self.ids)) != n:
+            raise ValueError("ids are not unique")
+        if self.labels.shape != (n,) or self.labels.dtype != np.int64:
+            raise ValueError(
+                f"labels must be int64 ({n},), got {self.labels.dtype} {self.labels.shape}"
+            )
+        if self.scores.ndim != 2 or len(self.scores) != n or self.scores.dtype != np.float32:
+            raise ValueError(
+                f"scores must be float32 ({n}, C), got {self.scores.dtype} {self.scores.shape}"
+            )
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Class of the highest score, the first one among equals, shape ``(n,)``."""
+        if self.classes is not None:
+            return self.classes[:, 0].astype(np.int64)
+        best: NDArray[np.int64] = self.scores.argmax(axis=1)
+        return best
+
+    def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the confusion matrix without its zeros: true classes, classes given and counts, in that order.
+
+        There are at most as many as there are examples; the whole matrix of 20,000 classes has 400 million cells.
+        """
+        given = self.predicted
+        width = int(max(given.max(initial=0), self.labels.max(initial=0))) + 1
+        cells, counts = np.unique(self.labels * width + given, return_counts=True)
+        return cells // width, cells % width, counts
+
+    def shortened(self, most: int = MAX_SCORES, keep: int = KEPT_SCORES) -> Predictions:
+        """Return the short form where there are more than ``most`` scores, else these predictions.
+
+        Args:
+            most: Number of scores (examples times classes) that may be kept whole.
+            keep: Scores kept of each example otherwise; equal scores in the order of their classes.
+        """
+        if self.classes is not None or self.scores.size <= most or self.scores.shape[1] <= keep:
+            return self
+        from scipy.special import logsumexp
+
+        n, n_classes = self.scores.shape
+        classes = np.empty((n, keep), dtype=np.int32)
+        sums = np.empty(n, dtype=np.float32)
+        step = max(1, 1_000_000 // n_classes)  # bounds the memory of the sort
+        for i in range(0, n, step):
+            block = self.scores[i : i + step]
+            classes[i : i + step] = np.argsort(-block, axis=1, kind="stable")[:, :keep]
+            sums[i : i + step] = logsumexp(block.astype(np.float64), axis=1)
+        return Predictions(
+            self.ids,
+            self.labels,
+            np.take_along_axis(self.scores, classes.astype(np.int64), axis=1),
+            classes,
+            self.scores[np.arange(n), self.labels],
+            sums,
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays as they are stored, little-endian."""
+        out: dict[str, NDArray[Any]] = {
+            "ids": np.asarray(self.ids, dtype=np.str_),
+            "labels": self.labels,
+            "scores": self.scores,
+        }
+        for name in ("classes", "label_scores", "logsumexp"):
+            value = getattr(self, name)
+            if value is not None:
+                out[name] = value
+        return {k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")) for k, v in out.items()}
+
+    def sha256(self) -> str:
+        """Return the hash of the content: names, dtypes, shapes and bytes of the arrays."""
+        total = hashlib.sha256()
+        for name, array in sorted(self.arrays().items()):
+            total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            total.update(array.tobytes())
+        return total.hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write an ``.npz`` file; equal content gives equal bytes, for no time of day is in it."""
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in sorted(self.arrays().items()):
+                entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+                # Ids are padded to the longest; scores hardly shrink and would take seconds.
+                entry.compress_type = zipfile.ZIP_DEFLATED if name == "ids" else zipfile.ZIP_STORED
+                with archive.open(entry, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Predictions:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            RecordError: If the file is missing or not such a file.
+        """
+        return cls.parse(bytes_of(path), path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Predictions:
+        """Return the predictions in the content of the file ``path``; see :meth:`read`."""
+        try:
+            arrays = _arrays_in(content)
+            return cls(tuple(arrays.pop("ids").tolist()), **arrays)
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
+            raise DamagedError(f"{path} is damaged: {err}", hint=REMAKE) from err
+
+
+def _arrays_in(content: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz`` file; none is larger than the bytes that are there for it.
+
+    Raises:
+        ValueError: If a header claims another size than its entry has, or objects.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            # Deflate shrinks to a thousandth at the most.
+            if entry.file_size > 1100 * entry.compress_size + 1024:
+                raise ValueError(f"{entry.filename} claims {entry.file_size} bytes")
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, by_columns, dtype = header(file)
+                size = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or min(shape, default=0) < 0:
+                    raise ValueError(f"{entry.filename} holds {dtype} {shape}")
+                if size != entry.file_size - file.tell():
+                    raise ValueError(
+                        f"{entry.filename} claims {dtype} {shape}, {size} bytes, and has "
+                        f"{entry.file_size - file.tell()}"
+                    )
+                flat = np.frombuffer(bytearray(file.read()), dtype)
+            arrays[entry.filename.removesuffix(".npy")] = flat.reshape(
+                shape, order="F" if by_columns else "C"
+            )
+    return arrays

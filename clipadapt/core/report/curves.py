@@ -1,0 +1,248 @@
+"""Learning curves as PNG: train and val loss, val accuracy, by epoch."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.core.api.errors import ClipAdaptError, RecordError
+from clipadapt.core.api.user_input import visible
+from clipadapt.core.files.atomic import write_bytes
+from clipadapt.core.records.history import read_epochs, run_folder
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.records.schema import slug
+from clipadapt.core.report.tables import group_records, method_title
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from clipadapt.core.records.history import Epoch
+    from clipadapt.core.records.schema import RunRecord
+
+log = logging.getLogger(__name__)
+
+PICTURE: Final = "curves.png"
+INCHES: Final = (11.0, 4.2)
+DPI: Final = 120
+LEGEND_COLUMNS: Final = 3
+# Okabe and Ito's colours, told apart by colour-blind readers, too; yellow is left out, it is too pale for a line.
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS: Final = "osD^vPX"
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """One run.
+
+    Attributes:
+        label: Method, and what tells it apart.
+        seed: Its seed.
+        epochs: What it logged.
+        chosen: Epoch whose state was kept, or None.
+    """
+
+    label: str
+    seed: int
+    epochs: tuple[Epoch, ...]
+    chosen: int | None
+
+
+def plot_curves(runs: RunStore | Sequence[Path], out_dir: Path) -> list[Path]:
+    """Draw the learning curves of runs, one picture for each data set and number of shots.
+
+    Runs that logged no epochs are left out; several evaluations of one fit are one line.
+
+    Args:
+        runs: A store, or the folders of runs.
+        out_dir: Where the pictures are written, as ``curves-<data set>[-<shots>-shots].png``.
+
+    Returns:
+        The pictures, none where no run logged an epoch.
+
+    Raises:
+        ClipAdaptError: If matplotlib is not installed.
+        RecordError: If a record or a history in a folder that was named is damaged; of a store the rest is drawn.
+    """
+    pictures: dict[tuple[str, int | None], list[_Curve]] = {}
+    found = _read(runs)
+    for group in group_records(record for record, _ in found.values()):
+        label = ", ".join([
+            method_title(group.first.method.name, group.first.method.recipe),
+            *group.settings,
+        ])
+        if group.first.model is not None:
+            label += f" on {group.first.model.name}"
+        for record in group.ok:
+            epochs = found[record.fit_id][1]
+            if epochs:
+                chosen = record.selection.epoch if record.selection else None
+                key = (record.data.name, record.data.shots)
+                pictures.setdefault(key, []).append(_Curve(label, record.seed, epochs, chosen))
+    paths = []
+    for (dataset, shots), curves in pictures.items():
+        path = out_dir / f"curves-{slug(dataset)}{'' if shots is None else f'-{shots}-shots'}.png"
+        write_bytes(path, _png(_draw(_title(dataset, shots), curves)))
+        paths.append(path)
+    return paths
+
+
+def plot_run(run_dir: Path) -> Path | None:
+    """Draw the learning curve of one run into its folder, once.
+
+    Args:
+        run_dir: Folder of a run that is ok.
+
+    Returns:
+        The picture, or None where the run logged fewer than two epochs.
+
+    Raises:
+        ClipAdaptError: If matplotlib is not installed.
+        RecordError: If the record or the history is damaged.
+    """
+    record = RunStore.load(run_dir)
+    epochs = read_epochs(run_dir, record)
+    if len(epochs) < 2:
+        return None
+    path = run_dir / PICTURE
+    if not path.is_file():  # a run that is made anew takes the whole folder's place
+        label = method_title(record.method.name, record.method.recipe)
+        if record.model is not None:
+            label += f" on {record.model.name}"
+        chosen = record.selection.epoch if record.selection else None
+        title = _title(record.data.name, record.data.shots)
+        write_bytes(path, _png(_draw(title, [_Curve(label, record.seed, epochs, chosen)])))
+    return path
+
+
+def _title(dataset: str, shots: int | None) -> str:
+    return dataset if shots is None else f"{dataset}, {shots} shots"
+
+
+def _read(runs: RunStore | Sequence[Path]) -> dict[str, tuple[RunRecord, tuple[Epoch, ...]]]:
+    """Return one record of each fit that is ok, with its epochs; the one on its own test split if there is a choice."""
+    if isinstance(runs, RunStore):
+        pairs = [(record, run_folder(runs, record)) for record in runs.load_all()]
+    else:
+        pairs = [(RunStore.load(folder), folder) for folder in runs]
+    pairs = [(record, folder) for record, folder in pairs if record.status == "ok"]
+    pairs.sort(key=lambda pair: _aside(pair[0]))
+    found: dict[str, tuple[RunRecord, tuple[Epoch, ...]]] = {}
+    for record, folder in pairs:
+        if record.fit_id in found:
+            continue
+        try:
+            found[record.fit_id] = record, read_epochs(folder, record)
+        except RecordError as err:
+            if not isinstance(runs, RunStore):
+                raise
+            log.warning("warning: no curve: %s", err.problem)
+    return found
+
+
+def _aside(record: RunRecord) -> tuple[bool, bool]:
+    """Sort what a fit was also judged on after the data it learnt from."""
+    return record.evaluation.dataset != record.data.name, record.evaluation.split == "val"
+
+
+def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        raise ClipAdaptError(
+            "learning curves need matplotlib, which is not installed",
+            hint='pip install "clipadapt[report]"',
+        ) from None
+    labels = list(dict.fromkeys(c.label for c in curves))
+    # pyplot is never touched: a figure of one's own leaves no global state, and saving as PNG needs no display.
+    entries = len(labels) + 3
+    extra = 0.24 * -(-entries // LEGEND_COLUMNS)
+    figure = Figure(
+        figsize=(INCHES[0], INCHES[1] + extra), dpi=DPI, layout=ConstrainedLayoutEngine(wspace=0.06)
+    )
+    losses, accuracies = figure.subplots(1, 2)
+    for curve in curves:
+        at = labels.index(curve.label)
+        colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+        _line(losses, curve, "train_loss", colour, marker, dashed=True)
+        _line(losses, curve, "val_loss", colour, marker)
+        _line(accuracies, curve, "val_accuracy", colour, marker, factor=100)
+    for axes, name in ((losses, "loss, nats"), (accuracies, "val accuracy, %")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
+    # parse_math off: a name with two dollar signs is no formula
+    figure.suptitle(visible(title), parse_math=False)
+    seeds = {label: [c.seed for c in curves if c.label == label] for label in labels}
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+               markersize=4, label=_named(label, seeds[label]))
+        for i, label in enumerate(labels)
+    ]  # fmt: skip
+    handles += [
+        Line2D([], [], color="#666666", linestyle="--", label="train loss (dashed)"),
+        Line2D([], [], color="#666666", label="val (solid)"),
+        Line2D([], [], color="#666666", linestyle="", marker="o", markersize=10,
+               markerfacecolor="none", label="epoch chosen"),
+    ]  # fmt: skip
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _line(
+    axes: Axes,
+    curve: _Curve,
+    field: str,
+    colour: str,
+    marker: str,
+    *,
+    dashed: bool = False,
+    factor: float = 1.0,
+) -> None:
+    points = [
+        (e.epoch, factor * value) for e in curve.epochs if (value := getattr(e, field)) is not None
+    ]
+    if not points:
+        return
+    x, y = zip(*points, strict=True)
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        linestyle="--" if dashed else "-",
+        linewidth=1.2,
+        marker=marker,
+        markersize=3,
+        alpha=0.6 if dashed else 0.9,
+    )
+    kept = [p for p in points if p[0] == curve.chosen]
+    if kept and not dashed:
+        axes.plot(*kept[0], marker="o", markersize=10, markerfacecolor="none", color=colour)
+
+
+def _named(label: str, seeds: Sequence[int]) -> str:
+    plural = "seed" if len(seeds) == 1 else "seeds"
+    return f"{visible(label)}, {plural} {', '.join(map(str, seeds))}"
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})  # equal curves, equal bytes
+    return out.getvalue()

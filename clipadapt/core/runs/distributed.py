@@ -1,0 +1,236 @@
+"""Runs as tasks of Ray: on this machine, or on the cluster that ``RAY_ADDRESS`` names.
+
+One task is one fit with its evaluations. A worker does it in a folder of its own and sends the files back; the
+driver, which holds the claims, writes them. So the output folder needs to be seen by the driver alone, and the data,
+the weights and (to share features) the cache folder by every worker. A task whose worker is lost is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from clipadapt.core.experiments import config
+from clipadapt.core.runs import plan, runner
+from clipadapt.core.data import tasks
+from clipadapt.core.files.atomic import scratch_folder
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, DivergedError
+from clipadapt.core.files.hardware import cpu_count
+from clipadapt.core.records.run_store import RECORD
+from clipadapt.core.runs.schedule import Done
+from clipadapt.core.features.cache import FeatureCache
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from clipadapt.core.runs.plan import Job
+    from clipadapt.core.runs.runner import Backbones
+
+RETRIES: Final = 2
+"""How often a task is done again whose worker was lost."""
+THREADS: Final = 1
+"""Threads of a run whose config names none; they are part of its id, as they are where it is done locally."""
+_SHARED: Final = ("CLIPADAPT_", "HF_", "TORCH_HOME", "TRANSFORMERS_")
+"""Beginnings of the environment variables that workers take from the driver."""
+
+
+class WorkerError(Exception):
+    """A run that stopped on a worker with a defect; the text holds the worker's traceback."""
+
+
+class Ray:
+    """Does jobs as Ray tasks; use it as a context manager.
+
+    Args:
+        workers: Jobs at a time; None is as many as the cluster has processors for.
+
+    Attributes:
+        threads: Threads of a run whose config names none.
+    """
+
+    threads = THREADS
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers
+        self._limit = 0
+        self._tasks: dict[Any, Job] = {}
+        self._own = False
+        self._aside = contextlib.ExitStack()
+
+    def __enter__(self) -> Ray:
+        ray = _ray()
+        # Ray tells of lost workers on stdout, which belongs to the caller's document.
+        self._aside.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if not ray.is_initialized():
+            # RAY_ADDRESS, where it is set, names a cluster; else one is started here and ended with us.
+            here = {} if os.environ.get("RAY_ADDRESS") else _of_this_machine(self.workers)
+            ray.init(log_to_driver=False, **here)
+            self._own = True
+        processors = int(ray.cluster_resources().get("CPU", 1))
+        self._limit = self.workers or max(1, processors)
+        self._work = ray.remote(max_retries=RETRIES)(work)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None
+    ) -> None:
+        ray = _ray()
+        for task in self._tasks:
+            ray.cancel(task, force=True)
+        self._tasks.clear()
+        if self._own:
+            ray.shutdown()
+        self._aside.close()
+
+    def has_room(self) -> bool:
+        """Tell whether another task may be handed over now."""
+        return len(self._tasks) < self._limit
+
+    def start(self, job: Job, /) -> None:
+        """Hand a job over."""
+        options = _resources(job)
+        self._tasks[self._work.options(**options).remote(order(job))] = job
+
+    def finished(self, timeout: float, /) -> list[Done]:
+        """Write the records of the tasks that ended, and return their jobs."""
+        if not self._tasks:
+            return []
+        ray = _ray()
+        ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
+        done = []
+        for task in ended:
+            job = self._tasks.pop(task)
+            try:
+                result = ray.get(task)
+            except ray.exceptions.RayError as err:
+                lost = WorkerError(f"the worker was lost {1 + RETRIES} times: {_first_line(err)}")
+                runner.record_defect(job, lost)
+                done.append(Done(job, lost))
+            else:
+                done.append(Done(job, _take_in(job, result)))
+        return done
+
+    @property
+    def busy(self) -> int:
+        """Number of tasks not yet returned."""
+        return len(self._tasks)
+
+
+def order(job: Job) -> dict[str, Any]:
+    """Return all that a worker needs to do a job, as plain data."""
+    experiment, prepared = job.prepared.experiment, job.prepared
+    return {
+        "config": experiment.resolved(),
+        "track": experiment.track,
+        "recipe": experiment.recipe,
+        "origins": dict(experiment.origins),
+        "stated": sorted(experiment.stated),
+        "seed": job.seed,
+        "run_ids": [prepared.run_id(job.seed, t) for t in prepared.targets],
+        "threads": prepared.threads,
+        "environ": {k: v for k, v in os.environ.items() if k.startswith(_SHARED)},
+        "folder": str(Path.cwd()),
+    }
+
+
+_opened = tasks.OpenSets()
+_backbones: list[Backbones] = []
+"""What a worker keeps for its next task: open data sets and the model loaded last."""
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """Do one job in a worker.
+
+    Args:
+        task: What :func:`order` returned.
+
+    Returns:
+        ``runs``: the files of each run's folder; ``error``: kind, problem and hint, or None.
+    """
+    os.environ.update(task["environ"])
+    if Path(task["folder"]).is_dir():
+        os.chdir(task["folder"])  # names such as folder:PATH may be relative
+    with scratch_folder() as folder:
+        error = None
+        try:
+            _execute(task, folder)
+        except DivergedError as err:
+            error = ("diverged", err.problem, err.hint)
+        except ClipAdaptError as err:
+            error = ("mistake", err.problem, err.hint)
+        except Exception as err:  # noqa: BLE001  it is raised again by the driver
+            error = ("defect", f"{type(err).__name__}: {err}", traceback.format_exc())
+        runs = [
+            {str(p.relative_to(d)): p.read_bytes() for p in d.rglob("*") if p.is_file()}
+            for d in sorted(path.parent for path in folder.glob(f"*/*/*/{RECORD}"))
+        ]
+    return {"runs": runs, "error": error}
+
+
+def _execute(task: dict[str, Any], out: Path) -> None:
+    built = config.build([("the driver", task["config"])], source="a task", track=task["track"])
+    experiment = replace(
+        built, recipe=task["recipe"], origins=task["origins"], stated=frozenset(task["stated"])
+    )
+    if not _backbones:
+        _backbones.append(runner.Backbones(Services(FeatureCache(enabled=False))))
+    prepared = plan.prepare(experiment, out, opened=_opened, threads=task["threads"])
+    if [prepared.run_id(task["seed"], t) for t in prepared.targets] != task["run_ids"]:
+        raise DataError(
+            "data, weights or code on a worker are not those of the driver",
+            hint="let every machine of the cluster see the same files and install the same clipadapt",
+        )
+    runner.execute(prepared, task["seed"], _backbones[0])
+
+
+def _take_in(job: Job, result: dict[str, Any]) -> Exception | None:
+    for files in result["runs"]:
+        job.prepared.store.adopt(files)
+    if result["error"] is None:
+        return None
+    kind, problem, hint = result["error"]
+    if kind == "diverged":
+        return DivergedError(problem, hint=hint)
+    return ClipAdaptError(problem, hint=hint) if kind == "mistake" else WorkerError(problem)
+
+
+def _resources(job: Job) -> dict[str, Any]:
+    """Return what Ray sets aside for a job."""
+    given = job.prepared.experiment.config
+    asked = given.resources
+    cuda = job.prepared.device.startswith("cuda")  # also where device is auto
+    options: dict[str, Any] = {
+        "num_cpus": asked.cpus or job.prepared.threads,
+        "num_gpus": (1 if cuda else 0) if asked.gpus is None else asked.gpus,
+        "name": f"clipadapt {job.title}",
+    }
+    if asked.memory_bytes:
+        options["memory"] = asked.memory_bytes
+    if asked.custom:
+        options["resources"] = dict(asked.custom)
+    return options
+
+
+def _of_this_machine(workers: int | None) -> dict[str, Any]:
+    return {"num_cpus": max(workers or 1, cpu_count()), "include_dashboard": False}
+
+
+def _first_line(err: BaseException) -> str:
+    return str(err).strip().partition("\n")[0]
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "--executor ray needs Ray, which is not installed",
+            hint="pip install 'clipadapt[ray]'",
+        ) from None
+    return ray

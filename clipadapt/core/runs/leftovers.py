@@ -1,0 +1,128 @@
+"""What killed processes left in output folders, the cache and the system's temporary folder: found and removed.
+
+A temporary name tells its process, a fit's work folder its claim; what a living process holds is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.core.files.folders import cache_dir
+from clipadapt.core.files.atomic import files_below, is_temporary, remove, remove_leftovers, write_bytes
+from clipadapt.core.files.locks import remove_unheld
+from clipadapt.core.runs.claims import FOLDER, Claims
+from clipadapt.core.api.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+WORK: Final = ".work"
+"""Folder of the checkpoints of fits that are not complete, in an output folder."""
+KEEP_SECONDS: Final = 7 * 24 * 3600.0
+"""How long a checkpoint waits for its command to be started again."""
+_OUTS: Final = "outs"  # in the cache: the paths of the output folders, for prune
+
+
+def clear(out: Path, claims: Claims, finished: Collection[str] = ()) -> None:
+    """Remove what killed runs left, before new ones begin.
+
+    Args:
+        out: Output folder.
+        claims: Claims on it.
+        finished: Keys of fits that have nothing left to do; their checkpoints go at once.
+    """
+    if (out / WORK).exists():
+        make_work(out / WORK)
+    cache = cache_dir()
+    with contextlib.suppress(OSError):  # prune will not find this folder, nothing else
+        path = cache / _OUTS / hashlib.sha256(os.fsencode(out.absolute())).hexdigest()[:32]
+        if not path.exists():
+            write_bytes(path, os.fsencode(out.absolute()))
+    for folder in (cache, *_folders_in(cache), *_folders_in(cache / "datasets")):
+        remove_leftovers(folder)
+    remove_leftovers(Path(tempfile.gettempdir()))
+    _clear_out(out, claims, KEEP_SECONDS, finished)
+
+
+def make_work(folder: Path) -> None:
+    """Make the work folder of a fit.
+
+    Raises:
+        RecordError: If a file is in its place, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        taken = [p for p in (folder, folder.parent) if p.exists() and not p.is_dir()]
+        raise RecordError(
+            f"cannot make the folder '{folder}': {err.strerror or err}",
+            hint=f"remove the file '{taken[0]}', or name another folder with --out DIR"
+            if taken
+            else "make room, or name another folder with --out DIR",
+        ) from err
+
+
+def prune() -> int:
+    """Remove what killed processes left anywhere; return how many files and folders.
+
+    Unlike :func:`clear` it takes the checkpoints of all fits that no process works on.
+    """
+    cache = cache_dir()
+    removed = remove_leftovers(Path(tempfile.gettempdir()))
+    for folder, folders, _ in os.walk(cache):
+        removed += remove_leftovers(Path(folder))
+        folders[:] = [name for name in folders if not is_temporary(Path(name))]
+    removed += remove_unheld(cache / "locks")
+    for note in _children(cache / _OUTS):
+        with contextlib.suppress(OSError):
+            out = Path(os.fsdecode(note.read_bytes()))
+            if not out.is_dir():
+                note.unlink()
+                continue
+            with contextlib.suppress(RecordError), Claims(out) as claims:  # one that is read only
+                removed += _clear_out(out, claims, 0.0)
+    return removed
+
+
+def _clear_out(out: Path, claims: Claims, older_than: float, finished: Collection[str] = ()) -> int:
+    """Remove leftovers of an output folder; return how many."""
+    runs = [folder for dataset in _folders_in(out) for folder in (dataset, *_folders_in(dataset))]
+    removed = sum(remove_leftovers(folder) for folder in (out, *runs))
+    work = _folders_in(out / WORK)
+    dead = {p.name for p in work if p.name in finished or _age(p) >= older_than}
+    for key in dead | {p.name for p in _children(out / FOLDER) if not p.name.startswith(".")}:
+        if claims.acquire(key):  # a stale claim goes when it is given back
+            if key in dead:
+                remove(out / WORK / key)
+                removed += 1
+            claims.release(key)
+    with contextlib.suppress(OSError):  # another process may still use it
+        (out / WORK).rmdir()
+    return removed
+
+
+def _age(folder: Path) -> float:
+    """Return the seconds since the last change of a file in a folder; without end where there is none."""
+    newest = 0.0
+    for path in files_below(folder):
+        with contextlib.suppress(OSError):  # removed since it was listed
+            newest = max(newest, path.lstat().st_mtime)
+    return time.time() - newest
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    # Unlike those of Path these never raise, whoever the folder belongs to.
+    return [p for p in _children(folder) if os.path.isdir(p) and not os.path.islink(p)]  # noqa: PTH112, PTH114
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,1 @@
+"""What both packages do with torch and the Hugging Face libraries."""

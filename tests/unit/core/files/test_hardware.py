@@ -1,0 +1,64 @@
+"""What is asked of a GPU through the framework that is loaded, and what is set aside for it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from clipadapt.core.files import hardware
+from clipadapt.core.records import environment as env
+from clipadapt.core.runs import distributed
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A framework that counts the memory of a card."""
+    calls = []
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        reset_peak_memory_stats=lambda device: calls.append(("reset", device)),
+        max_memory_allocated=lambda device: calls.append(("peak", device)) or 123,
+        empty_cache=lambda: calls.append(("empty",)),
+    )
+    monkeypatch.setitem(__import__("sys").modules, "torch", SimpleNamespace(cuda=cuda))
+    return calls
+
+
+def test_peak_memory_is_the_cards_where_the_model_is_on_one(card):
+    env.reset_peak_memory("cuda:1")
+    assert env.peak_memory("cuda:1") == 123
+    assert card == [("reset", "cuda:1"), ("peak", "cuda:1")]
+    assert env.peak_memory("mps") is None
+    assert env.peak_memory("cpu") != 123
+
+
+def test_memory_is_given_back_between_runs(card):
+    hardware.free_device_memory()
+    assert card == [("empty",)]
+
+
+def test_float32_is_not_tf32():
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = True
+    hardware.exact_float32()
+    assert torch.backends.cudnn.allow_tf32 is False
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "gpus"),
+    [("cuda", None, 1), ("cpu", None, 0), ("mps", None, 0), ("cuda:1", 0.5, 0.5)],
+)
+def test_a_run_whose_device_turns_out_a_gpu_is_given_one(device, asked, gpus):
+    resources = SimpleNamespace(cpus=None, gpus=asked, memory_bytes=None, custom={})
+    prepared = SimpleNamespace(
+        device=device,
+        threads=1,
+        experiment=SimpleNamespace(config=SimpleNamespace(resources=resources)),
+    )
+    assert (
+        distributed._resources(SimpleNamespace(prepared=prepared, title="a run"))["num_gpus"]
+        == gpus
+    )

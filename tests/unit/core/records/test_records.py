@@ -114,7 +114,7 @@ def test_a_failed_run_has_an_error_and_no_metrics():
 
 def test_the_environment_is_described_without_a_framework():
     code = (
-        "import sys; from clipadapt.core.records.run_store import environment; "
+        "import sys; from clipadapt.core.records.environment import environment; "
         "e = environment(); assert e.packages['torch'] and e.threads >= 1, e; "
         "print([m for m in ('torch', 'scipy', 'pandas', 'sklearn') if m in sys.modules])"
     )
@@ -133,7 +133,7 @@ def test_peak_memory_begins_anew():
     # In a process of its own: one that has run other tests gives memory back at any time.
     script = """
 import numpy as np
-from clipadapt.core.records import run_store as records
+from clipadapt.core.records import environment as env
 assert env.reset_peak_memory()
 before = env.peak_memory()
 block = np.ones(64 << 20, np.uint8)

@@ -108,13 +108,13 @@ def test_the_id_holds_what_decides_the_result(run_id, key):
 def test_threads_count_as_they_are_in_effect(run_id, monkeypatch):
     assert run_id(threads=3) == run_id("threads", 3) == run_id("threads", 3, threads=1)
     assert run_id(threads=3) != run_id(threads=1)
-    monkeypatch.setattr(runner, "default_threads", lambda: 5)
+    monkeypatch.setattr(plan, "default_threads", lambda: 5)
     assert run_id() == run_id("threads", 5)
 
 
 def test_a_sweep_has_the_threads_of_its_executor(tmp_path, monkeypatch):
     distributed = pytest.importorskip("clipadapt.core.runs.distributed")
-    monkeypatch.setattr(runner, "default_threads", lambda: 4)
+    monkeypatch.setattr(plan, "default_threads", lambda: 4)
     raw = {
         "data": {"name": "synthetic:3x8"},
         "method": {"name": "clip/zero_shot"},

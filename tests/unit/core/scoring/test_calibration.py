@@ -6,6 +6,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from clipadapt.core.api.errors import RecordError
+from clipadapt.core.records.confidence import confidences
 from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.scoring import calibration, metrics
 from clipadapt.core.scoring.statistics import wilson
@@ -30,7 +31,7 @@ def gap(bins) -> float:
 def test_the_bins_are_those_of_the_calibration_error(predictions, temperature):
     p = metrics.softmax(predictions.scores.astype(np.float64), temperature or 1.0)
 
-    confidence, right = calibration.confidences(predictions, kind="logit", temperature=temperature)
+    confidence, right = confidences(predictions, kind="logit", temperature=temperature)
     width = calibration.reliability(confidence, right)
     mass = calibration.reliability(confidence, right, binning="mass", bins=10)
 
@@ -57,9 +58,7 @@ def test_the_record_holds_the_same_figures(predictions):
     record = metrics.compute_metrics(predictions.scores, predictions.labels, temperature=2.5)
 
     for suffix, temperature in (("", None), ("_calibrated", 2.5)):
-        confidence, right = calibration.confidences(
-            predictions, kind="logit", temperature=temperature
-        )
+        confidence, right = confidences(predictions, kind="logit", temperature=temperature)
         assert record[f"ece{suffix}"].value == pytest.approx(
             gap(calibration.reliability(confidence, right))
         )
@@ -93,7 +92,7 @@ def test_equal_confidences_are_answered_in_no_order():
 
 
 def test_aurc_lies_between_the_best_and_the_worst_order(predictions):
-    confidence, right = calibration.confidences(predictions, kind="logit")
+    confidence, right = confidences(predictions, kind="logit")
     error = 1 - right.mean()
 
     best = metrics.aurc(right.astype(float), right)
@@ -104,19 +103,19 @@ def test_aurc_lies_between_the_best_and_the_worst_order(predictions):
 
 def test_margins_have_no_probabilities_and_no_figure(predictions):
     with pytest.raises(RecordError, match="margins, not logits"):
-        calibration.confidences(predictions, kind="margin")
+        confidences(predictions, kind="margin")
 
-    fitted, _ = calibration.confidences(predictions, kind="margin", temperature=2.0)
+    fitted, _ = confidences(predictions, kind="margin", temperature=2.0)
     assert fitted.max() <= 1
 
 
 def test_shortened_predictions_keep_their_confidence_at_temperature_one(predictions):
     short = predictions.shortened(most=10, keep=3)
 
-    whole, right = calibration.confidences(predictions, kind="logit")
-    kept, right_kept = calibration.confidences(short, kind="logit")
+    whole, right = confidences(predictions, kind="logit")
+    kept, right_kept = confidences(short, kind="logit")
 
     np.testing.assert_allclose(kept, whole, rtol=1e-5)
     np.testing.assert_array_equal(right_kept, right)
     with pytest.raises(RecordError, match="another temperature"):
-        calibration.confidences(short, kind="logit", temperature=2.0)
+        confidences(short, kind="logit", temperature=2.0)

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.core.files import processes as _processes
-from clipadapt.core.files.locks import locked
-from clipadapt.core.files.atomic import remove, remove_leftovers, temporary_beside
 from clipadapt.core.api.errors import RecordError
+from clipadapt.core.files import processes as _processes
+from clipadapt.core.files.atomic import remove, remove_leftovers, temporary_beside
+from clipadapt.core.files.locks import locked
 
 if TYPE_CHECKING:
     from pathlib import Path

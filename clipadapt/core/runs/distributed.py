@@ -15,16 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.experiments import config
-from clipadapt.core.runs import plan, runner
-from clipadapt.core.data import tasks
-from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, DivergedError
+from clipadapt.core.data import tasks
+from clipadapt.core.experiments import config
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.hardware import cpu_count
 from clipadapt.core.records.run_store import RECORD
+from clipadapt.core.runs import plan, runner
 from clipadapt.core.runs.schedule import Done
-from clipadapt.core.features.cache import FeatureCache
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from pydantic import ValidationError
 
-from clipadapt.core.runs import card
-from clipadapt.core.scoring import metrics
-from clipadapt.core.files.atomic import atomic_directory, write_text
-from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.errors import (
     ClipAdaptError,
@@ -22,22 +18,26 @@ from clipadapt.core.api.errors import (
     RecordError,
     did_you_mean,
 )
-from clipadapt.core.files.identity import require_same
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
 from clipadapt.core.api.model import ModelOptions
-from clipadapt.core.records.run_store import CLASSIFIER, RunStore, check_files
 from clipadapt.core.api.registry import METHODS, MODELS, program, track_of
+from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files.atomic import atomic_directory, write_text
+from clipadapt.core.files.identity import require_same
+from clipadapt.core.records.run_store import CLASSIFIER, RunStore, check_files
+from clipadapt.core.runs import card
+from clipadapt.core.scoring import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clipadapt.core.api.method import Classifier
     from clipadapt.core.api.data import Inputs
+    from clipadapt.core.api.method import Classifier
     from clipadapt.core.api.model import ModelIdentity, ModelProvider
     from clipadapt.core.api.progress import Progress
-    from clipadapt.core.records.schema import ModelFacts, RunRecord
     from clipadapt.core.api.registry import Resolved
+    from clipadapt.core.records.schema import ModelFacts, RunRecord
 
 AT_ONCE: Final = 4096
 """Inputs whose scores are held at a time."""

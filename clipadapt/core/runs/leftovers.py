@@ -13,11 +13,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from clipadapt.core.api.errors import RecordError
+from clipadapt.core.files.atomic import (
+    files_below,
+    is_temporary,
+    remove,
+    remove_leftovers,
+    write_bytes,
+)
 from clipadapt.core.files.folders import cache_dir
-from clipadapt.core.files.atomic import files_below, is_temporary, remove, remove_leftovers, write_bytes
 from clipadapt.core.files.locks import remove_unheld
 from clipadapt.core.runs.claims import FOLDER, Claims
-from clipadapt.core.api.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Collection

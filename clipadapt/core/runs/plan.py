@@ -2,58 +2,36 @@
 
 from __future__ import annotations
 
-
-import contextlib
-import shutil
-import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from clipadapt.core.data import leakage
-from clipadapt.core.runs import leftovers
-from clipadapt.core.scoring import metrics
-from clipadapt.core.records import run_store as records
-from clipadapt.core.records import schema
-from clipadapt.core.records import predictions
-from clipadapt.core.records import environment as env
-from clipadapt.core.data import sampling
-from clipadapt.core.data import tasks
-from clipadapt.core.files.folders import check_writable, refusal
-from clipadapt.core.files.atomic import scratch_folder
-from clipadapt.core.api.user_input import user_path
-from clipadapt.core.runs.claims import Claims
-from clipadapt.core.api.context import RunContext, Services
-from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, DivergedError, ModelError
-from clipadapt.core.files.hardware import default_threads, free_device_memory, set_threads
-from clipadapt.core.files.identity import require_same
-from clipadapt.core.runs.leftovers import WORK
-from clipadapt.core.api.progress import Silent
+from clipadapt.core.api.errors import (
+    ConfigError,
+    DataError,
+)
+from clipadapt.core.api.method import OpenVocabulary
 from clipadapt.core.api.model import ModelOptions
-from clipadapt.core.api.method import OpenVocabulary, Selected, SelfCalibrated, ZeroShotStart
-from clipadapt.core.records.schema import RunRecord
-from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import METHODS, MODELS, tracks
-from clipadapt.core.runs.schedule import Local, work_through
-from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.api.user_input import user_path
+from clipadapt.core.data import sampling, tasks
 from clipadapt.core.data.tasks import classnames_sha256
+from clipadapt.core.files.folders import check_writable
+from clipadapt.core.files.hardware import default_threads
+from clipadapt.core.records import schema
+from clipadapt.core.records.run_store import RunStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from clipadapt.core.experiments.config import Experiment
-    from clipadapt.core.api.model import Backbone, ModelIdentity, ModelProvider
     from clipadapt.core.api.method import Classifier, Method
+    from clipadapt.core.api.model import ModelIdentity, ModelProvider
     from clipadapt.core.api.progress import Progress
-    from clipadapt.core.api.data import Split
     from clipadapt.core.data.tasks import Target
-
+    from clipadapt.core.experiments.config import Experiment
+    from clipadapt.core.records.schema import RunRecord
 
 
 MAX_ATTEMPTS = 2  # a failed run is tried once more
@@ -377,4 +355,3 @@ def _columns(home: Target, target: Target) -> list[int]:
             hint="take a method with an open vocabulary, or name the classes apart with data.classnames",
         )
     return [index[name] for name in target.classnames]
-

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from clipadapt.core.api.errors import ClipAdaptError, DivergedError
 
 if TYPE_CHECKING:
-    from clipadapt.core.runs.plan import Job
     from collections.abc import Callable, Iterator, Sequence
 
-    from clipadapt.core.runs.claims import Claims
     from clipadapt.core.api.progress import Progress
+    from clipadapt.core.runs.claims import Claims
+    from clipadapt.core.runs.plan import Job
 
 _SHORTEST: Final = 0.05
 _LONGEST: Final = 1.0

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-
-import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from itertools import product
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
-
-from clipadapt.core.experiments import config
-from clipadapt.core.runs import leftovers, plan
-from clipadapt.core.runs import runner
-from clipadapt.core.api.strict import Name, StrictModel
-from clipadapt.core.runs.claims import Claims
-from clipadapt.core.experiments.config import TargetConfig
 from clipadapt.core.api.errors import ClipAdaptError, ConfigError
-from clipadapt.core.api.limits import Seed, Shots
-from clipadapt.core.api.registry import METHODS, track_of
+from clipadapt.core.runs import leftovers, plan, runner
+from clipadapt.core.runs.claims import Claims
 from clipadapt.core.runs.schedule import Local, work_through
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from pydantic import BaseModel
-
-    from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.api.progress import Progress
+    from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.runs.plan import Job
     from clipadapt.core.runs.runner import Session
     from clipadapt.core.runs.schedule import Executor
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,4 +153,3 @@ def _joined(faults: Sequence[tuple[Experiment, ClipAdaptError]]) -> ClipAdaptErr
         f"{len(faults)} of the sweep's experiments cannot be run:\n" + "\n".join(lines),
         hint=faults[0][1].hint,
     )
-

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.progress import Tracker
-    from textsent.methods._training import TrainingConfig
+    from textsent.methods._task import TrainingConfig
     from textsent.models import TextEncoder
 
 Rows = list[dict[str, Any]]

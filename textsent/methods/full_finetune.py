@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textsent.methods import _training
-from textsent.methods._training import TrainingConfig
+from textsent.methods._task import TrainingConfig
 from textsent.models import TextEncoder
 
 if TYPE_CHECKING:

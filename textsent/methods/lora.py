@@ -9,7 +9,7 @@ from pydantic import Field
 from clipadapt.core.api.errors import unknown
 from clipadapt.core.api.limits import Rank, check_rank
 from textsent.methods import _training
-from textsent.methods._training import TrainingConfig
+from textsent.methods._task import TrainingConfig
 from textsent.models import TextEncoder
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -60,3 +61,20 @@ def test_no_registered_name_is_written_in_the_kernel(registry) -> None:
     for name in registry.names():
         assert f'== "{name}"' not in code
         assert f'"{name}":' not in code
+
+
+@pytest.mark.parametrize("package", ["clipadapt", "textsent"])
+def test_methods_do_not_import_one_another(package: str) -> None:
+    """What two methods share is in a helper, a module whose name begins with an underscore."""
+    folder = ROOT / package / "methods"
+    methods = {f"{package}.methods.{path.stem}" for path in folder.glob("[!_]*.py")}
+    for path in folder.glob("*.py"):
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: imports are absolute"
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+
+        assert not imported & methods, f"{path} imports a method"

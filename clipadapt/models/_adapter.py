@@ -9,7 +9,7 @@ import hashlib
 import json
 import warnings
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import open_clip
 import torch
@@ -304,8 +304,8 @@ class OpenClipModel:
         self.services = services
         self._digests: dict[str, tuple[int, str]] = {}
         self._transform = _transform(module, source.preprocess_cfg)
-        self._in_dtype: dict[str, OpenClipModel] = {dtype: self}
-        self._compiled: dict[Layer, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._in_dtype: dict[str, OpenClipModel] = {}
+        self._compiled: dict[tuple[Layer, bool], Callable[[torch.Tensor], torch.Tensor]] = {}
         self.identity: ModelIdentity | None = None
 
     @property
@@ -604,6 +604,12 @@ class OpenClipModel:
         self.services.meter.add(got.encode_seconds, got.seconds_spent, got.computed)
         return cast("NDArray[np.float32]", got.rows)
 
+    def with_services(self, services: Services, /) -> Self:
+        """Return a model that shares these weights and encodes through other services."""
+        other = copy.copy(self)
+        other.services = services
+        return other
+
     def clone(self, *, split: bool = False) -> OpenClipModel:
         """Return a copy whose weights may be trained; ``split`` gives attention separate projections."""
         module = copy.deepcopy(self.module)
@@ -613,11 +619,15 @@ class OpenClipModel:
 
     def in_dtype(self, dtype: str, /) -> OpenClipModel:
         """Return the model with its weights as stored, cast to ``fp32`` or ``bf16``; frozen, built once."""
+        if dtype == self.dtype:
+            return self
         if dtype not in self._in_dtype:
             module = build(self.source, self.name)
             if self.identity is not None:
                 identity.require_files(self.source.files, self.identity)
             self._in_dtype[dtype] = self._with(cast_weights(module, self.device, dtype), dtype)
+        if self._in_dtype[dtype].services is not self.services:
+            self._in_dtype[dtype] = self._in_dtype[dtype].with_services(self.services)
         return self._in_dtype[dtype]
 
     def save_folder(
@@ -745,7 +755,8 @@ class OpenClipModel:
     def _compile(
         self, layer: Layer, network: Callable[[torch.Tensor], torch.Tensor]
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        if layer not in self._compiled:
+        key = layer, self.services.fast
+        if key not in self._compiled:
             compile_: Any = torch.compile  # its overloads leave out isolate_recompiles
             compiled = compile_(network, dynamic=False, isolate_recompiles=True)
 
@@ -763,8 +774,8 @@ class OpenClipModel:
                         hint="install a C++ compiler, or leave out --set compile=on",
                     ) from err
 
-            self._compiled[layer] = run
-        return self._compiled[layer]
+            self._compiled[key] = run
+        return self._compiled[key]
 
     def _texts(
         self, inputs: Inputs[Any], layer: Layer, indices: NDArray[np.int64]

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -277,7 +277,7 @@ class Encoder:
         self._pieces: dict[tuple[str, int], list[int]] = {}
         self._whole: dict[str, int] = {}  # text -> its tokens, where nothing is cut
         self._digests: dict[str, tuple[int, str]] = {}
-        self._cast: tuple[str, Any] | None = None
+        self._cast: dict[str, Any] = {}  # sha256 of the weights -> the network in ``dtype``
         self.identity: ModelIdentity | None = None
 
     @property
@@ -452,6 +452,12 @@ class Encoder:
         """
         return lora_targets(self.module)
 
+    def with_services(self, services: Services, /) -> Self:
+        """Return a model that shares these weights and encodes through other services."""
+        other = copy.copy(self)
+        other.services = services
+        return other
+
     def clone(self) -> Encoder:
         """Return a copy whose weights may be trained without a change to this model."""
         return Encoder(
@@ -579,9 +585,10 @@ class Encoder:
         if self.dtype == "fp32":
             return self._net
         now = self.weights_sha256
-        if self._cast is None or self._cast[0] != now:
-            self._cast = (now, copy.deepcopy(self._net).to(DTYPES[self.dtype]))
-        return self._cast[1]
+        if now not in self._cast:
+            self._cast.clear()
+            self._cast[now] = copy.deepcopy(self._net).to(DTYPES[self.dtype])
+        return self._cast[now]
 
 
 def batches(

@@ -7,6 +7,7 @@ from typing import (
     TYPE_CHECKING,
     Literal,
     Protocol,
+    Self,
     runtime_checkable,
 )
 
@@ -34,7 +35,14 @@ class Backbone(Protocol):
 
     @property
     def weights_sha256(self) -> str:
-        """sha256 over the names, shapes and bytes of the weights as they are now."""
+        """sha256 over the names, shapes and bytes of the current weights."""
+        ...
+
+    def with_services(self, services: Services, /) -> Self:
+        """Return a model that shares these weights and encodes through other services.
+
+        Neither model changes the other's services. It is a shallow copy: cheap, and no weights are duplicated.
+        """
         ...
 
 

@@ -443,6 +443,21 @@ def test_a_low_precision_model_in_float32_is_the_stored_one(family, tiny_models,
     assert get(family).in_dtype("fp32") is get(family)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_with_other_services_shares_the_weights_in_every_dtype(family, tiny_models):
+    model = load(tiny_models[family], "bf16")
+    own = model.services
+    other = model.with_services(Services(FeatureCache(enabled=False)))
+
+    assert other.services is not own
+    assert model.services is own
+    assert other.module is model.module
+    full = model.in_dtype("fp32")
+    assert other.in_dtype("fp32").module is full.module
+    assert other.in_dtype("fp32").services is other.services
+    assert model.in_dtype("fp32").services is full.services is own
+
+
 @pytest.mark.parametrize("family", ["clip", "custom"])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_what_prompts_begin_alike_with_is_computed_once_and_changes_nothing(family, position, get):

@@ -131,6 +131,11 @@ class TinyEncoder:
             )
         return TARGETS[self.architecture]
 
+    def with_services(self, services):
+        other = copy.copy(self)
+        other.services = services
+        return other
+
     def clone(self):
         return copy.deepcopy(self)
 

@@ -208,6 +208,19 @@ def test_changed_weights_are_encoded_anew(folders: dict[str, Path], tmp_path: Pa
         np.testing.assert_array_equal(encoder.encode(inputs(TEXTS)), before)
 
 
+def test_an_encoder_with_other_services_shares_the_weights(folders: dict[str, Path]) -> None:
+    encoder = load(folders["distilbert"], "bf16")
+    own = encoder.services
+    other = encoder.with_services(Services(FeatureCache(enabled=False)))
+
+    np.testing.assert_array_equal(other.encode(inputs(TEXTS)), encoder.encode(inputs(TEXTS)))
+
+    assert encoder.services is own is not other.services
+    assert other.module is encoder.module
+    assert own.meter.computed == other.services.meter.computed == len(TEXTS)
+    assert encoder._network() is other._network()
+
+
 def test_another_call_of_the_tokenizer_does_not_change_the_key(encoder: TextEncoder) -> None:
     before = _encoder.tokenizer_digest(encoder.tokenizer)
     encoder.tokenizer(TEXTS, truncation=True, max_length=7, padding="max_length")

@@ -1,4 +1,4 @@
-"""Every flag that the code can set has a meaning, which the report page shows; found in the source, not in a list."""
+"""Every flag that the code can set is registered with a meaning; the flags are found in the source code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core.report.page import MEANINGS
+from clipadapt.core.api.context import Services
+from clipadapt.core.api.flags import FLAGS, Flag, register, registered
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.report.references import UNLIKE
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(p for package in ("clipadapt", "textsent") for p in (ROOT / package).rglob("*.py"))
@@ -101,19 +104,40 @@ def flags_in(source: str) -> set[str]:
     return {flag for flag in found if FLAG.fullmatch(flag) and len(flag) > 2}
 
 
-def test_every_flag_has_a_meaning() -> None:
+def test_every_flag_in_the_code_is_registered() -> None:
     found = {path: flags_in(path.read_text(encoding="utf-8")) for path in SOURCES}
     known = set().union(*found.values())
 
-    assert {"leakage", "collapse", "nan", "user_error", "judged_on_val", "judged_on_train"} <= known
+    assert {"leakage", "collapse", "nan", "judged_on_val", "judged_on_train"} <= known
     assert len(known) >= 15
     without = {
-        str(path.relative_to(ROOT)): sorted(flags - MEANINGS.keys())
+        str(path.relative_to(ROOT)): sorted(flags - FLAGS.keys())
         for path, flags in found.items()
-        if flags - MEANINGS.keys()
+        if flags - FLAGS.keys()
     }
     assert without == {}
-    assert all(text.strip() for text in MEANINGS.values())
+    assert set(UNLIKE) <= FLAGS.keys()
+
+
+def test_every_flag_has_a_meaning() -> None:
+    assert all(name == flag.name and flag.meaning.strip() for name, flag in FLAGS.items())
+    with pytest.raises(ValueError, match="no meaning"):
+        register("new_flag", " ")
+    with pytest.raises(ValueError, match="already registered"):
+        register("leakage", "something else")
+
+
+def test_an_unregistered_flag_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = Services(FeatureCache(enabled=False))
+    with pytest.raises(ValueError, match="unregistered flag new_flag"):
+        services.report("new_flag", "why")
+    with pytest.raises(ValueError, match="unregistered flag new_flag"):
+        registered(("leakage", "new_flag"))
+    assert registered(["nan", "leakage", "nan"]) == ("nan", "leakage")
+
+    monkeypatch.setitem(FLAGS, "new_flag", Flag("new_flag", "of a plug-in", "note"))
+    services.report("new_flag", "why")
+    assert services.flags == {"new_flag": "why"}
 
 
 @pytest.mark.parametrize(

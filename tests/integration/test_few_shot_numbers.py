@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from clipadapt.core.report.page import MEANINGS
+from clipadapt.core.api.flags import FLAGS
 from clipadapt.core.scoring import metrics
 
 
@@ -46,7 +46,7 @@ def test_a_refit_that_is_asked_for_is_counted_and_flagged(
 
     assert record["data"]["n_train"] == 12
     assert "refit_on_val" in record["flags"]
-    assert "refit_on_val" in MEANINGS
+    assert "refit_on_val" in FLAGS
 
 
 def test_a_manifest_is_a_few_shot_draw_too(cli, records, tiny_clip, folder, tmp_path):
@@ -141,7 +141,7 @@ def test_a_temperature_at_its_bound_is_flagged_and_not_applied(
         assert record["calibration"]["temperature"] is None
         assert "nll_calibrated" not in record["metrics"]
         assert "it is not applied" in done.err
-    assert "temperature_at_bound" in MEANINGS
+    assert "temperature_at_bound" in FLAGS
 
 
 # ---------------------------------------------------------------- schedules

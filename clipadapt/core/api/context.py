@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipadapt.core.api.flags import registered
 from clipadapt.core.api.progress import Silent
 
 if TYPE_CHECKING:
@@ -75,13 +76,17 @@ class Services:
     _reported: set[str] = field(default_factory=set)
 
     def report(self, flag: str, why: str, *, record: bool = True) -> None:
-        """Warn the user about what a run found out about its own input; each flag is reported once.
+        """Warn the user about a problem of the run's input; each flag is reported once.
 
         Args:
-            flag: Name of the flag; its meaning is listed in :data:`clipadapt.core.report.page.MEANINGS`.
+            flag: Name of a flag registered in :mod:`clipadapt.core.api.flags`.
             why: One sentence with the figures.
             record: Whether the records of the run carry the flag.
+
+        Raises:
+            ValueError: If the flag is not registered.
         """
+        registered((flag,))
         if record:
             self.flags.setdefault(flag, why)
         if flag not in self._reported:

@@ -22,6 +22,7 @@ import numpy as np
 
 from clipadapt.core.api.data import DatasetOptions
 from clipadapt.core.api.errors import ClipAdaptError, RecordError
+from clipadapt.core.api.flags import FLAGS
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import DATASETS, track_of
 from clipadapt.core.api.user_input import visible
@@ -61,36 +62,6 @@ SAMPLES: Final = 8
 MOST_THUMBNAILS: Final = 1500
 PIXELS: Final = 72
 LETTERS: Final = 320
-
-MEANINGS: Final = {
-    "leakage": "examples judged, or near copies of them, lie in train or val",
-    "duplicates_train_val": "examples of val, or near copies of them, lie in train",
-    "duplicates_across_splits": "the same bytes or text lie in two splits",
-    "duplicates_across_classes": "the same bytes or text have two labels",
-    "class_overlap": "classes called new were learnt",
-    "collapse": "nearly everything is given one class",
-    "below_zero_shot": "less accurate than zero-shot",
-    "nan": "the scores are not finite",
-    "allow_fewer": "a class had fewer examples than shots",
-    "not_the_official_split": "judged on another split than published numbers",
-    "not_the_official_data": "other data than published numbers",
-    "duplicate_classnames": "two classes have the same name, or names of the same tokens",
-    "unknown_tokens": "the model's tokenizer does not know many tokens of the class names",
-    "many_left_out": "more than one in twenty images or rows was not read",
-    "empty_class": "a class has no example that can be read",
-    "class_missing_in_train": "a class has no training example: trained scores and probabilities are unreliable",
-    "class_missing_in_test": "a class has no example to evaluate",
-    "texts_cut": "many texts are truncated: they have more tokens than are read",
-    "class_missing_in_val": "a class has no example to select on",
-    "other_classes": "not the classes of published numbers, or not all of them",
-    "split_by_hash": "the data have no splits of their own: a hash of each example decides",
-    "judged_on_train": "evaluated on the examples it was trained on",
-    "judged_on_val": "judged on the split that selected",
-    "judged_on_test": "evaluated on test beside another split",
-    "user_error": "failed because of a setting, file or model that the user can change; it is always tried again",
-    "refit_on_val": "trained on val too, after selecting on it",
-    "temperature_at_bound": "no temperature suits val; probabilities are not calibrated",
-}
 
 
 @dataclass(frozen=True)
@@ -1193,7 +1164,7 @@ def _flags(records: Sequence[RunRecord]) -> list[tuple[str, str, int, list[str]]
     return [
         (
             flag,
-            MEANINGS.get(flag, ""),
+            FLAGS[flag].meaning if flag in FLAGS else "",
             n,
             sorted({r.evaluation.dataset for r in records if flag in r.flags}),
         )

@@ -20,6 +20,7 @@ from clipadapt.core.api.errors import (
     DivergedError,
     ModelError,
 )
+from clipadapt.core.api.flags import registered
 from clipadapt.core.api.method import Selected, SelfCalibrated, ZeroShotStart
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
@@ -539,7 +540,7 @@ class _Run:
                 recipe=experiment.recipe,
                 deviations=experiment.deviations,
             ),
-            flags=tuple(dict.fromkeys(flags)),
+            flags=registered(flags),
             leakage=leaks,
             environment=env.environment(device=device, threads=prepared.threads),
             started_at=self.started,

@@ -1,4 +1,4 @@
-"""Where scripts write tables: between the markers ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
+"""Write tables into Markdown files, between the markers ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def insert(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the markers of a Markdown file."""
+    """Replace the text between the markers of a Markdown file."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     whole = path.read_text(encoding="utf-8")
     if begin not in whole or end not in whole:

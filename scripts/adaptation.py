@@ -1,9 +1,9 @@
-"""Every way to adapt CLIP on photos and sketches: one sweep of the quick recipes, one table.
+"""Compare every method on photos and sketches: one sweep of the quick recipes, one table.
 
-    python scripts/adaptation.py DIR [--out runs/adaptation] [--readme README.md]
+    python scripts/adaptation.py DIR [--out runs/adaptation] [--readme docs/results.md]
 
-DIR holds ``photo`` and ``sketch``, each a data set as ``folder:`` takes it. Sixteen shots, seeds 1 to 3, whole test
-splits. ``--readme`` writes the table between the markers of that file. What is complete is not run again.
+DIR has ``photo`` and ``sketch``, each a dataset that ``folder:`` reads. Sixteen shots, seeds 1 to 3, whole test splits.
+``--readme`` writes the table between the markers of that file. Complete runs are skipped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Runs what README shows and writes every table of it anew; what is complete is not run again.
+"""Run what README.md and docs/results.md show and rewrite their tables; complete runs are skipped.
 
     python scripts/reproduce.py [--data DIR] [--out runs]
 
-Without ``--data`` the tables that need no pictures but those in packages; DIR holds ``photo`` and ``sketch``, see
-scripts/adaptation.py. The tables of speed and memory are written by scripts/bench/*.py, on an idle machine.
+Without ``--data``, only the table whose images come from Python packages is written. DIR has ``photo`` and
+``sketch``, see scripts/adaptation.py. scripts/bench/*.py write the tables of speed and memory, on an idle machine.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+RESULTS = HERE.parent / "docs" / "results.md"
 
 
 def main() -> None:
-    """Run each script that writes into README."""
+    """Run each script that writes a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=None, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs"))
@@ -26,9 +27,9 @@ def main() -> None:
     out = arguments.out
     commands = [["demo.py", "--out", str(out / "demo"), "--readme", str(README)]]
     if arguments.data is None:
-        print("without --data the adaptation table stays as it is", file=sys.stderr)
+        print("without --data, docs/results.md is not updated", file=sys.stderr)
     else:
-        own = ["--out", str(out / "adaptation"), "--readme", str(README)]
+        own = ["--out", str(out / "adaptation"), "--readme", str(RESULTS)]
         commands.append(["adaptation.py", str(arguments.data), *own])
     for script, *rest in commands:
         done = subprocess.run([sys.executable, str(HERE / script), *rest], check=False)

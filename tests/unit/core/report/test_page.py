@@ -138,7 +138,7 @@ def test_margins_have_no_figure_and_the_page_says_so(page):
 def test_recipes_leakage_and_environment_are_there(page):
     assert f"A paper of {HOSTILE}" in page.text("recipes")
     assert "train and test 1 2 thumbnails" in page.text("data")
-    assert "examples judged, or near copies of them" in page.text("data")
+    assert "examples of the evaluation split, or near copies of them" in page.text("data")
     assert "Linux" in page.text("environment")
     assert "val loss" in page.text("curves")
 

@@ -1,4 +1,4 @@
-"""A cache that belongs to another, is read only, or cannot be made: one message, or work without it."""
+"""A cache that belongs to another user, is read-only or cannot be created: one message, or work without it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PR_CAPBSET_DROP = 24
 
 
 def _as_an_ordinary_user() -> None:
-    """Let modes hold for root too."""
+    """Make file modes apply to root, too."""
     for capability in range(41):
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 @pytest.fixture
 def command(tmp_path):
-    """Run a command for which modes hold, within a minute."""
+    """Run a command to which file modes apply, even as root."""
 
     def call(*words: object, program: str = "clipadapt", **environment: str):
         given = {k: v for k, v in os.environ.items() if k != "CLIPADAPT_CACHE"}
@@ -63,7 +63,7 @@ def cache(tmp_path) -> Path:
 
 @pytest.mark.parametrize("mode", [0o000, 0o555])
 @pytest.mark.parametrize("which", ["space", "top", "features", "cache", "segment"])
-def test_cache_commands_say_what_they_cannot_do(command, cache, tmp_path, which, mode):
+def test_cache_commands_report_what_they_cannot_do(command, cache, tmp_path, which, mode):
     segment = next(cache.glob("features/*/*/*.safetensors"))
     paths = {
         "segment": segment, "space": segment.parent, "top": segment.parent.parent,
@@ -82,26 +82,26 @@ def test_cache_commands_say_what_they_cannot_do(command, cache, tmp_path, which,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o000, 0o555])
-def test_a_run_works_without_a_cache_it_may_not_use(command, tiny_clip, cache, mode):
+def test_a_run_works_with_a_cache_it_may_not_use(command, tiny_clip, cache, mode):
     for folder in (*cache.glob("features/*/*"), *cache.glob("features/*"), *cache.iterdir(), cache):
         folder.chmod(mode)
     done = command(*zeroshot(tiny_clip, "runs"), CLIPADAPT_CACHE=str(cache))
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cannot write to the feature store") == 1
+    assert done.stderr.count("cannot write to the feature cache") == 1
     assert "CLIPADAPT_CACHE" in done.stderr
 
 
 @pytest.mark.parametrize("program", ["clipadapt", "textsent"])
-def test_a_home_that_cannot_be_made(command, program):
+def test_a_home_that_cannot_be_created(command, program):
     for words in (("ls",), ("verify",), ("prune",)):
         done = command("cache", *words, program=program, HOME="/proc/nowhere")
         assert done.returncode == 0, done.stderr
 
 
-def test_runs_work_where_no_cache_can_be_made(command, tiny_clip, tmp_path):
+def test_runs_work_where_no_cache_can_be_created(command, tiny_clip, tmp_path):
     done = command(*zeroshot(tiny_clip, "runs"), HOME="/proc/nowhere")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cannot write to the feature store") == 1
+    assert done.stderr.count("cannot write to the feature cache") == 1
     rows = [f"{'good' if i % 2 else 'bad'} film {i},{'pos' if i % 2 else 'neg'}" for i in range(40)]
     (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]))
     words = ("run", "tfidf_svm", "--set", "data.name=csv:t.csv", "--out", "runs2")

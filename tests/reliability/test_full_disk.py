@@ -1,4 +1,4 @@
-"""A disk without room: what is optional is left out with one warning, what is required is one error and no attempt."""
+"""Full disk: optional files are skipped with one warning; required ones are one error and no attempt is recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from clipadapt.core.features import cache as store
+from clipadapt.core.features import segment, space
 from clipadapt.core.files import atomic as _files
 from clipadapt.core.records import run_store as records
 from clipadapt.core.runs import runner
@@ -31,7 +31,7 @@ def words(*settings):
 
 @contextlib.contextmanager
 def no_file_above(size: int):
-    """Have the system refuse to write files above a size, as a full disk or a quota does."""
+    """Make the system refuse to write files above a size, like a full disk or a quota."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -70,10 +70,10 @@ def test_a_record_that_cannot_be_written_is_one_error_and_no_attempt(
     assert json.loads(result.out)["records"][0]["attempt"] == 1
 
 
-def test_a_cache_without_room_is_one_warning(cli, tiny_clip, tmp_path, monkeypatch, caplog):
+def test_a_full_cache_disk_is_one_warning(cli, tiny_clip, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "atomic_file", full)
-    monkeypatch.setattr(store, "write_json", full)
+    monkeypatch.setattr(segment, "atomic_file", full)
+    monkeypatch.setattr(space, "write_json", full)
     write = _files.atomic_file
 
     def no_cache(path):
@@ -99,7 +99,7 @@ def predictions(folder) -> bytes:
     return path.read_bytes()
 
 
-def test_an_image_fit_whose_checkpoint_finds_no_room_ends_equal(
+def test_an_image_fit_without_room_for_its_checkpoint_gives_equal_predictions(
     cli, tiny_clip, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
@@ -131,7 +131,9 @@ def test_an_image_fit_whose_checkpoint_finds_no_room_ends_equal(
     assert not list((tmp_path / "fuller").rglob("record.json"))
 
 
-def test_a_text_fit_whose_checkpoints_find_no_room_ends_equal(cli, tiny_texts, tmp_path):
+def test_a_text_fit_without_room_for_its_checkpoints_gives_equal_predictions(
+    cli, tiny_texts, tmp_path
+):
     lines = [
         f"{'good' if i % 2 else 'bad'} film {i},{'pos' if i % 2 else 'neg'}" for i in range(60)
     ]

@@ -1,4 +1,4 @@
-"""What other processes and kill -9 can do to the store and the records."""
+"""Concurrent processes and kill -9 leave the feature cache and the records intact."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.features.result import Result
 from tests.watch import matching
 
-# A writer that encodes slowly, in small segments, and tells when it begins.
+# A writer that encodes slowly, in small segments, and prints a line when it starts.
 WRITER = """
 import hashlib, sys, time
 from pathlib import Path
 import numpy as np
-from clipadapt.core.features import cache as module
+from clipadapt.core.features import space as module
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.api.features import Space
 
@@ -36,7 +37,7 @@ def compute(indices):
         yield indices[i : i + 50], ROWS[indices[i : i + 50]]
 
 def main(root, rounds):
-    module.SEGMENT_BYTES = 100 * WIDTH * 4  # here, as the test reads this text for its constants
+    module.SEGMENT_BYTES = 100 * WIDTH * 4  # set here because the test executes the rest of this script
     print("ready", flush=True)
     for _ in range(int(rounds)):
         got = FeatureCache(Path(root)).get_or_compute(SPACE, KEYS, compute)
@@ -101,16 +102,17 @@ def test_a_killed_writer_leaves_nothing_half_done(tmp_path, writer):
 
         for segment in segments():
             load_file(segment)
-        store = FeatureCache(root)
-        assert store.verify().damaged == ()
-        handle = store.open(scope["SPACE"])
-        found = np.flatnonzero(handle.lookup(scope["KEYS"]).found)
-        if len(found):
-            np.testing.assert_array_equal(handle.read(scope["KEYS"][found]), scope["ROWS"][found])
+        cache = FeatureCache(root)
+        assert cache.verify().damaged == ()
+        result = Result(scope["N"])
+        found, _ = cache.open(scope["SPACE"]).fill(scope["KEYS"], result)
+        np.testing.assert_array_equal(
+            result.rows()[found], scope["ROWS"][found, : result.rows().shape[1]]
+        )
 
-    last = store.get_or_compute(scope["SPACE"], scope["KEYS"], scope["compute"])
+    last = cache.get_or_compute(scope["SPACE"], scope["KEYS"], scope["compute"])
     np.testing.assert_array_equal(last.rows, scope["ROWS"])
-    assert 0 < last.computed < scope["N"]  # something was kept, something was left to do
+    assert 0 < last.computed < scope["N"]  # some rows were kept, some were left to compute
 
 
 def test_two_writers_at_once(tmp_path, writer):
@@ -146,13 +148,13 @@ def test_a_flipped_byte_and_a_truncated_segment_are_found(tmp_path, writer):
     first.write_bytes(raw)
     second.write_bytes(second.read_bytes()[:-500])
 
-    store = FeatureCache(root)
-    found = store.get_or_compute(scope["SPACE"], scope["KEYS"], scope["compute"])
+    cache = FeatureCache(root)
+    found = cache.get_or_compute(scope["SPACE"], scope["KEYS"], scope["compute"])
     np.testing.assert_array_equal(found.rows, scope["ROWS"])
     assert found.computed == 200  # two segments of a hundred rows
     assert not first.exists()
     assert not second.exists()
-    assert store.verify().damaged == ()
+    assert cache.verify().damaged == ()
 
 
 def test_a_killed_run_leaves_no_half_record(tmp_path, request):

@@ -45,7 +45,7 @@ def test_a_record_holds_what_the_design_lists(cli, records, probe, tmp_path, pic
     assert (first["seed"], second["seed"]) == (1, 2)
     assert first["run_id"] != second["run_id"] != first["fit_id"]
     assert first["status"] == "ok"
-    assert (first["schema_version"], first["attempt"]) == (2, 1)
+    assert (first["schema_version"], first["attempt"]) == (3, 1)
     assert first["error"] is None
     assert first["data"] | {"sha256": "", "manifest_sha256": ""} == {
         "name": "folder:pictures", "sha256": "", "n_train": 6, "n_val": 6, "n_test": 12,

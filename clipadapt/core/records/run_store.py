@@ -37,9 +37,10 @@ from pydantic import (
 from clipadapt.core.api.errors import DamagedError, RecordError
 from clipadapt.core.files.atomic import atomic_directory, remove_leftovers
 from clipadapt.core.files.checksums import has_seal, sealed, sha256_file
+from clipadapt.core.records.migrations import SCHEMA_VERSION, upgrade
 from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.reading import REMAKE, bytes_of
-from clipadapt.core.records.schema import _OTHER, SCHEMA_VERSION, RunRecord, slug
+from clipadapt.core.records.schema import OTHER_CLIPADAPT, RunRecord, slug
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -306,7 +307,7 @@ def read_file(run_dir: Path, record: RunRecord, name: str) -> bytes | None:
         RecordError: If it cannot be read.
     """
     path, wanted = run_dir / name, record.files.get(name)
-    if wanted is None and (record.schema_version > 1 or not path.is_file()):
+    if wanted is None and (record.files or not path.is_file()):
         return None
     content = bytes_of(path)
     if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
@@ -379,9 +380,7 @@ def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> Run
                 for p in sorted(new.rglob("*"))
                 if p.is_file() and p != new / RECORD
             }
-            record = record.model_copy(
-                update={"attempt": len(earlier) + 1, "files": files, "schema_version": 2}
-            )
+            record = record.model_copy(update={"attempt": len(earlier) + 1, "files": files})
             (new / RECORD).write_bytes(sealed(_record_text(record)))
             if damaged:
                 with contextlib.suppress(FileNotFoundError):  # another process did so
@@ -485,11 +484,11 @@ def _parse_record(content: bytes, path: Path) -> RunRecord:
             raise DamagedError(
                 f"{path} is damaged: it does not end in the sha256 of its content", hint=REMAKE
             )
-        return RunRecord.model_validate(raw)
+        return RunRecord.model_validate(upgrade(raw))
     except ValidationError as err:
         fault = err.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"])
-        kind, hint = (RecordError, _OTHER) if whole else (DamagedError, REMAKE)
+        kind, hint = (RecordError, OTHER_CLIPADAPT) if whole else (DamagedError, REMAKE)
         raise kind(f"{path} is not a valid record: {where}: {fault['msg']}", hint=hint) from err
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise DamagedError(f"{path} is truncated or not a record: {err}", hint=REMAKE) from err

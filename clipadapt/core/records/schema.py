@@ -21,17 +21,14 @@ from pydantic import (
 from clipadapt.core.api.data import Classes
 from clipadapt.core.api.strict import StrictModel
 from clipadapt.core.data.leakage import LeakageFacts
+from clipadapt.core.records.migrations import SCHEMA_VERSION
 from clipadapt.core.scoring.metrics import MetricValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-SCHEMA_VERSION: Final = 2
-"""Version 1 had no checksums, and a whole confusion matrix in ``per_class``."""
-
-
-_OTHER: Final = "read it with the clipadapt that wrote it, or name another folder"
+OTHER_CLIPADAPT: Final = "read it with the clipadapt that wrote it, or name another folder"
 
 
 class DataFacts(StrictModel):
@@ -124,12 +121,14 @@ class MethodFacts(StrictModel):
         version: Version of its results.
         recipe: Name of the recipe its settings come from, or None.
         deviations: What differs from the recipe's source.
+        uses_train: Whether it is trained; False for zero-shot classifiers.
     """
 
     name: str
     version: int
     recipe: str | None
     deviations: tuple[str, ...]
+    uses_train: bool = True
 
 
 class Selection(StrictModel):
@@ -197,7 +196,7 @@ class RunRecord(StrictModel):
     """One fit and its evaluation.
 
     Attributes:
-        schema_version: Version of this format.
+        schema_version: Version of this format; older records are upgraded when they are read.
         run_id: Identity of the run, see :func:`make_run_id`.
         fit_id: Identity of the fit; evaluations of one fit share it.
         status: ``ok``, or ``failed``.
@@ -219,13 +218,13 @@ class RunRecord(StrictModel):
         leakage: Duplicates between what was learnt from and what was judged, None where they were not looked for.
         per_class: ``classnames`` of what was judged, or None; figures by class follow from the predictions.
         predictions_sha256: Hash of the content of the predictions, None in a failed run.
-        files: sha256 of every other file of the run by its path in the folder; empty in version 1.
+        files: sha256 of every other file of the run by its path in the folder; empty in records of version 1.
         environment: Where the run took place.
         started_at: When it began, UTC.
         metrics_version: Version of what the metrics mean, see :data:`~clipadapt.core.scoring.metrics.METRICS_VERSION`.
     """
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[3] = SCHEMA_VERSION
     run_id: str
     fit_id: str
     status: Literal["ok", "failed"]

@@ -591,7 +591,6 @@ def _facts(record: RunRecord, metric: str) -> dict[str, Any]:
     model, value = record.model, record.metrics.get(metric)
     installed = record.environment.packages
     return {
-        "schema_version": record.schema_version,
         "data.n_test": record.data.n_test,
         "model.weights_sha256": model.weights_sha256 if model else None,
         "method.version": record.method.version,

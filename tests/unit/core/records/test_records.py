@@ -362,7 +362,7 @@ def test_a_missing_folder_is_a_clear_error(tmp_path):
         (lambda raw: raw[:-1], "it does not end in the sha256 of its content"),
         (lambda raw: raw.replace(b'"seed": 1', b'"seed": 2'), "its content is not what was written"),
         (
-            lambda raw: raw.replace(b'"schema_version": 2', b'"schema_version": 1'),
+            lambda raw: raw.replace(b'"schema_version": 3', b'"schema_version": 1'),
             "its content is not what was written",
         ),
         (lambda raw: as_version_1(raw).replace(b'"seed": 1', b'"seed": "x"'), "is not a valid record: seed: "),
@@ -432,7 +432,7 @@ def test_a_record_of_a_newer_version_is_named_and_never_replaced(tmp_path):
     store = RunStore(tmp_path)
     store.save(make_record(), make_predictions())
     path = store.run_dir(make_record()) / "record.json"
-    body = path.read_text().partition(',\n  "sha256"')[0].replace('version": 2', 'version": 99')
+    body = path.read_text().partition(',\n  "sha256"')[0].replace('version": 3', 'version": 99')
     path.write_bytes(sealed(body + "}"))
     before = path.read_bytes()
 
@@ -442,7 +442,7 @@ def test_a_record_of_a_newer_version_is_named_and_never_replaced(tmp_path):
         lambda: store.save(make_record(), make_predictions()),
     ):
         with pytest.raises(
-            RecordError, match=r"has schema version 99; this clipadapt reads up to 2"
+            RecordError, match=r"has schema version 99; this clipadapt reads up to 3"
         ):
             read()
     assert path.read_bytes() == before
@@ -456,7 +456,7 @@ def test_records_of_version_1_are_read(tmp_path):
     path.write_bytes(as_version_1(path.read_bytes()))
 
     (read,) = store.load_all()
-    assert read == saved.model_copy(update={"schema_version": 1, "files": {}})
+    assert read == saved.model_copy(update={"files": {}, "per_class": {"classnames": ["a", "b"]}})
     assert RunStore.load_predictions(path.parent).predicted.shape == (10,)
 
 

@@ -108,7 +108,6 @@ def test_the_protocol_is_a_column_only_where_it_differs():
         ({"data__n_test": 50}, "data.n_test", "100", "50"),
         ({"model__weights_sha256": "w2"}, "model.weights_sha256", "'w1'", "'w2'"),
         ({"method__version": 2}, "method.version", "1", "2"),
-        ({"schema_version": 1}, "schema_version", "2", "1"),
         ({"environment": installed("torch", "1.0")}, "environment.packages.torch", TORCH, "'1.0'"),
     ],
 )

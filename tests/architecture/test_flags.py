@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 
 
 def strings(node: ast.AST, constants: dict[str, str]) -> Iterator[str]:
-    """Yield the texts an expression may give, conditions aside; ``"judged_on_" + split`` gives one per split."""
+    """Yield the texts an expression may give, conditions aside; ``"evaluated_on_" + split`` gives one per split."""
     match node:
         case ast.Constant(value=str(text)):
             yield text
@@ -108,7 +108,7 @@ def test_every_flag_in_the_code_is_registered() -> None:
     found = {path: flags_in(path.read_text(encoding="utf-8")) for path in SOURCES}
     known = set().union(*found.values())
 
-    assert {"leakage", "collapse", "nan", "judged_on_val", "judged_on_train"} <= known
+    assert {"leakage", "collapse", "nan", "evaluated_on_val", "evaluated_on_train"} <= known
     assert len(known) >= 15
     without = {
         str(path.relative_to(ROOT)): sorted(flags - FLAGS.keys())

@@ -33,11 +33,27 @@ def rewrite(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 def as_version_1(folder: Path) -> None:
-    """Write the record of a run as it was before there were checksums."""
+    """Rewrite the record of a run as schema version 1 had it: without checksums."""
     path = folder / "record.json"
-    fields = json.loads(path.read_text())
-    del fields["sha256"], fields["files"]
+    fields = _version_2(json.loads(path.read_text()))
+    del fields["files"]
     path.write_text(json.dumps({**fields, "schema_version": 1}))
+
+
+def as_version_2(folder: Path) -> None:
+    """Rewrite the record of a run as schema version 2 had it."""
+    path = folder / "record.json"
+    path.write_bytes(sealed(json.dumps(_version_2(json.loads(path.read_text())))))
+
+
+def _version_2(fields: dict) -> dict:
+    del fields["sha256"], fields["method"]["uses_train"]
+    old = {"trained": "learnt", "evaluated": "judged"}
+    for overlap in (fields["leakage"] or {"overlaps": []})["overlaps"]:
+        for new, name in old.items():
+            overlap[name] = overlap.pop(new)
+    flags = [f.replace("evaluated_on_", "judged_on_") for f in fields["flags"]]
+    return {**fields, "schema_version": 2, "flags": flags}
 
 
 @pytest.fixture

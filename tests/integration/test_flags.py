@@ -228,7 +228,7 @@ def test_what_was_learnt_from_is_flagged_however_it_is_named(
     )  # fmt: skip
 
     assert home["flags"] == []
-    assert f"judged_on_{split}" in away["flags"]
+    assert f"evaluated_on_{split}" in away["flags"]
 
 
 def test_a_limit_does_not_turn_a_few_copies_into_the_whole_split(known, pictures, tmp_path):
@@ -288,8 +288,8 @@ def test_texts_that_were_learnt_from_are_flagged_however_they_are_named(
         )
     )  # fmt: skip
 
-    assert "judged_on_train" not in home["flags"]
-    assert "judged_on_train" in away["flags"]
+    assert "evaluated_on_train" not in home["flags"]
+    assert "evaluated_on_train" in away["flags"]
 
 
 def test_zero_shot_is_flagged_too(cli, records, tiny_clip, pictures, tmp_path):
@@ -301,5 +301,5 @@ def test_zero_shot_is_flagged_too(cli, records, tiny_clip, pictures, tmp_path):
             "--json", "--out", tmp_path / "runs",
         )
     )  # fmt: skip
-    assert "judged_on_train" not in home["flags"]
-    assert "judged_on_train" in away["flags"]
+    assert "evaluated_on_train" not in home["flags"]
+    assert "evaluated_on_train" in away["flags"]

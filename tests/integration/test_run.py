@@ -21,7 +21,7 @@ from clipadapt.core.experiments import config
 from clipadapt.core.files.atomic import files_below
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs import runner
-from tests.integration.conftest import picture
+from tests.integration.conftest import as_version_1, as_version_2, picture
 
 SEEDS = ["--set", "seeds=[1,2]"]
 
@@ -536,6 +536,24 @@ def test_what_is_judged_is_not_learnt_from_under_another_name(cli, records, tiny
         assert record["calibration"]["temperature"] is None
 
 
+def test_runs_of_earlier_schema_versions_are_shown_and_skipped(cli, records, probe, tmp_path):
+    made = records(cli(*probe, "--json"))
+    folders = sorted(p.parent for p in (tmp_path / "runs").glob("*/*/*/record.json"))
+    as_version_1(folders[0])
+    as_version_2(folders[1])
+    before = {f: (f / "record.json").read_bytes() for f in folders}
+
+    again = cli(*probe, "--json")
+    table = cli("table", tmp_path / "runs", "--format", "csv")
+
+    assert records(again) == [
+        {**r, "files": a["files"]} for r, a in zip(made, records(again), strict=True)
+    ]
+    assert {f: (f / "record.json").read_bytes() for f in folders} == before
+    (row,) = csv.DictReader(io.StringIO(table.out))
+    assert row["seeds"] == "2", table.out
+
+
 def test_one_fit_judged_on_several_targets(cli, records, probe, pictures, tmp_path):
     other = tmp_path / "sketches"
     for i, (name, colour) in enumerate((("blue_thing", (0, 0, 99)), ("red_thing", (99, 0, 0)))):
@@ -550,7 +568,7 @@ def test_one_fit_judged_on_several_targets(cli, records, probe, pictures, tmp_pa
     ]  # fmt: skip
     assert len({r["fit_id"] for r in found}) == 1
     assert len({r["run_id"] for r in found}) == 3
-    assert "judged_on_val" in found[1]["flags"]
+    assert "evaluated_on_val" in found[1]["flags"]
     assert [r["data"]["n_test"] for r in found] == [12, 12, 6]
     assert len(list((tmp_path / "runs").rglob("classifier"))) == 1
     assert not (tmp_path / "runs" / ".work").exists()
@@ -641,12 +659,12 @@ def test_duplicates_between_train_and_test_are_counted_and_flagged(cli, records,
     assert found["leakage"] == other["leakage"] == {
         "overlaps": [
             {
-                "learnt": "train", "judged": "test", "exact": 1, "near": 0,
+                "trained": "train", "evaluated": "test", "exact": 1, "near": 0,
                 "examples": [["train/red_thing/1.png", "test/red_thing/copy.png"]], "before": False,
             },
-            {"learnt": "val", "judged": "test", "exact": 0, "near": 0, "examples": [], "before": False},
+            {"trained": "val", "evaluated": "test", "exact": 0, "near": 0, "examples": [], "before": False},
             {
-                "learnt": "train", "judged": "val", "exact": 0, "near": 1,
+                "trained": "train", "evaluated": "val", "exact": 0, "near": 1,
                 "examples": [["train/blue_thing/scene.png", "val/blue_thing/near.jpg"]], "before": True,
             },
         ],

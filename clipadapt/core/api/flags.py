@@ -64,9 +64,9 @@ def registered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 register("leakage", "examples of the evaluation split, or near copies of them, are in train or val")
-register("judged_on_train", "evaluated on the examples it was trained on", "error")
-register("judged_on_val", "evaluated on the split used for selection")
-register("judged_on_test", "evaluated on test and on another split", "note")
+register("evaluated_on_train", "evaluated on the examples it was trained on", "error")
+register("evaluated_on_val", "evaluated on the split used for selection")
+register("evaluated_on_test", "evaluated on test and on another split", "note")
 register("class_overlap", "classes treated as new were seen in training")
 register("refit_on_val", "trained on val too, after selecting on it", "note")
 register("duplicates_train_val", "examples of val, or near copies of them, are in train")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised when the same data come to give other counts; part of the cache's key."""
 NEAR_IMAGE: Final = 0.95
 """Cosine of the gradients of two thumbnails from which two images count as near-duplicates."""
@@ -65,16 +65,16 @@ class Overlap(StrictModel):
     """Duplicates between two splits.
 
     Attributes:
-        learnt: Split that is learnt from, or selected on.
-        judged: Split whose examples are counted.
-        exact: Examples of ``judged`` whose content lies in ``learnt``, too.
-        near: Further ones that are nearly equal to one in ``learnt``; None where it was not looked for.
-        examples: Ids of the first pairs, learnt and judged.
-        before: Whether ``judged`` is the val split of the data learnt from, and not what the record judges.
+        trained: Split used for training, or for selection.
+        evaluated: Split whose examples are counted.
+        exact: Examples of ``evaluated`` whose content is also in ``trained``.
+        near: Other examples of ``evaluated`` that are nearly equal to one in ``trained``; None if not searched.
+        examples: Ids of the first pairs, (trained, evaluated).
+        before: Whether ``evaluated`` is the val split of the training data and not the record's evaluation split.
     """
 
-    learnt: SplitName
-    judged: SplitName
+    trained: SplitName
+    evaluated: SplitName
     exact: NonNegativeInt
     near: NonNegativeInt | None
     examples: tuple[tuple[str, str], ...] = ()
@@ -102,13 +102,13 @@ class LeakageFacts(StrictModel):
     def flags(self, n: int) -> tuple[str, ...]:
         """Return the flags of a record: ``leakage`` into the evaluation split, ``duplicates_train_val`` before it.
 
-        Where every example of it has a copy in one split, it is that split, whatever its name: ``judged_on_train``.
+        Where every example of it has a copy in one split, it is that split, whatever its name: ``evaluated_on_train``.
 
         Args:
             n: Examples in the evaluation split, also those that a limit leaves out.
         """
         into = [o for o in self.overlaps if not o.before]
-        whole = tuple(f"judged_on_{o.learnt}" for o in into if o.exact >= n > 0)
+        whole = tuple(f"evaluated_on_{o.trained}" for o in into if o.exact >= n > 0)
         leaks = any(o.found for o in into)
         before = any(o.found for o in self.overlaps if o.before)
         return whole + ("leakage",) * leaks + ("duplicates_train_val",) * before
@@ -225,8 +225,8 @@ def _overlap(
         near[exact >= 0] = -1
     pairs = [*_pairs(exact), *([] if near is None else _pairs(near))][:SHOWN]
     return Overlap(
-        learnt=learnt,
-        judged=judged,
+        trained=learnt,
+        evaluated=judged,
         exact=int((exact >= 0).sum()),
         near=None if near is None else int((near >= 0).sum()),
         examples=tuple((_as_text(left.ids[i]), _as_text(right.ids[j])) for i, j in pairs),

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from clipadapt.core.data.leakage import Overlap
-
 SCHEMA_VERSION: Final = 3
 
 _OVERLAP: Final = {"learnt": "trained", "judged": "evaluated"}
@@ -48,7 +46,7 @@ def _from_2(raw: dict[str, Any]) -> dict[str, Any]:
     leakage = raw.get("leakage")
     if leakage is not None:
         overlaps = [
-            {_renamed(name): value for name, value in overlap.items()}
+            {_OVERLAP.get(name, name): value for name, value in overlap.items()}
             for overlap in leakage["overlaps"]
         ]
         leakage = {**leakage, "overlaps": overlaps}
@@ -59,8 +57,3 @@ def _from_2(raw: dict[str, Any]) -> dict[str, Any]:
         "flags": flags,
         "leakage": leakage,
     }
-
-
-def _renamed(name: str) -> str:
-    new = _OVERLAP.get(name, name)
-    return new if new in Overlap.model_fields else name

@@ -1153,7 +1153,7 @@ def _overlaps(records: Sequence[RunRecord]) -> list[tuple[RunRecord, Any]]:
     found: dict[tuple[Any, ...], tuple[RunRecord, Any]] = {}
     for r in records:
         for overlap in r.leakage.overlaps if r.leakage else ():
-            key = r.data.sha256, r.evaluation.dataset, overlap.learnt, overlap.judged
+            key = r.data.sha256, r.evaluation.dataset, overlap.trained, overlap.evaluated
             found.setdefault(key, (r, overlap))
     return list(found.values())
 

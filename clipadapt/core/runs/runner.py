@@ -473,8 +473,8 @@ class _Run:
         for overlap in facts.overlaps:
             if overlap.found and self.seed == config.seeds[0]:  # said once is enough
                 self.progress.note(
-                    f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.judged} have a copy in "
-                    f"{overlap.learnt}, {overlap.near or 0} more a near one: "
+                    f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.evaluated} have a copy in "
+                    f"{overlap.trained}, {overlap.near or 0} more a near one: "
                     + " ~ ".join(overlap.examples[0])
                 )
         return facts
@@ -487,7 +487,7 @@ class _Run:
         # By content: the same data may go by another spelling of their name, or be a copy.
         same = target.dataset.fingerprint == home.dataset.fingerprint
         if same and target.split in leakage.learnable(home.dataset, home.split):
-            flags.append("judged_on_" + target.split)
+            flags.append("evaluated_on_" + target.split)
         leaks = self._leaks(target) if values["status"] == "ok" else None
         if leaks is not None:
             flags += leaks.flags(len(target.dataset.split(target.split)))

@@ -41,7 +41,7 @@ def labelled(name: str, classnames=NAMES, aliases=None, **parts) -> LabelledSet:
 
 
 def counts(facts: leakage.LeakageFacts) -> dict[tuple[str, str], tuple[int, int | None]]:
-    return {(o.learnt, o.judged): (o.exact, o.near) for o in facts.overlaps}
+    return {(o.trained, o.evaluated): (o.exact, o.near) for o in facts.overlaps}
 
 
 def test_exact_and_near_duplicates_of_images_are_counted_apart():
@@ -139,8 +139,8 @@ def test_a_copy_of_a_split_is_that_split_under_any_name():
     on_train = leakage.examine(home, "test", away, "test")
     on_val = leakage.examine(home, "test", away, "val")
 
-    assert on_train.flags(2) == ("judged_on_train", "leakage")
-    assert on_val.flags(2) == ("judged_on_val", "leakage")
+    assert on_train.flags(2) == ("evaluated_on_train", "leakage")
+    assert on_val.flags(2) == ("evaluated_on_val", "leakage")
     assert [o.before for o in on_val.overlaps] == [False, False, True]
 
 

@@ -72,7 +72,7 @@ def save_run(
         "leakage": {
             "overlaps": [
                 {
-                    "learnt": "train", "judged": "test", "exact": 1, "near": 2,
+                    "trained": "train", "evaluated": "test", "exact": 1, "near": 2,
                     "examples": [[f"train/{HOSTILE}.png", "test/1.png"]],
                 }
             ],

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from clipadapt.core.files import processes as _processes
-from clipadapt.core.files.atomic import temporary_beside
 from clipadapt.core.runs import leftovers
 from clipadapt.core.runs.claims import FOLDER, Claims
 from tests.watch import matching
@@ -192,18 +190,18 @@ def test_checkpoints_wait_a_week_for_their_command(tmp_path):
     assert not work.exists()
 
 
-def test_a_dead_claim_goes_with_the_next_run(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    with Claims(tmp_path) as claims:
-        claims.acquire("fit")
-        path = tmp_path / FOLDER / "fit"
-        raw = json.loads(path.read_text())
-        (tmp_path / FOLDER / "other").write_text(json.dumps({**raw, "pid": dead.pid}))
-        leftovers.clear(tmp_path, claims)
-        assert sorted(p.name for p in (tmp_path / FOLDER).iterdir()) == [".lock", "fit"]
-    assert _processes.tagged_is_gone(_processes.tag()) is False
-    assert temporary_beside(tmp_path / "x").parent == tmp_path
+def test_the_claim_of_a_killed_run_goes_with_the_next_run(place):
+    process = run(place, 1, pause=1.0)
+    while not matching(place / "cache", "models/.tmp-*/part0"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert len(list((place / "runs" / FOLDER).glob("*.lock"))) == 1
+
+    finish(run(place, 2))
+
+    assert not (place / "runs" / FOLDER).exists()
 
 
 def test_a_file_in_the_place_of_the_work_folder_is_one_message(place):

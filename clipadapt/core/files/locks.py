@@ -1,87 +1,103 @@
-"""TODO."""
+"""Locks between processes, on top of :mod:`filelock`.
+
+The operating system releases a lock when the process that holds it ends, however it ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from typing import TYPE_CHECKING
-
-from clipadapt.core.files.atomic import _TRIES
+import errno
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from filelock import BaseFileLock
+
+_TRIES: Final = 100
+_UNSUPPORTED: Final = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+"""What file systems without locks answer."""
+
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a name while the block runs; give whether it had to be waited for.
+    """Hold the lock on a file while the block runs; yield whether another process held it before.
 
-    The system lets go of a lock when its process ends, however it ends. The file stays, empty; whoever holds the
-    lock may remove it. Where there are no such locks (some network file systems, Windows) nothing is held.
+    The file stays, empty; the holder may remove it. Where it cannot be created or the file system has no locks, the
+    block runs without a lock.
 
     Args:
-        path: The file of the lock; its folder is made where it is missing.
+        path: The lock file; missing folders are created.
     """
-    descriptor, waited = _lock(path)
+    from filelock import Timeout
+
+    lock, waited = _lock(path), False
+    with contextlib.suppress(OSError):
+        try:
+            _acquire(lock, timeout=0)
+        except Timeout:
+            waited = True
+            _acquire(lock, timeout=-1)
     try:
         yield waited
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        lock.release()
+
+
+def try_lock(path: Path) -> BaseFileLock | None:
+    """Take the lock on a file without waiting for it; return None if another holder has it.
+
+    Args:
+        path: The lock file; missing folders are created.
+
+    Returns:
+        The lock, which is held until its ``release`` is called. On a file system without locks nothing is held.
+
+    Raises:
+        OSError: If the file cannot be created.
+    """
+    from filelock import Timeout
+
+    lock = _lock(path)
+    try:
+        _acquire(lock, timeout=0)
+    except Timeout:
+        return None
+    except OSError as err:
+        if err.errno not in _UNSUPPORTED:
+            raise
+    return lock
 
 
 def remove_unheld(directory: Path) -> int:
-    """Remove the files of locks that no process holds; return how many."""
+    """Remove the lock files in a folder that no process holds; return how many."""
     removed = 0
-    with contextlib.suppress(OSError, ImportError):
-        import fcntl
-
+    with contextlib.suppress(OSError):  # the folder is missing, or cannot be read
         for path in directory.iterdir():
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()  # a process that waits for it makes a new one
-                removed += 1
+            with contextlib.suppress(OSError):
+                lock = try_lock(path)
+                if lock is not None:
+                    path.unlink()  # a process that waits for it makes a new one
+                    lock.release()
+                    removed += 1
     return removed
 
 
-def _lock(path: Path) -> tuple[int | None, bool]:
-    try:
-        import fcntl
-    except ImportError:
-        return None, False
-    waited = False
-    absent = 0
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            absent += 1
-            if absent == _TRIES:  # not removed in between: it can never be made
-                return None, waited
-            continue
-        except OSError:
-            return None, waited
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waited = True
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_same(path, descriptor):
-                return descriptor, waited
-        except OSError:
-            os.close(descriptor)
-            return None, waited
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # who held it removed the file: the lock now goes with a new one
+def _lock(path: Path) -> BaseFileLock:
+    from filelock import FileLock
+
+    # A soft lock would outlive its process.
+    return FileLock(path, fallback_to_soft=False)
 
 
-def _is_same(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+def _acquire(lock: BaseFileLock, timeout: float) -> None:
+    """Acquire a lock whose folder other processes may remove at the same time."""
+    for attempt in range(_TRIES):
+        try:
+            lock.acquire(timeout=timeout)
+        except (FileNotFoundError, FileExistsError):  # mkdir may raise either
+            if attempt == _TRIES - 1:
+                raise
+        else:
+            return

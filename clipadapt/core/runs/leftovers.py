@@ -23,7 +23,7 @@ from clipadapt.core.files.atomic import (
 )
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.core.files.locks import remove_unheld
-from clipadapt.core.runs.claims import FOLDER, Claims
+from clipadapt.core.runs.claims import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -102,12 +102,12 @@ def _clear_out(out: Path, claims: Claims, older_than: float, finished: Collectio
     removed = sum(remove_leftovers(folder) for folder in (out, *runs))
     work = _folders_in(out / WORK)
     dead = {p.name for p in work if p.name in finished or _age(p) >= older_than}
-    for key in dead | {p.name for p in _children(out / FOLDER) if not p.name.startswith(".")}:
-        if claims.acquire(key):  # a stale claim goes when it is given back
-            if key in dead:
-                remove(out / WORK / key)
-                removed += 1
+    for key in dead:
+        if claims.acquire(key):
+            remove(out / WORK / key)
+            removed += 1
             claims.release(key)
+    claims.tidy()
     with contextlib.suppress(OSError):  # another process may still use it
         (out / WORK).rmdir()
     return removed

@@ -161,7 +161,6 @@ def work_through(
 
 def _told(waiting: Sequence[Job], claims: Claims) -> str:
     """Say which runs are waited for, and who does them."""
-    holders = {str(holder) for job in waiting if (holder := claims.holder(job.key)) is not None}
-    who = ", ".join(sorted(holders)) or "another process"
+    who = ", ".join(sorted({claims.holder(job.key) for job in waiting}))
     plural = "run" if len(waiting) == 1 else "runs"
     return f"waiting for {len(waiting)} {plural} done by {who}"

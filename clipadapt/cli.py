@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +28,9 @@ from clipadapt.core.cli.app import (
     run_experiments,
     say,
 )
+
+if TYPE_CHECKING:
+    from clipadapt.core.records.schema import RunRecord
 
 app = build_app("clip", "clipadapt", "Adapt CLIP to new image tasks and compare the ways to do it.")
 
@@ -84,34 +88,29 @@ def zeroshot(
         raise ConfigError(
             f"--limit must be at least 1 (got {limit})", hint="leave it out for all images"
         )
+    data = {
+        "templates": templates,
+        "classnames": classnames,
+        "limit": limit,
+        "on_bad_image": on_bad_image.value,
+    }
+    # No split other than the evaluated one is read.
+    evaluation = {"split": split.value, "calibrate": False, "leakage": "off"}
     own = config.parse_settings(settings or ())
     recipe = config.read_fragment(config.find_config("zero_shot", "clip"))
     experiments = []
-    for model in models:
-        for dataset in datasets:
-            options = {
-                "data": {
-                    "name": dataset,
-                    "templates": templates,
-                    "classnames": classnames,
-                    "limit": limit,
-                    "on_bad_image": on_bad_image.value,
-                },
-                "model": {"name": model},
-                # Nothing but the evaluated split is looked at.
-                "evaluation": {"split": split.value, "calibrate": False, "leakage": "off"},
-            }
-            fragments = [("zero_shot", recipe), ("zeroshot", options), ("--set", own)]
-            experiments.append(config.build(fragments, source="zeroshot", track="clip"))
+    for model, dataset in itertools.product(models, datasets):
+        options = {
+            "data": {**data, "name": dataset},
+            "model": {"name": model},
+            "evaluation": evaluation,
+        }
+        fragments = [("zero_shot", recipe), ("zeroshot", options), ("--set", own)]
+        experiments.append(config.build(fragments, source="zeroshot", track="clip"))
     found = run_experiments(experiments, out, as_json=as_json)
     print_records(found, out, as_json=as_json)
     if per_class and not as_json:
-        from clipadapt.core.records.run_store import RunStore
-        from clipadapt.core.report import tables
-
-        for record in found:
-            predictions = RunStore.load_predictions(RunStore(out).run_dir(record), record)
-            say(f"\n{tables.render_per_class(record, predictions)}", nl=False)
+        _print_per_class(found, out)
 
 
 @app.command(
@@ -189,6 +188,15 @@ def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _print_per_class(records: list[RunRecord], out: Path) -> None:
+    from clipadapt.core.records.run_store import RunStore
+    from clipadapt.core.report import tables
+
+    for record in records:
+        predictions = RunStore.load_predictions(RunStore(out).run_dir(record), record)
+        say(f"\n{tables.render_per_class(record, predictions)}", nl=False)
 
 
 def _check_local(name: str) -> None:

@@ -13,7 +13,7 @@ from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
 from clipadapt.methods import _export
 from clipadapt.methods._images import tensor
-from clipadapt.methods._training import labelled
+from clipadapt.methods._training import nonempty
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -293,7 +293,7 @@ def chosen(
     ctx: RunContext,
 ) -> tuple[float, float, dict[str, Any] | None]:
     """Return ``alpha``, ``beta`` and what the record says of their choice; without val those of the config."""
-    val = labelled(val)
+    val = nonempty(val)
     if val is None or not config.search:
         return config.alpha, config.beta, None
     features = tensor(model.encode(val.inputs, "image"))

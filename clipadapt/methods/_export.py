@@ -78,6 +78,7 @@ def export(
         UnknownNameError: If there is no such format.
     """
     require(form, formats)
+    dtype = dtype or model.dtype
     write(path, arrays, model, classnames, {"features": layer})
     facts = {
         "format_version": FORMAT_VERSION,
@@ -87,18 +88,22 @@ def export(
         "temperature": temperature,
         "base_model": model.name,
         "base_weights_sha256": model.weights_sha256,
-        "dtype": dtype or model.dtype,
+        "dtype": dtype,
     }
     write_json(path / FACTS, facts)
-    saved = form == "openclip"
-    if saved:
+    if form == "openclip":
         (network or model.in_dtype("fp32")).save_folder(path, state, output)
-    code = model.open_clip_code(layer, saved=saved, adapter=form == "peft")
+    return _described(form, model, layer, formula, dtype)
+
+
+def _described(
+    form: str, model: ImageTextModel, layer: Layer, formula: str, dtype: str
+) -> Exported:
+    """Return the code that computes the scores with open_clip, and the facts for the README of the export."""
+    code = model.open_clip_code(layer, saved=form == "openclip", adapter=form == "peft")
     notes = code.notes
-    if facts["dtype"] != "fp32":
-        notes += (
-            f"the arithmetic of the run: it computed image features in {facts['dtype']}, open_clip computes float32",
-        )
+    if dtype != "fp32":
+        notes += (f"precision: the run computed image features in {dtype}, open_clip uses float32",)
     return Exported(
         f"{code.lines}\n{_scores(formula)}",
         notes,

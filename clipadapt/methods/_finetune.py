@@ -14,7 +14,7 @@ from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import TunedImages, TunedTower, tensor
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
-from clipadapt.methods._training import TrainingConfig
+from clipadapt.methods._training import Objective, TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,7 +137,7 @@ def fit(
     """
     train = task.require_train(name)
     config.check(task)
-    val = _training.labelled(task.val)
+    val = _training.nonempty(task.val)
     text = zero_shot_weights(backbone, task.classnames, task.templates)
     zero_shot = np.float32(backbone.logit_scale) * text
     bias = np.full(len(text), backbone.logit_bias, dtype=np.float32)
@@ -157,19 +157,9 @@ def fit(
         logits = features @ weight.to(features.device).T + bias.to(features.device)
         return _training.cross_entropy(logits, train.labels, rows)
 
-    selection = _training.train(
-        _training.Fit(
-            name,
-            tuned.parameters,
-            loss,
-            len(train),
-            None if val is None else lambda: tuned.scores(val.inputs, val_states),
-            None if val is None else val.labels,
-            _training.key_of(backbone, task),
-        ),
-        config,
-        ctx,
-    )
+    val_scores = None if val is None else lambda: tuned.scores(val.inputs, val_states)
+    objective = Objective.of(name, tuned.parameters, loss, val_scores, backbone, task)
+    selection = _training.train(objective, config, ctx)
     return tuned, text, start, selection
 
 

@@ -1,7 +1,8 @@
 """The one training loop of the CLIP methods: schedules, selection on val, history, and resuming after a kill.
 
-A fit is a set of named tensors and a loss of a batch of rows. What is drawn (order, dropout) comes from named
-streams or from a generator that the checkpoint holds, so a fit that was killed goes on and ends equal to the bit.
+A method passes :func:`train` an :class:`Objective`: named tensors and the loss of a batch of rows. Random numbers
+(batch order, dropout) come from named streams or from a generator stored in the checkpoint, so a resumed fit is
+bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,34 +38,34 @@ if TYPE_CHECKING:
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 CHECKPOINT_SECONDS: Final = 10.0
-"""A fit loses at most this much work when it is killed."""
+"""Seconds between checkpoints: the most work that a killed fit loses."""
 VAL_TIMES: Final = 20
-"""How often val is looked at where no epoch is chosen by it."""
+"""Evaluations on val per fit, unless the best epoch is selected by val."""
 
 
 class TrainingConfig(MethodConfig):
-    """Hyperparameters that trained methods share; each method sets the defaults of its paper.
+    """Hyperparameters shared by all trained methods; each method sets the defaults of its paper.
 
     Attributes:
         optimizer: ``sgd`` (momentum, no dampening), ``adam`` (L2 in the gradient) or ``adamw``.
         lr: Peak learning rate.
-        momentum: Momentum of sgd.
+        momentum: Momentum of SGD.
         weight_decay: Weight decay.
-        eps: Term of Adam's denominator.
-        schedule: ``dassl``: constant within an epoch, warm-up epochs at ``warmup_lr``, then a cosine that starts
-            from its top and never reaches zero. ``cosine``: per step, down to ``min_lr``. ``constant``.
+        eps: Term added to Adam's denominator.
+        schedule: ``dassl``: per epoch, ``warmup_epochs`` at ``warmup_lr``, then a cosine decay that begins at ``lr``
+            and does not reach zero. ``cosine``: per step, down to ``min_lr``. ``constant``.
         warmup_epochs: Epochs at ``warmup_lr`` (dassl).
-        warmup_lr: Learning rate of those epochs.
-        warmup_steps: Steps of linear warm-up (cosine, constant); below 1 the share of all steps.
-        min_lr: Where the cosine ends.
-        epochs: Passes over train; 0 leaves the start values.
+        warmup_lr: Learning rate of the warm-up epochs.
+        warmup_steps: Steps of linear warm-up (cosine, constant); below 1, a fraction of all steps.
+        min_lr: Final learning rate of the cosine schedule.
+        epochs: Passes over train; 0 keeps the initial values.
         batch_size: Images per step.
-        drop_last: Leave out a last batch that is smaller.
-        clip_norm: Largest norm of the gradient, or None.
-        keep: ``last`` step, or ``best`` epoch by val accuracy (the first of equals; without val the last).
-        augment: ``none`` reads features from the store where that is all a step needs; ``crop_flip`` is a fresh
-            random resized crop and flip each epoch.
-        smallest_crop: Least share of a picture's area that a crop shows.
+        drop_last: Drop the last batch of an epoch if it is incomplete.
+        clip_norm: Maximum norm of the gradient, or None.
+        keep: ``last`` step, or ``best`` epoch by val accuracy (the earliest on ties; the last without val).
+        augment: ``none`` reads cached features if a step needs nothing else; ``crop_flip`` draws a new random
+            resized crop and flip each epoch.
+        smallest_crop: Minimum fraction of the image area in a crop.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -86,36 +87,37 @@ class TrainingConfig(MethodConfig):
     smallest_crop: float = Field(default=0.08, gt=0, le=1)
 
     def steps_for(self, train: Split[Any]) -> int:
-        """Return the steps of a fit."""
+        """Return the number of training steps."""
         whole, rest = divmod(len(train), self.batch_size)
         return self.epochs * (whole + bool(rest and not (self.drop_last and whole)))
 
     def check(self, task: Task[Any]) -> None:
-        """Refuse a schedule that ends before its warm-up does."""
+        """Check that the warm-up ends before training does."""
         if not self.epochs or task.train is None or not len(task.train):
             return
         if self.schedule != "dassl":
             limits.check_warmup(self.warmup_steps, self.steps_for(task.train))
         elif self.warmup_epochs > self.epochs:
             raise ConfigError(
-                f"the schedule has {self.epochs} epochs and would warm up for {self.warmup_epochs}: the learning rate "
-                f"would never leave method.warmup_lr",
-                hint=f"raise method.epochs, or set method.warmup_epochs to {self.epochs - 1} or less",
+                f"the schedule has {self.epochs} epochs but {self.warmup_epochs} warm-up epochs: the learning rate "
+                f"would stay at method.warmup_lr",
+                hint=f"increase method.epochs, or set method.warmup_epochs to {self.epochs - 1} or less",
             )
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """What a method hands to :func:`train`.
+class Objective:
+    """The parameters that :func:`train` optimizes, their loss, and their evaluation on val.
 
     Attributes:
-        name: Name of the method, for streams and messages.
-        parameters: What is learnt, by name; float32 leaves that require a gradient.
+        name: Name of the method, for random streams and messages.
+        parameters: Trainable tensors by name; float32 leaves that require a gradient.
         loss: Maps rows of train and the view of the epoch (0 without augmentation) to the loss.
-        n: Rows of train.
-        val_scores: Scores of val as the parameters are now, shape ``(m, C)``; None without val.
+        n: Number of training examples.
+        val_scores: Returns the scores on val for the current parameters, shape ``(m, C)``; None without val.
         val: Labels of val.
-        key: What else decides the result, see :func:`key_of`; a checkpoint of another key is not taken up.
+        key: Hash of everything else that affects the result, see :func:`key_of`; a checkpoint with a different key is
+            ignored.
     """
 
     name: str
@@ -126,10 +128,25 @@ class Fit:
     val: NDArray[np.int64] | None = None
     key: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        parameters: Mapping[str, torch.Tensor],
+        loss: Callable[[NDArray[np.int64], int], torch.Tensor],
+        val_scores: Callable[[], NDArray[np.float32]] | None,
+        backbone: Backbone,
+        task: Task[Any],
+    ) -> Objective:
+        """Return the objective of a method that trains on ``task.train`` and evaluates on ``task.val``."""
+        assert task.train is not None
+        val = None if task.val is None else task.val.labels
+        return cls(name, parameters, loss, len(task.train), val_scores, val, key_of(backbone, task))
+
 
 @dataclass(slots=True)
 class _State:
-    """Where a fit stands."""
+    """Progress of a fit; part of the checkpoint."""
 
     epoch: int = 0
     index: int = 0
@@ -140,27 +157,27 @@ class _State:
 
 
 def train(
-    fit: Fit, config: TrainingConfig, ctx: RunContext, *, steps: int | None = None
+    objective: Objective, config: TrainingConfig, ctx: RunContext, *, steps: int | None = None
 ) -> dict[str, Any] | None:
-    """Train ``fit.parameters`` in place.
+    """Train ``objective.parameters`` in place.
 
     Args:
-        fit: What is learnt.
+        objective: Parameters and loss.
         config: Hyperparameters.
-        ctx: Order of batches, checkpoints, history, progress.
-        steps: Stop after this many steps, however many epochs that is; None takes ``config.epochs``.
+        ctx: Batch order, checkpoint folder, history and progress.
+        steps: Number of training steps; None trains for ``config.epochs``.
 
     Returns:
-        What was selected on val, or None.
+        The epoch selected on val and its accuracy, or None.
 
     Raises:
-        DivergedError: If the loss, or a score of val, is not finite.
+        DivergedError: If the loss or a score on val is not finite.
     """
     import torch
 
-    with torch.random.fork_rng(devices=_gpus(fit.parameters)):
-        torch.manual_seed(int(ctx.rng(f"{fit.name}.torch").integers(2**62)))
-        return _Loop(fit, config, ctx, steps).run()
+    with torch.random.fork_rng(devices=_gpus(objective.parameters)):
+        torch.manual_seed(int(ctx.rng(f"{objective.name}.torch").integers(2**62)))
+        return _Loop(objective, config, ctx, steps).run()
 
 
 def learning_rate(config: TrainingConfig, epoch: int, step: int, epochs: int, steps: int) -> float:
@@ -168,10 +185,10 @@ def learning_rate(config: TrainingConfig, epoch: int, step: int, epochs: int, st
 
     Args:
         config: The schedule.
-        epoch: Epoch of the step, from 0.
-        step: Number of the step, from 0.
-        epochs: All epochs.
-        steps: All steps.
+        epoch: Index of the epoch, from 0.
+        step: Index of the step over all epochs, from 0.
+        epochs: Number of epochs.
+        steps: Number of steps over all epochs.
     """
     if config.schedule == "dassl":
         if epoch < config.warmup_epochs:
@@ -187,37 +204,37 @@ def learning_rate(config: TrainingConfig, epoch: int, step: int, epochs: int, st
 
 
 def warmup_of(warmup_steps: float, steps: int) -> int:
-    """Return the steps of warm-up among all steps, as Hugging Face's Trainer counts them."""
+    """Return the number of warm-up steps, counted as Hugging Face's Trainer counts them."""
     return int(warmup_steps) if warmup_steps >= 1 else math.ceil(warmup_steps * steps)
 
 
 def view_of(config: TrainingConfig, epoch: int, seed: int) -> int:
-    """Return the augmented view that an epoch of a seed sees; 0 is the plain image."""
+    """Return the augmented view for an epoch and seed; 0 is the image without augmentation."""
     return 0 if config.augment == "none" else 1 + epoch + (abs(seed) << 24)
 
 
 class _Loop:
     def __init__(
-        self, fit: Fit, config: TrainingConfig, ctx: RunContext, steps: int | None
+        self, objective: Objective, config: TrainingConfig, ctx: RunContext, steps: int | None
     ) -> None:
         import torch
 
-        self.fit, self.config, self.ctx = fit, config, ctx
+        self.objective, self.config, self.ctx = objective, config, ctx
         self.per_epoch = len(self._batches(0)) if config.epochs or steps else 0
         self.steps = config.epochs * self.per_epoch if steps is None else steps
         self.epochs = math.ceil(self.steps / self.per_epoch) if self.per_epoch else 0
-        self.parameters = list(fit.parameters.values())
+        self.parameters = list(objective.parameters.values())
         self.optimizer = _optimizer(torch, self.parameters, config)
         self.state = _State()
         self.best: dict[str, torch.Tensor] = {}
-        self.key = self._key()  # now, for it holds the start values
+        self.key = self._key()  # computed here because it covers the initial values
         self.saved_at = time.monotonic()
-        self.warned = False  # that no checkpoint can be written
+        self.warned = False  # whether the user was warned that checkpoints cannot be written
 
     def run(self) -> dict[str, Any] | None:
         self._resume()
         state = self.state
-        with self.ctx.progress.track(self.fit.name, self.steps, "steps") as bar:
+        with self.ctx.progress.track(self.objective.name, self.steps, "steps") as bar:
             bar.advance(state.step)
             shown: dict[str, float] = {}
             while state.step < self.steps:
@@ -238,11 +255,15 @@ class _Loop:
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         config = self.config
         return self.ctx.batches(
-            self.fit.name, self.fit.n, config.batch_size, epoch, drop_last=config.drop_last
+            self.objective.name,
+            self.objective.n,
+            config.batch_size,
+            epoch,
+            drop_last=config.drop_last,
         )
 
     def _step(self, rows: NDArray[np.int64]) -> float:
-        """Take one step; return the loss before it."""
+        """Take one optimizer step; return the loss before it."""
         import torch
 
         config, state = self.config, self.state
@@ -250,17 +271,17 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.fit.loss(rows, view_of(config, state.epoch, self.ctx.seed))
+        loss = self.objective.loss(rows, view_of(config, state.epoch, self.ctx.seed))
         loss.backward()
         value = loss.item()
         if self.ctx.observe:
             self.ctx.observe("lr", lr)
             self.ctx.observe("loss", value)
-            self.ctx.observe("grad", {n: p.grad for n, p in self.fit.parameters.items()})
+            self.ctx.observe("grad", {n: p.grad for n, p in self.objective.parameters.items()})
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
         if not math.isfinite(value):
-            raise self._diverged("loss is", state.step + 1)
+            raise self._diverged("the loss is", state.step + 1)
         self.optimizer.step()
         state.losses.append(value)
         state.step += 1
@@ -269,33 +290,37 @@ class _Loop:
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         return DivergedError(
-            f"{self.fit.name}: the {what} not finite at step {step} of {self.steps}",
+            f"{self.objective.name}: {what} not finite at step {step} of {self.steps}",
             hint="lower the learning rate: --set method.lr=...",
         )
 
     def _end_epoch(self) -> float | None:
-        """Log the epoch, look at val where due, keep the best."""
+        """Log the epoch, evaluate on val if due, and keep the best parameters; return the val accuracy."""
         state, config = self.state, self.config
         line: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "step": state.step,
             "train_loss": float(np.mean(state.losses)),
-            # Not the optimizer's: after a resume it has not taken a step yet.
+            # Not read from the optimizer, which has not taken a step yet after a resume.
             "learning_rate": learning_rate(
                 config, state.epoch, state.step - 1, self.epochs, self.steps
             ),
         }
         accuracy = None
         last = state.step == self.steps
-        if self.fit.val_scores is not None and self.fit.val is not None and self._due(last=last):
-            scores = self.fit.val_scores()
+        if (
+            self.objective.val_scores is not None
+            and self.objective.val is not None
+            and self._due(last=last)
+        ):
+            scores = self.objective.val_scores()
             if not np.isfinite(scores).all():
-                raise self._diverged("scores of val are", state.step)
-            accuracy = metrics.topk_accuracy(scores, self.fit.val, 1)
-            line |= {"val_accuracy": accuracy, "val_loss": metrics.nll(scores, self.fit.val)}
+                raise self._diverged("the scores on val are", state.step)
+            accuracy = metrics.topk_accuracy(scores, self.objective.val, 1)
+            line |= {"val_accuracy": accuracy, "val_loss": metrics.nll(scores, self.objective.val)}
             if config.keep == "best" and (state.best is None or accuracy > state.best["value"]):
                 state.best = {"epoch": state.epoch + 1, "by": "val accuracy", "value": accuracy}
-                self.best = {n: p.detach().clone() for n, p in self.fit.parameters.items()}
+                self.best = {n: p.detach().clone() for n, p in self.objective.parameters.items()}
         if self.ctx.observe:
             self.ctx.observe("epoch", state.epoch)
         state.history.append(line)
@@ -313,7 +338,7 @@ class _Loop:
             return None
         with torch.no_grad():
             for name, tensor in self.best.items():
-                self.fit.parameters[name].copy_(tensor)
+                self.objective.parameters[name].copy_(tensor)
         return self.state.best
 
     # ------------------------------------------------------------ checkpoints
@@ -321,11 +346,11 @@ class _Loop:
     def _key(self) -> str:
         import torch
 
-        fit = self.fit
-        facts = [fit.name, self.config.model_dump(mode="json"), self.ctx.seed, self.steps, fit.n]
-        shapes = [(n, tuple(p.shape)) for n, p in fit.parameters.items()]
-        starts = _fingerprint({n: p.detach().cpu() for n, p in fit.parameters.items()})
-        whole = [*facts, shapes, starts, fit.key, str(torch.__version__)]
+        own = self.objective
+        facts = [own.name, self.config.model_dump(mode="json"), self.ctx.seed, self.steps, own.n]
+        shapes = [(n, tuple(p.shape)) for n, p in own.parameters.items()]
+        starts = _fingerprint({n: p.detach().cpu() for n, p in own.parameters.items()})
+        whole = [*facts, shapes, starts, own.key, str(torch.__version__)]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def _path(self) -> Path:
@@ -340,10 +365,10 @@ class _Loop:
         import torch
         from safetensors.torch import save
 
-        tensors = {f"parameter.{n}": p.detach() for n, p in self.fit.parameters.items()}
+        tensors = {f"parameter.{n}": p.detach() for n, p in self.objective.parameters.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         tensors["rng"] = torch.get_rng_state()
-        for i, gpu in enumerate(_gpus(self.fit.parameters)):
+        for i, gpu in enumerate(_gpus(self.objective.parameters)):
             tensors[f"rng.{i}"] = torch.cuda.get_rng_state(gpu)
         for i, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
@@ -356,16 +381,16 @@ class _Loop:
         try:
             self.ctx.work_dir.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path(), content)
-        except OSError as err:  # a checkpoint is only for the case of a kill
+        except OSError as err:  # training does not depend on the checkpoint
             if not self.warned:
                 self.ctx.progress.note(
-                    f"warning: {self.fit.name}: cannot write the checkpoint {self._path()} "
+                    f"warning: {self.objective.name}: cannot write the checkpoint {self._path()} "
                     f"({err.strerror or err}); the fit continues, but cannot be resumed after a kill"
                 )
             self.warned = True
 
     def _resume(self) -> None:
-        """Go on from the checkpoint of an equal fit, where there is a whole one."""
+        """Restore the checkpoint of an interrupted fit with the same key, if there is a valid one."""
         import torch
         from safetensors import SafetensorError, safe_open
 
@@ -375,15 +400,15 @@ class _Loop:
                 facts = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             text = facts.get("key", "") + facts.get("state", "")
-            sound = facts.get("check") == _fingerprint(tensors, text)
-            damage = "" if sound else "its checksum differs"
+            valid = facts.get("check") == _fingerprint(tensors, text)
+            damage = "" if valid else "its checksum differs"
         except FileNotFoundError:
             return
         except (OSError, SafetensorError) as err:
             damage = str(err)
         if damage:
             self.ctx.progress.note(
-                f"warning: {self.fit.name}: the checkpoint {path} is damaged and ignored "
+                f"warning: {self.objective.name}: the checkpoint {path} is damaged and ignored "
                 f"({damage}); the fit starts from the beginning"
             )
             return
@@ -391,7 +416,7 @@ class _Loop:
             return
         self.state = _State(**json.loads(facts["state"]))
         with torch.no_grad():
-            for name, parameter in self.fit.parameters.items():
+            for name, parameter in self.objective.parameters.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
         self.best = {
             n.removeprefix("best."): t.to(self.parameters[0].device)
@@ -405,13 +430,13 @@ class _Loop:
                 place = value if entry == "step" else value.to(parameter.device)
                 self.optimizer.state[parameter][entry] = place
         torch.set_rng_state(tensors["rng"])
-        for i, gpu in enumerate(_gpus(self.fit.parameters)):
+        for i, gpu in enumerate(_gpus(self.objective.parameters)):
             torch.cuda.set_rng_state(tensors[f"rng.{i}"], gpu)
-        self.ctx.progress.note(f"{self.fit.name}: goes on after step {self.state.step}")
+        self.ctx.progress.note(f"{self.objective.name}: resumed after step {self.state.step}")
 
 
 def _gpus(parameters: Mapping[str, torch.Tensor]) -> list[int]:
-    """Return the graphics cards that parameters are on, whose random numbers dropout draws."""
+    """Return the indices of the GPUs that hold parameters; dropout uses their random generators."""
     import torch
 
     if not torch.cuda.is_initialized():
@@ -421,7 +446,7 @@ def _gpus(parameters: Mapping[str, torch.Tensor]) -> list[int]:
 
 
 def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
-    """Return a fast hash of names, types, shapes and bytes of tensors on the CPU; it finds damage, not intent."""
+    """Return a fast hash of the names, types, shapes and bytes of CPU tensors; not cryptographic."""
     import torch
     import xxhash
 
@@ -434,7 +459,7 @@ def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
 
 
 def key_of(model: Backbone, task: Task[Any]) -> str:
-    """Return a hash of what a fit learns from: the model's weights, class names, templates, examples, labels."""
+    """Return a hash of a fit's inputs: the model's weights, class names, templates, examples and labels."""
     total = hashlib.sha256(json.dumps([task.classnames, task.templates]).encode())
     total.update(f"{model.weights_sha256} {model.dtype}".encode())
     for split in (task.train, task.val):
@@ -452,15 +477,15 @@ def _optimizer(torch: Any, parameters: list[Any], config: TrainingConfig) -> Any
     return kind(parameters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
 
 
-def labelled(val: Split[Any] | None) -> Split[Any] | None:
-    """Return val, or None where it is empty."""
+def nonempty(val: Split[Any] | None) -> Split[Any] | None:
+    """Return val, or None if it is empty."""
     return None if val is None or not len(val) else val
 
 
 def parameter(
     ctx: RunContext, name: str, default: NDArray[Any], device: str = "cpu"
 ) -> torch.Tensor:
-    """Return a float32 leaf on a device that is trained, from :meth:`RunContext.initial`."""
+    """Return a trainable float32 tensor whose value is :meth:`RunContext.initial` of ``default``."""
     import torch
 
     value = np.array(ctx.initial(name, default), dtype=np.float32)
@@ -470,7 +495,7 @@ def parameter(
 def cross_entropy(
     logits: torch.Tensor, labels: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> torch.Tensor:
-    """Return the mean cross-entropy of logits ``(b, C)`` and the labels of ``rows``."""
+    """Return the mean cross-entropy of logits ``(b, C)`` with the labels of ``rows``."""
     import torch.nn.functional as F
     from torch import as_tensor
 

@@ -13,7 +13,7 @@ from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import cosine_scores, zero_shot_weights
-from clipadapt.methods._training import TrainingConfig
+from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class CLIPAdapter:
         config, width = self.config, backbone.embed_dim
         train = task.require_train("clip_adapter")
         config.check(task)
-        val = _training.labelled(task.val)
+        val = _training.nonempty(task.val)
         if config.reduction > width:
             raise ConfigError(
                 f"method.reduction is {config.reduction}; the features of '{backbone.name}' are {width} wide",
@@ -108,19 +108,10 @@ class CLIPAdapter:
             assert val_features is not None
             return logits(val_features).detach().cpu().numpy()
 
-        selection = _training.train(
-            _training.Fit(
-                "clip_adapter",
-                {"fc.0.weight": down, "fc.2.weight": up},
-                loss,
-                len(train),
-                val_scores if val is not None else None,
-                None if val is None else val.labels,
-                _training.key_of(backbone, task),
-            ),
-            config,
-            ctx,
-        )
+        parameters = {"fc.0.weight": down, "fc.2.weight": up}
+        evaluate = None if val is None else val_scores
+        objective = Objective.of("clip_adapter", parameters, loss, evaluate, backbone, task)
+        selection = _training.train(objective, config, ctx)
         return CLIPAdapterClassifier(
             backbone,
             task.classnames,

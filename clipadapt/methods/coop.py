@@ -14,7 +14,7 @@ from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
-from clipadapt.methods._training import TrainingConfig
+from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import PromptTunable
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class CoOp:
         config = self.config
         train = task.require_train("coop")
         config.check(task)
-        val = _training.labelled(task.val)
+        val = _training.nonempty(task.val)
         model = backbone.in_dtype(config.precision)  # what gradients run through
         prompts = Prompts(model, task.classnames, self._n_ctx(model), config)
         context = _training.parameter(ctx, "ctx", self._start(model, prompts, ctx))
@@ -102,19 +102,9 @@ class CoOp:
                 scores: NDArray[np.float32] = model.logits(val_features, text).cpu().numpy()
             return scores
 
-        selection = _training.train(
-            _training.Fit(
-                "coop",
-                {"ctx": context},
-                loss,
-                len(train),
-                None if val_features is None else val_scores,
-                None if val is None else val.labels,
-                _training.key_of(backbone, task),
-            ),
-            config,
-            ctx,
-        )
+        evaluate = None if val_features is None else val_scores
+        objective = Objective.of("coop", {"ctx": context}, loss, evaluate, backbone, task)
+        selection = _training.train(objective, config, ctx)
         return self._classifier(
             backbone,
             prompts,

@@ -27,6 +27,7 @@ from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
 from clipadapt.core.scoring import metrics
 from clipadapt.methods import _export
+from clipadapt.methods._training import nonempty
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -131,68 +132,47 @@ class LinearProbe:
     def fit(
         self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
     ) -> LinearProbeClassifier:
-        """Fit on train, choose the penalty on val, refit on both where the recipe says so."""
-        config = self.config
-        train = task.require_train("linear_probe")
-        n_classes = len(task.classnames)
-        x = backbone.encode(train.inputs, "image", config.layer)  # (n, D)
-        y = train.labels
-        val = None if task.val is None or not len(task.val) else task.val
-        xv = None if val is None else backbone.encode(val.inputs, "image", config.layer)
-
-        def solver(parts: Sequence[NDArray[np.float32]], y: NDArray[np.int64]) -> Solver:
-            if config.solver == "batched":
-                return Batched(parts, y, n_classes, ctx)
-            x = np.concatenate(parts) if len(parts) > 1 else parts[0]
-            if config.solver == "adamw":
-                return lambda some: [self._fit_adamw(x, y, p, n_classes, ctx) for p in some]
-            args = (config.max_iter, n_classes)
-            return lambda some: [fit_logistic(x, y, p, *args, span=config.span) for p in some]
-
-        on_train = solver([x], y)
+        """Fit on train, select the penalty on val, and refit on both if the recipe says so."""
+        config, names = self.config, task.classnames
+        train, val = task.require_train("linear_probe"), nonempty(task.val)
+        x, y = backbone.encode(train.inputs, "image", config.layer), train.labels  # (n, D), (n,)
+        fit_on_train = self._solver([x], y, len(names), ctx)
+        fixed = config.weight_decay if config.solver == "adamw" else config.C
+        if val is None:
+            (layer,) = fit_on_train([fixed])
+            return LinearProbeClassifier(backbone, names, config.layer, layer)
+        xv, yv = backbone.encode(val.inputs, "image", config.layer), val.labels
+        if config.search == "none":
+            (layer,) = fit_on_train([fixed])
+            temperature = metrics.fit_temperature(layer(xv), yv)
+            return LinearProbeClassifier(backbone, names, config.layer, layer, temperature)
 
         def attempt(penalties: Sequence[float]) -> list[Trial]:
-            assert xv is not None
-            assert val is not None
             trials = []
-            for penalty, layer in zip(penalties, on_train(penalties), strict=True):
+            for penalty, layer in zip(penalties, fit_on_train(penalties), strict=True):
                 logits = layer(xv)
-                accuracy = metrics.topk_accuracy(logits, val.labels, 1)
-                loss = metrics.nll(logits, val.labels)
+                accuracy, loss = metrics.topk_accuracy(logits, yv, 1), metrics.nll(logits, yv)
                 ctx.log(**{self._penalty: penalty, "val_accuracy": accuracy, "val_loss": loss})
                 trials.append(Trial(penalty, layer, accuracy, loss))
             return trials
 
-        if xv is None or val is None or config.search == "none":
-            fixed = config.weight_decay if config.solver == "adamw" else config.C
-            (layer,) = on_train([fixed])
-            known = None
-            if xv is not None and val is not None:
-                known = metrics.fit_temperature(layer(xv), val.labels)
-            return LinearProbeClassifier(
-                backbone, task.classnames, config.layer, layer, known, None
-            )
         best = self._search(attempt, ctx)
         if ctx.observe:
             ctx.observe("chosen", best)
-        # After a refit val is training data, so the temperature comes from the fit that had not seen it.
-        temperature = metrics.fit_temperature(best.layer(xv), val.labels)
+        # A refit trains on val, so the temperature comes from the fit on train alone.
+        temperature = metrics.fit_temperature(best.layer(xv), yv)
         layer = best.layer
         if self.refits_on_val(few_shot=task.few_shot):
-            (layer,) = solver([x, xv], np.concatenate([y, val.labels]))([best.value])
-        chosen = {
-            "epoch": None,
-            "by": f"val accuracy over {self._penalty} ({self._penalty}={best.value:.4g})",
-            "value": best.accuracy,
-        }
-        return LinearProbeClassifier(
-            backbone, task.classnames, config.layer, layer, temperature, chosen
-        )
+            fit_on_both = self._solver([x, xv], np.concatenate([y, yv]), len(names), ctx)
+            (layer,) = fit_on_both([best.value])
+        by = f"val accuracy over {self._penalty} ({self._penalty}={best.value:.4g})"
+        selection = {"epoch": None, "by": by, "value": best.accuracy}
+        return LinearProbeClassifier(backbone, names, config.layer, layer, temperature, selection)
 
     def refits_on_val(self, *, few_shot: bool) -> bool:
-        """Tell whether a fit that has val ends by learning from it too."""
-        asked = not few_shot if self.config.refit == "auto" else self.config.refit
-        return asked and self.config.search != "none"
+        """Return whether the final fit also trains on val, if there is one."""
+        refit = not few_shot if self.config.refit == "auto" else self.config.refit
+        return refit and self.config.search != "none"
 
     def load(self, directory: Path, backbone: ImageTextModel) -> LinearProbeClassifier:
         """Return the classifier saved in ``directory``."""
@@ -206,6 +186,23 @@ class LinearProbe:
             facts["temperature"],
             facts["selection"],
         )
+
+    def _solver(
+        self,
+        parts: Sequence[NDArray[np.float32]],
+        y: NDArray[np.int64],
+        n_classes: int,
+        ctx: RunContext,
+    ) -> Solver:
+        """Return the function that maps penalties to layers fitted on features ``parts`` and labels ``y``."""
+        config = self.config
+        if config.solver == "batched":
+            return Batched(parts, y, n_classes, ctx)
+        x = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        if config.solver == "adamw":
+            return lambda penalties: [self._fit_adamw(x, y, p, n_classes, ctx) for p in penalties]
+        args = (config.max_iter, n_classes)
+        return lambda penalties: [fit_logistic(x, y, p, *args, span=config.span) for p in penalties]
 
     @property
     def _penalty(self) -> str:

@@ -16,7 +16,7 @@ from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
 from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
-from clipadapt.methods._training import TrainingConfig
+from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import AdapterTunable
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from clipadapt.models import Tower
 
 Role = Literal["q", "k", "v", "out", "mlp", "pointwise"]
-ADAPTER: Final = "default"  # PEFT's own name
+ADAPTER: Final = "default"  # PEFT's name for the only adapter
+AS_OPENCLIP: Final = "export with --format openclip, which contains the merged weights"
 
 
 class LoRAConfig(TrainingConfig):
@@ -124,7 +125,7 @@ class LoRA:
         config = self.config
         train = task.require_train("lora")
         config.check(task)
-        val = _training.labelled(task.val)
+        val = _training.nonempty(task.val)
         adapted = Adapted.of(backbone, config, ctx)
         start = zero_shot_weights(backbone, task.classnames, task.templates)
         images: Callable[[NDArray[np.int64], int], torch.Tensor]
@@ -152,20 +153,9 @@ class LoRA:
             return scores
 
         adapted.dropout(active=True)
-        selection = _training.train(
-            _training.Fit(
-                "lora",
-                adapted.parameters,
-                loss,
-                len(train),
-                val_scores if val is not None else None,
-                None if val is None else val.labels,
-                _training.key_of(backbone, task),
-            ),
-            config,
-            ctx,
-            steps=config.steps_for(train),
-        )
+        evaluate = None if val is None else val_scores
+        objective = Objective.of("lora", adapted.parameters, loss, evaluate, backbone, task)
+        selection = _training.train(objective, config, ctx, steps=config.steps_for(train))
         adapted.dropout(active=False)
         return LoRAClassifier(
             backbone,
@@ -359,36 +349,18 @@ class Adapted:
         return whole.merged()
 
     def save_peft(self, path: Path) -> None:
-        """Write the adapters as PEFT's, for the network as open_clip builds it; the scaling is in the matrices.
+        """Write PEFT adapters for the network as open_clip builds it; the scaling is part of the matrices.
 
-        Attention is one module there: its three updates of rank ``r`` become one of rank ``3 r`` whose second matrix
-        is made of blocks.
+        open_clip's attention is one module: the three updates of rank ``r`` become one update of rank ``3 r`` with a
+        block-diagonal second matrix.
 
         Raises:
-            ModelError: If PEFT has no such adapter.
+            ModelError: If PEFT does not support such an adapter.
         """
         import torch
         from peft import LoraConfig, get_peft_model
 
-        config = self.config
-        scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
-        layers = {n.rpartition(".")[0] for n in self.parameters}
-        updates = {
-            layer: {
-                kind: self.parameters[f"{layer}.{kind}"].detach().cpu()
-                * (scaling if kind == "B" else 1)
-                for kind in ("A", "B", "magnitude")
-                if f"{layer}.{kind}" in self.parameters
-            }
-            for layer in layers
-        }
-        fused = self.model.fused_adapters(updates)
-        if "out" in config.roles and any(name.endswith(".out_proj") for name in fused):
-            raise ModelError(
-                f"PEFT has no true adapter for the role 'out' of '{self.base.name}': of torch's attention it adds "
-                "the update of the output projection twice",
-                hint="export with --format openclip, which holds the merged weights",
-            )
+        config, fused = self.config, self._fused()
         ranks = {
             re.escape(name): len(parts["A"])
             for name, parts in fused.items()
@@ -408,18 +380,39 @@ class Adapted:
             peft: Any = get_peft_model(network, settings)
         except ValueError as err:
             raise ModelError(
-                f"PEFT has no such adapter for '{self.base.name}': {err}",
-                hint="export with --format openclip, which holds the merged weights",
+                f"PEFT has no such adapter for '{self.base.name}': {err}", hint=AS_OPENCLIP
             ) from None
         with torch.no_grad():
             for name, parameter in peft.named_parameters():
                 if ".lora_" in name:
                     layer, _, kind = _short(name).rpartition(".")
                     found = fused[layer.replace(".base_layer.out_proj", ".out_proj")][kind]
-                    # A magnitude that was not learned stays what PEFT computes from the weights.
+                    # A magnitude that was not trained keeps the value that PEFT computes from the weights.
                     parameter.copy_(torch.where(found.isnan(), parameter, found))
         peft.peft_config[ADAPTER].base_model_name_or_path = self.base.name
         peft.save_pretrained(path, save_embedding_layers=False)
+
+    def _fused(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the scaled updates per module of the network as open_clip builds it.
+
+        Raises:
+            ModelError: If PEFT would apply one of them incorrectly.
+        """
+        config = self.config
+        scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        updates: dict[str, dict[str, torch.Tensor]] = {}
+        for name, parameter in self.parameters.items():
+            layer, _, kind = name.rpartition(".")
+            factor = scaling if kind == "B" else 1
+            updates.setdefault(layer, {})[kind] = parameter.detach().cpu() * factor
+        fused = self.model.fused_adapters(updates)
+        if "out" in config.roles and any(name.endswith(".out_proj") for name in fused):
+            raise ModelError(
+                f"PEFT cannot adapt the role 'out' of '{self.base.name}' correctly: for torch's attention module it "
+                "adds the update of the output projection twice",
+                hint=AS_OPENCLIP,
+            )
+        return fused
 
 
 @dataclass(frozen=True, slots=True)

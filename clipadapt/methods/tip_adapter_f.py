@@ -11,7 +11,7 @@ from clipadapt.methods import _cache_model, _training
 from clipadapt.methods._cache_model import CacheClassifier, CacheModel, SearchConfig
 from clipadapt.methods._images import tensor
 from clipadapt.methods._text import zero_shot_weights
-from clipadapt.methods._training import TrainingConfig
+from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class TipAdapterF:
         config = self.config
         train = task.require_train("tip_adapter_f")
         config.check(task)
-        val = _training.labelled(task.val)
+        val = _training.nonempty(task.val)
         text = zero_shot_weights(backbone, task.classnames, task.templates)
         weights = tensor(text)
         built = _cache_model.build(backbone, train, config, len(task.classnames))
@@ -103,28 +103,19 @@ class TipAdapterF:
             args = (config.alpha, config.beta, config.logit_scale)
             return cache.scores(val_features, weights, *args)
 
-        selection = _training.train(
-            _training.Fit(
-                "tip_adapter_f",
-                {"keys": keys},
-                loss,
-                len(train),
-                val_scores if val is not None else None,
-                None if val is None else val.labels,
-                _training.key_of(backbone, task),
-            ),
-            config,
-            ctx,
+        objective = Objective.of(
+            "tip_adapter_f", {"keys": keys}, loss, val_scores if val else None, backbone, task
         )
-        learnt = CacheModel(keys.detach(), built.labels, built.n_classes)
-        alpha, beta, searched = _cache_model.chosen(backbone, learnt, val, weights, config, ctx)
+        selection = _training.train(objective, config, ctx)
+        trained = CacheModel(keys.detach(), built.labels, built.n_classes)
+        alpha, beta, searched = _cache_model.chosen(backbone, trained, val, weights, config, ctx)
         if searched is not None and selection is not None:
             by = f"val accuracy by epoch, then {searched['by'].removeprefix('val accuracy ')}"
             selection = {"epoch": selection["epoch"], "by": by, "value": searched["value"]}
         return CacheClassifier(
             backbone,
             task.classnames,
-            learnt,
+            trained,
             text,
             alpha,
             beta,

@@ -61,7 +61,7 @@ class WiseFT:
         tuned, text, start, selection = _finetune.fit("wise_ft", self.config, backbone, task, ctx)
         end = tuned.state()
         alpha = WITHOUT_VAL if self.config.alpha is None else self.config.alpha
-        val = _training.labelled(task.val)
+        val = _training.nonempty(task.val)
         if self.config.alpha is None and val is not None:
             tried, states = [], tuned.tower.stored(val.inputs)
             for share in ALPHAS:

@@ -46,6 +46,7 @@ class ZeroShot:
     Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = ImageTextModel
+    uses_train: ClassVar[bool] = False
 
     def __init__(self, config: ZeroShotConfig) -> None:
         self.config = config

@@ -73,7 +73,7 @@ def test_a_killed_training_goes_on_to_equal_predictions(recipe, tiny_clip, tmp_p
 
     resumed = finished(out)
 
-    (note,) = [line for line in resumed.stderr.splitlines() if "goes on after step" in line]
+    (note,) = [line for line in resumed.stderr.splitlines() if "resumed after step" in line]
     assert 0 < int(note.rsplit(" ", 1)[1]) < 60 * 3
     for name in ("predictions.npz", "history.jsonl", "classifier.safetensors"):
         assert only(out, name).read_bytes() == only(tmp_path / "whole", name).read_bytes(), name

@@ -10,7 +10,7 @@ import torch
 
 from clipadapt.core.api.data import Split, Task
 from clipadapt.methods import _training
-from clipadapt.methods._training import Fit, TrainingConfig
+from clipadapt.methods._training import Objective, TrainingConfig
 from tests.unit.methods.conftest import Seen, arrays_of, context, method
 
 EPOCHS, SIZE = 2, 5  # 12 pictures: two full batches and a short one
@@ -99,7 +99,7 @@ def toy(folder, *, seed=1, after=None, start=0.0, key="", **settings) -> tuple[f
     seen = Seen() if after is None else Seen("lr", after)
     ctx = context(folder, seed, observe=seen)
     given = {"lr": 0.1, "schedule": "constant", "epochs": 2, "batch_size": 2} | settings
-    loss = Fit("toy", {"p": p}, lambda rows, _: ((p - torch.rand(2)) ** 2).sum(), 6, key=key)
+    loss = Objective("toy", {"p": p}, lambda rows, _: ((p - torch.rand(2)) ** 2).sum(), 6, key=key)
     try:
         _training.train(loss, TrainingConfig(optimizer="adamw", **given), ctx)
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import torch
 
 from clipadapt.core.api.errors import DivergedError
 from clipadapt.methods import _training
-from clipadapt.methods._training import Fit, TrainingConfig
+from clipadapt.methods._training import Objective, TrainingConfig
 from tests.unit.methods.conftest import Seen, context, method
 
 # One unit down the slope each step: after k steps the parameter is k.
@@ -29,8 +29,8 @@ def counter() -> torch.Tensor:
     return torch.zeros(1, requires_grad=True)
 
 
-def fit_of(p: torch.Tensor, n: int = 4, **more) -> Fit:
-    return Fit("toy", {"p": p}, lambda rows, view: -p.sum(), n, **more)
+def objective_of(p: torch.Tensor, n: int = 4, **more) -> Objective:
+    return Objective("toy", {"p": p}, lambda rows, view: -p.sum(), n, **more)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_schedules(settings, epochs, steps, expected, tmp_path):
     config = TrainingConfig(**{**PLAIN, **settings, "epochs": epochs})
     seen, p = Seen(), counter()
 
-    _training.train(fit_of(p, n=2 * steps // epochs), config, context(tmp_path, observe=seen))
+    _training.train(objective_of(p, n=2 * steps // epochs), config, context(tmp_path, observe=seen))
 
     assert seen.values["lr"] == pytest.approx(expected)
     assert p.item() == pytest.approx(sum(expected))
@@ -95,7 +95,7 @@ def test_the_first_of_equally_good_epochs_is_kept(keep, right, kept, epoch, tmp_
         return scores
 
     ctx = context(tmp_path)
-    chosen = _training.train(fit_of(p, val_scores=val_scores, val=truth), config, ctx)
+    chosen = _training.train(objective_of(p, val_scores=val_scores, val=truth), config, ctx)
 
     assert p.item() == kept
     assert [line["val_accuracy"] for line in ctx.history] == [r / 4 for r in right]
@@ -109,7 +109,7 @@ def test_without_val_the_last_step_is_kept(tmp_path):
     p = counter()
 
     chosen = _training.train(
-        fit_of(p), TrainingConfig(**PLAIN, epochs=3, keep="best"), context(tmp_path)
+        objective_of(p), TrainingConfig(**PLAIN, epochs=3, keep="best"), context(tmp_path)
     )
 
     assert chosen is None
@@ -133,7 +133,7 @@ def test_epochs_or_steps(epochs, steps, n, drop_last, taken, lines, tmp_path):
     ctx = context(tmp_path, observe=seen)
     config = TrainingConfig(**PLAIN, epochs=epochs, drop_last=drop_last)
 
-    _training.train(fit_of(p, n=n), config, ctx, steps=steps)
+    _training.train(objective_of(p, n=n), config, ctx, steps=steps)
 
     assert p.item() == taken == len(seen.values.get("lr", []))
     assert [line["step"] for line in ctx.history] == lines
@@ -145,7 +145,7 @@ def test_the_history_holds_the_mean_loss_of_the_epoch(tmp_path):
     scores = np.log(np.array([[0.75, 0.25], [0.75, 0.25]], dtype=np.float32))
     val = {"val_scores": lambda: scores, "val": np.array([0, 1])}
 
-    _training.train(fit_of(counter(), **val), TrainingConfig(**PLAIN, epochs=2), ctx)
+    _training.train(objective_of(counter(), **val), TrainingConfig(**PLAIN, epochs=2), ctx)
 
     # The loss is minus the parameter as it is before the step: 0, -1 and -2, -3.
     assert [line["train_loss"] for line in ctx.history] == [-0.5, -2.5]
@@ -166,7 +166,7 @@ def test_val_is_looked_at_twenty_times_where_no_epoch_is_chosen_by_it(tmp_path):
         looks.clear()
         config = TrainingConfig(**PLAIN, epochs=epochs, keep=keep)
         ctx = context(tmp_path / f"{epochs}{keep}")
-        _training.train(fit_of(counter(), **val), config, ctx)
+        _training.train(objective_of(counter(), **val), config, ctx)
         assert len(looks) == expected
         assert "val_accuracy" in ctx.history[-1]
 
@@ -176,7 +176,7 @@ def test_val_is_looked_at_twenty_times_where_no_epoch_is_chosen_by_it(tmp_path):
 )
 def test_gradients_are_clipped_by_their_common_norm(norm, expected, tmp_path):
     a, b = counter(), counter()
-    fit = Fit("toy", {"a": a, "b": b}, lambda rows, view: (3 * a + 4 * b).sum(), 2)
+    fit = Objective("toy", {"a": a, "b": b}, lambda rows, view: (3 * a + 4 * b).sum(), 2)
 
     _training.train(fit, TrainingConfig(**PLAIN, epochs=1, clip_norm=norm), context(tmp_path))
 
@@ -202,7 +202,9 @@ def test_optimizers(settings, expected, tmp_path):
     p = torch.full((1,), 2.0, requires_grad=True)
     config = TrainingConfig(**{**PLAIN, "lr": 0.5, **settings}, epochs=1)
 
-    _training.train(Fit("toy", {"p": p}, lambda rows, view: p.sum(), 4), config, context(tmp_path))
+    _training.train(
+        Objective("toy", {"p": p}, lambda rows, view: p.sum(), 4), config, context(tmp_path)
+    )
 
     assert p.item() == pytest.approx(expected, abs=2e-3)
 
@@ -215,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(bad, tmp_path):
         calls.append(1)
         return -p.sum() * (bad if len(calls) == 3 else 1.0)
 
-    fit = Fit("toy", {"p": p}, loss, 4)
+    fit = Objective("toy", {"p": p}, loss, 4)
     with pytest.raises(DivergedError, match="toy: the loss is not finite at step 3 of 8") as error:
         _training.train(fit, TrainingConfig(**PLAIN, epochs=4), context(tmp_path))
 
@@ -226,15 +228,15 @@ def test_a_loss_that_is_not_finite_stops_the_fit(bad, tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (4, "loss is not finite at step 2 of 27"),
-        (12, "scores of val are not finite at step 1 of 9"),
+        (4, "the loss is not finite at step 2 of 27"),
+        (12, "the scores on val are not finite at step 1 of 9"),
     ],
 )
 def test_a_method_that_diverges_says_so(size, message, models, small, tmp_path):
     """At the next step, or at the look at val before it."""
     settings = {"lr": 1e30, "schedule": "constant", "epochs": 9, "augment": "none", "n_ctx": 2}
 
-    with pytest.raises(DivergedError, match=f"coop: the {message}"):
+    with pytest.raises(DivergedError, match=f"coop: {message}"):
         method("coop", batch_size=size, **settings).fit(models("clip"), small[0], context(tmp_path))
 
 
@@ -249,7 +251,7 @@ def test_each_epoch_sees_a_view_of_its_own_or_the_plain_picture(tmp_path):
 
         config = TrainingConfig(**PLAIN | {"augment": augment, "batch_size": 4}, epochs=3)
         ctx = context(tmp_path / f"{augment}{seed}", seed=seed)
-        _training.train(Fit("toy", {"p": p}, loss, 4), config, ctx)
+        _training.train(Objective("toy", {"p": p}, loss, 4), config, ctx)
         seen[augment, seed] = views
     assert seen["none", 1] == [0, 0, 0]
     assert len({*seen["crop_flip", 1], *seen["crop_flip", 2]}) == 6  # a seed has crops of its own
@@ -265,7 +267,7 @@ def test_what_is_drawn_comes_from_the_seed_and_leaves_the_global_generator_alone
             return -p.sum()
 
         config = TrainingConfig(**PLAIN, epochs=1)
-        _training.train(Fit("toy", {"p": p}, loss, 4), config, context(tmp_path / name, seed))
+        _training.train(Objective("toy", {"p": p}, loss, 4), config, context(tmp_path / name, seed))
         return values
 
     before = torch.get_rng_state()
@@ -284,7 +286,7 @@ def test_rows_come_in_the_contexts_order(tmp_path):
         return -p.sum()
 
     ctx = context(tmp_path)
-    _training.train(Fit("toy", {"p": p}, loss, 5), TrainingConfig(**PLAIN, epochs=2), ctx)
+    _training.train(Objective("toy", {"p": p}, loss, 5), TrainingConfig(**PLAIN, epochs=2), ctx)
 
     expected = [b.tolist() for e in (0, 1) for b in ctx.batches("toy", 5, 2, e)]
     assert rows_seen == expected

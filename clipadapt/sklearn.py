@@ -31,7 +31,7 @@ from clipadapt.core.api.errors import ClipAdaptError, DataError, ModelError
 from clipadapt.core.api.method import SelfCalibrated
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import METHODS, MODELS, track_of
-from clipadapt.core.data.tasks import duplicate_names, token_warnings
+from clipadapt.core.data.classnames import duplicate_names, token_warnings
 from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder

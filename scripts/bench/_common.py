@@ -337,7 +337,7 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
     """
     from clipadapt.core.api.context import RunContext, Services
     from clipadapt.core.api.progress import Silent
-    from clipadapt.core.data import tasks
+    from clipadapt.core.data.targets import open_target
     from clipadapt.core.experiments import config
     from clipadapt.core.features.cache import FeatureCache
     from clipadapt.core.runs import plan, runner
@@ -353,9 +353,7 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
     chosen = experiment.config
 
     def opened() -> Any:
-        return tasks.open_target(
-            chosen.data.name, chosen.evaluation.split, chosen.data, "clip", Silent()
-        )
+        return open_target(chosen.data.name, chosen.evaluation.split, chosen.data, "clip", Silent())
 
     def context(**more: Any) -> RunContext:
         work = Path(tempfile.mkdtemp(dir=folder))

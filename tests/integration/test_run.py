@@ -258,7 +258,7 @@ def test_class_names_of_equal_or_unknown_tokens_are_warned_of(
     (record,) = records(done)
     assert {"duplicate_classnames", "unknown_tokens"} <= set(record["flags"])
     assert (
-        "the same tokens: '蓝色圆圈' = '黄色圆圈'; no prompt can tell these classes apart"
+        "the same tokens: '蓝色圆圈' = '黄色圆圈'; no prompt can distinguish these classes"
         in done.err
     )
     assert "class names by position: blue_thing -> red, green_thing -> 蓝色圆圈" in done.err

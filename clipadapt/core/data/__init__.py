@@ -1,1 +1,1 @@
-"""TODO."""
+"""Which examples are trained on and which are evaluated: targets, few-shot draws, leakage."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, DivergedError
-from clipadapt.core.data import tasks
+from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.experiments import config
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder
@@ -139,7 +139,7 @@ def order(job: Job) -> dict[str, Any]:
     }
 
 
-_opened = tasks.OpenSets()
+_opened = OpenDatasets()
 _backbones: list[Backbones] = []
 """What a worker keeps for its next task: open data sets and the model loaded last."""
 

@@ -15,8 +15,9 @@ from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import METHODS, MODELS, tracks
 from clipadapt.core.api.user_input import user_path
-from clipadapt.core.data import sampling, tasks
-from clipadapt.core.data.tasks import classnames_sha256
+from clipadapt.core.data import sampling
+from clipadapt.core.data.classnames import classnames_sha256
+from clipadapt.core.data.targets import OpenDatasets, open_target
 from clipadapt.core.files.folders import check_writable
 from clipadapt.core.files.hardware import default_threads
 from clipadapt.core.records import schema
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.method import Classifier, Method
     from clipadapt.core.api.model import ModelIdentity, ModelProvider
     from clipadapt.core.api.progress import Progress
-    from clipadapt.core.data.tasks import Target
+    from clipadapt.core.data.targets import Target
     from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.records.schema import RunRecord
 
@@ -147,7 +148,7 @@ def prepare(
     experiment: Experiment,
     out: Path,
     progress: Progress | None = None,
-    opened: tasks.OpenSets | None = None,
+    opened: OpenDatasets | None = None,
     threads: int | None = None,
 ) -> Prepared:
     """Open the data, identify the model and check everything that can be checked before work.
@@ -183,8 +184,8 @@ def prepare(
         raise ConfigError(
             "compile is on, and only image towers are compiled", hint="leave out compile=on"
         )
-    opened = opened or tasks.OpenSets()
-    home = tasks.open_target(
+    opened = opened or OpenDatasets()
+    home = open_target(
         config.data.name, config.evaluation.split, config.data, track, progress, opened
     )
     targets = [home]
@@ -195,7 +196,7 @@ def prepare(
         if content != home.dataset.fingerprint:
             changed = {"name": name, "classnames": None, "classes": also.classes or "all"}
         data = config.data.model_copy(update=changed)
-        targets.append(tasks.open_target(name, also.split, data, track, progress, opened))
+        targets.append(open_target(name, also.split, data, track, progress, opened))
         # Under a protocol the other targets are worth judging; the runner records what cannot be.
         if config.evaluation.protocol == "standard" and not getattr(
             method, "open_vocabulary", True

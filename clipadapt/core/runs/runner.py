@@ -25,8 +25,9 @@ from clipadapt.core.api.method import Selected, SelfCalibrated, ZeroShotStart
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import MODELS, tracks
-from clipadapt.core.data import leakage, tasks
-from clipadapt.core.data.tasks import classnames_sha256
+from clipadapt.core.data import draws, leakage
+from clipadapt.core.data.classnames import classnames_sha256, token_warnings
+from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.folders import refusal
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.model import Backbone
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.data import sampling
-    from clipadapt.core.data.tasks import Target
+    from clipadapt.core.data.targets import Target
     from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.runs.plan import (
         Prepared,
@@ -155,12 +156,12 @@ class Session:
         self,
         out: Path,
         progress: Progress | None = None,
-        opened: tasks.OpenSets | None = None,
+        opened: OpenDatasets | None = None,
         threads: int | None = None,
     ) -> None:
         self.out = out
         self.progress: Progress = progress or Silent()
-        self.opened = opened or tasks.OpenSets()
+        self.opened = opened or OpenDatasets()
         self.threads = threads
         self.backbones = Backbones(Services(FeatureCache(enabled=False), self.progress))
         self.planned: list[Job] = []
@@ -179,7 +180,7 @@ class Session:
             self.note_damage(item)
         jobs = [[Job.plan(p, seed) for seed in p.experiment.config.seeds] for p in prepared]
         for job in (job for of_one in jobs for job in of_one if job.is_open()):
-            draw = tasks.draw_task(
+            draw = draws.draw_task(
                 job.prepared.targets[0], job.prepared.experiment, job.prepared.manifest, job.seed
             )
             job.prepared.experiment.method.check(draw.task)
@@ -314,16 +315,17 @@ class _Run:
 
     def go(self, backbones: Backbones) -> None:
         prepared = self.prepared
-        draw = tasks.draw_task(
+        draw = draws.draw_task(
             prepared.targets[0], prepared.experiment, prepared.manifest, self.seed
         )
         self.manifest = draw.manifest
         self.flags += draw.flags
         told = set(draw.flags) & set(self.target.dataset.flags)  # when the data set was opened
-        if draw.untaught and not told and self.seed == prepared.experiment.config.seeds[0]:
+        if draw.untrained_classes and not told and self.seed == prepared.experiment.config.seeds[0]:
             self.progress.note(
-                f"warning: {prepared.experiment.method_name} on {self.target.dataset.name}: {len(draw.untaught)} of "
-                f"{len(draw.task.classnames)} classes have no training example: {', '.join(draw.untaught[:5])}; "
+                f"warning: {prepared.experiment.method_name} on {self.target.dataset.name}: "
+                f"{len(draw.untrained_classes)} of {len(draw.task.classnames)} classes have no training example: "
+                f"{', '.join(draw.untrained_classes[:5])}; "
                 "nothing is learned of them, and no probability is reliable"
             )
         self.sizes["n_train"] = len(draw.task.train) if draw.task.train else 0
@@ -382,7 +384,7 @@ class _Run:
             judged["zero_shot_accuracy"] = start
         warnings = _warnings(scores, test.labels, judged["accuracy"].value, start)
         if tracks()[self.prepared.experiment.track].reads_classnames:
-            warnings |= tasks.token_warnings(backbone, target.classnames)
+            warnings |= token_warnings(backbone, target.classnames)
         for flag, why in warnings.items():
             ctx.progress.note(
                 f"warning: {prepared.experiment.method_name} on {target.dataset.name}, "

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from clipadapt.core.api.errors import ConfigError
-from clipadapt.core.data.tasks import classnames_sha256
+from clipadapt.core.data.classnames import classnames_sha256
 from clipadapt.core.report.references import (
     all_references,
     caveats,

@@ -12,6 +12,8 @@ from clipadapt.core.api.context import Services
 from clipadapt.core.api.data import Inputs
 from clipadapt.core.api.model import ModelIdentity, ModelOptions
 from clipadapt.core.api.registry import METHODS, MODELS
+from clipadapt.core.data.draws import draw_task
+from clipadapt.core.data.targets import open_target
 from clipadapt.core.experiments import config
 from clipadapt.core.experiments.config import ExperimentConfig
 from clipadapt.core.features.cache import FeatureCache
@@ -78,7 +80,7 @@ def run_id(tiny_models, tmp_path):
         }
         if value == "MANIFEST":
             prepared = plan.prepare(config.build([("a", base)], source="a"), tmp_path)
-            draw = runner.tasks.draw_task(prepared.targets[0], prepared.experiment, None, 9)
+            draw = draw_task(prepared.targets[0], prepared.experiment, None, 9)
             draw.manifest.write(tmp_path / "MANIFEST")
             written["MANIFEST"] = str(tmp_path / "MANIFEST")
         over: dict = {}
@@ -154,9 +156,7 @@ def test_the_type_of_the_device_is_part_of_a_models_identity(
 def test_the_number_of_a_device_decides_nothing_and_its_type_does(tmp_path):
     raw = {"data": {"name": "synthetic:3x8"}, "method": {"name": "clip/zero_shot"}}
     experiment = config.build([("a", raw)], source="test")
-    home = runner.tasks.open_target(
-        "synthetic:3x8", "test", experiment.config.data, "clip", runner.Silent()
-    )
+    home = open_target("synthetic:3x8", "test", experiment.config.data, "clip", runner.Silent())
 
     def key(device):
         identity = ModelIdentity("m", "w", "fp32", device=device)

@@ -1,4 +1,4 @@
-"""Class names from a file, and what is told of a data set when it is opened."""
+"""Class names from a file, and warnings about them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clipadapt.core.api.errors import ClipAdaptError, DataError
+from clipadapt.core.data.classnames import duplicate_names, read_classnames, token_warnings
 from clipadapt.core.data.labelled import LabelledSet, make_split
-from clipadapt.core.data.tasks import duplicate_names, read_classnames, token_warnings
 
 FOLDERS = ("1", "2", "10")
 
@@ -38,7 +38,7 @@ def read(dataset, tmp_path):
     return of
 
 
-def test_names_by_position_are_shown_with_the_class_they_meet(read):
+def test_names_by_position_are_shown_with_their_classes(read):
     names, pairing = read("red circle\r\ngreen circle\n\nblue circle\n")
     assert names == ("red circle", "green circle", "blue circle")
     assert pairing == "1 -> red circle, 2 -> green circle, 10 -> blue circle"
@@ -104,19 +104,19 @@ def test_wrong_files_of_names(read, ending, text, message):
         read(text, ending)
 
 
-def test_a_file_of_names_that_is_no_file(dataset, tmp_path):
+def test_a_class_names_file_must_be_a_regular_file(dataset, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo"):
         with pytest.raises(ClipAdaptError, match="is no regular file|[Ii]s a (directory|folder)"):
             read_classnames(str(path), dataset)
 
 
-def test_names_of_one_meaning():
+def test_duplicate_names():
     assert duplicate_names(["a b", "A_b", "0", "0.0", "c"]) == [("a b", "A_b"), ("0", "0.0")]
 
 
 class Backbone:
-    """A tokenizer of four words that takes all others for one."""
+    """A tokenizer that maps all words but two to the unknown token."""
 
     name = "tiny"
 
@@ -125,13 +125,16 @@ class Backbone:
         return [(tuple(row), row.count(0)) for row in ids]
 
 
-def test_names_of_equal_tokens_and_unknown_ones_are_told():
-    told = token_warnings(Backbone(), ["red", "green", "蓝色", "黄色"])
-    assert set(told) == {"duplicate_classnames", "unknown_tokens"}
-    assert "the same tokens: '蓝色' = '黄色'; no prompt can tell" in told["duplicate_classnames"]
+def test_equal_and_unknown_tokens_are_reported():
+    warnings = token_warnings(Backbone(), ["red", "green", "蓝色", "黄色"])
+    assert set(warnings) == {"duplicate_classnames", "unknown_tokens"}
+    assert (
+        "the same tokens: '蓝色' = '黄色'; no prompt can distinguish"
+        in warnings["duplicate_classnames"]
+    )
     assert (
         "does not know 50% of the tokens of the class names (2 of 4 names, such as '蓝色')"
-        in told["unknown_tokens"]
+        in warnings["unknown_tokens"]
     )
     assert token_warnings(Backbone(), ["red", "green", "red green"]) == {}
     assert token_warnings(None, ["a", "b"]) == {}

@@ -1,0 +1,150 @@
+"""Draws: the training and validation examples of one seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipadapt.core.api.data import Split, Task
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.data import sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from clipadapt.core.api.data import SplitName
+    from clipadapt.core.data.targets import Target
+    from clipadapt.core.experiments.config import DataConfig, Experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The task of one seed.
+
+    Attributes:
+        task: Training and validation examples.
+        manifest: The few-shot draw, or None.
+        flags: Flags for the record.
+        untrained_classes: Classes without a training example.
+    """
+
+    task: Task[Any]
+    manifest: sampling.Manifest | None
+    flags: tuple[str, ...]
+    untrained_classes: tuple[str, ...] = ()
+
+
+def draw_task(
+    target: Target, experiment: Experiment, manifest: sampling.Manifest | None, seed: int
+) -> Draw:
+    """Draw the training and validation examples of a seed; the evaluation split is never read.
+
+    Args:
+        target: Dataset to train on, and its evaluation split.
+        experiment: The experiment.
+        manifest: Few-shot draw to use instead of a new one.
+        seed: Seed of the draw.
+
+    Raises:
+        DataError: If there are too few examples, or the manifest does not match the data.
+    """
+    dataset, data = target.dataset, experiment.config.data
+    # The evaluation split is not trained on under an alias, either.
+    aliases: Mapping[str, str] = getattr(dataset, "aliases", {})
+    evaluated = aliases.get(target.split, target.split)
+
+    def part(name: SplitName) -> Split[Any] | None:
+        if name not in dataset.splits or aliases.get(name, name) == evaluated:
+            return None
+        return target.split_of(name)
+
+    train, val = part("train"), part("val")
+    if manifest is not None:
+        train = _from_manifest(train, manifest, "train", target)
+        val = _from_manifest(val, manifest, "val", target)
+    elif data.shots is not None:
+        train, val, manifest = _few_shot(target, train, val, data, seed)
+    flags: tuple[str, ...] = ("allow_fewer",) if manifest is not None and manifest.fewer else ()
+    names = target.classnames
+    trained = range(len(names)) if train is None else np.unique(train.labels).tolist()
+    untrained = tuple(names[c] for c in sorted(set(range(len(names))) - set(trained)))
+    if untrained:
+        flags += ("class_missing_in_train",)
+    task = Task(
+        names,
+        target.templates,
+        _renamed(train, names),
+        _renamed(val, names),
+        few_shot=manifest is not None,
+    )
+    return Draw(task, manifest, flags, untrained)
+
+
+def _few_shot(
+    target: Target,
+    train: Split[Any] | None,
+    val: Split[Any] | None,
+    data: DataConfig,
+    seed: int,
+) -> tuple[Split[Any], Split[Any] | None, sampling.Manifest]:
+    """Draw ``data.shots`` training examples per class, and up to four validation examples."""
+    dataset, shots = target.dataset, data.shots
+    assert shots is not None
+    if train is None:
+        raise DataError(
+            f"{dataset.name} has no train split to draw {shots} shots from{_is_evaluated(target, 'train')}",
+            hint="remove data.shots, or use a dataset with a train split",
+        )
+    fewer: dict[sampling.Role, dict[str, int]] = {}
+
+    def draw(split: Split[Any], k: int, role: sampling.Role) -> Split[Any]:
+        fewer[role] = sampling.short_classes(split.labels, k, target.classnames)
+        rows = sampling.draw(
+            split.inputs.ids,
+            split.labels,
+            k,
+            seed,
+            role=role,
+            allow_fewer=data.allow_fewer,
+            classnames=target.classnames,
+        )
+        return split.take(rows)
+
+    drawn = draw(train, shots, "train")
+    drawn_val = None if val is None else draw(val, sampling.val_shots(shots), "val")
+    manifest = sampling.Manifest.create(
+        dataset=dataset.name,
+        dataset_sha256=dataset.fingerprint,
+        seed=seed,
+        shots=shots,
+        train=drawn.inputs.ids,
+        val=drawn_val.inputs.ids if drawn_val else (),
+        fewer=fewer,
+    )
+    return drawn, drawn_val, manifest
+
+
+def _from_manifest(
+    split: Split[Any] | None, manifest: sampling.Manifest, role: sampling.Role, target: Target
+) -> Split[Any] | None:
+    """Return the examples that a manifest lists, or None if it lists none."""
+    if not getattr(manifest, role):
+        return None
+    if split is None:
+        raise DataError(
+            f"the manifest draws from the split '{role}', but {target.dataset.name} has none"
+            f"{_is_evaluated(target, role)}",
+            hint="evaluate another split with --set evaluation.split=test",
+        )
+    return split.take(sampling.apply(manifest, split.inputs.ids, role=role))
+
+
+def _is_evaluated(target: Target, role: str) -> str:
+    """Return the explanation for a split that is missing because it is the evaluation split."""
+    return " to train on: it is the evaluation split" if target.split == role else ""
+
+
+def _renamed(split: Split[Any] | None, classnames: tuple[str, ...]) -> Split[Any] | None:
+    return None if split is None else Split(split.inputs, split.labels, classnames)

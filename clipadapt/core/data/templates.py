@@ -1,0 +1,62 @@
+"""Prompt templates: a named set, one template, or a file with one template per line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.user_input import read_text, user_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from clipadapt.core.api.data import Dataset
+
+MAX_LIST_BYTES: Final = 100 << 20
+"""Size limit of a file of class names or templates."""
+
+
+def read_templates(
+    choice: str, dataset: Dataset[Any], sets: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Return the prompt templates that ``--templates`` names.
+
+    Args:
+        choice: ``single`` (the dataset's own), the name of a set, one template, or a file with one per line.
+        dataset: The dataset evaluated.
+        sets: Named sets of templates.
+
+    Raises:
+        DataError: If the file cannot be read or is empty, or a template does not have exactly one ``{}``.
+    """
+    if choice == "single":
+        return tuple(dataset.templates)
+    if choice in sets:
+        return sets[choice]
+    if choice.count("{}") == 1:
+        return (choice,)
+    if not user_path(choice).exists():
+        raise DataError(
+            f"no templates '{choice}'; accepted: {', '.join(('single', *sets))}, a template with '{{}}', or a file",
+            hint="write a file with one template per line, such as 'a photo of a {}.'",
+        )
+    lines = read_lines(choice, "templates")
+    bad = [line for line in lines if line.count("{}") != 1]
+    if bad:
+        raise DataError(
+            f"the template '{bad[0]}' in {choice} needs exactly one '{{}}' for the class name",
+            hint="for example 'a photo of a {}.'",
+        )
+    if not lines:
+        raise DataError(f"the templates file {choice} is empty", hint="write one template per line")
+    return tuple(lines)
+
+
+def read_lines(path: str, what: str) -> list[str]:
+    """Return the non-empty lines of a user's file, stripped."""
+    return [line.strip() for line in read_list_file(path, what).split("\n") if line.strip()]
+
+
+def read_list_file(path: str, what: str) -> str:
+    """Return the text of a user's file of class names or templates."""
+    return read_text(user_path(path), f"{what} file", MAX_LIST_BYTES)

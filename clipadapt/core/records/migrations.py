@@ -19,41 +19,31 @@ _OVERLAP: Final = {"learnt": "trained", "judged": "evaluated"}
 def upgrade(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a record of any earlier version as those of :data:`SCHEMA_VERSION`.
 
+    Missing fields stay missing: validation reports them.
+
     Args:
         raw: The parsed JSON of a record; it is not changed.
 
     Raises:
-        KeyError, TypeError, AttributeError: If it is not a record.
+        ValueError, KeyError, TypeError, AttributeError: If it is not a record.
     """
-    raw = dict(raw)
-    if raw["schema_version"] == 1:
-        raw = _from_1(raw)
-    if raw["schema_version"] == 2:
-        raw = _from_2(raw)
-    return raw
-
-
-def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
-    per_class = raw.get("per_class")
-    if per_class is not None:
-        per_class = {"classnames": per_class["classnames"]}
-    return {**raw, "schema_version": 2, "per_class": per_class}
-
-
-def _from_2(raw: dict[str, Any]) -> dict[str, Any]:
-    method = raw["method"]
-    flags = [flag.replace("judged_on_", "evaluated_on_", 1) for flag in raw.get("flags", ())]
-    leakage = raw.get("leakage")
-    if leakage is not None:
-        overlaps = [
-            {_OVERLAP.get(name, name): value for name, value in overlap.items()}
-            for overlap in leakage["overlaps"]
+    new = dict(raw)
+    if new["schema_version"] == 1:
+        new["schema_version"] = 2
+        if new.get("per_class"):
+            new["per_class"] = {"classnames": new["per_class"]["classnames"]}
+    if new["schema_version"] == 2:
+        new["schema_version"] = 3
+        if "method" in new:
+            zero_shot = new["method"]["name"].endswith("/zero_shot")
+            new["method"] = {**new["method"], "uses_train": not zero_shot}
+        new["flags"] = [
+            flag.replace("judged_on_", "evaluated_on_", 1) for flag in new.get("flags", ())
         ]
-        leakage = {**leakage, "overlaps": overlaps}
-    return {
-        **raw,
-        "schema_version": 3,
-        "method": {**method, "uses_train": not method["name"].endswith("/zero_shot")},
-        "flags": flags,
-        "leakage": leakage,
-    }
+        if new.get("leakage"):
+            overlaps = [
+                {_OVERLAP.get(key, key): value for key, value in overlap.items()}
+                for overlap in new["leakage"]["overlaps"]
+            ]
+            new["leakage"] = {**new["leakage"], "overlaps": overlaps}
+    return new

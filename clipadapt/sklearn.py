@@ -36,7 +36,7 @@ from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.identity import require_same
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import softmax
 from clipadapt.datasets._images import ImageFiles, opened_rgb
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores = self.predict_scores(X).astype(np.float64)
         own = self.classifier_
         temperature = own.temperature if isinstance(own, SelfCalibrated) else None
-        return metrics.softmax(scores, temperature or 1.0)
+        return softmax(scores, temperature or 1.0)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """Return the accuracy on pictures ``X`` with labels ``y``."""

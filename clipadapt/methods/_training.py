@@ -23,7 +23,7 @@ from clipadapt.core.api.errors import ConfigError, DivergedError
 from clipadapt.core.api.limits import BatchSize, Epochs, WarmupSteps
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files.atomic import write_bytes
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import nll, topk_accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -316,8 +316,8 @@ class _Loop:
             scores = self.objective.val_scores()
             if not np.isfinite(scores).all():
                 raise self._diverged("the scores on val are", state.step)
-            accuracy = metrics.topk_accuracy(scores, self.objective.val, 1)
-            line |= {"val_accuracy": accuracy, "val_loss": metrics.nll(scores, self.objective.val)}
+            accuracy = topk_accuracy(scores, self.objective.val, 1)
+            line |= {"val_accuracy": accuracy, "val_loss": nll(scores, self.objective.val)}
             if config.keep == "best" and (state.best is None or accuracy > state.best["value"]):
                 state.best = {"epoch": state.epoch + 1, "by": "val accuracy", "value": accuracy}
                 self.best = {n: p.detach().clone() for n, p in self.objective.parameters.items()}

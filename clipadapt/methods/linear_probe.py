@@ -25,7 +25,8 @@ from clipadapt.core.api.errors import DataError
 from clipadapt.core.api.limits import MAX_EPOCHS, BatchSize, Iterations, Penalty
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.calibration import fit_temperature
+from clipadapt.core.scoring.scores import nll, topk_accuracy
 from clipadapt.methods import _export
 from clipadapt.methods._training import nonempty
 from clipadapt.models import ImageTextModel
@@ -144,14 +145,14 @@ class LinearProbe:
         xv, yv = backbone.encode(val.inputs, "image", config.layer), val.labels
         if config.search == "none":
             (layer,) = fit_on_train([fixed])
-            temperature = metrics.fit_temperature(layer(xv), yv)
+            temperature = fit_temperature(layer(xv), yv)
             return LinearProbeClassifier(backbone, names, config.layer, layer, temperature)
 
         def attempt(penalties: Sequence[float]) -> list[Trial]:
             trials = []
             for penalty, layer in zip(penalties, fit_on_train(penalties), strict=True):
                 logits = layer(xv)
-                accuracy, loss = metrics.topk_accuracy(logits, yv, 1), metrics.nll(logits, yv)
+                accuracy, loss = topk_accuracy(logits, yv, 1), nll(logits, yv)
                 ctx.log(**{self._penalty: penalty, "val_accuracy": accuracy, "val_loss": loss})
                 trials.append(Trial(penalty, layer, accuracy, loss))
             return trials
@@ -160,7 +161,7 @@ class LinearProbe:
         if ctx.observe:
             ctx.observe("chosen", best)
         # A refit trains on val, so the temperature comes from the fit on train alone.
-        temperature = metrics.fit_temperature(best.layer(xv), yv)
+        temperature = fit_temperature(best.layer(xv), yv)
         layer = best.layer
         if self.refits_on_val(few_shot=task.few_shot):
             fit_on_both = self._solver([x, xv], np.concatenate([y, yv]), len(names), ctx)

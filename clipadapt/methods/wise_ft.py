@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import nll, topk_accuracy
 from clipadapt.methods import _finetune, _training
 from clipadapt.methods._finetune import FinetuneConfig, FinetunedClassifier
 from clipadapt.models import ImageTextModel
@@ -67,8 +67,8 @@ class WiseFT:
             for share in ALPHAS:
                 tuned.put(between(start, end, share))
                 scores = tuned.scores(val.inputs, states)
-                accuracy = metrics.topk_accuracy(scores, val.labels, 1)
-                loss = metrics.nll(scores, val.labels)
+                accuracy = topk_accuracy(scores, val.labels, 1)
+                loss = nll(scores, val.labels)
                 ctx.log(alpha=share, val_accuracy=accuracy, val_loss=loss)
                 tried.append((accuracy, -loss, share))
             best, _, alpha = max(tried)

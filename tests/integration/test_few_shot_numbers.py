@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clipadapt.core.api.flags import FLAGS
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring import calibration
 
 
 def run(recipe, model, data, out, *settings):
@@ -132,7 +132,7 @@ def test_fast_decides_neither_the_penalty_nor_the_logits(cli, records, tiny_clip
 def test_a_temperature_at_its_bound_is_flagged_and_not_applied(
     cli, records, tiny_clip, folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(metrics, "TEMPERATURES", (1e-4, 2e-4))
+    monkeypatch.setattr(calibration, "TEMPERATURES", (1e-4, 2e-4))
 
     for recipe in ("zero_shot", "linear_probe-quick"):
         done = cli(*run(recipe, tiny_clip, folder, tmp_path / recipe, "data.shots=2"))

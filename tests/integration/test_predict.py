@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clipadapt.core.runs.inference import load_run
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import softmax
 from tests.integration.conftest import COLOURS, as_version_1, picture, rewrite
 
 
@@ -76,7 +76,7 @@ def test_files_and_folders_in_order_with_the_stored_temperature(
 
     files = ImageFiles(Path(), [p["input"] for p in found])
     scores = run.classifier.predict_scores(Inputs(files, tuple(p["input"] for p in found)))
-    want = metrics.softmax(scores, run.temperature)
+    want = softmax(scores, run.temperature)
     labels = run.classifier.classnames
     for row, p in zip(want, found, strict=True):
         assert set(p) == {"input", "label", "probability", "top"}
@@ -539,7 +539,7 @@ def test_the_python_api_and_the_command_give_one_answer(
     fitted = CLIPClassifier(tiny_clip, name, own, random_state=1).fit(images, labels)
     # Without a validation split the estimator has no temperature; the run's may come from the method.
     temperature = record["calibration"]["temperature"] or 1.0
-    found = metrics.softmax(fitted.predict_scores(tests), temperature)
+    found = softmax(fitted.predict_scores(tests), temperature)
 
     predictions = json.loads(done.out)["predictions"]
     assert [p["input"] for p in predictions] == [str(t) for t in tests]

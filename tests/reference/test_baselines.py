@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import softmax
 from tests.reference import tinyclip
 from tests.reference.parity import fixture
 
@@ -348,4 +348,4 @@ def test_zero_shot_by_the_pipeline_of_transformers(model):
     expected *= model.logit_scale / zero_shot.LOGIT_SCALE
     by_name = [{each["label"]: each["score"] for each in row} for row in found]
     got = np.array([[row[name] for name in ZERO_NAMES] for row in by_name])
-    np.testing.assert_allclose(got, metrics.softmax(expected.numpy()), atol=1e-4)
+    np.testing.assert_allclose(got, softmax(expected.numpy()), atol=1e-4)

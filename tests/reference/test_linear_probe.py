@@ -14,6 +14,7 @@ from clipadapt.core.api.context import RunContext, Services
 from clipadapt.core.api.data import Inputs, Split, Task
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import softmax, topk_accuracy
 from clipadapt.methods.linear_probe import BISECT_START, LinearProbe, LinearProbeConfig
 from tests.reference.parity import fixture
 
@@ -94,8 +95,8 @@ def test_the_readme_probe_of_clip(case, name, layer):
 
     case.data.assert_close(f"{name}.coef", classifier.linear.weight)
     case.data.assert_close(f"{name}.intercept", classifier.linear.bias)
-    case.data.assert_close(f"{name}.test_proba", metrics.softmax(logits))
-    accuracy = 100 * metrics.topk_accuracy(logits, case.labels["test"], 1)
+    case.data.assert_close(f"{name}.test_proba", softmax(logits))
+    accuracy = 100 * topk_accuracy(logits, case.labels["test"], 1)
     case.data.assert_close(f"{name}.test_acc", accuracy)
 
 
@@ -105,7 +106,7 @@ def test_the_grid_of_penalties(case):
 
     for part in ("val", "test"):
         inputs, labels = case.split(part).inputs, case.labels[part]
-        accuracy = [metrics.topk_accuracy(f.predict_scores(inputs), labels, 1) for f in fitted]
+        accuracy = [topk_accuracy(f.predict_scores(inputs), labels, 1) for f in fitted]
         case.data.assert_close(f"grid.{part}_acc", np.array(accuracy))
 
 
@@ -126,7 +127,7 @@ def test_the_bisection_of_lpclip(case, draw):
     case.data.assert_close(f"{name}.step_C64", np.array([t.value for t in steps]))
     test = case.split("test")
     per_step = [t.layer(case.backbone.encode(test.inputs, "image", "projected")) for t in steps]
-    accuracy = [100 * metrics.topk_accuracy(s, test.labels, 1) for s in per_step]
+    accuracy = [100 * topk_accuracy(s, test.labels, 1) for s in per_step]
     case.data.assert_close(f"{name}.step_test_acc", np.array(accuracy))
     np.testing.assert_array_equal(logits, per_step[-1])
     assert classifier.n_trainable_params == len(case.names) * (case.backbone.features.shape[1] + 1)
@@ -154,7 +155,7 @@ def test_the_linear_layer_of_clip_benchmark(case, name):
     case.data.assert_close(f"{name}.bias", classifier.linear.bias)
     case.data.assert_close(f"{name}.test_logits", logits)
     labels = case.labels["test"]
-    top = np.array([metrics.topk_accuracy(logits, labels, k) for k in (1, 5)])
+    top = np.array([topk_accuracy(logits, labels, k) for k in (1, 5)])
     case.data.assert_close(f"{name}.test_acc1_acc5", top)
 
 
@@ -173,8 +174,8 @@ def test_the_whole_evaluation_of_clip_benchmark(case, with_val):
     )
 
     labels = case.labels["test"]
-    top = [metrics.topk_accuracy(logits, labels, k) for k in (1, 5)]
-    recall = metrics.mean_per_class_recall(logits, labels)
+    top = [topk_accuracy(logits, labels, k) for k in (1, 5)]
+    recall = metrics.measure("mean_per_class_recall", logits, labels).value
     case.data.assert_close(f"{name}.metrics", np.array([*top, recall]))
     if with_val:
         (chosen,) = (trial.value for what, trial in seen if what == "chosen")
@@ -199,4 +200,4 @@ def test_the_span_of_the_examples_holds_the_same_solution(case):
     _, fast, _, _ = fit(case, config, train)
 
     assert len(rows) < case.backbone.features.shape[1]
-    np.testing.assert_allclose(metrics.softmax(fast), metrics.softmax(plain), atol=2e-3)
+    np.testing.assert_allclose(softmax(fast), softmax(plain), atol=2e-3)

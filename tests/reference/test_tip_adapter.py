@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clipadapt.core.api.data import Inputs, Split, Task
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import topk_accuracy
 from clipadapt.methods import _cache_model
 from clipadapt.methods.tip_adapter import TipAdapter, TipAdapterConfig
 from clipadapt.methods.tip_adapter_f import FIRST_TRAINING_VIEW, TipAdapterF, TipAdapterFConfig
@@ -80,7 +80,7 @@ def fit(method: Any, backbone: Any, folder: Any, val: str | None = "val", **cont
 
 
 def percent(scores: np.ndarray, part: str) -> np.float64:
-    return np.float64(100 * metrics.topk_accuracy(scores, DATA.inputs[f"{part}_labels"], 1))
+    return np.float64(100 * topk_accuracy(scores, DATA.inputs[f"{part}_labels"], 1))
 
 
 def test_the_cache_and_the_zero_shot_part(backbone, tmp_path):

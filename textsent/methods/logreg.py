@@ -11,7 +11,7 @@ from pydantic import Field
 
 from clipadapt.core.api.limits import Iterations, Penalty
 from clipadapt.core.files import saved
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import nll, topk_accuracy
 from textsent.methods import _features, _task
 from textsent.methods._features import MAX_GRID, FeatureConfig, Reader, Scaler
 from textsent.models import TextEncoder
@@ -96,8 +96,8 @@ class LogReg:
 
         def judge(layer: Linear) -> dict[str, float]:
             logits = layer(xv)
-            accuracy = metrics.topk_accuracy(logits, yv, 1)
-            return {"val_accuracy": accuracy, "val_loss": metrics.nll(logits, yv)}
+            accuracy = topk_accuracy(logits, yv, 1)
+            return {"val_accuracy": accuracy, "val_loss": nll(logits, yv)}
 
         if val is None or not config.C_grid:
             return LogRegClassifier(reader, task.classnames, fit(config.C))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from clipadapt.core.api.errors import RecordError
-from clipadapt.core.scoring.metrics import (
-    top_probabilities,
-)
+from clipadapt.core.scoring.metrics import find_metric
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from clipadapt.core.api.method import ScoreKind
@@ -21,7 +18,8 @@ if TYPE_CHECKING:
 
 def score_kind(record: RunRecord) -> ScoreKind:
     """Return what a record's scores are: only logits have a likelihood without a temperature."""
-    return "logit" if "nll" in record.metrics else "margin"
+    known = [m for name in record.metrics if (m := find_metric(name)) and name == m.name]
+    return "logit" if any(m.probabilities for m in known) else "margin"
 
 
 def confidences(
@@ -43,12 +41,9 @@ def confidences(
             "the scores are margins, not logits, and no temperature was fitted: there are no probabilities",
             hint="give the method a val split; the temperature is fitted on it",
         )
-    right = predictions.predicted == predictions.labels
-    if predictions.logsumexp is None:
-        return top_probabilities(predictions.scores, temperature or 1.0), right
-    if temperature not in {None, 1.0}:
+    scored = predictions.scored(temperature or 1.0)
+    if scored.confidence is None:
         raise RecordError(
             "only the best scores of each example were kept: probabilities at another temperature are not known"
         )
-    best = predictions.scores[:, 0].astype(np.float64)
-    return np.exp(best - predictions.logsumexp), right
+    return scored.confidence, scored.correct

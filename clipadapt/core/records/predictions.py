@@ -13,6 +13,7 @@ import numpy as np
 
 from clipadapt.core.api.errors import DamagedError
 from clipadapt.core.records.reading import REMAKE, bytes_of
+from clipadapt.core.scoring.scores import LabelledScores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,12 @@ class Predictions:
             return self.classes[:, 0].astype(np.int64)
         best: NDArray[np.int64] = self.scores.argmax(axis=1)
         return best
+
+    def scored(self, temperature: float = 1.0) -> LabelledScores:
+        """Return the scores as metrics read them, with probabilities at a temperature."""
+        return LabelledScores(
+            self.labels, self.scores, temperature, self.classes, self.label_scores, self.logsumexp
+        )
 
     def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return the confusion matrix without its zeros: true classes, classes given and counts, in that order.

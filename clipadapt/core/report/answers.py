@@ -15,14 +15,8 @@ import numpy as np
 from clipadapt.core.api.errors import RecordError
 from clipadapt.core.records.history import run_folder
 from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.scoring.metrics import (
-    BOUNDS,
-    OVER_CLASSES,
-    example_losses,
-    example_values,
-    topk_hits,
-)
-from clipadapt.core.scoring.statistics import Interval, crossed_interval, fraction_interval
+from clipadapt.core.scoring.metrics import CALIBRATED, example_values, interval_of
+from clipadapt.core.scoring.statistics import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.records.predictions import Predictions
     from clipadapt.core.records.schema import RunRecord
-    from clipadapt.core.scoring.metrics import MetricValue
+    from clipadapt.core.scoring.metrics import ExampleValues, MetricValue
 
 LEVEL: Final = 0.95
 
@@ -46,7 +40,7 @@ class Answers:
         values: Shape ``(S, n)``: for an accuracy bool, whether the example is right; the mean is the metric.
         seeds: ``S`` seeds.
         predicted: Classes given, shape ``(S, n)``.
-        weight: See :func:`~clipadapt.core.scoring.metrics.example_values`.
+        weight: See :func:`~clipadapt.core.scoring.metrics.ExampleValues`.
         unit: Unit of the metric.
     """
 
@@ -61,14 +55,7 @@ class Answers:
     @property
     def interval(self) -> Interval:
         """The metric, with its interval over examples and seeds together."""
-        if self.unit == "fraction":
-            return fraction_interval(self.values, LEVEL, weight=self.weight)
-        found = crossed_interval(self.values, LEVEL)
-        if found.low is None or found.high is None:
-            return found
-        least, most = BOUNDS[self.unit]
-        low, high = max(found.low, least), min(found.high, most)
-        return Interval(found.value, low, high, found.level, found.n)
+        return interval_of(self.values, self.unit, weight=self.weight, level=LEVEL)
 
 
 def read_answers(store: RunStore, record: RunRecord, metric: str = "accuracy") -> Answers | None:
@@ -83,7 +70,7 @@ def read_answers(store: RunStore, record: RunRecord, metric: str = "accuracy") -
         return None
     ids = np.asarray(found.ids, dtype=np.str_)
     order = np.argsort(ids)
-    values, weight = valued
+    values, weight = valued.values, valued.weight
     unit = record.metrics[metric].unit if metric in record.metrics else "fraction"
     return Answers(
         ids[order],
@@ -170,25 +157,9 @@ def _figures(value: MetricValue) -> tuple[float, float | None, float | None, int
     return value.value, value.low, value.high, value.n
 
 
-def _values(
-    found: Predictions, record: RunRecord, metric: str
-) -> tuple[NDArray[Any], float] | None:
-    """Return a metric's value on each example, and their mean weight; None where there is no such value."""
-    if metric == "accuracy" or metric in OVER_CLASSES:
-        return example_values(metric, found.predicted, found.labels)
-    if metric == "top5_accuracy":
-        if found.classes is not None:
-            return (found.classes[:, :5] == found.labels[:, None]).any(axis=1), 1.0
-        return topk_hits(found.scores, found.labels, 5), 1.0
-    name = metric.removesuffix("_calibrated")
+def _values(found: Predictions, record: RunRecord, metric: str) -> ExampleValues | None:
+    """Return a metric's value on each example; None where there is no such value."""
     temperature: float | None = 1.0
-    if metric != name:
+    if metric.endswith(CALIBRATED):
         temperature = record.calibration.temperature if record.calibration else None
-    if name not in {"nll", "brier"} or temperature is None:
-        return None
-    if found.logsumexp is None or found.label_scores is None:
-        losses, squares = example_losses(found.scores, found.labels, temperature)
-        return (losses if name == "nll" else squares), 1.0
-    if metric == "nll":  # of the short form nothing else is known
-        return found.logsumexp.astype(np.float64) - found.label_scores, 1.0
-    return None
+    return None if temperature is None else example_values(metric, found.scored(temperature))

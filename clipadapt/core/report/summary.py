@@ -43,7 +43,7 @@ from clipadapt.core.report.tables import (
     split_title,
     state_of,
 )
-from clipadapt.core.scoring.metrics import class_counts, class_figures
+from clipadapt.core.scoring.scores import class_counts, class_figures
 from clipadapt.core.scoring.statistics import (
     crossed_p_value,
     difference_interval,

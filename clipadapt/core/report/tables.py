@@ -27,7 +27,7 @@ from clipadapt.core.api.user_input import visible
 from clipadapt.core.records.environment import LIBRARIES
 from clipadapt.core.records.schema import canonical_json
 from clipadapt.core.report import answers
-from clipadapt.core.scoring.metrics import METRICS_VERSION
+from clipadapt.core.scoring.metrics import METRICS, METRICS_VERSION
 from clipadapt.core.scoring.statistics import harmonic, harmonic_interval, wilson
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from clipadapt.core.scoring.statistics import Interval
 
 NOTHING: Final = "-"
-CHANGED_METRICS: Final = {"macro_f1"}
+CHANGED_METRICS: Final = {m.name for m in METRICS.values() if m.version > 1}
 """Metrics whose meaning changed with :data:`~clipadapt.core.scoring.metrics.METRICS_VERSION`."""
 NONE_FITS: Final = "No published number fits a row in data, model, method, shots and settings."
 

@@ -27,7 +27,7 @@ from clipadapt.core.files.atomic import atomic_directory, write_text
 from clipadapt.core.files.identity import require_same
 from clipadapt.core.records.run_store import CLASSIFIER, RunStore, check_files
 from clipadapt.core.runs import card
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ class LoadedRun:
                     f"the classifier gives {scores.shape[1]} scores an input but names {len(names)} classes",
                     hint="its files are damaged: run the experiment again",
                 )
-            probabilities = metrics.softmax(scores, self.temperature or 1.0)
+            probabilities = softmax(scores, self.temperature or 1.0)
             order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
             for i, best in enumerate(order):
                 ranked = [

@@ -48,7 +48,7 @@ from clipadapt.core.runs.plan import (
     refuse_namesakes,
 )
 from clipadapt.core.runs.schedule import Local, work_through
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring import calibration, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -445,11 +445,11 @@ class _Run:
         elif val is None or not len(val):
             return None
         elif self.prepared.experiment.config.evaluation.calibrate:
-            temperature = metrics.fit_temperature(self._scores(classifier, val), val.labels)
+            temperature = calibration.fit_temperature(self._scores(classifier, val), val.labels)
         else:
             return None
         if temperature is None:
-            low, high = metrics.TEMPERATURES
+            low, high = calibration.TEMPERATURES
             self.flags.append("temperature_at_bound")
             self.progress.note(
                 f"warning: {self.prepared.experiment.method_name}, seed {self.seed}: temperature_at_bound: the softmax "
@@ -562,7 +562,8 @@ def _start_accuracy(
     """Judge the zero-shot classifier that the fit began from, on the same examples."""
     scores = classifier.zero_shot_scores(test.inputs)
     _check_scores("zero_shot_scores", scores, (len(test), len(classifier.classnames)))
-    return metrics.accuracy(scores if columns is None else scores[:, columns], test.labels)
+    scores = scores if columns is None else scores[:, columns]
+    return metrics.measure("accuracy", scores, test.labels)
 
 
 def _warnings(

@@ -1,24 +1,27 @@
-"""Classification metrics from a matrix of scores, computed in float64.
+"""The metrics of a record. A metric is one function below, registered by :func:`metric` under its own name.
 
-The predicted class is the one with the largest score; among equal scores the first index wins, in top-k as in
-top-1, so a result never depends on a sort. Scores are worked through in blocks of rows: whatever ``n`` and
-``C``, nothing of the size of the scores is allocated beside them.
+It returns the value of each example, whose mean is the metric. From these the interval is computed, over the examples
+of one run here and over seeds and examples in tables. A figure that is no mean over examples, such as a calibration
+error, is returned as a number and has no interval. Records, tables, summary and page find name, title, unit and
+direction in :data:`METRICS`; there is no other list of metrics.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import FiniteFloat
 
-from clipadapt.core.api.errors import RecordError
 from clipadapt.core.api.strict import StrictModel
-from clipadapt.core.scoring.statistics import fraction_interval, t_interval, wilson
+from clipadapt.core.scoring.calibration import area_under_risk_coverage, calibration_error
+from clipadapt.core.scoring.scores import LabelledScores, check_scores, class_figures
+from clipadapt.core.scoring.statistics import crossed_interval, fraction_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -26,21 +29,15 @@ if TYPE_CHECKING:
     from clipadapt.core.scoring.statistics import Interval
 
 METRICS_VERSION: Final = 2
-"""Version of the figures' meaning. 2: macro F1 covers the classes that occur, where 1 counted absent ones as 0."""
-ECE_BINS: Final = 15
+"""Version of what the metrics mean; raise it with the ``version`` of every metric whose meaning changes."""
 BOUNDS: Final = {
     "fraction": (0.0, 1.0), "nats": (0.0, math.inf), "squared error": (0.0, 2.0),
     "seconds": (0.0, math.inf), "bytes": (0.0, math.inf),
 }  # fmt: skip
-"""Least and largest value of each unit."""
-Norm = Literal["l1", "l2", "max"]
-Binning = Literal["width", "mass"]
-
-_BLOCK: Final = 1 << 20
-"""Scores held in float64 at once, 8 MiB."""
-TEMPERATURES: Final = (1e-4, 1e3)
-"""Where a softmax temperature is looked for; scores that say something of their labels have theirs well inside."""
-_F = TypeVar("_F", bound=np.floating[Any])
+"""Smallest and largest value of each unit."""
+CALIBRATED: Final = "_calibrated"
+"""Suffix of a metric of probabilities at the temperature fitted on val."""
+_Compute = TypeVar("_Compute", bound="Callable[[LabelledScores], ExampleValues | float | None]")
 
 
 class MetricValue(StrictModel):
@@ -48,9 +45,9 @@ class MetricValue(StrictModel):
 
     Attributes:
         value: The figure, never nan.
-        low: Lower bound of the 95 % interval, None where the metric has none.
+        low: Lower bound of the 95 % interval, None if the metric has none.
         high: Upper bound, None with ``low``.
-        n: Examples behind it.
+        n: Number of examples.
         higher_is_better: Direction.
         unit: ``fraction`` (in [0, 1]), ``nats``, ``squared error`` (Brier, in [0, 2]), ``seconds`` or ``bytes``.
     """
@@ -63,6 +60,79 @@ class MetricValue(StrictModel):
     unit: str
 
 
+class ExampleValues(NamedTuple):
+    """A metric's value of each example, whose mean is the metric.
+
+    For an average over classes it is the average plus the example's influence on it, to first order (the infinitesimal
+    jackknife): the spread of these values is the spread of the average.
+
+    Attributes:
+        values: Shape ``(n,)``; bool for an accuracy.
+        weight: Mean weight of an example, above 1 if examples of rare classes count more.
+    """
+
+    values: NDArray[Any]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A registered metric; see :func:`metric` for the attributes."""
+
+    name: str
+    compute: Callable[[LabelledScores], ExampleValues | float | None]
+    title: str
+    unit: str
+    higher_is_better: bool
+    probabilities: bool
+    least_classes: int
+    version: int
+    columns: tuple[str, ...]
+    note: str
+
+
+METRICS: Final[dict[str, Metric]] = {}
+"""Every metric by name, in the order of a record."""
+
+
+def metric(
+    title: str,
+    *,
+    unit: str = "fraction",
+    higher_is_better: bool = True,
+    probabilities: bool = False,
+    least_classes: int = 1,
+    version: int = 1,
+    columns: tuple[str, ...] = (),
+    note: str = "",
+) -> Callable[[_Compute], _Compute]:
+    """Register the decorated function as the metric of its name.
+
+    The function takes :class:`~clipadapt.core.scoring.scores.LabelledScores` and returns the value of each example, or
+    a number that is no mean over examples, or None if the stored scores are not enough.
+
+    Args:
+        title: Name shown in tables and on the page, without the unit.
+        unit: A key of :data:`BOUNDS`.
+        higher_is_better: Direction.
+        probabilities: Whether it reads probabilities. It is then computed for logits as they are, and at the
+            temperature fitted on val with the suffix ``_calibrated``; margins have only the second.
+        least_classes: Fewest classes for which it is computed.
+        version: :data:`METRICS_VERSION` since which its values have their present meaning.
+        columns: Suffixes (empty or :data:`CALIBRATED`) with which it is a column of the page's leaderboard.
+        note: What a reader of the column should know.
+    """
+
+    def register(compute: _Compute) -> _Compute:
+        name = compute.__name__
+        METRICS[name] = Metric(
+            name, compute, title, unit, higher_is_better, probabilities, least_classes, version, columns, note
+        )  # fmt: skip
+        return compute
+
+    return register
+
+
 def compute_metrics(
     scores: NDArray[np.float32],
     labels: NDArray[np.int64],
@@ -72,498 +142,196 @@ def compute_metrics(
 ) -> dict[str, MetricValue]:
     """Compute every metric of a record.
 
-    ``accuracy``, ``top5_accuracy`` (left out below five classes), ``mean_per_class_recall`` (over the classes
-    that occur in ``labels``), ``macro_f1`` (over the classes that occur in ``labels`` or are predicted),
-    ``weighted_f1``, ``weighted_precision``, ``weighted_recall`` (weighted by support). ``nll``, ``brier``, ``ece``
-    (bins of equal width), ``ece_mass`` (bins of equal mass) and ``aurc`` (area under the risk-coverage curve) are of
-    ``softmax(scores)``, uncalibrated; margins are no logits, so they have none. With a temperature, the same names
-    with ``_calibrated`` are those of ``softmax(scores / temperature)``, for logits and margins alike. Accuracies carry
-    Wilson intervals, averages over classes the like (see :func:`example_values`), mean losses t intervals; calibration
-    errors and areas carry none.
-
     Args:
         scores: Shape ``(n, C)``.
         labels: Class indices in ``[0, C)``, shape ``(n,)``.
-        score_kind: What the scores are.
-        temperature: Softmax temperature fitted on validation data, see :func:`fit_temperature`.
+        score_kind: What the scores are; margins have no probabilities without a temperature.
+        temperature: Softmax temperature fitted on validation data, see
+            :func:`~clipadapt.core.scoring.calibration.fit_temperature`.
 
     Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
+        RecordError: If a score is not finite, or the shapes of scores and labels do not match.
         ValueError: If the temperature is not positive.
     """
-    _check(scores, labels)
-    n, n_classes = scores.shape
-    predicted = scores.argmax(axis=1)
-
-    def fraction(value: float, *, higher: bool = True) -> MetricValue:
-        return MetricValue(
-            value=value, low=None, high=None, n=n, higher_is_better=higher, unit="fraction"
-        )
-
-    hits = int((predicted == labels).sum())
-    metrics = {"accuracy": _measured(wilson(hits, n), "fraction", higher=True)}
-    if n_classes >= 5:
-        near = int(topk_hits(scores, labels, 5).sum())
-        metrics["top5_accuracy"] = _measured(wilson(near, n), "fraction", higher=True)
-    for name in OVER_CLASSES:
-        values, weight = example_values(name, predicted, labels)
-        interval = fraction_interval(values[None], weight=weight)
-        metrics[name] = _measured(interval, "fraction", higher=True)
-
-    temperatures = {"": 1.0} if score_kind == "logit" else {}
+    check_scores(scores, labels)
+    plain = LabelledScores(labels, scores)
+    found = [(m.name, m, plain) for m in METRICS.values() if not m.probabilities]
+    of_probabilities = [m for m in METRICS.values() if m.probabilities]
+    if score_kind == "logit":
+        found += [(m.name, m, plain) for m in of_probabilities]
     if temperature is not None:
-        temperatures["_calibrated"] = temperature
-    for suffix, value in temperatures.items():
-        losses, squares, confidence = _proper_scores(scores, labels, value)
-        right = predicted == labels
-        metrics[f"nll{suffix}"] = _measured(t_interval(losses), "nats", higher=False)
-        metrics[f"brier{suffix}"] = _measured(t_interval(squares), "squared error", higher=False)
-        width = _calibration_error(confidence, right, ECE_BINS, "l1", "width")
-        mass = _calibration_error(confidence, right, ECE_BINS, "l1", "mass")
-        metrics[f"ece{suffix}"] = fraction(width, higher=False)
-        metrics[f"ece_mass{suffix}"] = fraction(mass, higher=False)
-        metrics[f"aurc{suffix}"] = fraction(aurc(confidence, right), higher=False)
-    return metrics
+        calibrated = LabelledScores(labels, scores, temperature)
+        found += [(m.name + CALIBRATED, m, calibrated) for m in of_probabilities]
+    return {
+        name: _measure(m, scored) for name, m, scored in found if scores.shape[1] >= m.least_classes
+    }
 
 
-OVER_CLASSES: Final = (
-    "mean_per_class_recall", "macro_f1", "weighted_f1", "weighted_precision", "weighted_recall",
-)  # fmt: skip
+def measure(name: str, scores: NDArray[Any], labels: NDArray[np.int64]) -> MetricValue:
+    """Compute one metric by name, as in a record; the scores are used as they are."""
+    return _measure(METRICS[name], LabelledScores(labels, scores))
 
 
-def example_values(
-    name: str, predicted: NDArray[np.int64], labels: NDArray[np.int64]
-) -> tuple[NDArray[Any], float]:
-    """Return a value for each example, whose mean is an average over classes, and the examples' mean weight.
+def find_metric(name: str) -> Metric | None:
+    """Return the metric of a name with or without :data:`CALIBRATED`, None if it is not registered."""
+    return METRICS.get(name) or METRICS.get(name.removesuffix(CALIBRATED))
 
-    For ``accuracy`` and ``weighted_recall``, which is the same, it is whether the example is right. For the others it
-    is the average plus the example's influence on it, to first order (the infinitesimal jackknife): their spread is
-    that of the average.
+
+def example_values(name: str, scored: LabelledScores) -> ExampleValues | None:
+    """Return a metric's value of each example; None if it is no mean over examples, or not enough is stored.
 
     Args:
-        name: One of :data:`OVER_CLASSES`, or ``accuracy``.
-        predicted: Classes given, shape ``(n,)``.
-        labels: Classes, shape ``(n,)``.
-
-    Returns:
-        Values of shape ``(n,)``; the weight is above 1 where examples of rare classes count more.
+        name: Name with or without :data:`CALIBRATED`.
+        scored: Scores with the temperature that the name stands for.
     """
-    n, right = len(labels), predicted == labels
-    if name in {"accuracy", "weighted_recall"}:
-        return right, 1.0
-    n_classes = int(max(predicted.max(), labels.max())) + 1
-    support, given, hits = class_counts(predicted, labels, n_classes)
-    recall, f1 = hits / np.maximum(support, 1), 2 * hits / np.maximum(support + given, 1)
-    if name in {"mean_per_class_recall", "macro_f1"}:
-        present = support > 0
-        among = present | (given > 0) if name == "macro_f1" else present
-        share = n / among.sum()
-        weight = float(share * (1 / support[present]).sum() / present.sum())
-        if name == "mean_per_class_recall":
-            mean = recall[present].mean()
-            return mean + share * (right - recall[labels]) / support[labels], weight
-        size = np.maximum(support + given, 1)
-        own = (2 * right - f1[labels]) / size[labels] - f1[predicted] / size[predicted]
-        return f1[among].mean() + share * own, weight
-    if name == "weighted_f1":
-        size = np.maximum(support + given, 1)
-        own = support[labels] * (2 * right - f1[labels]) / size[labels]
-        own = own - support[predicted] * f1[predicted] / size[predicted]
-        return f1[labels] + own, 1.0
-    if name == "weighted_precision":
-        precision = hits / np.maximum(given, 1)
-        own = support[predicted] * (right - precision[predicted]) / given[predicted]
-        return precision[labels] + own, 1.0
-    raise ValueError(f"no average over classes: {name}")
+    known = find_metric(name)
+    found = None if known is None else known.compute(scored)
+    return found if isinstance(found, ExampleValues) else None
 
 
-def accuracy(scores: NDArray[Any], labels: NDArray[np.int64]) -> MetricValue:
-    """Return the accuracy with its Wilson interval, as it stands in a record."""
-    hits = int((scores.argmax(axis=1) == labels).sum())
-    return _measured(wilson(hits, len(labels)), "fraction", higher=True)
+def interval_of(
+    values: NDArray[Any], unit: str, *, weight: float = 1.0, level: float = 0.95
+) -> Interval:
+    """Return the mean over seeds and examples with its interval, which stays within the bounds of the unit.
 
-
-def softmax(scores: NDArray[_F], temperature: float = 1.0) -> NDArray[_F]:
-    """Return ``exp(scores / temperature)`` with rows of sum 1, shape ``(n, C)``, in the dtype of the scores.
-
-    Raises:
-        ValueError: If the temperature is not positive.
+    Args:
+        values: Value of each example for each seed, shape ``(S, n)``.
+        unit: Unit of the metric.
+        weight: Mean weight of an example; see :class:`ExampleValues`.
+        level: Nominal coverage.
     """
-    probabilities = np.empty_like(scores)
-    for rows in _blocks(scores):
-        z = _shifted(scores[rows], temperature)
-        np.exp(z, out=z)
-        z /= z.sum(axis=1, keepdims=True)
-        probabilities[rows] = z
-    return probabilities
+    if unit == "fraction":
+        return fraction_interval(values, level, weight=weight)
+    found = crossed_interval(values, level)
+    if found.low is None or found.high is None:
+        return found
+    least, most = BOUNDS[unit]
+    return replace(found, low=max(found.low, least), high=min(found.high, most))
 
 
-def topk_accuracy(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> float:
-    """Return the fraction of examples whose label is among the ``k`` largest scores.
-
-    Equal scores are ranked by class index, the first one highest; with ``k >= C`` the result is 1.
-
-    Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
-        ValueError: If ``k`` is below 1.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    _check(scores, labels)
-    return float(topk_hits(scores, labels, k).mean())
-
-
-def topk_hits(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Return whether the label of each example is among the ``k`` largest scores, shape ``(n,)``."""
-    return _ranks(scores, labels) < k
+def _measure(m: Metric, scored: LabelledScores) -> MetricValue:
+    found = m.compute(scored)
+    if found is None:
+        raise ValueError(f"{m.name} needs the scores of all classes")
+    if isinstance(found, ExampleValues):
+        interval = interval_of(found.values[None], m.unit, weight=found.weight)
+        value, low, high = interval.value, interval.low, interval.high
+    else:
+        value, low, high = found, None, None
+    return MetricValue(
+        value=value, low=low, high=high, n=len(scored), higher_is_better=m.higher_is_better, unit=m.unit
+    )  # fmt: skip
 
 
-def example_losses(
-    scores: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return negative log-likelihood and squared error of ``softmax(scores / temperature)`` of each example."""
-    losses, squares, _ = _proper_scores(scores, labels, temperature)
-    return losses, squares
+# ---------------------------------------------------------------- of the predicted classes
 
 
-def confusion_matrix(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the examples of each true (row) and predicted (column) class, shape ``(C, C)``.
-
-    Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
-    """
-    _check(scores, labels)
-    n_classes = scores.shape[1]
-    # A short integer type would overflow.
-    index = labels.astype(np.int64) * n_classes + scores.argmax(axis=1)
-    cells = np.bincount(index, minlength=n_classes**2)
-    return cells.reshape(n_classes, n_classes).astype(np.int64, copy=False)
+@metric("accuracy")
+def accuracy(s: LabelledScores) -> ExampleValues:
+    """Share of examples whose predicted class is the label."""
+    return ExampleValues(s.correct)
 
 
-def per_class_recall(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the recall of each class, 0 for a class without examples, shape ``(C,)``.
-
-    Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
-    """
-    _check(scores, labels)
-    return class_figures(*class_counts(scores.argmax(axis=1), labels, scores.shape[1]))[0]
+@metric("top-5 accuracy", least_classes=5)
+def top5_accuracy(s: LabelledScores) -> ExampleValues:
+    """Share of examples whose label is among the five largest scores."""
+    return ExampleValues(s.in_top(5))
 
 
-def mean_per_class_recall(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the mean recall of the classes that have examples, also called balanced accuracy.
-
-    Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
-    """
-    return float(per_class_recall(scores, labels)[np.unique(labels)].mean())
-
-
-def f1_scores(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the F1 of each class, 0 for a class neither present nor predicted, shape ``(C,)``.
-
-    Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
-    """
-    _check(scores, labels)
-    return class_figures(*class_counts(scores.argmax(axis=1), labels, scores.shape[1]))[2]
+@metric("mean per-class recall")
+def mean_per_class_recall(s: LabelledScores) -> ExampleValues:
+    """Mean recall of the classes that occur in the labels, also called balanced accuracy."""
+    support, _, hits = s.class_counts
+    present = support > 0
+    recall = hits / np.maximum(support, 1)
+    share = len(s) / present.sum()
+    own = share * (s.correct - recall[s.labels]) / support[s.labels]
+    return ExampleValues(recall[present].mean() + own, _mean_weight(share, support))
 
 
-def class_counts(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], n_classes: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Return of each class the examples, how often it was given and how often rightly, shape ``(C,)`` each."""
-    return (
-        np.bincount(labels, minlength=n_classes),
-        np.bincount(predicted, minlength=n_classes),
-        np.bincount(labels[predicted == labels], minlength=n_classes),
-    )
+@metric("macro F1", version=2, columns=("",))
+def macro_f1(s: LabelledScores) -> ExampleValues:
+    """Mean F1 of the classes that occur in the labels or are predicted."""
+    support, predicted, _ = s.class_counts
+    f1, size = class_figures(*s.class_counts)[2], np.maximum(support + predicted, 1)
+    among = (support > 0) | (predicted > 0)
+    share = len(s) / among.sum()
+    own = (2 * s.correct - f1[s.labels]) / size[s.labels] - f1[s.predicted] / size[s.predicted]
+    return ExampleValues(f1[among].mean() + share * own, _mean_weight(share, support))
 
 
-def class_figures(
-    support: NDArray[np.intp], given: NDArray[np.intp], hits: NDArray[np.intp]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return recall, precision and F1 of each class, shape ``(C,)`` each; 0 where there is nothing to divide by."""
-    recall: NDArray[np.float64] = hits / np.maximum(support, 1)
-    precision: NDArray[np.float64] = hits / np.maximum(given, 1)
-    f1: NDArray[np.float64] = 2 * hits / np.maximum(support + given, 1)
-    return recall, precision, f1
+@metric("weighted F1")
+def weighted_f1(s: LabelledScores) -> ExampleValues:
+    """Mean F1 of the classes, weighted by support."""
+    support, predicted, _ = s.class_counts
+    f1, size = class_figures(*s.class_counts)[2], np.maximum(support + predicted, 1)
+    own = support[s.labels] * (2 * s.correct - f1[s.labels]) / size[s.labels]
+    own = own - support[s.predicted] * f1[s.predicted] / size[s.predicted]
+    return ExampleValues(f1[s.labels] + own)
 
 
-def nll(scores: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0) -> float:
-    """Return the mean negative log-likelihood of ``softmax(scores / temperature)`` in nats.
-
-    It is taken from the scores, not from rounded probabilities, so it is finite however sure a wrong answer is.
-
-    Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
-        ValueError: If the temperature is not positive.
-    """
-    _check(scores, labels)
-    return float(_proper_scores(scores, labels, temperature)[0].mean())
+@metric("weighted precision")
+def weighted_precision(s: LabelledScores) -> ExampleValues:
+    """Mean precision of the classes, weighted by support."""
+    support, predicted, _ = s.class_counts
+    precision = class_figures(*s.class_counts)[1]
+    own = support[s.predicted] * (s.correct - precision[s.predicted]) / predicted[s.predicted]
+    return ExampleValues(precision[s.labels] + own)
 
 
-def brier(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the mean over examples of the squared error summed over classes, in [0, 2].
+@metric("weighted recall")
+def weighted_recall(s: LabelledScores) -> ExampleValues:
+    """Mean recall of the classes, weighted by support, which is the accuracy."""
+    return ExampleValues(s.correct)
 
-    Raises:
-        RecordError: If probabilities and labels do not fit together.
-        ValueError: If a probability is outside [0, 1].
+
+def _mean_weight(share: float, support: NDArray[np.intp]) -> float:
+    present = support > 0
+    return float(share * (1 / support[present]).sum() / present.sum())
+
+
+# ---------------------------------------------------------------- of the probabilities
+
+
+@metric("NLL", unit="nats", higher_is_better=False, probabilities=True, columns=("",), note="nats")
+def nll(s: LabelledScores) -> ExampleValues | None:
+    """Mean negative log-likelihood of the label."""
+    return None if s.losses is None else ExampleValues(s.losses)
+
+
+@metric("Brier score", unit="squared error", higher_is_better=False, probabilities=True)
+def brier(s: LabelledScores) -> ExampleValues | None:
+    """Mean over examples of the squared error of the probabilities, summed over classes, in [0, 2].
 
     References:
         G. Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950.
     """
-    _check_probabilities(probabilities, labels)
-    total = 0.0
-    for rows in _blocks(probabilities):
-        total += float(_squared_errors(probabilities[rows].astype(np.float64), labels[rows]).sum())
-    return total / len(labels)
+    return None if s.squared_errors is None else ExampleValues(s.squared_errors)
 
 
-def expected_calibration_error(
-    probabilities: NDArray[Any],
-    labels: NDArray[np.int64],
-    *,
-    bins: int = ECE_BINS,
-    norm: Norm = "l1",
-    binning: Binning = "width",
-) -> float:
-    """Return how far the confidence, the largest probability, is from the accuracy.
-
-    Args:
-        probabilities: Rows of sum 1, shape ``(n, C)``.
-        labels: Class indices, shape ``(n,)``.
-        bins: Number of bins.
-        norm: ``l1``: mean gap, weighted by the examples of a bin (ECE); ``l2``: root of the weighted mean square;
-            ``max``: the largest gap (MCE).
-        binning: ``width``: bin ``k`` is ``[k / bins, (k + 1) / bins)``, the last one with its upper end;
-            ``mass``: edges are quantiles of the confidence, equal confidences share a bin.
-
-    Raises:
-        RecordError: If probabilities and labels do not fit together.
-        ValueError: If a probability is outside [0, 1], or there is no bin.
-
-    References:
-        C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2. arXiv:1706.04599.
-        Equal mass: K. Nguyen and B. O'Connor, "Posterior Calibration and Exploratory Analysis for Natural
-        Language Processing Models", EMNLP 2015.
-    """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
-    _check_probabilities(probabilities, labels)
-    correct = probabilities.argmax(axis=1) == labels
-    return _calibration_error(probabilities.max(axis=1), correct, bins, norm, binning)
+@metric(
+    "ECE",
+    higher_is_better=False,
+    probabilities=True,
+    columns=("", CALIBRATED),
+    note="15 bins of equal width",
+)
+def ece(s: LabelledScores) -> float | None:
+    """Expected calibration error over bins of equal width; see :func:`~.calibration.calibration_error`."""
+    return None if s.confidence is None else calibration_error(s.confidence, s.correct)
 
 
-def aurc(confidence: NDArray[Any], right: NDArray[np.bool_]) -> float:
-    """Return the area under the risk-coverage curve: the mean error over all coverages ``1/n ... 1``; less is better.
-
-    References:
-        Y. Geifman et al., "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019.
-        arXiv:1805.08206
-    """
-    hits, _ = hits_by_confidence(confidence, right)
-    return float((1 - hits / np.arange(1, len(hits) + 1)).mean())
+@metric("ECE, equal mass", higher_is_better=False, probabilities=True)
+def ece_mass(s: LabelledScores) -> float | None:
+    """Expected calibration error over bins of equal mass."""
+    if s.confidence is None:
+        return None
+    return calibration_error(s.confidence, s.correct, binning="mass")
 
 
-def hits_by_confidence(
-    confidence: NDArray[Any], right: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Return hits among the ``k`` most confident, for every ``k``, and the confidences, descending.
-
-    Equal confidences share their hits evenly, so that the order of the examples has no say.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    ordered = confidence[order]
-    _, group, size = np.unique(-ordered, return_inverse=True, return_counts=True)
-    share = np.bincount(group, right[order]) / size
-    return np.cumsum(share[group]), ordered
-
-
-def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float | None:
-    """Return the softmax temperature of least negative log-likelihood, or None at an end of :data:`TEMPERATURES`.
-
-    Where no score exceeds its label's there is no such temperature: the likelihood grows without end as it
-    falls to 0. The targets are then smoothed by one example's worth, spread evenly over the classes, which
-    keeps the confidence near ``n / (n + 1)``, as Platt did for two classes. Scores that do not differ give 1.
-
-    Args:
-        scores: Validation scores, logits or margins, shape ``(n, C)``.
-        labels: Class indices, shape ``(n,)``.
-
-    Raises:
-        RecordError: If a score is not finite, or scores and labels do not fit together.
-
-    References:
-        C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2. arXiv:1706.04599.
-        J. Platt, "Probabilistic Outputs for Support Vector Machines", 1999, section 2.2.
-    """
-    _check(scores, labels)
-    largest = scores.max(axis=1)
-    if (largest == scores.min(axis=1)).all():
-        return 1.0
-    from scipy.optimize import minimize_scalar
-
-    own = scores[np.arange(len(labels)), labels]
-    smoothing = 1 / (len(labels) + 1) if (own == largest).all() else 0.0
-    # Smoothed cross-entropy = NLL + smoothing * mean(own - row mean) / T: only the linear part changes.
-    gap = float((own.astype(np.float64) - scores.mean(axis=1, dtype=np.float64)).mean())
-
-    def loss(log_temperature: float) -> float:
-        temperature = math.exp(log_temperature)
-        likelihood = float(_proper_scores(scores, labels, temperature)[0].mean())
-        return likelihood + smoothing * gap / temperature
-
-    # The loss is convex in 1 / T, so it has one valley in log T.
-    low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    place = float(found.x)
-    # A search between bounds ends beside them, not on them.
-    return math.exp(place) if low + 1e-3 < place < high - 1e-3 else None
-
-
-def _check(scores: NDArray[Any], labels: NDArray[np.int64]) -> None:
-    if scores.ndim != 2 or 0 in scores.shape:
-        raise RecordError(
-            f"scores have shape {scores.shape}; expected (n, C) with at least one example and one class"
-        )
-    n, n_classes = scores.shape
-    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
-        raise RecordError(
-            f"labels are {labels.dtype} of shape {labels.shape}; expected integers of shape ({n},) "
-            f"for scores of shape {scores.shape}"
-        )
-    if labels.min() < 0 or labels.max() >= n_classes:
-        raise RecordError(
-            f"labels run from {labels.min()} to {labels.max()}; {n_classes} scores per example "
-            f"allow 0 to {n_classes - 1}"
-        )
-    # The extremes of a row are finite exactly when all of it is, and need no second matrix.
-    bad = np.flatnonzero(~(np.isfinite(scores.min(axis=1)) & np.isfinite(scores.max(axis=1))))
-    if bad.size:
-        raise RecordError(
-            f"the scores of {bad.size} of {n} examples hold nan or infinity (first: row {bad[0]})",
-            hint="training diverged or a half-precision value overflowed: lower the learning rate, "
-            "or use '--set model.precision=fp32'",
-        )
-
-
-def _check_probabilities(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> None:
-    _check(probabilities, labels)
-    low, high = float(probabilities.min()), float(probabilities.max())
-    if low < 0 or high > 1 + 1e-6:
-        raise ValueError(
-            f"probabilities must lie in [0, 1], got {low:g} to {high:g}; apply softmax first"
-        )
-
-
-def _blocks(matrix: NDArray[Any]) -> Iterator[slice]:
-    rows = max(1, _BLOCK // matrix.shape[1])
-    return (slice(start, start + rows) for start in range(0, len(matrix), rows))
-
-
-def _shifted(scores: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """Return scores / temperature in float64, moved so that each row's largest is 0."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    z = scores.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    z /= temperature
-    return z
-
-
-def _proper_scores(
-    scores: NDArray[Any], labels: NDArray[np.int64], temperature: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return negative log-likelihood, squared error and confidence of every example, shape (n,) each."""
-    losses, squares, confidence = np.empty((3, len(labels)))
-    for rows in _blocks(scores):
-        z = _shifted(scores[rows], temperature)
-        own = z[np.arange(len(z)), labels[rows]]
-        np.exp(z, out=z)
-        total = z.sum(axis=1)
-        losses[rows] = np.log(total) - own
-        confidence[rows] = 1 / total  # the largest entry is exp(0)
-        z /= total[:, None]
-        squares[rows] = _squared_errors(z, labels[rows])
-    return losses, squares, confidence
-
-
-def _squared_errors(p: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sum ``(p - onehot)^2`` over the classes; overwrites ``p``."""
-    p[np.arange(len(p)), labels] -= 1
-    errors: NDArray[np.float64] = np.square(p, out=p).sum(axis=1)
-    return errors
-
-
-def _ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many classes stand before the label: larger scores, and equal ones of lower index."""
-    ranks = np.empty(len(labels), dtype=np.int64)
-    for rows in _blocks(scores):
-        block, own = scores[rows], labels[rows, None]  # (b, C), (b, 1)
-        value = np.take_along_axis(block, own, axis=1)
-        before = (block == value) & (np.arange(block.shape[1]) < own)
-        before |= block > value
-        ranks[rows] = before.sum(axis=1)
-    return ranks
-
-
-def bin_index(
-    confidence: NDArray[Any], bins: int, binning: Binning
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Return the edges of bins of confidence, shape ``(bins + 1,)``, and each example's bin."""
-    edges = np.linspace(0, 1, bins + 1)
-    if binning == "mass":
-        edges = np.quantile(confidence, edges)
-    # Inner edges only: a confidence of 1 (or a rounding above it) belongs to the last bin. They take the
-    # confidence's own precision, else float32 0.7 would fall below the edge 0.7.
-    inner = edges[1:-1].astype(confidence.dtype)
-    return edges, np.searchsorted(inner, confidence, side="right")
-
-
-def bin_sums(
-    index: NDArray[np.intp], correct: NDArray[np.bool_], confidence: NDArray[Any], bins: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return of every bin the examples, the right ones and the sum of their confidences."""
-    return (
-        np.bincount(index, minlength=bins),
-        np.bincount(index, correct, bins),
-        np.bincount(index, confidence, bins),
-    )
-
-
-def top_probabilities(scores: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Return the largest probability of ``softmax(scores / temperature)`` of each example, shape ``(n,)``."""
-    found = np.empty(len(scores))
-    for rows in _blocks(scores):
-        found[rows] = 1 / np.exp(_shifted(scores[rows], temperature)).sum(axis=1)
-    return found
-
-
-def _calibration_error(
-    confidence: NDArray[Any], correct: NDArray[np.bool_], bins: int, norm: Norm, binning: Binning
-) -> float:
-    _, index = bin_index(confidence, bins, binning)
-    count, hits, total = bin_sums(index, correct, confidence, bins)
-    gap = np.abs(hits - total)
-    gap /= np.maximum(count, 1)
-    weight = count / len(confidence)
-    match norm:
-        case "l1":
-            return float(gap @ weight)
-        case "l2":
-            return math.sqrt(float(gap**2 @ weight))
-        case "max":
-            return float(gap.max())
-
-
-def _measured(interval: Interval, unit: str, *, higher: bool) -> MetricValue:
-    least, most = BOUNDS[unit]
-    return MetricValue(
-        value=interval.value,
-        low=None if interval.low is None else max(interval.low, least),
-        high=None if interval.high is None else min(interval.high, most),
-        n=interval.n,
-        higher_is_better=higher,
-        unit=unit,
-    )
+@metric("AURC", higher_is_better=False, probabilities=True)
+def aurc(s: LabelledScores) -> float | None:
+    """Area under the risk-coverage curve; see :func:`~.calibration.area_under_risk_coverage`."""
+    if s.confidence is None:
+        return None
+    return area_under_risk_coverage(s.confidence, s.correct)

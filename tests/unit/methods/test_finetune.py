@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from clipadapt.core.api.data import Task
 from clipadapt.core.api.errors import ConfigError, UnknownNameError
-from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.scores import nll, topk_accuracy
 from clipadapt.methods.wise_ft import ALPHAS
 from tests.unit.methods.conftest import FAMILIES, arrays_of, context, load, method
 
@@ -113,8 +113,8 @@ def test_alpha_is_the_best_on_val(models, small, tmp_path):
     lowest = min(line["val_loss"] for line in tried if line["val_accuracy"] == best)
     (chosen,) = [line["alpha"] for line in tried if line["val_loss"] == lowest]
     scores = fitted.predict_scores(task.val.inputs)
-    assert metrics.topk_accuracy(scores, task.val.labels, 1) == best == fitted.selection["value"]
-    assert metrics.nll(scores, task.val.labels) == pytest.approx(lowest, rel=1e-4)
+    assert topk_accuracy(scores, task.val.labels, 1) == best == fitted.selection["value"]
+    assert nll(scores, task.val.labels) == pytest.approx(lowest, rel=1e-4)
     assert f"alpha={chosen:.1f}" in fitted.selection["by"]
 
 
@@ -146,7 +146,7 @@ def test_the_search_takes_the_first_best_of_its_grid(models, small, tmp_path):
     def accuracy(alpha, beta):
         given = {"search": False, "alpha": alpha, "beta": beta, "views": 2}
         fitted = method("tip_adapter", **given).fit(model, task, context(tmp_path))
-        return metrics.topk_accuracy(fitted.predict_scores(task.val.inputs), task.val.labels, 1)
+        return topk_accuracy(fitted.predict_scores(task.val.inputs), task.val.labels, 1)
 
     grid = [(accuracy(a, b), a, b) for b in betas for a in alphas]
     best = max(value for value, _, _ in grid)

@@ -11,7 +11,8 @@ from clipadapt.core.api.registry import DATASETS
 from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.records.schema import RunRecord
-from clipadapt.core.scoring.metrics import compute_metrics, fit_temperature
+from clipadapt.core.scoring.calibration import fit_temperature
+from clipadapt.core.scoring.metrics import compute_metrics
 from tests.unit.core.records.test_records import make_record
 
 DATA = "synthetic:3x12"

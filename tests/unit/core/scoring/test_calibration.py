@@ -9,6 +9,7 @@ from clipadapt.core.api.errors import RecordError
 from clipadapt.core.records.confidence import confidences
 from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.scoring import calibration, metrics
+from clipadapt.core.scoring.scores import softmax
 from clipadapt.core.scoring.statistics import wilson
 
 
@@ -29,7 +30,7 @@ def gap(bins) -> float:
 
 @pytest.mark.parametrize("temperature", [None, 2.5])
 def test_the_bins_are_those_of_the_calibration_error(predictions, temperature):
-    p = metrics.softmax(predictions.scores.astype(np.float64), temperature or 1.0)
+    p = softmax(predictions.scores.astype(np.float64), temperature or 1.0)
 
     confidence, right = confidences(predictions, kind="logit", temperature=temperature)
     width = calibration.reliability(confidence, right)
@@ -41,7 +42,7 @@ def test_the_bins_are_those_of_the_calibration_error(predictions, temperature):
     )
     assert gap(width) == pytest.approx(float(oracle), abs=1e-6)
     assert gap(mass) == pytest.approx(
-        metrics.expected_calibration_error(p, predictions.labels, bins=10, binning="mass")
+        calibration.calibration_error(confidence, right, bins=10, binning="mass")
     )
     assert sum(b.count for b in width) == 400
     assert {b.count for b in mass} == {40}
@@ -65,7 +66,9 @@ def test_the_record_holds_the_same_figures(predictions):
         assert record[f"ece_mass{suffix}"].value == pytest.approx(
             gap(calibration.reliability(confidence, right, binning="mass"))
         )
-        assert record[f"aurc{suffix}"].value == metrics.aurc(confidence, right)
+        assert record[f"aurc{suffix}"].value == calibration.area_under_risk_coverage(
+            confidence, right
+        )
 
 
 def test_selective_accuracy_by_hand():
@@ -77,7 +80,9 @@ def test_selective_accuracy_by_hand():
     assert [(c.count, c.accuracy, c.threshold) for c in found] == [
         (1, 1.0, 0.9), (2, 1.0, 0.8), (3, pytest.approx(2 / 3), 0.7), (4, 0.5, 0.5),
     ]  # fmt: skip
-    assert metrics.aurc(confidence, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert calibration.area_under_risk_coverage(confidence, right) == pytest.approx(
+        (0 + 0 + 1 / 3 + 1 / 2) / 4
+    )
 
 
 def test_equal_confidences_are_answered_in_no_order():
@@ -85,7 +90,7 @@ def test_equal_confidences_are_answered_in_no_order():
     same = np.full(6, 0.4)
 
     for order in (np.arange(6), np.arange(6)[::-1]):
-        assert metrics.aurc(same, right[order]) == pytest.approx(1 - 1 / 3)
+        assert calibration.area_under_risk_coverage(same, right[order]) == pytest.approx(1 - 1 / 3)
         assert [c.accuracy for c in calibration.selective(same, right[order])] == pytest.approx(
             [1 / 3] * len(calibration.COVERAGES)
         )
@@ -95,10 +100,10 @@ def test_aurc_lies_between_the_best_and_the_worst_order(predictions):
     confidence, right = confidences(predictions, kind="logit")
     error = 1 - right.mean()
 
-    best = metrics.aurc(right.astype(float), right)
-    worst = metrics.aurc(-right.astype(float), right)
+    best = calibration.area_under_risk_coverage(right.astype(float), right)
+    worst = calibration.area_under_risk_coverage(-right.astype(float), right)
 
-    assert best < metrics.aurc(confidence, right) < error < worst
+    assert best < calibration.area_under_risk_coverage(confidence, right) < error < worst
 
 
 def test_margins_have_no_probabilities_and_no_figure(predictions):

@@ -2,20 +2,40 @@ from __future__ import annotations
 
 import tracemalloc
 import warnings
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from scipy.special import logsumexp
 from scipy.stats import ttest_1samp
 from sklearn import metrics as sk
 
 from clipadapt.core.api.errors import RecordError
 from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring import scores as scores_module
+from clipadapt.core.scoring.calibration import (
+    ECE_BINS,
+    Binning,
+    calibration_error,
+    fit_temperature,
+)
+from clipadapt.core.scoring.scores import (
+    LabelledScores,
+    class_counts,
+    class_figures,
+    nll,
+    softmax,
+    topk_accuracy,
+)
 from clipadapt.core.scoring.statistics import wilson
 
+AVERAGES = [
+    "mean_per_class_recall", "macro_f1", "weighted_f1", "weighted_precision", "weighted_recall",
+]  # fmt: skip
 Case = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
@@ -62,12 +82,20 @@ def test_values_agree_with_scikit_learn(case: Case) -> None:
         assert got[name] == pytest.approx(value, abs=1e-12), name
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def error(
+    probabilities: NDArray[Any],
+    labels: NDArray[np.int64],
+    *,
+    bins: int = ECE_BINS,
+    binning: Binning = "width",
+) -> float:
+    """Calibration error of rows of probabilities."""
+    correct = probabilities.argmax(axis=1) == labels
+    return calibration_error(probabilities.max(axis=1), correct, bins=bins, binning=binning)
+
+
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_calibration_error_agrees_with_torchmetrics(
-    case: Case, norm: Literal["l1", "l2", "max"], bins: int
-) -> None:
-    torch = pytest.importorskip("torch")
+def test_calibration_error_agrees_with_torchmetrics(case: Case, bins: int) -> None:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     scores, labels = case
@@ -76,15 +104,13 @@ def test_calibration_error_agrees_with_torchmetrics(
         torch.from_numpy(labels),
         num_classes=scores.shape[1],
         n_bins=bins,
-        norm=norm,
+        norm="l1",
     )
 
-    got = metrics.expected_calibration_error(
-        reference_softmax(scores), labels, bins=bins, norm=norm
-    )
+    got = error(reference_softmax(scores), labels, bins=bins)
 
     assert got == pytest.approx(float(expected), abs=1e-6)
-    if (norm, bins) == ("l1", 15):
+    if bins == ECE_BINS:
         assert metrics.compute_metrics(scores, labels)["ece"].value == pytest.approx(got, abs=1e-9)
 
 
@@ -93,24 +119,20 @@ def test_confidence_on_an_edge_belongs_to_the_upper_bin_and_one_to_the_last() ->
     labels = np.array([0, 1, 0, 1])
 
     # Bins [.7, .8) with accuracy 1/2, confidence .725, and [.9, 1] with 1/2 and .975.
-    worst = metrics.expected_calibration_error(p, labels, bins=10, norm="max")
-    mean = metrics.expected_calibration_error(p, labels, bins=10)
-
-    assert worst == pytest.approx(0.475, abs=1e-6)
-    assert mean == pytest.approx((0.225 + 0.475) / 2, abs=1e-6)
+    assert error(p, labels, bins=10) == pytest.approx((0.225 + 0.475) / 2, abs=1e-6)
 
 
 def test_equal_mass_bins_hold_equal_numbers_and_ignore_the_order(case: Case) -> None:
     scores, labels = case
-    p = metrics.softmax(scores.astype(np.float64))
+    p = softmax(scores.astype(np.float64))
     by_confidence = np.argsort(p.max(axis=1))
     gaps = [
         abs(float((p[rows].argmax(axis=1) == labels[rows]).mean() - p[rows].max(axis=1).mean()))
         for rows in np.split(by_confidence, 10)
     ]
 
-    got = metrics.expected_calibration_error(p, labels, bins=10, binning="mass")
-    backwards = metrics.expected_calibration_error(p[::-1], labels[::-1], bins=10, binning="mass")
+    got = error(p, labels, bins=10, binning="mass")
+    backwards = error(p[::-1], labels[::-1], bins=10, binning="mass")
 
     assert got == pytest.approx(np.mean(gaps), abs=1e-12)
     assert backwards == pytest.approx(got, abs=1e-12)
@@ -120,7 +142,7 @@ def test_equal_mass_bins_stand_equal_confidences() -> None:
     p = np.full((8, 2), 0.5)
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
 
-    assert metrics.expected_calibration_error(p, labels, binning="mass") == pytest.approx(0.125)
+    assert error(p, labels, binning="mass") == pytest.approx(0.125)
 
 
 def test_intervals_directions_and_units() -> None:
@@ -129,14 +151,14 @@ def test_intervals_directions_and_units() -> None:
 
     record = metrics.compute_metrics(scores, labels)
 
-    accuracy, own = record["accuracy"], -np.log(metrics.softmax(scores)[np.arange(80), labels])
+    accuracy, own = record["accuracy"], -np.log(softmax(scores)[np.arange(80), labels])
     bounds = wilson(round(accuracy.value * 80), 80)
     assert (accuracy.low, accuracy.high) == (bounds.low, bounds.high)
     low, high = ttest_1samp(own, 0.0).confidence_interval()
     assert (record["nll"].low, record["nll"].high) == pytest.approx((low, high), abs=1e-6)
     assert record["brier"].low is not None
     assert all(record[name].low is None for name in ("ece", "ece_mass", "aurc"))
-    for name in metrics.OVER_CLASSES:
+    for name in AVERAGES:
         low, high = record[name].low, record[name].high
         assert low is not None
         assert high is not None
@@ -175,9 +197,7 @@ def test_temperature_adds_calibrated_values_and_margins_have_no_others(case: Cas
     expected = sk.log_loss(labels, p, labels=np.arange(scores.shape[1]))
     assert logit["nll_calibrated"].value == pytest.approx(expected)
     assert logit["nll_calibrated"] == margin_calibrated["nll_calibrated"]
-    assert logit["ece_calibrated"].value == pytest.approx(
-        metrics.expected_calibration_error(p, labels)
-    )
+    assert logit["ece_calibrated"].value == pytest.approx(error(p, labels))
     assert logit["nll"] == metrics.compute_metrics(scores, labels)["nll"]
 
 
@@ -186,25 +206,22 @@ def test_ties_go_to_the_first_index_in_every_k() -> None:
     labels = np.arange(6)
 
     for k in (1, 2, 5, 9):
-        hits = [metrics.topk_accuracy(scores[:1], labels[c : c + 1], k) == 1 for c in range(6)]
+        hits = [topk_accuracy(scores[:1], labels[c : c + 1], k) == 1 for c in range(6)]
         assert hits == [c < k for c in range(6)]
     assert metrics.compute_metrics(scores, labels)["accuracy"].value == pytest.approx(1 / 6)
-    assert (metrics.confusion_matrix(scores, labels).sum(axis=0) == [6, 0, 0, 0, 0, 0]).all()
+    assert (LabelledScores(labels, scores).predicted == 0).all()
 
 
 def test_a_class_that_is_only_predicted_counts_for_f1_and_not_for_recall() -> None:
     scores = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
     labels = np.array([0, 0, 1, 1])
 
-    assert metrics.confusion_matrix(scores, labels).tolist() == [
-        [2, 0, 0, 0],
-        [0, 1, 1, 0],
-        [0, 0, 0, 0],
-        [0, 0, 0, 0],
-    ]
-    assert metrics.per_class_recall(scores, labels).tolist() == [1.0, 0.5, 0.0, 0.0]
-    assert metrics.mean_per_class_recall(scores, labels) == 0.75
-    assert metrics.f1_scores(scores, labels) == pytest.approx([1, 2 / 3, 0, 0])
+    recall, precision, f1 = class_figures(*class_counts(scores.argmax(axis=1), labels, 4))
+
+    assert recall.tolist() == [1.0, 0.5, 0.0, 0.0]
+    assert precision.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert f1 == pytest.approx([1, 2 / 3, 0, 0])
+    assert metrics.measure("mean_per_class_recall", scores, labels).value == 0.75
     assert metrics.compute_metrics(scores, labels)["macro_f1"].value == pytest.approx(5 / 9)
 
 
@@ -252,7 +269,7 @@ def test_all_right_on_three_of_five_classes_is_a_macro_f1_of_one() -> None:
         assert 0.2 < got[name].low < 0.9  # six examples prove no perfection
 
 
-@pytest.mark.parametrize("name", metrics.OVER_CLASSES)
+@pytest.mark.parametrize("name", AVERAGES)
 def test_the_interval_of_an_average_over_classes_is_that_of_a_bootstrap(name: str) -> None:
     rng = np.random.default_rng(3)
     labels = rng.choice(4, 400, p=[0.4, 0.3, 0.2, 0.1])
@@ -261,22 +278,12 @@ def test_the_interval_of_an_average_over_classes_is_that_of_a_bootstrap(name: st
 
     got = metrics.compute_metrics(scores, labels)[name]
 
-    predicted = scores.argmax(axis=1)
     draws = []
     for _ in range(800):
         drawn = rng.integers(400, size=400)
-        draws.append(metrics.example_values(name, predicted[drawn], labels[drawn])[0].mean())
+        values = metrics.example_values(name, LabelledScores(labels[drawn], scores[drawn]))
+        draws.append(values.values.mean())
     assert (got.low, got.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.012)
-
-
-def test_confusion_agrees_with_scikit_learn_for_any_integer_type(case: Case) -> None:
-    scores, labels = case
-    expected = sk.confusion_matrix(labels, scores.argmax(axis=1), labels=np.arange(scores.shape[1]))
-
-    np.testing.assert_array_equal(metrics.confusion_matrix(scores, labels), expected)
-    np.testing.assert_array_equal(
-        metrics.confusion_matrix(scores, labels.astype(np.uint8)), expected
-    )
 
 
 def test_extreme_scores_stay_finite() -> None:
@@ -285,16 +292,16 @@ def test_extreme_scores_stay_finite() -> None:
 
     record = metrics.compute_metrics(scores, labels, temperature=1e-4)
 
-    assert metrics.nll(scores, labels) == pytest.approx(1e4 / 3)
+    assert nll(scores, labels) == pytest.approx(1e4 / 3)
     assert record["nll_calibrated"].value == pytest.approx(1e8 / 3)
-    assert metrics.brier(metrics.softmax(scores), labels) == pytest.approx(2 / 3)
+    assert record["brier"].value == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_softmax_keeps_the_dtype(dtype: type[np.floating[Any]]) -> None:
     scores = np.array([[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]], dtype=dtype)
 
-    p = metrics.softmax(scores, 2.0)
+    p = softmax(scores, 2.0)
 
     assert p.dtype == dtype
     np.testing.assert_allclose(
@@ -310,12 +317,12 @@ def test_fit_temperature_finds_the_scale_of_the_logits(true: float) -> None:
     labels = (logits + noise).argmax(axis=1)  # a draw from softmax(logits)
     scores = (logits * true).astype(np.float32)
 
-    temperature = metrics.fit_temperature(scores, labels)
+    temperature = fit_temperature(scores, labels)
 
     assert temperature == pytest.approx(true, rel=0.08)
-    best = metrics.nll(scores, labels, temperature)
+    best = nll(scores, labels, temperature)
     for factor in (0.99, 1.01):
-        assert best < metrics.nll(scores, labels, temperature * factor)
+        assert best < nll(scores, labels, temperature * factor)
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
@@ -324,24 +331,24 @@ def test_fit_temperature_of_separated_classes_is_sure_but_not_certain(scale: flo
     labels = np.repeat(np.arange(10), 4)
     scores = (np.eye(10)[labels] * 5 + rng.normal(size=(40, 10)) * 0.3).astype(np.float32) * scale
 
-    temperature = metrics.fit_temperature(scores, labels)
+    temperature = fit_temperature(scores, labels)
 
-    confidence = metrics.softmax(scores, temperature).max(axis=1)
+    confidence = softmax(scores, temperature).max(axis=1)
     assert 0.9 < confidence.mean() < 0.99
     # The fit follows the scale of the scores.
     assert temperature / scale == pytest.approx(
-        metrics.fit_temperature(scores / np.float32(scale), labels), rel=1e-3
+        fit_temperature(scores / np.float32(scale), labels), rel=1e-3
     )
 
 
 def test_fit_temperature_degenerate_scores() -> None:
     labels = np.array([0, 1, 2])
-    assert metrics.fit_temperature(np.ones((3, 3), dtype=np.float32), labels) == 1.0
+    assert fit_temperature(np.ones((3, 3), dtype=np.float32), labels) == 1.0
     # Worse than chance, or with a class far below all others: the best temperature is at the end of the search.
     wrong = np.roll(np.eye(3, dtype=np.float32), 1, axis=1)
     unseen = np.array([[3, 0, -1e4], [0, 3, -1e4], [3, 0, -1e4]], dtype=np.float32)
-    assert metrics.fit_temperature(wrong, labels) is None
-    assert metrics.fit_temperature(unseen, labels) is None
+    assert fit_temperature(wrong, labels) is None
+    assert fit_temperature(unseen, labels) is None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -350,7 +357,7 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     scores[2, 1] = scores[4, 0] = bad
 
     with pytest.raises(
-        RecordError, match=r"scores of 2 of 5 examples hold nan or infinity .*row 2"
+        RecordError, match=r"scores of 2 of 5 examples contain nan or infinity .*row 2"
     ):
         metrics.compute_metrics(scores, np.zeros(5, dtype=np.int64))
 
@@ -362,8 +369,8 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
         (np.zeros(3), np.zeros(3, dtype=int), r"scores have shape \(3,\)"),
         (np.zeros((4, 3)), np.zeros(5, dtype=int), r"expected integers of shape \(4,\)"),
         (np.zeros((4, 3)), np.zeros(4), "labels are float64"),
-        (np.zeros((2, 3)), np.array([0, 3]), "labels run from 0 to 3; .* allow 0 to 2"),
-        (np.zeros((2, 3)), np.array([-1, 0]), "labels run from -1 to 0"),
+        (np.zeros((2, 3)), np.array([0, 3]), "labels range from 0 to 3; .* allow 0 to 2"),
+        (np.zeros((2, 3)), np.array([-1, 0]), "labels range from -1 to 0"),
     ],
 )
 def test_scores_and_labels_must_fit(
@@ -376,27 +383,23 @@ def test_scores_and_labels_must_fit(
 def test_wrong_arguments_are_refused() -> None:
     scores, labels = np.array([[5.0, -2.0]]), np.array([0])
 
-    with pytest.raises(ValueError, match="apply softmax first"):
-        metrics.brier(scores, labels)
     with pytest.raises(ValueError, match="temperature must be positive"):
-        metrics.nll(scores, labels, 0.0)
+        nll(scores, labels, 0.0)
     with pytest.raises(ValueError, match="k must be at least 1"):
-        metrics.topk_accuracy(scores, labels, 0)
+        topk_accuracy(scores, labels, 0)
     with pytest.raises(ValueError, match="bins must be at least 1"):
-        metrics.expected_calibration_error(metrics.softmax(scores), labels, bins=0)
+        error(softmax(scores), labels, bins=0)
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     scores, labels = case
     whole = metrics.compute_metrics(scores, labels, temperature=2.0)
-    whole_softmax = metrics.softmax(scores)
-    whole_brier = metrics.brier(whole_softmax, labels)
+    whole_softmax = softmax(scores)
 
-    monkeypatch.setattr(metrics, "_BLOCK", 3 * scores.shape[1] + 1)
+    monkeypatch.setattr(scores_module, "BLOCK", 3 * scores.shape[1] + 1)
 
     assert metrics.compute_metrics(scores, labels, temperature=2.0) == whole
-    np.testing.assert_array_equal(metrics.softmax(scores), whole_softmax)
-    assert metrics.brier(whole_softmax, labels) == pytest.approx(whole_brier, abs=1e-12)
+    np.testing.assert_array_equal(softmax(scores), whole_softmax)
 
 
 def test_memory_stays_below_the_scores_themselves() -> None:
@@ -412,6 +415,50 @@ def test_memory_stays_below_the_scores_themselves() -> None:
         tracemalloc.stop()
 
     assert peak < 40e6
+
+
+def test_a_metric_is_one_decorated_function(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    scores, labels = case
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+
+    @metrics.metric(
+        "confidence in the label", unit="nats", higher_is_better=False, probabilities=True
+    )
+    def doubt(s: LabelledScores) -> metrics.ExampleValues:
+        assert s.losses is not None
+        return metrics.ExampleValues(2 * s.losses)
+
+    record = metrics.compute_metrics(scores, labels, temperature=2.0)
+    margins = metrics.compute_metrics(scores, labels, score_kind="margin")
+
+    assert record["doubt"].value == pytest.approx(2 * record["nll"].value)
+    assert record["doubt"].low == pytest.approx(2 * record["nll"].low)
+    assert (record["doubt"].unit, record["doubt"].higher_is_better) == ("nats", False)
+    assert "doubt_calibrated" in record
+    assert "doubt" not in margins
+    assert metrics.find_metric("doubt_calibrated").title == "confidence in the label"
+
+
+def test_the_short_form_gives_what_its_scores_allow(case: Case) -> None:
+    scores, labels = case
+    k = min(5, scores.shape[1])
+    classes = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)
+    total = logsumexp(scores.astype(np.float64), axis=1).astype(np.float32)
+    short = LabelledScores(
+        labels, np.take_along_axis(scores, classes, 1), 1.0, classes, scores[np.arange(len(labels)), labels], total
+    )  # fmt: skip
+    whole = LabelledScores(labels, scores)
+
+    for name, known in metrics.METRICS.items():
+        expected, got = known.compute(whole), known.compute(short)
+        if name == "brier":
+            assert got is None
+        elif isinstance(expected, float):
+            assert got == pytest.approx(expected, abs=1e-4), name
+        else:
+            np.testing.assert_allclose(got.values, expected.values, atol=1e-5, err_msg=name)
+    assert replace(short, temperature=2.0).losses is None
+    assert replace(short, temperature=2.0).confidence is None
 
 
 def test_metric_values_are_closed_and_never_nan() -> None:

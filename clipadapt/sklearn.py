@@ -37,6 +37,7 @@ from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.identity import require_same
 from clipadapt.core.scoring.scores import softmax
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import ImageFiles, opened_rgb
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.method import Classifier, Method, MethodConfig
 
-TEMPLATES = ("a photo of a {}.",)
 ACCEPTED = "PIL images, paths of image files, or a uint8 array of shape (n, height, width, 3)"
 
 _models: dict[tuple[str, str], _Loaded] = {}
@@ -102,7 +102,7 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     f"no prompt can tell the classes '{pair[0]}' and '{pair[1]}' apart",
                     stacklevel=2,
                 )
-            task = Task(names, TEMPLATES, Split(inputs, labels, names))
+            task = Task(names, PHOTO_TEMPLATES, Split(inputs, labels, names))
             config.check(task)
             loaded = _loaded(self.model, name, method)
             if loaded is not None:

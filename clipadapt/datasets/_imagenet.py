@@ -1017,6 +1017,9 @@ n15075141 toilet paper
 WNIDS: Final[tuple[str, ...]] = tuple(line.partition(" ")[0] for line in _CLASSES.splitlines())
 CLASSNAMES: Final[tuple[str, ...]] = tuple(line.partition(" ")[2] for line in _CLASSES.splitlines())
 
+PHOTO_TEMPLATES: Final = ("a photo of a {}.",)
+"""The template of CoOp for ImageNet and its variants; the default of datasets without a template of their own."""
+
 TEMPLATES_80: Final[tuple[str, ...]] = (
     "a bad photo of a {}.",
     "a photo of many {}.",
@@ -1100,7 +1103,7 @@ TEMPLATES_80: Final[tuple[str, ...]] = (
     "a tattoo of the {}.",
 )
 
-# The subset that "performs a bit better" than the 80, by the same notebook.
+# A subset that performs slightly better than the 80, according to the same notebook.
 TEMPLATES_7: Final[tuple[str, ...]] = (
     "itap of a {}.",
     "a bad photo of the {}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -9,11 +10,15 @@ import numpy as np
 
 from clipadapt.core.api.data import SPLITS
 from clipadapt.core.data.labelled import split_evenly
+from clipadapt.datasets._images import UNREADABLE, readable
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterable, Mapping, Sequence
 
-    from clipadapt.core.api.data import Split, SplitName
+    from PIL.Image import Image
+
+    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 X = TypeVar("X")
 VAL_SHARE: Final = 0.1
@@ -44,6 +49,23 @@ def with_val(train: Split[X], sha256s: Iterable[str]) -> dict[SplitName, Split[X
     return by_split(train, where)
 
 
+def without_unreadable(
+    part: Split[Image], options: DatasetOptions, left_out: Counter[str]
+) -> Split[Image]:
+    """Return a split, with ``on_bad_image="skip"`` without the images that do not decode.
+
+    Args:
+        part: The split.
+        options: Options of the user; with ``skip`` every image is decoded once.
+        left_out: Counter to which the number of unreadable images is added.
+    """
+    if options.on_bad_image == "error":
+        return part
+    good = np.flatnonzero(readable(part.inputs.examples))
+    left_out[UNREADABLE] += len(part) - len(good)
+    return part.take(good)
+
+
 def by_split(part: Split[X], where: Sequence[SplitName]) -> dict[SplitName, Split[X]]:
     """Return the splits that examples are put into, those that are not empty, in the order train, val, test."""
     at = np.asarray(where)
@@ -52,7 +74,7 @@ def by_split(part: Split[X], where: Sequence[SplitName]) -> dict[SplitName, Spli
 
 
 def val_as_test(
-    train: Split[X] | None, val: Split[X] | None, sha256s: Iterable[str] = ()
+    train: Split[X] | None, val: Split[X] | None, sha256s: Iterable[str] | None = None
 ) -> Arranged[X]:
     """Serve a published val as ``test``, for sets whose results are reported on it.
 
@@ -62,9 +84,13 @@ def val_as_test(
     Args:
         train: The published train split, or None.
         val: The published val split, or None.
-        sha256s: One hash per image of train.
+        sha256s: One hash per image of train; None hashes the ids.
     """
-    parts = {} if train is None else with_val(train, sha256s)
+    parts: dict[SplitName, Split[X]] = {}
+    if train is not None:
+        if sha256s is None:
+            sha256s = (hashlib.sha256(key.encode()).hexdigest() for key in train.inputs.ids)
+        parts = with_val(train, sha256s)
     aliases: dict[SplitName, SplitName] = {}
     if val is not None:
         parts["test"] = val

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from clipadapt.core.data.labelled import many_left_out
-from clipadapt.datasets._images import OTHER_FILES
+from clipadapt.datasets._images import OTHER_FILES, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from clipadapt.core.api.data import Split, SplitName
+    from clipadapt.core.data.labelled import LabelledSet
+
+X = TypeVar("X")
 
 
 @dataclass(slots=True)
@@ -76,17 +79,27 @@ class Report:
                 f"the same bytes lie in two classes (cases: {len(conflicts)}): {example}",
             )
 
-    def left_out(self, read: int, reasons: Mapping[str, int]) -> None:
-        """Report images that are not read; other files are only counted, see ``LabelledSet.inventory``.
+    def attached(self, data: LabelledSet[X], left_out: Mapping[str, int]) -> LabelledSet[X]:
+        """Return a dataset with these flags and notes, and with the counts of the files that were left out.
+
+        Only images count towards the flag ``many_left_out``, not other files.
 
         Args:
-            read: Images that are read.
-            reasons: Reason -> files that are not.
+            data: The dataset, with the flags that come before those of the report.
+            left_out: Number of files that were not read, by reason.
         """
-        images = {r: n for r, n in reasons.items() if n and not r.startswith(OTHER_FILES)}
+        images = {r: n for r, n in left_out.items() if n and not r.startswith(OTHER_FILES)}
         if images:
             self.notes.append("left out: " + ", ".join(f"{n} {r}" for r, n in images.items()))
-        self.flags += many_left_out(read, sum(images.values()))
+        self.flags += many_left_out(data.n_read, sum(images.values()))
+        return replace(
+            data,
+            skipped=left_out.get(UNREADABLE, data.skipped),
+            found=data.n_read + sum(left_out.values()),
+            left_out=dict(left_out),
+            flags=(*data.flags, *self.flags),
+            notes=tuple(f"{data.name}: {note}" for note in self.notes),
+        )
 
     def empty_splits(self, parts: Mapping[SplitName, Split[Any]]) -> None:
         """Report splits that a small set leaves without an image."""

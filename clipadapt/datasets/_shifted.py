@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet, make_split
-from clipadapt.datasets._images import UNREADABLE, existing_folder
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
+from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders, wnid_folders
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from clipadapt.core.api.data import DatasetOptions, Split, SplitName
-
-TEMPLATES: Final = ("a photo of a {}.",)  # CoOp's for ImageNet and what is derived from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +100,16 @@ def listed(
             "other_classes",
             f"it has {len(test.classnames)} classes here, {it.n_classes} as published: accuracies are of another task",
         )
-    report.left_out(len(files), left_out)
-    return LabelledSet(
+    data = LabelledSet(
         name=it.name,
         classnames=test.classnames,
-        templates=TEMPLATES,
+        templates=PHOTO_TEMPLATES,
         licence=it.licence,
         citation=it.citation,
         source=it.source,
         parts=parts,
-        skipped=left_out[UNREADABLE],
-        found=len(files) + left_out.total(),
-        left_out=dict(left_out),
-        flags=tuple(report.flags),
-        notes=tuple(f"{it.name}: {note}" for note in report.notes),
     )
+    return report.attached(data, left_out)
 
 
 def needs_folder(it: Shifted) -> NoReturn:

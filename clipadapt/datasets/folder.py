@@ -18,7 +18,6 @@ from unicodedata import category
 
 import numpy as np
 
-from clipadapt.core.api.data import SPLITS, Subset
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import (
     LabelledSet,
@@ -29,6 +28,7 @@ from clipadapt.core.data.labelled import (
     split_named,
     split_within,
 )
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import (
     FORMATS,
     SHARES,
@@ -41,6 +41,7 @@ from clipadapt.datasets._images import (
     readable,
     subfolders,
 )
+from clipadapt.datasets._published import by_split
 from clipadapt.datasets._report import Report, shown
 from clipadapt.datasets._wnid import prompt_names
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from clipadapt.core.api.data import DatasetOptions, Split, SplitName
+    from clipadapt.core.api.data import DatasetOptions, SplitName
 
 LAYOUTS = (
     "PATH/train/CLASS/*.jpg, PATH/val/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
@@ -98,51 +99,29 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
     kept = [i for i, good in enumerate(readable(files) if skip else [True] * len(files)) if good]
     if not kept:
         raise DataError(f"none of the {len(files)} images in '{argument}' can be decoded")
+    found.left_out[UNREADABLE] += len(files) - len(kept)
     contents = in_threads(files.content, kept)
-    labels = [found.labels[i] for i in kept]
-    where = (
-        [found.where[i] for i in kept] if found.where else split_evenly(contents, labels, SHARES)
-    )
-
     classnames = prompt_names(found.folders)
-    rows: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
-    for i, split in zip(kept, where, strict=True):
-        rows[split].append(i)
-    parts: dict[SplitName, Split[Image]] = {}
-    for split, chosen in rows.items():
-        if chosen:
-            parts[split] = make_split(
-                Subset(files, np.asarray(chosen)),
-                [found.ids[i] for i in chosen],
-                [found.labels[i] for i in chosen],
-                classnames,
-            )
-    skipped = len(files) - len(kept)
-    found.left_out[UNREADABLE] += skipped
+    whole = make_split(files, found.ids, found.labels, classnames).take(np.asarray(kept))
+    where = [found.where[i] for i in kept] if found.where else None
+    where = where or split_evenly(contents, whole.labels, SHARES)
+    parts = by_split(whole, where)
     report = Report(notes=found.notes)
     report.classes(found.folders, parts)
-    report.duplicates(
-        (content, split, found.ids[i], found.labels[i])
-        for i, content, split in zip(kept, contents, where, strict=True)
-    )
-    report.left_out(len(kept), found.left_out)
+    report.duplicates(zip(contents, where, whole.inputs.ids, whole.labels.tolist(), strict=True))
     if not found.where:
         report.empty_splits(parts)
-    return LabelledSet(
+    data = LabelledSet(
         name=name,
         classnames=classnames,
-        templates=("a photo of a {}.",),
+        templates=PHOTO_TEMPLATES,
         licence="unknown (the user's own images)",
         citation="none (the user's own images)",
         source=f"the folder '{root.resolve().name}'",
         parts=parts,
-        skipped=skipped,
-        flags=tuple(report.flags),
-        notes=tuple(f"{name}: {note}" for note in report.notes),
         keys=tuple(found.folders),
-        found=len(files) + sum(found.left_out.values()) - skipped,
-        left_out=dict(found.left_out),
     )
+    return report.attached(data, found.left_out)
 
 
 def _find(root: Path) -> _Found:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipadapt.core.api.data import SPLITS
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.columns import split_query
 from clipadapt.core.data.labelled import (
@@ -37,6 +36,7 @@ from clipadapt.core.data.labelled import (
 )
 from clipadapt.core.files import hub, hub_datasets
 from clipadapt.datasets import _hub
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import SHARES, in_threads, readable
 from clipadapt.datasets._published import Arranged, by_split, val_as_test, with_val
 from clipadapt.datasets._report import Report
@@ -83,47 +83,52 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     )
     report.notes += unknown
     classes = tables.declared or _values(title, tables, published.values())
-    classnames = prompt_names(classes)
-
-    parts: dict[SplitName, Split[Image]] = {}
-    contents: dict[str, str] = {}
-    skipped = 0
-    for split, found in published.items():
-        part, hashes = _rows(tables.splits[found], found, title, classes, classnames, options)
-        skipped += len(tables.splits[found].labels) - len(part)
-        contents |= hashes
-        if len(part):
-            parts[split] = part
-    if not parts:
-        raise DataError(f"{title} holds no image that can be used")
+    parts, contents = _parts(title, tables, published, classes, options)
     served = _arranged(parts, contents)
-    report.classes(classnames, served.parts)
+    report.classes(prompt_names(classes), served.parts)
     report.duplicates(
         (contents[key], split, key, int(label))
         for split, part in served.parts.items()
         if split not in served.aliases
         for key, label in zip(part.inputs.ids, part.labels, strict=True)
     )
-    n_read = sum(map(len, parts.values()))
-    left_out = {"unreadable images or rows without a label": skipped}
-    report.left_out(n_read, left_out)
-    return LabelledSet(
+    n_rows = sum(len(tables.splits[found].labels) for found in published.values())
+    skipped = n_rows - sum(map(len, parts.values()))
+    data = LabelledSet(
         name=title,
-        classnames=classnames,
-        templates=("a photo of a {}.",),
+        classnames=prompt_names(classes),
+        templates=PHOTO_TEMPLATES,
         licence=hub_datasets.licence_of(files) or f"see {hub.page('dataset', repo)}",
         citation=f"see {hub.page('dataset', repo)}",
         revision=files.revision,
         source=_hub.commit_page(repo, files),
-        parts={s: served.parts[s] for s in SPLITS if s in served.parts},
+        parts=served.parts,
         aliases=served.aliases,
         skipped=skipped,
         keys=classes,
-        found=n_read + skipped,
-        left_out=left_out,
-        flags=(*served.flags, *report.flags),
-        notes=tuple(f"{title}: {note}" for note in report.notes),
+        flags=served.flags,
     )
+    return report.attached(data, {"unreadable images or rows without a label": skipped})
+
+
+def _parts(
+    title: str,
+    tables: _hub.HubTables,
+    published: Mapping[SplitName, str],
+    classes: tuple[str, ...],
+    options: DatasetOptions,
+) -> tuple[dict[SplitName, Split[Image]], dict[str, str]]:
+    """Return the published splits that are not empty, and the hash of each image's bytes by id."""
+    parts: dict[SplitName, Split[Image]] = {}
+    contents: dict[str, str] = {}
+    for split, found in published.items():
+        part, hashes = _rows(tables.splits[found], found, title, classes, options)
+        contents |= hashes
+        if len(part):
+            parts[split] = part
+    if not parts:
+        raise DataError(f"{title} has no usable image")
+    return parts, contents
 
 
 def _values(title: str, tables: _hub.HubTables, used: Iterable[str]) -> tuple[str, ...]:
@@ -155,7 +160,6 @@ def _rows(
     found: str,
     title: str,
     classes: tuple[str, ...],
-    classnames: tuple[str, ...],
     options: DatasetOptions,
 ) -> tuple[Split[Image], dict[str, str]]:
     """Return the usable rows of a published split, and the hash of each image's bytes by id."""
@@ -175,7 +179,7 @@ def _rows(
     rows = np.flatnonzero(keep)
     labels = [0 if v is None else index[v if v in index else _text(v)] for v in table.labels]
     ids = [f"{prefix}/{i:06d}" for i in range(len(labels))]
-    part = make_split(table.images, ids, labels, classnames).take(rows)
+    part = make_split(table.images, ids, labels, prompt_names(classes)).take(rows)
     hashes = in_threads(table.images.content, rows.tolist())
     return part, dict(zip(part.inputs.ids, hashes, strict=True))
 

@@ -10,17 +10,15 @@ code selects on the published val itself. Class names are the curated ones, in I
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet, make_split
-from clipadapt.datasets._imagenet import WNIDS
-from clipadapt.datasets._images import UNREADABLE, existing_folder
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, WNIDS
+from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
-from clipadapt.datasets._shifted import TEMPLATES
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders
 
 if TYPE_CHECKING:
@@ -64,30 +62,24 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
         return make_split(files, list(files.names), labels, classnames) if len(files) else None
 
     train, val = read("train"), read("val")
-    keys = () if train is None else train.inputs.ids
-    served = val_as_test(train, val, (hashlib.sha256(key.encode()).hexdigest() for key in keys))
+    served = val_as_test(train, val)
     if not served.parts:
         raise DataError(f"'{base}' holds no readable image", hint=LAYOUT)
     report = Report()
     report.classes(classnames, served.parts)
-    n_read = sum(len(part) for part in (train, val) if part is not None)
-    report.left_out(n_read, left_out)
-    return LabelledSet(
+    data = LabelledSet(
         name="imagenet",
         classnames=classnames,
-        templates=TEMPLATES,
+        templates=PHOTO_TEMPLATES,
         licence="ImageNet's terms: research, not commercial",
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015, "
         "arXiv:1409.0575",
         source="https://image-net.org",
         parts=served.parts,
         aliases=served.aliases,
-        skipped=left_out[UNREADABLE],
-        found=n_read + left_out.total(),
-        left_out=dict(left_out),
-        flags=(*served.flags, *report.flags),
-        notes=tuple(f"imagenet: {note}" for note in report.notes),
+        flags=served.flags,
     )
+    return report.attached(data, left_out)
 
 
 DATASET = open_imagenet

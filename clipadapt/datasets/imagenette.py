@@ -11,19 +11,17 @@ Where there is no train, ``val`` too is the published val: such a set serves zer
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-import numpy as np
 
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet, make_split
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
-from clipadapt.datasets._images import UNREADABLE, existing_folder
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
+from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, read_folders, wnid_folders
@@ -94,37 +92,24 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
         return make_split(files, ids, labels, classnames) if ids else None
 
     train, val = read("train", published.train), read("val", published.val)
-    keys = train.inputs.ids if train is not None else ()  # train/WNID/file: the same in every size
-    served = val_as_test(train, val, (hashlib.sha256(key.encode()).hexdigest() for key in keys))
-    parts = served.parts
-    if not parts:
+    served = val_as_test(train, val)  # by ids, train/WNID/file, which are the same in every size
+    if not served.parts:
         raise DataError(f"'{argument}' holds no readable image of the ten classes of ImageNette")
-    flags, notes = list(served.flags), []
-    seen = set(np.concatenate([part.labels for part in parts.values()]).tolist())
-    if empty := [n for label, n in enumerate(classnames) if label not in seen]:
-        flags.append("empty_class")
-        notes.append(f"imagenette: classes without a readable image: {', '.join(empty)}")
-    n_read = sum(len(part) for part in (train, val) if part is not None)
     report = Report()
-    report.left_out(n_read, left_out)
-    flags += report.flags
-    notes += [f"imagenette: {note}" for note in report.notes]
-    return LabelledSet(
+    report.classes(classnames, served.parts)
+    data = LabelledSet(
         name="imagenette" if size in {None, "full"} else f"imagenette:{size[:-2]}",
         classnames=classnames,
-        templates=("a photo of a {}.",),
+        templates=PHOTO_TEMPLATES,
         licence="Apache-2.0 for the selection; the images under ImageNet's terms: research, not commercial",
         citation="J. Howard, Imagenette, 2019; J. Deng et al., ImageNet: A Large-Scale Hierarchical Image "
         "Database, CVPR 2009",
         source="https://github.com/fastai/imagenette",
-        parts=parts,
+        parts=served.parts,
         aliases=served.aliases,
-        skipped=left_out[UNREADABLE],
-        found=n_read + left_out.total(),
-        left_out=dict(left_out),
-        flags=tuple(flags),
-        notes=tuple(notes),
+        flags=served.flags,
     )
+    return report.attached(data, left_out)
 
 
 def _locate(root: Path) -> _Published:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from clipadapt.core.api.data import SPLITS
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 
 if TYPE_CHECKING:
     from clipadapt.core.api.data import DatasetOptions, SplitName
@@ -115,7 +116,7 @@ def open_synthetic(argument: str, options: DatasetOptions, /) -> LabelledSet[Ima
     return LabelledSet(
         name=f"synthetic:{n_classes}x{n}",
         classnames=classnames,
-        templates=("a photo of a {}.",),
+        templates=PHOTO_TEMPLATES,
         licence="CC0 1.0",
         citation="none (made by clipadapt)",
         source="clipadapt/datasets/synthetic.py",

@@ -12,22 +12,18 @@ Chihuahua for the dog, a unit of mass for the slug): :data:`MISNAMED` says which
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from clipadapt.core.api.data import SPLITS
 from clipadapt.core.api.errors import DataError, did_you_mean
 from clipadapt.core.data.labelled import LabelledSet, make_split, match_splits
 from clipadapt.core.files import hub_datasets
 from clipadapt.datasets import _hub
-from clipadapt.datasets._imagenet import WNIDS, wnid_index
-from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder, readable
-from clipadapt.datasets._published import val_as_test
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, WNIDS, wnid_index
+from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder
+from clipadapt.datasets._published import val_as_test, without_unreadable
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, read_folders
 
@@ -99,28 +95,22 @@ def _set(
         raise DataError(
             f"tiny-imagenet holds no readable image of its {len(wnids)} classes", hint=LAYOUT
         )
-    keys = () if train is None else train.inputs.ids
-    served = val_as_test(train, val, (hashlib.sha256(key.encode()).hexdigest() for key in keys))
+    served = val_as_test(train, val)
     report = Report(notes=list(notes))
     report.classes(imagenet_names(wnids), served.parts)
-    n_read = sum(len(part) for part in (train, val) if part is not None)
-    report.left_out(n_read, left_out)
-    return LabelledSet(
+    data = LabelledSet(
         name="tiny-imagenet",
         classnames=imagenet_names(wnids),
-        templates=("a photo of a {}.",),
+        templates=PHOTO_TEMPLATES,
         licence="ImageNet's terms: research, not commercial",
         citation="Y. Le and X. Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS 231N, 2015; "
         "J. Deng et al., ImageNet: A Large-Scale Hierarchical Image Database, CVPR 2009",
         source=source,
-        parts={s: served.parts[s] for s in SPLITS if s in served.parts},
+        parts=served.parts,
         aliases=served.aliases,
-        skipped=left_out[UNREADABLE],
-        found=n_read + left_out.total(),
-        left_out=dict(left_out),
-        flags=(*served.flags, *report.flags),
-        notes=tuple(f"tiny-imagenet: {note}" for note in report.notes),
+        flags=served.flags,
     )
+    return report.attached(data, left_out)
 
 
 # ---------------------------------------------------------------- hub
@@ -150,10 +140,7 @@ def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
         labels = [index[MISNAMED.get(name, name)] for name in table.labels]
         ids = [f"{found}/{i:06d}" for i in range(len(labels))]
         part = make_split(table.images, ids, labels, imagenet_names(wnids))
-        if options.on_bad_image == "skip":
-            good = np.flatnonzero(readable(table.images))
-            left_out[UNREADABLE] += len(part) - len(good)
-            part = part.take(good)
+        part = without_unreadable(part, options, left_out)
         return part if len(part) else None
 
     train, val = read("train"), read("val")
@@ -177,11 +164,8 @@ def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
         ids = [name.replace("/images/", "/") for name in files.names]
         train = make_split(files, ids, labels, classnames) if ids else None
     if (root / "val").is_dir():
-        val = _read_val(root, wnids)
-        if options.on_bad_image == "skip":
-            good = np.flatnonzero(readable(val.inputs.examples))
-            left_out[UNREADABLE] += len(val) - len(good)
-            val = val.take(good) if len(good) else None
+        val = without_unreadable(_read_val(root, wnids), options, left_out)
+        val = val if len(val) else None
     if train is None and val is None and not left_out[UNREADABLE]:
         raise DataError(
             f"'{root}' holds no images in train/ or val/ of the classes in wnids.txt", hint=LAYOUT

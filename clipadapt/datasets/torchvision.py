@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import numpy as np
-
-from clipadapt.core.api.data import SPLITS
 from clipadapt.core.api.errors import DataError, unknown
 from clipadapt.core.api.registry import DATASETS
 from clipadapt.core.api.user_input import user_path
@@ -24,8 +22,9 @@ from clipadapt.core.data.labelled import LabelledSet, make_split
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
-from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder, hash_split, readable
-from clipadapt.datasets._published import held_out
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
+from clipadapt.datasets._images import ImageFiles, existing_folder, hash_split
+from clipadapt.datasets._published import by_split, held_out, without_unreadable
 from clipadapt.datasets._report import Report
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ OFFLINE: Final = (
     "give what torchvision has downloaded before with NAME:DIR, your own images with folder:PATH, "
     "or take a set that needs no network: openmoji:color, openmoji:line"
 )
-PHOTO: Final = "a photo of a {}."
-
 
 _Splits: TypeAlias = "Mapping[SplitName, Mapping[str, Any]]"
 
@@ -77,7 +74,7 @@ KNOWN: Final[dict[str, _Known]] = {
     "cifar10": _Known(
         kind="CIFAR10",
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        template=PHOTO,
+        template=PHOTO_TEMPLATES[0],
         licence="unknown (none stated by the authors)",
         citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
         splits={"train": {"train": True}, "test": {"train": False}},
@@ -85,7 +82,7 @@ KNOWN: Final[dict[str, _Known]] = {
     "cifar100": _Known(
         kind="CIFAR100",
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        template=PHOTO,
+        template=PHOTO_TEMPLATES[0],
         licence="unknown (none stated by the authors)",
         citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
         splits={"train": {"train": True}, "test": {"train": False}},
@@ -154,7 +151,7 @@ KNOWN: Final[dict[str, _Known]] = {
     "stl10": _Known(
         kind="STL10",
         url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
-        template=PHOTO,
+        template=PHOTO_TEMPLATES[0],
         licence="unknown (none stated by the authors)",
         citation="A. Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, "
         "AISTATS 2011",
@@ -199,38 +196,29 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
     published = _open_splits(known, root, name)
 
     classnames = known.classnames or _classnames(next(iter(published.values())))
-    skipped = 0
+    left_out: Counter[str] = Counter()
     parts: dict[SplitName, Split[Image]] = {}
     for split, base in published.items():
         examples, ids, labels = _rows(base, root, split)
         part = make_split(examples, ids, labels, classnames)
-        if options.on_bad_image == "skip" and isinstance(examples, ImageFiles):
-            keep = np.asarray(readable(examples), dtype=bool)
-            skipped += int((~keep).sum())
-            part = part.take(np.flatnonzero(keep))
+        if isinstance(examples, ImageFiles):
+            part = without_unreadable(part, options, left_out)
         parts[split] = part
-    n_read = sum(map(len, parts.values()))
     if not known.splits:
         parts = _by_name(parts["train"], hash_split)
     elif "val" not in parts:
         parts |= _by_name(parts["train"], _train_or_val)
-    report = Report()
-    left_out = {UNREADABLE: skipped}
-    report.left_out(n_read, left_out)
-    return LabelledSet(
+    data = LabelledSet(
         name=name,
         classnames=classnames,
         templates=(known.template,),
         licence=known.licence,
         citation=known.citation,
         source=known.url,
-        parts={s: parts[s] for s in SPLITS if s in parts},
-        skipped=skipped,
-        found=n_read + skipped,
-        left_out=left_out,
-        flags=(*(() if known.splits else ("not_the_official_split",)), *report.flags),
-        notes=tuple(f"{name}: {note}" for note in report.notes),
+        parts=parts,
+        flags=() if known.splits else ("not_the_official_split",),
     )
+    return Report().attached(data, left_out)
 
 
 def _open_splits(known: _Known, root: Path, name: str, **download: bool) -> dict[SplitName, Any]:
@@ -282,11 +270,8 @@ def _by_name(
     part: Split[Image], place: Callable[[str], SplitName]
 ) -> dict[SplitName, Split[Image]]:
     """Split by a hash of the ids' last two components: the class folder and the file."""
-    hashes = (
-        hashlib.sha256("/".join(i.split("/")[-2:]).encode()).hexdigest() for i in part.inputs.ids
-    )
-    where = np.asarray([place(h) for h in hashes])
-    return {s: part.take(np.flatnonzero(where == s)) for s in SPLITS if (where == s).any()}
+    names = ("/".join(key.split("/")[-2:]) for key in part.inputs.ids)
+    return by_split(part, [place(hashlib.sha256(n.encode()).hexdigest()) for n in names])
 
 
 def _train_or_val(sha256: str) -> SplitName:

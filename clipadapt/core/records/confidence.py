@@ -1,4 +1,4 @@
-"""TODO."""
+"""Confidence of stored predictions: the probability of each predicted class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def score_kind(record: RunRecord) -> ScoreKind:
-    """Return what a record's scores are: only logits have a likelihood without a temperature."""
+    """Return ``logit`` or ``margin``: what the scores of a record are. Only logits have probability metrics."""
     known = [m for name in record.metrics if (m := find_metric(name)) and name == m.name]
     return "logit" if any(m.probabilities for m in known) else "margin"
 
@@ -25,25 +25,25 @@ def score_kind(record: RunRecord) -> ScoreKind:
 def confidences(
     predictions: Predictions, *, kind: ScoreKind, temperature: float | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the probability of each example's class predicted, and whether it is right, shape ``(n,)`` each.
+    """Return the probability of each predicted class and whether it is correct, shape ``(n,)`` each.
 
     Args:
         predictions: Stored predictions.
-        kind: What the scores are.
-        temperature: Softmax temperature fitted on val, None for the scores as they are.
+        kind: ``logit`` or ``margin``.
+        temperature: Softmax temperature fitted on val; None uses the scores unscaled.
 
     Raises:
-        RecordError: If there are no probabilities: margins without a temperature, or a temperature other than
-            1 where only the best scores of each example were kept.
+        RecordError: If there are no probabilities: for margins without a temperature, or in the short form (only
+            the highest scores are stored) with a temperature other than 1.
     """
     if kind == "margin" and temperature is None:
         raise RecordError(
-            "the scores are margins, not logits, and no temperature was fitted: there are no probabilities",
-            hint="give the method a val split; the temperature is fitted on it",
+            "the scores are margins, not logits, and no temperature was fitted, so there are no probabilities",
+            hint="provide a val split; the temperature is fitted on it",
         )
     scored = predictions.scored(temperature or 1.0)
     if scored.confidence is None:
         raise RecordError(
-            "only the best scores of each example were kept: probabilities at another temperature are not known"
+            "only the highest scores of each example are stored, so probabilities at another temperature are unknown"
         )
     return scored.confidence, scored.correct

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The environment of a run: software versions, hardware, git commit and peak memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from clipadapt.core.records.schema import Environment
 LIBRARIES: Final = (
     "torch", "torchvision", "open-clip-torch", "timm", "transformers", "tokenizers", "pillow", "peft", "scikit-learn",
 )  # fmt: skip
-"""Packages whose version decides numbers: runs of different ones have no mean."""
+"""Packages whose version affects results: runs with different versions are not averaged."""
 
 
 def environment(*, device: str | None = None, threads: int | None = None) -> Environment:
-    """Describe where a run takes place; no framework is imported.
+    """Return the environment of this process; no ML framework is imported.
 
     Args:
         device: Device of the model, None for the CPU.
-        threads: Threads of the numeric libraries; None takes ``OMP_NUM_THREADS``, or the processors there are.
+        threads: Threads of the numeric libraries; None takes ``OMP_NUM_THREADS``, or the number of CPUs.
     """
     commit, dirty = _git()
     if threads is None:
@@ -48,12 +48,12 @@ def environment(*, device: str | None = None, threads: int | None = None) -> Env
 def _folder() -> str | None:
     try:
         return str(Path.cwd())
-    except OSError:  # it was removed
+    except OSError:  # the folder was removed
         return None
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """Return commit and state of the checkout that this code lies in, if it lies in one."""
+    """Return commit and dirty state of the clipadapt checkout, None for an installed package."""
     root = Path(__file__).resolve().parents[3]
 
     def git(*arguments: str) -> str:
@@ -68,7 +68,7 @@ def _git() -> tuple[str | None, bool | None]:
         return done.stdout.strip()
 
     try:
-        # An environment inside somebody's own repository is not a checkout of this code.
+        # A virtual environment inside another repository is not a clipadapt checkout.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None, None
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
@@ -78,14 +78,14 @@ def _git() -> tuple[str | None, bool | None]:
 
 @cache
 def _packages() -> dict[str, str]:
-    """Return the installed versions of this package and of all it may use at run time."""
+    """Return the installed versions of clipadapt and its runtime dependencies."""
     versions = {}
     try:
         requirements = importlib.metadata.requires("clipadapt") or []
     except importlib.metadata.PackageNotFoundError:
         requirements = []
     names = [re.split(r"[^A-Za-z0-9._-]", r)[0] for r in requirements if "'dev'" not in r]
-    for name in ["clipadapt", *names, "tokenizers"]:  # the last comes with transformers
+    for name in ["clipadapt", *names, "tokenizers"]:  # tokenizers comes with transformers
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name.replace("_", "-").lower()] = importlib.metadata.version(name)
     return versions
@@ -95,8 +95,8 @@ _peak_was_reset = False
 
 
 def reset_peak_memory(device: str = "cpu") -> bool:
-    """Begin a new measurement of peak memory; return whether the system allows it (Linux does)."""
-    global _peak_was_reset  # noqa: PLW0603  the kernel's counter is one per process, too
+    """Start a new measurement of peak memory; return whether the system supports it (Linux does)."""
+    global _peak_was_reset  # noqa: PLW0603  the kernel's counter is also one per process
     hardware.reset_device_peak(device)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -108,10 +108,10 @@ def reset_peak_memory(device: str = "cpu") -> bool:
 
 
 def peak_memory(device: str = "cpu") -> int | None:
-    """Return the peak bytes since :func:`reset_peak_memory`, None where they are not known.
+    """Return the peak memory in bytes since :func:`reset_peak_memory`, or None if unknown.
 
     Args:
-        device: A GPU's own memory is counted on ``cuda``, the process's resident memory on ``cpu``.
+        device: On ``cuda`` GPU memory is measured, on ``cpu`` the resident memory of the process.
     """
     if device != "cpu":
         return hardware.device_peak(device)

@@ -1,4 +1,4 @@
-"""Learning curves as data: what a run logged, by epoch."""
+"""Learning curves: the history that a run logged, by epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.errors import DamagedError, RecordError
 from clipadapt.core.files.atomic import files_below
-from clipadapt.core.records.run_store import RECORD, read_file
+from clipadapt.core.records.reading import RERUN, read_file
+from clipadapt.core.records.run_store import HISTORY, RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,19 +19,17 @@ if TYPE_CHECKING:
     from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.records.schema import RunRecord
 
-HISTORY = "history.jsonl"
-
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What was logged of one epoch; None where it was not.
+    """The values logged for one epoch; None where the method logged none.
 
     Attributes:
-        epoch: Number of the epoch, as the method counts.
-        train_loss: Mean over the lines of the epoch.
-        train_accuracy: The last of the epoch, a fraction; so are the following.
-        val_loss: Loss on val.
-        val_accuracy: Accuracy on val.
+        epoch: Epoch number, as the method counts.
+        train_loss: Mean of the logged values of the epoch.
+        train_accuracy: Last value of the epoch, a fraction.
+        val_loss: Last value of the epoch.
+        val_accuracy: Last value of the epoch, a fraction.
     """
 
     epoch: float
@@ -41,13 +40,13 @@ class Epoch:
 
 
 def read_epochs(run_dir: Path, record: RunRecord | None = None) -> tuple[Epoch, ...]:
-    """Return the epochs of a run in order; empty where it logged none.
+    """Return the epochs of a run in order; empty if it logged none.
 
-    Lines without an epoch (the trials of a search, for example) are no learning curve and are passed over.
+    Lines without an epoch, such as the trials of a hyperparameter search, are skipped.
 
     Args:
         run_dir: Folder of the run.
-        record: Its record, against which the history is checked; None reads what is there.
+        record: Its record, to check the history against; None reads the file unchecked.
 
     Raises:
         RecordError: If the history is damaged.
@@ -68,7 +67,7 @@ def read_epochs(run_dir: Path, record: RunRecord | None = None) -> tuple[Epoch, 
         except (ValueError, TypeError, AttributeError) as err:
             raise DamagedError(
                 f"{path} is damaged: line {number}: {err}",
-                hint="run the experiment again; what is damaged is kept aside",
+                hint=RERUN,
             ) from err
     return tuple(
         Epoch(
@@ -83,20 +82,20 @@ def read_epochs(run_dir: Path, record: RunRecord | None = None) -> tuple[Epoch, 
 
 
 def loss_rise(epochs: Sequence[Epoch]) -> float | None:
-    """Return the val loss of the last epoch minus the best one: how far a run went past its optimum.
+    """Return the last val loss minus the lowest: how far a run trained past its optimum.
 
-    None where val losses of fewer than two epochs were logged.
+    None if fewer than two epochs have a val loss.
     """
     losses = [e.val_loss for e in epochs if e.val_loss is not None]
     return losses[-1] - min(losses) if len(losses) > 1 else None
 
 
 def accuracy_gap(epochs: Sequence[Epoch], chosen: int | None = None) -> float | None:
-    """Return train accuracy minus val accuracy at the chosen epoch, or at the last that has both.
+    """Return train accuracy minus val accuracy at the selected epoch; None without both values.
 
     Args:
         epochs: The epochs of a run.
-        chosen: Epoch whose state was kept, None for the last.
+        chosen: The selected epoch; None takes the last with both values.
     """
     gaps = {
         e.epoch: e.train_accuracy - e.val_accuracy
@@ -109,7 +108,7 @@ def accuracy_gap(epochs: Sequence[Epoch], chosen: int | None = None) -> float | 
 
 
 def run_folder(store: RunStore, record: RunRecord) -> Path:
-    """Return where a record of a store lies: in its own place, or deeper, where several stores share a folder.
+    """Return the folder of a record: its usual place in the store, or a deeper one if the root holds several stores.
 
     Raises:
         RecordError: If the record is not below the store's root.

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The predictions of a run: scores of every evaluated example, and their file format ``predictions.npz``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from clipadapt.core.api.errors import DamagedError
-from clipadapt.core.records.reading import REMAKE, bytes_of
+from clipadapt.core.records.reading import RERUN
 from clipadapt.core.scoring.scores import LabelledScores
 
 if TYPE_CHECKING:
@@ -22,23 +22,21 @@ if TYPE_CHECKING:
 
 
 MAX_SCORES: Final = 10_000_000
-"""Above so many scores only the best of each example are kept."""
-
-
+"""Above this number of scores, only the highest ones of each example are stored."""
 KEPT_SCORES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """Scores of every example evaluated.
+    """Scores of every evaluated example, in full or in a short form.
 
     Attributes:
         ids: ``n`` unique ids.
         labels: Class indices, shape ``(n,)``, int64.
-        scores: Shape ``(n, C)``, float32; in the short form the best ``k`` of each example, descending.
-        classes: Short form: class of each score kept, shape ``(n, k)``, int32. None in the full form.
-        label_scores: Short form: score of the label, shape ``(n,)``.
-        logsumexp: Short form: logsumexp over all ``C`` scores, shape ``(n,)``.
+        scores: Shape ``(n, C)``, float32; in the short form the ``k`` highest of each example, descending.
+        classes: Short form only: class of each score, shape ``(n, k)``, int32.
+        label_scores: Short form only: score of the label, shape ``(n,)``.
+        logsumexp: Short form only: logsumexp over all ``C`` scores, shape ``(n,)``.
     """
 
     ids: tuple[str, ...]
@@ -63,7 +61,7 @@ class Predictions:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """Class of the highest score, the first one among equals, shape ``(n,)``."""
+        """Class of the highest score, the first of equal ones, shape ``(n,)``."""
         if self.classes is not None:
             return self.classes[:, 0].astype(np.int64)
         best: NDArray[np.int64] = self.scores.argmax(axis=1)
@@ -76,21 +74,21 @@ class Predictions:
         )
 
     def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return the confusion matrix without its zeros: true classes, classes given and counts, in that order.
+        """Return the non-zero cells of the confusion matrix: true classes, predicted classes and counts.
 
-        There are at most as many as there are examples; the whole matrix of 20,000 classes has 400 million cells.
+        Sparse, because the dense matrix of 20,000 classes has 400 million cells.
         """
-        given = self.predicted
-        width = int(max(given.max(initial=0), self.labels.max(initial=0))) + 1
-        cells, counts = np.unique(self.labels * width + given, return_counts=True)
+        predicted = self.predicted
+        width = int(max(predicted.max(initial=0), self.labels.max(initial=0))) + 1
+        cells, counts = np.unique(self.labels * width + predicted, return_counts=True)
         return cells // width, cells % width, counts
 
     def shortened(self, most: int = MAX_SCORES, keep: int = KEPT_SCORES) -> Predictions:
-        """Return the short form where there are more than ``most`` scores, else these predictions.
+        """Return the short form if there are more than ``most`` scores, else these predictions.
 
         Args:
-            most: Number of scores (examples times classes) that may be kept whole.
-            keep: Scores kept of each example otherwise; equal scores in the order of their classes.
+            most: Largest number of scores (examples times classes) that is stored in full.
+            keep: Scores per example in the short form; ties are in the order of their classes.
         """
         if self.classes is not None or self.scores.size <= most or self.scores.shape[1] <= keep:
             return self
@@ -114,7 +112,7 @@ class Predictions:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays as they are stored, little-endian."""
+        """Return the arrays as stored, little-endian."""
         out: dict[str, NDArray[Any]] = {
             "ids": np.asarray(self.ids, dtype=np.str_),
             "labels": self.labels,
@@ -135,44 +133,39 @@ class Predictions:
         return total.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write an ``.npz`` file; equal content gives equal bytes, for no time of day is in it."""
+        """Write an ``.npz`` file; equal content gives equal bytes, as it holds no time stamps."""
         with zipfile.ZipFile(path, "w") as archive:
             for name, array in sorted(self.arrays().items()):
                 entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-                # Ids are padded to the longest; scores hardly shrink and would take seconds.
+                # Ids are padded to the longest; compressing scores takes seconds and saves little.
                 entry.compress_type = zipfile.ZIP_DEFLATED if name == "ids" else zipfile.ZIP_STORED
                 with archive.open(entry, "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
 
     @classmethod
-    def read(cls, path: Path) -> Predictions:
-        """Read what :meth:`write` wrote.
+    def parse(cls, content: bytes, path: Path) -> Predictions:
+        """Return the predictions in the content of a file that :meth:`write` wrote; ``path`` is for messages only.
 
         Raises:
-            RecordError: If the file is missing or not such a file.
+            DamagedError: If the content is not such a file.
         """
-        return cls.parse(bytes_of(path), path)
-
-    @classmethod
-    def parse(cls, content: bytes, path: Path) -> Predictions:
-        """Return the predictions in the content of the file ``path``; see :meth:`read`."""
         try:
             arrays = _arrays_in(content)
             return cls(tuple(arrays.pop("ids").tolist()), **arrays)
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
-            raise DamagedError(f"{path} is damaged: {err}", hint=REMAKE) from err
+            raise DamagedError(f"{path} is damaged: {err}", hint=RERUN) from err
 
 
 def _arrays_in(content: bytes) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an ``.npz`` file; none is larger than the bytes that are there for it.
+    """Return the arrays of an ``.npz`` file; no array is allocated larger than its bytes in the file.
 
     Raises:
-        ValueError: If a header claims another size than its entry has, or objects.
+        ValueError: If a header claims a size that its entry does not have, or an object dtype.
     """
     arrays: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for entry in archive.infolist():
-            # Deflate shrinks to a thousandth at the most.
+            # Deflate compresses to a thousandth at most.
             if entry.file_size > 1100 * entry.compress_size + 1024:
                 raise ValueError(f"{entry.filename} claims {entry.file_size} bytes")
             with archive.open(entry) as file:

@@ -1,19 +1,18 @@
-"""Run records: what was run, on what, what came out and what it cost.
+"""The run store: a folder of runs.
 
-One folder per fit and evaluation, written whole or not at all::
+One folder per fit and evaluation, written completely or not at all::
 
     <root>/<dataset>/<method>/<run_id>/record.json       RunRecord
                                        predictions.npz   ids, labels, scores
                                        history.jsonl     one line per logged step
                                        manifest.json     the few-shot draw
-                                       classifier/       what was learnt
+                                       classifier/       the trained parameters
                                        attempt-1.json    an earlier attempt that failed
 
-A record ends in the sha256 of its own bytes and holds that of every other file, so that none is read that is not what
-was written. A run that is damaged counts as one that is not there; made anew, it takes the folder's place, and the
-damaged one is kept beside it as ``.damaged-<run_id>``.
+A damaged run (see :mod:`~clipadapt.core.records.reading`) counts as missing. When it is run again, the new folder takes
+its place and the damaged one is kept beside it as ``.damaged-<run_id>``.
 
-Metrics are fractions in [0, 1], nats, seconds or bytes; percent exists only in tables.
+Metrics are fractions in [0, 1], nats, seconds or bytes; only tables show percent.
 """
 
 from __future__ import annotations
@@ -30,33 +29,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from pydantic import (
-    ValidationError,
-)
 
 from clipadapt.core.api.errors import DamagedError, RecordError
 from clipadapt.core.files.atomic import atomic_directory, remove_leftovers
-from clipadapt.core.files.checksums import has_seal, sealed, sha256_file
-from clipadapt.core.records.migrations import SCHEMA_VERSION, upgrade
+from clipadapt.core.files.checksums import sealed, sha256_file
 from clipadapt.core.records.predictions import Predictions
-from clipadapt.core.records.reading import REMAKE, bytes_of
-from clipadapt.core.records.schema import OTHER_CLIPADAPT, RunRecord, slug
+from clipadapt.core.records.reading import (
+    RERUN,
+    check_files,
+    differs,
+    parse_record,
+    read_file,
+    read_record,
+    read_record_if_present,
+)
+from clipadapt.core.records.schema import slug
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from clipadapt.core.data.sampling import Manifest
-
+    from clipadapt.core.records.schema import RunRecord
 
 log = logging.getLogger(__name__)
 
-
 RECORD: Final = "record.json"
-
-
 PREDICTIONS: Final = "predictions.npz"
-
-
+HISTORY: Final = "history.jsonl"
+MANIFEST: Final = "manifest.json"
 CLASSIFIER: Final = "classifier"
 
 
@@ -73,16 +73,16 @@ class RunStore:
         return self.root / dataset / method / record.run_id
 
     def find(self, run_id: str) -> RunRecord | None:
-        """Return the record of a run, failed ones too, or None; a damaged one is not there.
+        """Return the record of a run, also of a failed one, or None if it is missing or damaged.
 
         Raises:
-            RecordError: If there is a record that cannot be read, or one of a newer clipadapt.
+            RecordError: If the record cannot be read, or was written by a newer clipadapt.
         """
         for path in self._records_of(run_id):
             if path in self._damaged and self._damaged[path] == _stamp(path):
                 continue
             try:
-                record = _read_if_there(path)
+                record = read_record_if_present(path)
             except DamagedError:
                 continue
             if record is not None:
@@ -90,12 +90,12 @@ class RunStore:
         return None
 
     def damage(self, run_id: str) -> str:
-        """Look at every file of a run; return what is damaged, or an empty text.
+        """Check every file of a run; return a description of the first damage, or an empty string.
 
-        A run found damaged is not there any more for :meth:`find`, until it is made anew.
+        After that :meth:`find` does not return a damaged run until it has been run again.
 
         Raises:
-            RecordError: If there is a record that cannot be read, or one of a newer clipadapt.
+            RecordError: If the record cannot be read, or was written by a newer clipadapt.
         """
         for path in self._records_of(run_id):
             why = _damage_in(path.parent)
@@ -121,11 +121,6 @@ class RunStore:
             if (run / RECORD).is_file()
         ]
 
-    def is_complete(self, run_id: str) -> bool:
-        """Tell whether the run is there and did not fail."""
-        record = self.find(run_id)
-        return record is not None and record.status == "ok"
-
     def save(
         self,
         record: RunRecord,
@@ -135,13 +130,13 @@ class RunStore:
         classifier_dir: Path | None = None,
         manifest: Manifest | None = None,
     ) -> RunRecord:
-        """Write the folder of a run that is ok, whole or not at all.
+        """Write the folder of a run with status ``ok``, completely or not at all.
 
         Args:
-            record: The record; ``predictions_sha256``, ``files`` and ``attempt`` are filled in here.
-            predictions: Scores of every example evaluated; shortened above ten million scores.
+            record: The record; ``predictions_sha256``, ``files`` and ``attempt`` are set here.
+            predictions: Scores of every evaluated example; shortened above ten million scores.
             history: One mapping per logged step.
-            classifier_dir: Folder of what was learnt, copied.
+            classifier_dir: Folder of the saved classifier; it is copied.
             manifest: The few-shot draw.
 
         Returns:
@@ -159,19 +154,19 @@ class RunStore:
             short.write(new / PREDICTIONS)
             if history is not None:
                 lines = [json.dumps(_finite(step), default=_plain) + "\n" for step in history]
-                (new / "history.jsonl").write_text("".join(lines), encoding="utf-8")
+                (new / HISTORY).write_text("".join(lines), encoding="utf-8")
             if manifest is not None:
-                manifest.write(new / "manifest.json")
+                manifest.write(new / MANIFEST)
             if classifier_dir is not None:
                 shutil.copytree(classifier_dir, new / CLASSIFIER)
 
         return _write(record, self.run_dir(record), fill)
 
     def save_failure(self, record: RunRecord) -> RunRecord:
-        """Write the record of a failed run; an earlier attempt is kept as ``attempt-1.json``.
+        """Write the record of a failed run; earlier attempts are kept as ``attempt-<n>.json``.
 
         Returns:
-            The record as written, ``attempt`` filled in; or the complete one that another process wrote.
+            The record as written, with ``attempt`` set; or the complete record if another process wrote one.
 
         Raises:
             RecordError: If the folder cannot be written.
@@ -184,23 +179,21 @@ class RunStore:
         return _write(record, self.run_dir(record), lambda _: None)
 
     def adopt(self, files: Mapping[str, bytes]) -> RunRecord:
-        """Write a run that was made elsewhere, from the files of its folder; see :meth:`save`.
+        """Write a run that was computed on another machine, from the files of its folder; see :meth:`save`.
 
         Args:
-            files: Content by relative path; the record is among them.
+            files: Content by relative path, including the record.
 
         Returns:
-            The record as written, ``attempt`` counted here; or the complete one that is there already.
+            The record as written, with ``attempt`` set; or the complete record if there already is one.
 
         Raises:
-            RecordError: If the record is not valid, a file is not that of the record, or the folder cannot be written.
+            RecordError: If the record is not valid, a file does not match it, or the folder cannot be written.
         """
-        record = _parse_record(files[RECORD], Path(RECORD))
-        for name, wanted in record.files.items():
-            if hashlib.sha256(files.get(name, b"")).hexdigest() != wanted:
-                raise DamagedError(
-                    f"{name} of the run {record.run_id} arrived damaged", hint=REMAKE
-                )
+        record = parse_record(files[RECORD], Path(RECORD))
+        for name, expected in record.files.items():
+            if hashlib.sha256(files.get(name, b"")).hexdigest() != expected:
+                raise DamagedError(f"{name} of the run {record.run_id} arrived damaged", hint=RERUN)
         there = self.find(record.run_id)
         if there is not None and there.status == "ok":
             return there
@@ -214,10 +207,10 @@ class RunStore:
         return _write(record, self.run_dir(record), fill)
 
     def load_all(self, note: Callable[[str], None] = log.warning) -> list[RunRecord]:
-        """Return every record below the root that can be read, by path; unfinished folders are passed over.
+        """Return every readable record below the root, sorted by path; unfinished folders are skipped.
 
         Args:
-            note: Told of each record or folder that cannot be read; the others are returned.
+            note: Called with a warning for each record or folder that cannot be read.
 
         Raises:
             RecordError: If there is no such folder.
@@ -229,23 +222,21 @@ class RunStore:
             )
         faults: list[RecordError] = []
 
-        def closed(err: OSError) -> None:
+        def on_error(err: OSError) -> None:
             if not isinstance(err, FileNotFoundError):  # another process removed that one
                 faults.append(_unreadable(err))
 
         found = []
-        for folder, folders, files in os.walk(self.root, onerror=closed):
+        for folder, folders, files in os.walk(self.root, onerror=on_error):
             if RECORD in files:
                 found.append(Path(folder, RECORD))
-                folders.clear()  # what lies inside a run belongs to it
-            else:
-                folders[:] = [
-                    f for f in folders if not f.startswith(".")
-                ]  # claims, unfinished work
+                folders.clear()  # no runs inside a run
+            else:  # hidden folders hold locks and unfinished work
+                folders[:] = [f for f in folders if not f.startswith(".")]
         records = []
         for path in sorted(found):
             try:
-                record = _read_if_there(path)
+                record = read_record_if_present(path)
             except RecordError as err:
                 faults.append(err)
             else:
@@ -266,7 +257,7 @@ class RunStore:
                 f"'{run_dir}' is not the folder of a run: it has no {RECORD}",
                 hint="name a folder <out>/<dataset>/<method>/<run id>",
             )
-        return _read_record(run_dir / RECORD)
+        return read_record(run_dir / RECORD)
 
     @staticmethod
     def load_predictions(run_dir: Path, record: RunRecord | None = None) -> Predictions:
@@ -274,10 +265,10 @@ class RunStore:
 
         Args:
             run_dir: Folder of the run.
-            record: Its record, where it is read already.
+            record: Its record, if it has been read already.
 
         Raises:
-            RecordError: If they are missing, damaged, or not those of the record.
+            RecordError: If they are missing, damaged, or do not match the record.
         """
         record = record or RunStore.load(run_dir)
         if record.status != "ok":
@@ -287,63 +278,17 @@ class RunStore:
         path = run_dir / PREDICTIONS
         content = read_file(run_dir, record, PREDICTIONS)
         if content is None:
-            raise DamagedError(f"there are no predictions at {path}", hint=REMAKE)
+            raise DamagedError(f"there are no predictions at {path}", hint=RERUN)
         predictions = Predictions.parse(content, path)
         if predictions.sha256() != record.predictions_sha256:
-            raise DamagedError(f"{path} is not what its record says (sha256 differs)", hint=REMAKE)
+            raise differs(path)
         return predictions
 
 
-def read_file(run_dir: Path, record: RunRecord, name: str) -> bytes | None:
-    """Return the content of one file of a run, or None where the run has no such file.
-
-    Args:
-        run_dir: Folder of the run.
-        record: Its record.
-        name: Path in the folder.
-
-    Raises:
-        DamagedError: If the file is missing, or not what was written.
-        RecordError: If it cannot be read.
-    """
-    path, wanted = run_dir / name, record.files.get(name)
-    if wanted is None and (record.files or not path.is_file()):
-        return None
-    content = bytes_of(path)
-    if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
-        raise _not_as_written(path)
-    return content
-
-
-def check_files(run_dir: Path, record: RunRecord, folder: str = "") -> None:
-    """Check the files of a run, or those in one folder of it, against its record.
-
-    Raises:
-        DamagedError: If one is missing, or not what was written.
-        RecordError: If one cannot be read.
-    """
-    for name, wanted in record.files.items():
-        if not name.startswith(folder):
-            continue
-        path = run_dir / name
-        if not path.is_file():
-            raise DamagedError(f"the file {path} is missing", hint=REMAKE)
-        try:
-            found = sha256_file(path)
-        except OSError as err:
-            raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
-        if found != wanted:
-            raise _not_as_written(path)
-
-
-def _not_as_written(path: Path) -> DamagedError:
-    return DamagedError(f"{path} is not what its record says (sha256 differs)", hint=REMAKE)
-
-
 def _damage_in(folder: Path) -> str:
-    """Return what is damaged in the folder of a run, or an empty text."""
+    """Return a description of the first damage in the folder of a run, or an empty string."""
     try:
-        record = _read_if_there(folder / RECORD)
+        record = read_record_if_present(folder / RECORD)
         if record is not None:
             check_files(folder, record)
     except DamagedError as err:
@@ -360,11 +305,11 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> RunRecord:
-    """Make a folder that takes its place in one step, earlier attempts included; return the record as written.
+    """Write a run folder in one atomic step, with its earlier attempts; return the record as written.
 
     Args:
-        record: The record; ``attempt`` and ``files`` are filled in here.
-        folder: Where it goes; a damaged run that is there is kept aside.
+        record: The record; ``attempt`` and ``files`` are set here.
+        folder: Target folder; a damaged run in its place is kept aside.
         fill: Writes the other files into an empty folder.
     """
     remove_leftovers(folder.parent)
@@ -383,7 +328,7 @@ def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> Run
             record = record.model_copy(update={"attempt": len(earlier) + 1, "files": files})
             (new / RECORD).write_bytes(sealed(_record_text(record)))
             if damaged:
-                with contextlib.suppress(FileNotFoundError):  # another process did so
+                with contextlib.suppress(FileNotFoundError):  # another process moved it
                     folder.rename(_aside(folder))
     except OSError as err:
         raise RecordError(
@@ -394,31 +339,31 @@ def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> Run
 
 
 def _aside(folder: Path) -> Path:
-    """Return a name for a damaged folder beside its place; hidden, so that it is never read as a run."""
+    """Return a free hidden name beside ``folder`` for a damaged run; hidden folders are never read as runs."""
     names = (f".damaged-{folder.name}{f'-{n}' if n > 1 else ''}" for n in count(1))
     return next(p for name in names if not (p := folder.with_name(name)).exists())
 
 
 def _record_text(record: RunRecord) -> str:
-    """Return JSON with one field a line: a confusion matrix would else fill a million lines."""
-    # ASCII escapes, because names may hold bytes that are no UTF-8.
+    """Return JSON with one field per line."""
+    # ASCII escapes, because names may hold bytes that are not valid UTF-8.
     fields = record.model_dump(mode="json")
     lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _earlier_attempts(folder: Path) -> dict[str, bytes]:
-    """Return file name and content of every attempt that failed before."""
+    """Return name and content of the record of every earlier attempt that failed."""
     earlier = {p.name: p.read_bytes() for p in sorted(folder.glob("attempt-*.json"))}
-    with contextlib.suppress(DamagedError):  # it is kept aside, whole
-        record = _read_if_there(folder / RECORD)
+    with contextlib.suppress(DamagedError):  # the whole folder is kept aside
+        record = read_record_if_present(folder / RECORD)
         if record is not None and record.status == "failed":
             earlier[f"attempt-{record.attempt}.json"] = (folder / RECORD).read_bytes()
     return earlier
 
 
 def _finite(step: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the step with nan and infinity, for which JSON has no word, as null."""
+    """Return the step with nan and infinity as null, as JSON has no numbers for them."""
     return {
         k: None if isinstance(v, float | np.floating) and not math.isfinite(v) else v
         for k, v in step.items()
@@ -432,7 +377,7 @@ def _plain(value: Any) -> Any:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder that may hold runs; other processes come and go in the hidden ones."""
+    """Return the visible subfolders; hidden ones belong to processes at work."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
     except (FileNotFoundError, NotADirectoryError):
@@ -441,54 +386,5 @@ def _folders_in(folder: Path) -> list[Path]:
         raise _unreadable(err) from err
 
 
-def _read_if_there(path: Path) -> RunRecord | None:
-    """Return a record, or None where there is none or another process is just replacing it."""
-    if not path.is_file():
-        return None
-    try:
-        return _read_record(path)
-    except RecordError:
-        if path.is_file():
-            raise
-        return None
-
-
 def _unreadable(err: OSError) -> RecordError:
     return RecordError(f"cannot read the folder {err.filename}: {err.strerror}")
-
-
-def _read_record(path: Path) -> RunRecord:
-    try:
-        content = path.read_bytes()
-    except OSError as err:
-        raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
-    return _parse_record(content, path)
-
-
-def _parse_record(content: bytes, path: Path) -> RunRecord:
-    try:
-        whole = has_seal(content)
-    except ValueError as err:
-        raise DamagedError(f"{path} is damaged: {err}", hint=REMAKE) from None
-    try:
-        raw = json.loads(content)
-        version = raw["schema_version"]
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise RecordError(
-                f"{path} has schema version {version}; this clipadapt reads up to {SCHEMA_VERSION}",
-                hint="upgrade clipadapt: pip install --upgrade clipadapt",
-            )
-        if whole:
-            del raw["sha256"]
-        elif version != 1:  # which had no seal
-            raise DamagedError(
-                f"{path} is damaged: it does not end in the sha256 of its content", hint=REMAKE
-            )
-        return RunRecord.model_validate(upgrade(raw))
-    except ValidationError as err:
-        fault = err.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        kind, hint = (RecordError, OTHER_CLIPADAPT) if whole else (DamagedError, REMAKE)
-        raise kind(f"{path} is not a valid record: {where}: {fault['msg']}", hint=hint) from err
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-        raise DamagedError(f"{path} is truncated or not a record: {err}", hint=REMAKE) from err

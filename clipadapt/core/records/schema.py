@@ -1,11 +1,16 @@
-"""TODO."""
+"""The schema of a run record, and the ids of runs and fits.
+
+:class:`RunRecord` describes one fit and its evaluation: config, data, model, method, metrics, cost and environment.
+``record.json`` holds it as JSON. To add a field, give it a default, so that older records can still be read; to rename
+one, raise ``SCHEMA_VERSION`` and extend :mod:`~clipadapt.core.records.migrations`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -28,29 +33,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-OTHER_CLIPADAPT: Final = "read it with the clipadapt that wrote it, or name another folder"
-
-
 class DataFacts(StrictModel):
-    """What was learnt from.
+    """The training data, and counts of the evaluation data.
 
     Attributes:
-        name: Data set, without any absolute path.
+        name: Dataset, without any absolute path.
         sha256: Fingerprint over ids, labels and bytes.
-        n_train: Training examples drawn.
-        n_val: Validation examples drawn.
-        n_test: Examples evaluated.
+        n_train: Number of training examples.
+        n_val: Number of validation examples.
+        n_test: Number of evaluated examples.
         n_classes: Number of classes.
-        shots: Training examples per class asked for, None for all.
+        shots: Training examples per class that were requested, None for all.
         manifest_sha256: Hash of the few-shot draw, None without one.
         skipped: Examples left out because they cannot be read.
-        n_found: Files or rows found in the data set evaluated, None where that is not counted.
-        n_read: Examples read of it, over all splits; None in old records.
-        left_out: Reason -> files or rows of it that were found and not read.
+        n_found: Files or rows found in the evaluated dataset, None where they are not counted.
+        n_read: Examples read from it, over all splits; None in old records.
+        left_out: Reason -> number of its files or rows that were found but not read.
         source: Where the data come from.
-        revision: Commit of the hub's repository that they are of, or None.
-        licence: Licence of the data, or where it stands.
-        citation: How to cite the data, or where it stands.
+        revision: Commit of the hub repository, or None.
+        licence: Licence of the data, or where to find it.
+        citation: How to cite the data, or where to find it.
     """
 
     name: str
@@ -72,16 +74,16 @@ class DataFacts(StrictModel):
 
 
 class EvaluationFacts(StrictModel):
-    """What was judged on, and by which rules.
+    """The evaluation data and the evaluation protocol.
 
     Attributes:
-        dataset: Data set evaluated; another than the one learnt from in cross-dataset protocols.
-        split: Split evaluated.
-        templates: Prompt templates, empty where there are none.
+        dataset: Evaluated dataset; in cross-dataset protocols not the training dataset.
+        split: Evaluated split.
+        templates: Prompt templates, empty if there are none.
         classnames_sha256: Hash of the class names in their order.
-        protocol: Name of the rules.
+        protocol: Name of the evaluation protocol.
         classes: ``all`` classes, the ``base`` ones or the ``new`` ones.
-        sha256: Fingerprint of the data set evaluated, None in records of version 1.
+        sha256: Fingerprint of the evaluated dataset, None in records of version 1.
     """
 
     dataset: str
@@ -94,15 +96,15 @@ class EvaluationFacts(StrictModel):
 
 
 class ModelFacts(StrictModel):
-    """Which backbone.
+    """The backbone.
 
     Attributes:
-        name: Name without any absolute path.
-        weights_sha256: sha256 of its weights, its tokenizer included where that comes in files.
+        name: Name, without any absolute path.
+        weights_sha256: sha256 of the weights, and of the tokenizer where it is stored in files.
         dtype: Effective dtype: ``fp32``, ``bf16`` or ``fp16``.
-        revision: Commit of the hub's repository that the weights are of, or None.
-        licence: Licence of the weights, or where it stands.
-        citation: How to cite the model, or where it stands.
+        revision: Commit of the hub repository, or None.
+        licence: Licence of the weights, or where to find it.
+        citation: How to cite the model, or where to find it.
     """
 
     name: str
@@ -114,14 +116,14 @@ class ModelFacts(StrictModel):
 
 
 class MethodFacts(StrictModel):
-    """Which method.
+    """The method.
 
     Attributes:
         name: Registered name.
-        version: Version of its results.
-        recipe: Name of the recipe its settings come from, or None.
-        deviations: What differs from the recipe's source.
-        uses_train: Whether it is trained; False for zero-shot classifiers.
+        version: Version of the method, raised when its results change.
+        recipe: Name of the recipe that its settings come from, or None.
+        deviations: How the run differs from the recipe's source.
+        uses_train: Whether the method uses the training split; False for zero-shot classifiers.
     """
 
     name: str
@@ -132,7 +134,7 @@ class MethodFacts(StrictModel):
 
 
 class Selection(StrictModel):
-    """What was selected on validation data: the epoch if it was one, by which figure, and its value."""
+    """Result of selection on validation data: the epoch (if any), the criterion and its value."""
 
     epoch: int | None
     by: str
@@ -140,21 +142,21 @@ class Selection(StrictModel):
 
 
 class Calibration(StrictModel):
-    """Softmax temperature fitted on validation data, None where there was none to fit on."""
+    """Softmax temperature fitted on validation data, None without validation data."""
 
     temperature: FiniteFloat | None
 
 
 class Cost(StrictModel):
-    """What a run cost.
+    """Time and memory of a run.
 
     Attributes:
-        fit_seconds: Fitting without encoding.
-        encode_seconds: Encoding of all features used, whoever paid for them.
-        predict_seconds: Scoring the evaluated examples, without encoding.
-        cold_seconds: All of it from nothing.
-        peak_memory_bytes: Peak memory since the start of the run: the card's on cuda, else the resident memory; None
-            where it cannot be measured.
+        fit_seconds: Time to fit, without encoding.
+        encode_seconds: Time to encode all features the run used, including cached ones.
+        predict_seconds: Time to score the evaluated examples, without encoding.
+        cold_seconds: Total time of the run with an empty feature cache.
+        peak_memory_bytes: Peak memory since the start of the run: GPU memory on cuda, else resident memory; None
+            if it cannot be measured.
         saved_bytes: Size of the saved classifier.
     """
 
@@ -167,18 +169,18 @@ class Cost(StrictModel):
 
 
 class Environment(StrictModel):
-    """Where a run took place.
+    """Software and hardware of a run.
 
     Attributes:
-        git_commit: Commit of the checkout the code came from, None for an installed package.
-        git_dirty: Whether tracked files were changed, None with ``git_commit``.
-        python: Version of Python.
+        git_commit: Commit of the clipadapt checkout, None for an installed package.
+        git_dirty: Whether tracked files had uncommitted changes, None without ``git_commit``.
+        python: Python version.
         platform: Operating system, its version and the machine's architecture.
         cpu_flags: CPU features that matter for speed.
         device: Device of the model, such as ``cpu`` or ``cuda``.
         threads: Threads of the numeric libraries.
-        packages: Installed versions of the package's dependencies.
-        folder: Where the run was started: relative paths in its config begin there. None in older records.
+        packages: Installed versions of clipadapt and its dependencies.
+        folder: Working directory; relative paths in the config start here. None in older records.
     """
 
     git_commit: str | None
@@ -196,32 +198,33 @@ class RunRecord(StrictModel):
     """One fit and its evaluation.
 
     Attributes:
-        schema_version: Version of this format; older records are upgraded when they are read.
+        schema_version: Version of this schema; older records are upgraded when they are read.
         run_id: Identity of the run, see :func:`make_run_id`.
-        fit_id: Identity of the fit; evaluations of one fit share it.
-        status: ``ok``, or ``failed``.
-        error: What went wrong in a failed run, else None.
-        attempt: 1, or more where earlier attempts failed.
+        fit_id: Identity of the fit; all evaluations of one fit share it.
+        status: ``ok`` or ``failed``.
+        error: Error message of a failed run, else None.
+        attempt: 1, plus one for each earlier attempt that failed.
         config: The resolved config as plain data.
         seed: Seed of the run.
-        data: What was learnt from.
-        evaluation: What was judged on.
-        model: The backbone, None where the method uses none.
+        data: The training data.
+        evaluation: The evaluation data and protocol.
+        model: The backbone, None if the method uses none.
         method: The method.
-        selection: What was selected on validation data, or None.
+        selection: Result of selection on validation data, or None.
         calibration: The temperature fitted on validation data, or None.
-        n_trainable_params: Number of parameters learnt.
-        n_total_params: Parameters of the whole classifier, backbone included, where it is known.
-        metrics: Figures by name; empty in a failed run.
+        n_trainable_params: Number of trainable parameters.
+        n_total_params: Parameters of the whole classifier, backbone included; None if unknown.
+        metrics: Metrics by name; empty in a failed run.
         cost: Seconds and bytes.
-        flags: Facts every table shows, such as ``collapse`` or ``below_zero_shot``.
-        leakage: Duplicates between what was learnt from and what was judged, None where they were not looked for.
-        per_class: ``classnames`` of what was judged, or None; figures by class follow from the predictions.
+        flags: Names of registered flags, such as ``collapse`` or ``below_zero_shot``; every table shows them.
+        leakage: Duplicates between training and evaluation data, None if they were not searched for.
+        per_class: ``classnames`` of the evaluation, or None; metrics per class are computed from the predictions.
         predictions_sha256: Hash of the content of the predictions, None in a failed run.
         files: sha256 of every other file of the run by its path in the folder; empty in records of version 1.
-        environment: Where the run took place.
-        started_at: When it began, UTC.
-        metrics_version: Version of what the metrics mean, see :data:`~clipadapt.core.scoring.metrics.METRICS_VERSION`.
+        environment: Software and hardware.
+        started_at: Start time, UTC.
+        metrics_version: Version of the metric definitions, see
+            :data:`~clipadapt.core.scoring.metrics.METRICS_VERSION`.
     """
 
     schema_version: Literal[3] = SCHEMA_VERSION
@@ -261,7 +264,7 @@ class RunRecord(StrictModel):
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON that is equal for equal content: sorted keys, no spaces, ASCII.
+    """Return canonical JSON: sorted keys, no spaces, ASCII, so that equal values give equal text.
 
     Raises:
         ValueError: If a number is not finite.
@@ -273,9 +276,9 @@ def make_run_id(*, fit: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str
     """Return the identity of one fit and evaluation, 16 hexadecimal digits.
 
     Args:
-        fit: Plain data that decide what is learnt: resolved settings, effective dtype, seed, the hashes of data
-            and weights, method and version. Paths, output folder and worker counts stay out.
-        evaluation: Plain data that decide what it is judged on.
+        fit: Plain data that determine the fitted classifier: resolved settings, effective dtype, seed, hashes of
+            data and weights, method and its version. Paths, output folder and worker counts are not included.
+        evaluation: Plain data that determine the evaluation.
     """
     return _short_sha256({"fit": dict(fit), "evaluation": dict(evaluation)})
 
@@ -286,9 +289,9 @@ def make_fit_id(*, fit: Mapping[str, Any]) -> str:
 
 
 def slug(name: str) -> str:
-    """Return a file name for any name; two names never share one, on any file system.
+    """Return a file name for any name, unique on every file system.
 
-    A plain lower-case name is its own; any other gets a hash of itself at its end.
+    A plain lower-case name is returned as it is; any other name is simplified and gets a hash of itself as suffix.
     """
     plain = re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,58}[a-z0-9])?", name)
     if plain and not re.search(r"-[0-9a-f]{12}$", name):

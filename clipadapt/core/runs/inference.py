@@ -25,7 +25,8 @@ from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import atomic_directory, write_text
 from clipadapt.core.files.identity import require_same
-from clipadapt.core.records.run_store import CLASSIFIER, RunStore, check_files
+from clipadapt.core.records.reading import check_files
+from clipadapt.core.records.run_store import CLASSIFIER, RunStore
 from clipadapt.core.runs import card
 from clipadapt.core.scoring.scores import softmax
 

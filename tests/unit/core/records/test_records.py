@@ -193,7 +193,7 @@ def test_predictions_round_trip_with_equal_bytes(tmp_path):
     predictions = make_predictions()
     predictions.write(tmp_path / "a.npz")
     predictions.write(tmp_path / "b.npz")
-    back = Predictions.read(tmp_path / "a.npz")
+    back = Predictions.parse((tmp_path / "a.npz").read_bytes(), tmp_path / "a.npz")
 
     assert back.ids == predictions.ids
     np.testing.assert_array_equal(back.labels, predictions.labels)
@@ -239,7 +239,7 @@ def test_the_cells_of_the_confusion_matrix_that_are_not_0():
 def test_the_short_form_round_trips(tmp_path):
     short = make_predictions(n=40, n_classes=30).shortened(most=10, keep=5)
     short.write(tmp_path / "x.npz")
-    back = Predictions.read(tmp_path / "x.npz")
+    back = Predictions.parse((tmp_path / "x.npz").read_bytes(), tmp_path / "x.npz")
     assert back.sha256() == short.sha256()
     np.testing.assert_array_equal(back.classes, short.classes)
 
@@ -286,9 +286,7 @@ def test_a_run_is_saved_whole_and_found_again(tmp_path):
     ]  # fmt: skip
     assert saved.predictions_sha256 == predictions.sha256()
     assert store.find(record.run_id) == saved == RunStore.load(folder)
-    assert store.is_complete(record.run_id)
     assert store.find("0" * 16) is None
-    assert not store.is_complete("0" * 16)
     assert store.load_all() == [saved]
     np.testing.assert_array_equal(store.load_predictions(folder).scores, predictions.scores)
     assert [json.loads(line) for line in (folder / "history.jsonl").open()] == [
@@ -304,7 +302,6 @@ def test_a_failed_attempt_is_kept_beside_the_next(tmp_path):
     store = RunStore(tmp_path)
     first = store.save_failure(make_failure())
     assert first.attempt == 1
-    assert not store.is_complete(first.run_id)
     assert store.find(first.run_id) == first
     second = store.save_failure(make_failure(seed=1))
     assert second.attempt == 2
@@ -313,7 +310,7 @@ def test_a_failed_attempt_is_kept_beside_the_next(tmp_path):
 
     folder = store.run_dir(third)
     assert third.attempt == 3
-    assert store.is_complete(third.run_id)
+    assert store.find(third.run_id).status == "ok"
     assert sorted(p.name for p in folder.glob("*.json")) == [
         "attempt-1.json", "attempt-2.json", "record.json",
     ]  # fmt: skip
@@ -325,7 +322,7 @@ def test_a_failure_never_replaces_a_complete_run(tmp_path):
     store = RunStore(tmp_path)
     saved = store.save(make_record(), make_predictions())
     assert store.save_failure(make_failure()) == saved
-    assert store.is_complete(saved.run_id)
+    assert store.find(saved.run_id).status == "ok"
 
 
 def test_status_and_call_must_agree(tmp_path):
@@ -483,7 +480,7 @@ def test_a_header_that_claims_more_than_there_is_costs_no_memory(tmp_path, heade
         np.lib.format.write_array_header_2_0(file, {"fortran_order": False, **header})
         file.write(b"\0" * 64)
     with pytest.raises(DamagedError, match=r"x\.npz is damaged"):
-        Predictions.read(path)
+        Predictions.parse(path.read_bytes(), path)
 
 
 def test_an_entry_that_claims_800_gb_is_refused(tmp_path):
@@ -494,7 +491,7 @@ def test_an_entry_that_claims_800_gb_is_refused(tmp_path):
     raw[at + 24 : at + 28] = (0xFFFFFFF0).to_bytes(4, "little")
     path.write_bytes(raw)
     with pytest.raises(DamagedError, match=r"x\.npz is damaged"):
-        Predictions.read(path)
+        Predictions.parse(path.read_bytes(), path)
 
 
 def test_predictions_that_are_not_the_records_are_refused(tmp_path):
@@ -510,10 +507,10 @@ def test_predictions_that_are_not_the_records_are_refused(tmp_path):
     with pytest.raises(RecordError, match="is not what its record says"):
         store.load_predictions(folder)
     with pytest.raises(RecordError, match="is damaged"):
-        Predictions.read(path)
+        Predictions.parse(path.read_bytes(), path)
     np.savez(path, ids=np.array(["a", 1], dtype=object))
     with pytest.raises(RecordError, match="is damaged"):
-        Predictions.read(path)
+        Predictions.parse(path.read_bytes(), path)
     path.unlink()
     with pytest.raises(RecordError, match=r"the file .*predictions\.npz is missing"):
         store.load_predictions(folder)

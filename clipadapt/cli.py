@@ -82,7 +82,7 @@ def zeroshot(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate models zero-shot: class names in, accuracy with its interval out."""
-    from clipadapt.core.experiments import config
+    from clipadapt.core.experiments import config, shipped
 
     if limit is not None and limit < 1:
         raise ConfigError(
@@ -97,7 +97,7 @@ def zeroshot(
     # No split other than the evaluated one is read.
     evaluation = {"split": split.value, "calibrate": False, "leakage": "off"}
     own = config.parse_settings(settings or ())
-    recipe = config.read_fragment(config.find_config("zero_shot", "clip"))
+    recipe = shipped.read_fragment(shipped.find_config("zero_shot", "clip"))
     experiments = []
     for model, dataset in itertools.product(models, datasets):
         options = {

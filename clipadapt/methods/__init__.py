@@ -6,6 +6,7 @@ from clipadapt.datasets._imagenet import TEMPLATES_7, TEMPLATES_80
 TRACK = Track(
     name="clip",
     program="clipadapt",
+    inputs="images",
     examples=Examples(
         dataset="synthetic",
         model="stitched",

@@ -10,7 +10,7 @@ from clipadapt.core.api.data import DatasetOptions, Task
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.method import Classifier, OpenVocabulary
 from clipadapt.core.api.registry import METHODS, Resolved
-from clipadapt.core.experiments import config, sweep
+from clipadapt.core.experiments import config, shipped, sweep
 from clipadapt.core.runs import runner
 from tests.contract.conftest import CASES, SMALL
 
@@ -127,7 +127,7 @@ def test_defaults_are_valid_and_misspelt_keys_are_refused(name):
 @every_method
 def test_recipes_are_shipped_and_valid(name):
     track, _, stem = name.partition("/")
-    names = config.config_names(track)
+    names = shipped.config_names(track)
     wanted = [stem] if name == "clip/zero_shot" else [stem, f"{stem}-quick"]
 
     for recipe in wanted:
@@ -184,10 +184,10 @@ def test_every_integer_of_an_experiment_has_a_largest_value():
 @every_method
 def test_a_paper_recipe_states_its_precision_source_and_deviations(name):
     track, _, stem = name.partition("/")
-    for recipe, path in config.config_names(track).items():
+    for recipe, path in shipped.config_names(track).items():
         if recipe != stem and not recipe.startswith(f"{stem}-"):
             continue
-        raw = config.read_fragment(path)
+        raw = shipped.read_fragment(path)
         assert raw["recipe"]["source"]
         assert isinstance(raw["recipe"]["deviations"], list)
         if METHODS.get(name).requires is not None and not recipe.endswith("-quick"):

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipadapt.core.api.registry import METHODS
-from clipadapt.core.experiments import config
-from clipadapt.core.experiments.config import ExperimentConfig
+from clipadapt.core.experiments import config, shipped
+from clipadapt.core.experiments.settings import ExperimentConfig
 from clipadapt.core.experiments.sweep import SweepConfig
 
 ODD = [
@@ -82,7 +82,7 @@ MANY = {
 
 @pytest.mark.parametrize("track", ["clip", "text"])
 def test_validate(shot, track):
-    names = sorted(config.config_names(track))
+    names = sorted(shipped.config_names(track))
     own = f"data.name={OFFLINE[track]}"
     methods = {n: config.load([n], [own], track=track).method_name for n in names}
     keys = {

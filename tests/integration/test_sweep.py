@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clipadapt.core.api.registry import METHODS
-from clipadapt.core.experiments import config, sweep
+from clipadapt.core.experiments import shipped, sweep
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_an_unknown_sweep_names_those_there_are(cli):
     assert "did you mean 'openmoji'" in done.text
 
 
-@pytest.mark.parametrize("name", sorted(config.sweep_names("clip") | config.sweep_names("text")))
+@pytest.mark.parametrize("name", sorted(shipped.sweep_names("clip") | shipped.sweep_names("text")))
 def test_every_shipped_sweep_is_valid(name):
     track = "text" if name.startswith("sentiment") else "clip"
 

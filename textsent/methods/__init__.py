@@ -5,6 +5,7 @@ from clipadapt.core.api.tracks import Examples, Track
 TRACK = Track(
     name="text",
     program="textsent",
+    inputs="texts",
     examples=Examples(
         dataset="rotten_tomatoes:offline",
         model="minilm",

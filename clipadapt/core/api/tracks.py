@@ -1,7 +1,8 @@
-"""Tracks: what differs between images and texts, as one object that each package registers.
+"""Tracks: one object per kind of input (images, texts) with everything that shared code must know about it.
 
-A package with methods registers its track as ``TRACK`` in the package that its entry point names, so
-``clipadapt/methods/__init__.py`` holds that of images. Code that both packages share asks the object.
+A package registers its track as ``TRACK`` in its methods package: ``clipadapt/methods/__init__.py`` has the track
+``clip``, ``textsent/methods/__init__.py`` the track ``text``. Shared code reads
+:func:`clipadapt.core.api.registry.tracks` and never compares a track's name.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Names that make a working example in ``--help`` and in hints.
+    """Names for the examples in ``--help`` and in hints.
 
     Attributes:
         dataset: A dataset that needs no download.
         model: A model that needs no download.
-        recipe: A recipe that needs no other setting than a dataset.
+        recipe: A recipe that needs only a dataset, and a model if ``needs_model``.
         baseline: The simplest recipe.
         sweep: A shipped sweep.
         export_format: A format of ``export``.
-        needs_model: Whether ``recipe`` needs a model to be named.
+        needs_model: Whether ``recipe`` needs a model.
     """
 
     dataset: str
@@ -43,14 +44,16 @@ class Track:
     Attributes:
         name: Prefix of the methods' names, as in ``clip/coop``.
         program: Name of the console script.
+        inputs: What a classifier reads, in the plural, for messages.
         examples: Names for help and hints.
-        reads_classnames: Whether the model reads the class names, as part of a prompt.
+        reads_classnames: Whether models read the class names, in a prompt.
         compiles: Whether ``compile=on`` has an effect.
-        template_sets: Sets of prompt templates by the name that ``--templates`` takes.
+        template_sets: Sets of prompt templates, by the names that ``--templates`` takes.
     """
 
     name: str
     program: str
+    inputs: str
     examples: Examples
     reads_classnames: bool
     compiles: bool

@@ -127,13 +127,13 @@ def read_text(path: Path, what: str, most: int) -> str:
         most: Bytes that such a file may have.
 
     Raises:
-        ConfigError: If it is no regular file, too large, cannot be read or is not UTF-8.
+        ConfigError: If it is not a regular file, too large, cannot be read or is not UTF-8.
     """
     try:
         # Without waiting, should it be a pipe that nobody writes to.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | _NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"the {what} '{_short(path)}' is no regular file")
+                raise ConfigError(f"the {what} '{_short(path)}' is not a regular file")
             raw = file.read(most + 1)
     except OSError as err:
         raise ConfigError(f"cannot read the {what} '{_short(path)}': {err.strerror}") from None

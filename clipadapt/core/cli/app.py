@@ -285,16 +285,16 @@ def build_app(track: str, program: str, about: str) -> typer.Typer:
     def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOption = False) -> None:
         """List what is registered or shipped; nothing is imported."""
         from clipadapt.core.api import registry
-        from clipadapt.core.experiments import config
+        from clipadapt.core.experiments import shipped
 
-        shipped = {
-            Kind.configs: lambda: config.config_names(track),
-            Kind.sweeps: lambda: config.sweep_names(track),
-            Kind.protocols: config.protocol_names,
+        listed = {
+            Kind.configs: lambda: shipped.config_names(track),
+            Kind.sweeps: lambda: shipped.sweep_names(track),
+            Kind.protocols: shipped.protocol_names,
         }
         faults: list[str] = []
-        if kind in shipped:
-            names = sorted(shipped[kind]())
+        if kind in listed:
+            names = sorted(listed[kind]())
         else:
             registries: dict[Kind, registry.Registry[Any]] = {
                 Kind.methods: registry.METHODS,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.data import SplitName
     from clipadapt.core.data.targets import Target
-    from clipadapt.core.experiments.config import DataConfig, Experiment
+    from clipadapt.core.experiments.config import Experiment
+    from clipadapt.core.experiments.settings import DataConfig
 
 
 @dataclass(frozen=True, slots=True)

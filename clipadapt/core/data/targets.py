@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.data import Classes, Dataset, SplitName
     from clipadapt.core.api.progress import Progress
-    from clipadapt.core.experiments.config import DataConfig
+    from clipadapt.core.experiments.settings import DataConfig
 
 _PARTS: Final = ("name", "classnames", "splits", "split", "fingerprint")
 

@@ -32,8 +32,9 @@ from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.limits import Seed, Shots
 from clipadapt.core.api.registry import METHODS, track_of
 from clipadapt.core.api.strict import Name, StrictModel
-from clipadapt.core.experiments import config
-from clipadapt.core.experiments.config import TargetConfig
+from clipadapt.core.experiments import config, shipped
+from clipadapt.core.experiments.dotted import nested
+from clipadapt.core.experiments.settings import TargetConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -163,17 +164,17 @@ def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") 
     Raises:
         ConfigError: Naming every fault.
     """
-    path = config.find_config(name, track, kind="sweep")
+    path = shipped.find_config(name, track, kind="sweep")
     over = config.parse_settings(settings)
     axes = {key: over.pop(key) for key in list(over) if key in SweepConfig.model_fields}
-    raw = config.read_fragment(path)
+    raw = shipped.read_fragment(path)
     for block in _blocks(raw):
         for key in axes:
             block.pop(key, None)
     sweep = cast("SweepConfig", _validated(SweepConfig, {**raw, **axes}, path, "sweep"))
     experiments: list[Experiment] = []
     for part in sweep.parts or (sweep,):
-        builder = _Builder(config.check_identifier(path.stem, "sweep"), over, track)
+        builder = _Builder(shipped.check_identifier(path.stem, "sweep"), over, track)
         top = _axes(sweep) if sweep.parts else {}
         own = {**top, **_axes(part), "settings": {**sweep.settings, **part.settings}}
         excludes = (*sweep.exclude, *part.exclude) if sweep.parts else part.exclude
@@ -197,28 +198,10 @@ def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
     Raises:
         ConfigError: If there is no such file, or it is not valid.
     """
-    path = config.find_config(name, kind="protocol")
-    raw = config.read_fragment(path)
-    config.check_identifier(path.stem, "protocol")
+    path = shipped.find_config(name, kind="protocol")
+    raw = shipped.read_fragment(path)
+    shipped.check_identifier(path.stem, "protocol")
     return path.stem, cast("ProtocolConfig", _validated(ProtocolConfig, raw, path, "protocol"))
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into nested plain data.
-
-    Raises:
-        ConfigError: If one key is said to be a value and a group of values.
-    """
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        *parents, last = key.split(".")
-        node: Any = out
-        for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"the setting '{key}': '{part}' already has the value {node!r}")
-        config.merge(node, {last: value})
-    return out
 
 
 def _blocks(raw: Any) -> Iterator[dict[str, Any]]:
@@ -241,7 +224,7 @@ def _validated(model: type[BaseModel], raw: Any, path: Path, what: str) -> BaseM
 
 
 def _examples(kind: str) -> str:
-    folder = next(f for f in config.config_folders() if f.name == kind)
+    folder = next(f for f in shipped.config_folders() if f.name == kind)
     return f"see the files in {folder} for examples"
 
 
@@ -323,12 +306,12 @@ class _Builder:
         return {**{k: v for k, v in given.items() if v is not None}, **axes, "settings": settings}
 
     def _method_name(self, method: MethodAxis) -> str:
-        path = config.find_config(method.recipe, self.track)
-        raw = config.read_fragment(path).get("method")
+        path = shipped.find_config(method.recipe, self.track)
+        raw = shipped.read_fragment(path).get("method")
         name = raw.get("name") if isinstance(raw, dict) else None
         if not isinstance(name, str):
             raise ConfigError(f"{path} names no method", hint="begin it with 'method: {name: ...}'")
-        track = path.parent.name if path.parent in config.config_folders() else self.track
+        track = path.parent.name if path.parent in shipped.config_folders() else self.track
         return METHODS.complete(name, track)
 
     def _build(
@@ -342,7 +325,7 @@ class _Builder:
         full: str,
     ) -> Experiment:
         track = track_of(full)
-        recipe = config.find_config(method.recipe, self.track)
+        recipe = shipped.find_config(method.recipe, self.track)
         own: dict[str, Any] = {"data": {"name": dataset}}
         if shots is not _AS_THE_RECIPE:
             own["data"]["shots"] = shots
@@ -351,7 +334,7 @@ class _Builder:
         if seeds is not None:
             own["seeds"] = list(seeds)
         fragments = [
-            (recipe.stem, config.read_fragment(recipe)),
+            (recipe.stem, shipped.read_fragment(recipe)),
             (self.label, own),
             (self.label, nested(axes["settings"])),
             (self.label, nested(method.set)),

@@ -199,7 +199,7 @@ def all_references() -> tuple[Reference, ...]:
     Raises:
         ConfigError: If a file is not valid.
     """
-    from clipadapt.core.experiments.config import config_folders, read_fragment
+    from clipadapt.core.experiments.shipped import config_folders, read_fragment
 
     folder = config_folders()[0].parent.parent / "references"
     return tuple(

@@ -20,7 +20,7 @@ from clipadapt.core.api.errors import (
 )
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
 from clipadapt.core.api.model import ModelOptions
-from clipadapt.core.api.registry import METHODS, MODELS, program, track_of
+from clipadapt.core.api.registry import METHODS, MODELS, program, track_of, tracks
 from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import atomic_directory, write_text
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 4096
 """Inputs whose scores are held at a time."""
-READS: Final = {"clip": "images", "text": "texts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def load_run(
     own = track_of(record.method.name)
     if track not in {None, own}:
         raise ConfigError(
-            f"the run in '{run_dir}' is of {record.method.name}, which reads {READS.get(own, own)}",
+            f"the run in '{run_dir}' is of {record.method.name}, which reads {tracks()[own].inputs}",
             hint=f"take the same command of '{program(own)}'",
         )
     if record.status != "ok":

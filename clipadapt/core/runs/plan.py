@@ -18,6 +18,7 @@ from clipadapt.core.api.user_input import user_path
 from clipadapt.core.data import sampling
 from clipadapt.core.data.classnames import classnames_sha256
 from clipadapt.core.data.targets import OpenDatasets, open_target
+from clipadapt.core.experiments.run_id import evaluation_part, fit_part
 from clipadapt.core.files.folders import check_writable
 from clipadapt.core.files.hardware import default_threads
 from clipadapt.core.records import schema
@@ -73,53 +74,39 @@ class Prepared:
         return "cpu" if self.identity is None else self.identity.device
 
     def run_id(self, seed: int, target: Target) -> str:
-        """Return the id of one fit judged on one target; equal exactly where the result must be equal."""
-        config = self.experiment.config
-        judged = {
+        """Return the id of one fit and evaluation; equal ids mean equal results."""
+        facts = {
             "dataset": target.dataset.name,
             "sha256": target.dataset.fingerprint,
             "split": target.split,
+            "classes": target.classes,
             "classnames": classnames_sha256(target.classnames),
             "templates": list(target.templates),
-            "protocol": config.evaluation.protocol,
-            "limit": config.data.limit,
-            "calibrate": config.evaluation.calibrate,
+            "protocol": self.experiment.config.evaluation.protocol,
         }
-        if target.classes != "all":
-            judged["classes"] = target.classes
-        if config.evaluation.leakage == "off":  # the record then has no facts on it, and no flags
-            judged["leakage"] = "off"
-        return schema.make_run_id(fit=self._fit_key(seed), evaluation=judged)
+        evaluation = evaluation_part(self.experiment, facts)
+        return schema.make_run_id(fit=self._fit_part(seed), evaluation=evaluation)
 
     def fit_id(self, seed: int) -> str:
-        """Return the id of the fit, shared by all evaluations of it."""
-        return schema.make_fit_id(fit=self._fit_key(seed))
+        """Return the id of the fit, shared by all its evaluations."""
+        return schema.make_fit_id(fit=self._fit_part(seed))
 
-    def _fit_key(self, seed: int) -> dict[str, Any]:
-        config, home = self.experiment.config, self.targets[0]
-        data, manifest = config.data, self.manifest
-        return {
-            "method": {
-                "name": self.experiment.method_name,
-                "version": self.method.version,
-                **self.experiment.method.model_dump(mode="json"),
-            },
-            "data": {
-                "sha256": home.dataset.fingerprint,
-                "held_out": home.split,
-                "shots": data.shots if manifest is None else manifest.shots,
-                "allow_fewer": data.allow_fewer,
-                "manifest": manifest.sha256 if manifest else None,
-                "classnames": classnames_sha256(home.classnames),
-                "templates": list(home.templates),
-                **({} if home.classes == "all" else {"classes": home.classes}),
-            },
+    def _fit_part(self, seed: int) -> dict[str, Any]:
+        home, manifest = self.targets[0], self.manifest
+        shots = self.experiment.config.data.shots
+        facts = {
+            "data.sha256": home.dataset.fingerprint,
+            "data.held_out": home.split,
+            "data.shots": shots if manifest is None else manifest.shots,
+            "data.manifest": manifest.sha256 if manifest else None,
+            "data.classes": home.classes,
+            "data.classnames": classnames_sha256(home.classnames),
+            "data.templates": list(home.templates),
             "model": self._model_key(),
             "seed": seed,
             "threads": self.threads,
-            "fast": config.fast,
-            **({"compile": "on"} if config.compile == "on" else {}),
         }
+        return fit_part(self.experiment, self.method.version, facts)
 
     def _model_key(self) -> dict[str, str] | None:
         """Return what decides the results of the model; what else its identity holds says where it comes from."""

@@ -10,7 +10,7 @@ import pytest
 
 from clipadapt.core.api import user_input as _given
 from clipadapt.core.api.errors import ConfigError, did_you_mean
-from clipadapt.core.experiments import config
+from clipadapt.core.experiments import config, dotted
 from clipadapt.core.files import safe_yaml as _yaml
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -93,9 +93,9 @@ def test_yaml_that_no_config_may_hold_is_refused_at_once(text, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.yaml", b"", "holds nothing, expected a mapping"),
-        ("comment.yaml", b"# only\n", "holds nothing, expected a mapping"),
-        ("list.yaml", b"- a\n", "holds ['a'], expected a mapping"),
+        ("empty.yaml", b"", "contains nothing, expected a mapping"),
+        ("comment.yaml", b"# only\n", "contains nothing, expected a mapping"),
+        ("list.yaml", b"- a\n", "contains ['a'], expected a mapping"),
         ("utf16.yaml", "a: b".encode("utf-16"), "is not UTF-8 text: byte 0 is 0xff"),
         ("latin.yaml", b"# caf\xe9\n", "is not UTF-8 text: byte 5 is 0xe9"),
         ("large.yaml", b"#" * (2 << 20), "has more than 1,048,576 bytes"),
@@ -132,15 +132,15 @@ def test_only_regular_files_are_read_and_nothing_hangs(tmp_path):
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
 
     for name, message in (
-        ("pipe.yaml", "is no regular file"),
-        ("zero.yaml", "is no regular file"),
+        ("pipe.yaml", "is not a regular file"),
+        ("zero.yaml", "is not a regular file"),
         ("folder.yaml", "is a folder"),
         ("loop.yaml", "no config"),
     ):
         with pytest.raises(ConfigError, match=message):
             config.load([str(tmp_path / name)])
     for name in ("pipe.yaml", "zero.yaml"):
-        with pytest.raises(ConfigError, match="is no regular file"):
+        with pytest.raises(ConfigError, match="is not a regular file"):
             _given.read_text(tmp_path / name, "file", 100)
 
 
@@ -167,11 +167,11 @@ def test_what_looks_like_an_interpolation_is_text():
         ("method=5", "method: Field required (got 5)"),
         ("data=[1]", "data: Input should be a valid dictionary"),
         ("evaluation=null", "evaluation: Input should be a valid dictionary"),
-        ('data.manifest="a\\0b"', "data.manifest: a setting holds no control characters"),
-        ('recipe.deviations=["\\ud800"]', "recipe.deviations.0: a setting holds no control"),
+        ('data.manifest="a\\0b"', "data.manifest: a setting must not contain control characters"),
+        ('recipe.deviations=["\\ud800"]', "recipe.deviations.0: a setting must not contain control"),
         ('data.name="a\\nb"', "data.name: a name holds no control characters"),
         ("data.name=" + "x" * 5000, "data.name: a name has at most 1000 characters, not 5,000"),
-        ('model.name="\\e[31mred"', "model.name: a setting holds no control characters"),
+        ('model.name="\\e[31mred"', "model.name: a setting must not contain control characters"),
         ("evaluation.protocol='a|b'", "evaluation.protocol: a name has 1 to 100 letters, digits"),
         ('evaluation.protocol="a|b\\n# c"', "evaluation.protocol: a name has 1 to 100 letters"),
         ("evaluation.protocol=" + "x" * 101, "evaluation.protocol: a name has 1 to 100 letters"),
@@ -202,7 +202,7 @@ def test_a_recipe_is_named_after_its_file(tmp_path, stem):
     path = tmp_path / f"{stem}.yaml"
     path.write_text("method: {name: zero_shot}\ndata: {name: synthetic}\n")
 
-    with pytest.raises(ConfigError, match="is no name of a recipe"):
+    with pytest.raises(ConfigError, match="is not a valid name of a recipe"):
         config.load([str(path)])
 
 
@@ -210,7 +210,7 @@ def test_merging_replaces_what_is_of_another_kind():
     into: dict = {}
     first = {"a": {"b": 1, "c": [1]}, "d": 5}
     for over in (first, {"a": {"b": 2}}, {"d": {"e": 1}}, {"a": {"c": {"f": 1}}}):
-        config.merge(into, over)
+        dotted.merge(into, over)
 
     assert into == {"a": {"b": 2, "c": {"f": 1}}, "d": {"e": 1}}
     assert first == {"a": {"b": 1, "c": [1]}, "d": 5}

@@ -107,7 +107,9 @@ def test_wrong_files_of_names(read, ending, text, message):
 def test_a_class_names_file_must_be_a_regular_file(dataset, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo"):
-        with pytest.raises(ClipAdaptError, match="is no regular file|[Ii]s a (directory|folder)"):
+        with pytest.raises(
+            ClipAdaptError, match="is not a regular file|[Ii]s a (directory|folder)"
+        ):
             read_classnames(str(path), dataset)
 
 

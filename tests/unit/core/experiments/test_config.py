@@ -53,7 +53,7 @@ def test_a_number_is_a_name_of_templates(value):
 @pytest.mark.parametrize(
     ("fragment", "message"),
     [
-        ({"seeds": [1, 1]}, "each seed may stand there once"),
+        ({"seeds": [1, 1]}, "list each seed once"),
         ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
         ({"data": {"shots": 0}}, "data.shots: Input should be greater than 0 (got 0)"),
         ({"evaluation": {"splt": "val"}}, "did you mean 'split'?"),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clipadapt.core.api.errors import ConfigError
-from clipadapt.core.experiments import config, sweep
+from clipadapt.core.experiments import shipped, sweep
 
 BASE = {"datasets": ["synthetic:3x8"], "models": ["stitched"], "methods": ["linear_probe-quick"]}
 
@@ -243,7 +243,7 @@ def test_a_sweep_may_take_part_of_a_protocol(load):
     assert [(e.config.data.shots, e.config.seeds) for e in found] == [(4, (1,))]
 
 
-@pytest.mark.parametrize("name", sorted(config.protocol_names()))
+@pytest.mark.parametrize("name", sorted(shipped.protocol_names()))
 def test_every_shipped_protocol_is_valid_and_says_where_it_is_from(name):
     _, rules = sweep.load_protocol(name)
 

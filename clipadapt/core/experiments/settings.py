@@ -1,0 +1,238 @@
+"""The sections of a config file, each key with its type, its default and what it affects."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, field_validator
+
+from clipadapt.core.api.data import Classes, OnBadImage, SplitName
+from clipadapt.core.api.effects import RESULT, Affects, declared, find_field, model_within
+from clipadapt.core.api.limits import Examples, Seed, Shots, Threads
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.api.model import Precision
+from clipadapt.core.api.strict import Identifier, Name, StrictModel
+from clipadapt.core.experiments.dotted import flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel
+
+    from clipadapt.core.api.effects import Effect
+
+_Model = Affects("result", facts=("fit.model",))
+
+
+class DataConfig(StrictModel):
+    """The examples of a run.
+
+    Attributes:
+        name: Dataset, as ``--dataset`` takes it.
+        shots: Training examples per class; None takes the whole train and val splits.
+        allow_fewer: Accept classes that have fewer examples than ``shots``.
+        manifest: File with the draw of an earlier run; it replaces the seed's own draw.
+        on_bad_image: Stop at an unreadable image, or leave it out and count it.
+        classnames: File of class names, one per line in class order, that replace the dataset's own.
+        templates: ``single`` (the dataset's own), ``7``, ``80`` (ImageNet ensembles), one template such as
+            ``a photo of a {}.``, or a file, one per line.
+        limit: Evaluate on at most this many examples, a fixed draw by id.
+        classes: Train and evaluate on ``all`` classes, on the ``base`` classes (the first half, rounded up) or on
+            the ``new`` ones (the rest), with labels counted from 0.
+    """
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # templates: 7 is a name in YAML too
+
+    name: Annotated[
+        Name,
+        Affects("result", facts=("fit.data.sha256", "evaluation.sha256", "evaluation.dataset")),
+    ]
+    shots: Annotated[Shots | None, Affects("result", facts=("fit.data.shots",))] = None
+    allow_fewer: Annotated[bool, RESULT] = False
+    manifest: Annotated[str | None, Affects("result", facts=("fit.data.manifest",))] = None
+    on_bad_image: Annotated[OnBadImage, Affects("nothing")] = "error"
+    classnames: Annotated[
+        str | None, Affects("result", facts=("fit.data.classnames", "evaluation.classnames"))
+    ] = None
+    templates: Annotated[
+        str, Affects("result", facts=("fit.data.templates", "evaluation.templates"))
+    ] = "single"
+    limit: Annotated[Examples | None, Affects("result", place="evaluation.limit")] = None
+    classes: Annotated[
+        Classes, Affects("result", facts=("fit.data.classes", "evaluation.classes"), omit="all")
+    ] = "all"
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether ``shots`` examples per class are drawn."""
+        return self.shots is not None or self.manifest is not None
+
+
+class ModelConfig(StrictModel):
+    """The backbone.
+
+    Attributes:
+        name: Model, as ``--model`` takes it.
+        precision: Dtype of frozen weights; ``auto`` is bf16 where the hardware multiplies it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    """
+
+    name: Annotated[Name, _Model]
+    precision: Annotated[Precision, _Model] = "auto"
+    device: Annotated[str, _Model] = "auto"
+
+
+class TargetConfig(StrictModel):
+    """A further target that the same fit is evaluated on.
+
+    Attributes:
+        dataset: Dataset, as ``--dataset`` takes it; None is the training dataset.
+        split: Split of that dataset.
+        classes: ``all``, ``base`` or ``new`` classes; None is the training classes, or all of another dataset.
+    """
+
+    dataset: Annotated[
+        Name | None, Affects("result", facts=("evaluation.sha256", "evaluation.dataset"))
+    ] = None
+    split: Annotated[SplitName, Affects("result", facts=("evaluation.split",))] = "test"
+    classes: Annotated[
+        Classes | None, Affects("result", facts=("evaluation.classes",), omit="all")
+    ] = None
+
+
+class EvaluationConfig(StrictModel):
+    """How a classifier is evaluated.
+
+    Attributes:
+        split: Evaluation split.
+        protocol: Name of the evaluation protocol, shown in tables.
+        calibrate: Fit a softmax temperature on val, unless the method has its own.
+        also: Further targets of the same fit: another dataset with the same classes, or val. Each has its own record.
+        leakage: Search for duplicates between the training and the evaluation examples.
+    """
+
+    split: Annotated[
+        SplitName, Affects("result", facts=("fit.data.held_out", "evaluation.split"))
+    ] = "test"
+    protocol: Annotated[Identifier, Affects("result", facts=("evaluation.protocol",))] = "standard"
+    calibrate: Annotated[bool, Affects("result", place="evaluation.calibrate")] = True
+    also: Annotated[tuple[TargetConfig, ...], Affects("cost")] = ()
+    leakage: Annotated[
+        Literal["on", "off"], Affects("result", place="evaluation.leakage", omit="on")
+    ] = "on"
+
+
+class RecipeConfig(StrictModel):
+    """Where the settings come from.
+
+    Attributes:
+        source: Paper and official code.
+        deviations: Intended differences from the source.
+    """
+
+    source: Annotated[str, Affects("nothing")] = ""
+    deviations: Annotated[tuple[str, ...], Affects("nothing")] = ()
+
+
+class ResourcesConfig(StrictModel):
+    """Resources of one run on a cluster.
+
+    Attributes:
+        cpus: Processors; None is ``threads``.
+        gpus: GPUs, or a fraction of one; None is 1 if ``model.device`` is ``cuda``, else 0.
+        memory_bytes: Memory to reserve; None reserves none.
+        custom: Custom resources of the cluster.
+    """
+
+    cpus: Annotated[PositiveFloat | None, Affects("cost")] = None
+    gpus: Annotated[NonNegativeFloat | None, Affects("cost")] = None
+    memory_bytes: Annotated[int | None, Affects("cost"), Field(gt=0, le=2**60)] = None
+    custom: Annotated[dict[str, PositiveFloat], Affects("cost")] = Field(default_factory=dict)
+
+
+class ExperimentConfig(StrictModel):
+    """Everything but the method's own hyperparameters.
+
+    Attributes:
+        data: The examples.
+        model: The backbone; None for methods without one.
+        evaluation: How the classifier is evaluated.
+        seeds: One run per seed.
+        store: Whether the feature cache is used.
+        fast: ``off`` uses the reference implementation instead of a faster one that is equal up to rounding: full
+            text contexts, full last blocks, whole image towers at every step, one solve per penalty.
+        compile: ``on`` compiles the encoding image tower with torch.compile. It needs a C++ compiler and some
+            seconds, changes the last bits, and is worth it for convolutional towers on thousands of images.
+        threads: Threads of one run; None is ``OMP_NUM_THREADS`` or the number of processors, and 1 with
+            ``--executor ray``.
+        workers: Threads that decode images ahead.
+        resources: Resources of one run on a cluster.
+        recipe: Where the settings come from.
+    """
+
+    data: DataConfig
+    model: ModelConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seeds: Annotated[
+        tuple[Seed, ...], Affects("result", facts=("fit.seed",)), Field(min_length=1)
+    ] = (1,)
+    store: Annotated[Literal["on", "off"], Affects("cost")] = "on"
+    fast: Annotated[Literal["on", "off"], RESULT] = "on"
+    compile: Annotated[Literal["on", "off"], Affects("result", omit="off")] = "off"
+    threads: Annotated[Threads | None, Affects("result", facts=("fit.threads",))] = None
+    workers: Annotated[Threads | None, Affects("cost")] = None
+    resources: ResourcesConfig = ResourcesConfig()
+    recipe: RecipeConfig = RecipeConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("list each seed once")
+        return seeds
+
+
+@cache
+def declarations(
+    model: type[BaseModel] = ExperimentConfig, prefix: str = ""
+) -> Mapping[str, Affects]:
+    """Return what each dotted key of a config affects.
+
+    Raises:
+        TypeError: If a key does not declare it. Keys of a method affect the result unless they declare otherwise.
+    """
+    default = RESULT if issubclass(model, MethodConfig) else None
+    found: dict[str, Affects] = {}
+    for name, field in model.model_fields.items():
+        key, section = f"{prefix}{name}", model_within(field.annotation)
+        own = declared(field) or default
+        if own is None and section is None:
+            raise TypeError(f"the config key '{key}' does not declare what it affects")
+        found |= {key: own} if own else declarations(section, f"{key}.")
+    return found
+
+
+def effect_of(key: str, method: type[MethodConfig] = MethodConfig) -> Effect:
+    """Return what a dotted key of a resolved config affects, for ``validate``."""
+    own, model = key, ExperimentConfig
+    if key.startswith("method."):
+        own, model = key.removeprefix("method."), method
+    field = find_field(model, own)
+    return ((declared(field) if field else None) or RESULT).effect
+
+
+def settings_that_affect_results(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recorded config that affect the result and are not recorded as facts.
+
+    Facts, such as the dtype or the sha256 of the data, stand for the other settings. A key that is newer than the
+    record has its default. Every key of the method counts, because the method is not imported.
+    """
+    given = flatten(config)
+    found = {k: v for k, v in given.items() if k.startswith("method.") and k != "method.name"}
+    for key, affects in declarations().items():
+        if affects.effect == "result" and not affects.facts:
+            field = find_field(ExperimentConfig, key)
+            assert field is not None
+            found[key] = given.get(key, field.get_default(call_default_factory=True))
+    return found

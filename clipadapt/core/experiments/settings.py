@@ -215,10 +215,8 @@ def declarations(
 
 def effect_of(key: str, method: type[MethodConfig] = MethodConfig) -> Effect:
     """Return what a dotted key of a resolved config affects, for ``validate``."""
-    own, model = key, ExperimentConfig
-    if key.startswith("method."):
-        own, model = key.removeprefix("method."), method
-    field = find_field(model, own)
+    section, _, rest = key.partition(".")
+    field = find_field(method, rest) if section == "method" else find_field(ExperimentConfig, key)
     return ((declared(field) if field else None) or RESULT).effect
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.files.atomic import atomic_file
-from clipadapt.core.report.tables import escape_html, method_title
+from clipadapt.core.report.formats import escape_html, method_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -306,7 +306,7 @@ def test_per_class(cli, tiny_clip, pictures, tmp_path):
         "zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--per-class", "--out", tmp_path / "r"
     )  # fmt: skip
 
-    assert "| class | n | recall, % | most taken for |" in done.out
+    assert "| class | n | recall, % | most often predicted as |" in done.out
     assert "| blue thing | 4 |" in done.out
 
 

@@ -1,7 +1,7 @@
-"""What the seeds of one method got on each example, and the one interval made of it.
+"""What the seeds of one method answered on each example, and the interval over seeds and examples made from it.
 
-Every table, summary and page takes the interval of a cell from here: Wilson's for one fit, else that of the crossed
-model over seeds and examples, for all seeds meet the same examples.
+Every seed is evaluated on the same examples, so the design is crossed. One fit has Wilson's interval, which is the
+same model with a single seed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from clipadapt.core.api.errors import RecordError
-from clipadapt.core.records.history import run_folder
-from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.scoring.metrics import CALIBRATED, example_values, interval_of
-from clipadapt.core.scoring.statistics import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.records.predictions import Predictions
     from clipadapt.core.records.schema import RunRecord
-    from clipadapt.core.scoring.metrics import ExampleValues, MetricValue
+    from clipadapt.core.scoring.statistics import Interval
 
 LEVEL: Final = 0.95
 
@@ -37,10 +34,10 @@ class Answers:
     Attributes:
         ids: ``n`` ids, sorted.
         labels: Shape ``(n,)``.
-        values: Shape ``(S, n)``: for an accuracy bool, whether the example is right; the mean is the metric.
+        values: Shape ``(S, n)``; their mean is the metric. For an accuracy bool: whether the example is correct.
         seeds: ``S`` seeds.
-        predicted: Classes given, shape ``(S, n)``.
-        weight: See :func:`~clipadapt.core.scoring.metrics.ExampleValues`.
+        predicted: Predicted classes, shape ``(S, n)``.
+        weight: See :class:`~clipadapt.core.scoring.metrics.ExampleValues`.
         unit: Unit of the metric.
     """
 
@@ -54,50 +51,50 @@ class Answers:
 
     @property
     def interval(self) -> Interval:
-        """The metric, with its interval over examples and seeds together."""
+        """The metric with its interval over examples and seeds."""
         return interval_of(self.values, self.unit, weight=self.weight, level=LEVEL)
 
 
-def read_answers(store: RunStore, record: RunRecord, metric: str = "accuracy") -> Answers | None:
-    """Read what one run got on each example; None where the metric is no mean over examples.
-
-    Raises:
-        RecordError: If its predictions are missing, damaged or not those of the record.
-    """
-    found = RunStore.load_predictions(run_folder(store, record), record)
-    valued = _values(found, record, metric)
-    if valued is None:
+def answers_of(
+    predictions: Predictions, record: RunRecord, metric: str = "accuracy"
+) -> Answers | None:
+    """Return the answers of one run; None if the metric is not a mean over examples."""
+    temperature: float | None = 1.0
+    if metric.endswith(CALIBRATED):
+        temperature = record.calibration.temperature if record.calibration else None
+    if temperature is None:
         return None
-    ids = np.asarray(found.ids, dtype=np.str_)
+    found = example_values(metric, predictions.scored(temperature))
+    if found is None:
+        return None
+    ids = np.asarray(predictions.ids, dtype=np.str_)
     order = np.argsort(ids)
-    values, weight = valued.values, valued.weight
-    unit = record.metrics[metric].unit if metric in record.metrics else "fraction"
     return Answers(
         ids[order],
-        found.labels[order],
-        values[order][None],
+        predictions.labels[order],
+        found.values[order][None],
         (record.seed,),
-        found.predicted[order][None],
-        weight,
-        unit,
+        predictions.predicted[order][None],
+        found.weight,
+        record.metrics[metric].unit if metric in record.metrics else "fraction",
     )
 
 
 def join(answers: Sequence[Answers]) -> Answers:
-    """Return the answers of several seeds on the examples that all were judged on.
+    """Return the answers of several seeds on the examples that all of them were evaluated on.
 
     Raises:
         RecordError: If an example has two labels.
     """
     joined = answers[0]
     for one in answers[1:]:
-        of_joined, of_one = shared(joined, one)
+        in_joined, in_one = shared(joined, one)
         joined = Answers(
-            joined.ids[of_joined],
-            joined.labels[of_joined],
-            np.concatenate([joined.values[:, of_joined], one.values[:, of_one]]),
+            joined.ids[in_joined],
+            joined.labels[in_joined],
+            np.concatenate([joined.values[:, in_joined], one.values[:, in_one]]),
             joined.seeds + one.seeds,
-            np.concatenate([joined.predicted[:, of_joined], one.predicted[:, of_one]]),
+            np.concatenate([joined.predicted[:, in_joined], one.predicted[:, in_one]]),
             fmean([joined.weight] * len(joined.seeds) + [one.weight]),
             joined.unit,
         )
@@ -105,61 +102,16 @@ def join(answers: Sequence[Answers]) -> Answers:
 
 
 def shared(a: Answers, b: Answers) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return where the ids that both have stand in each, in one order.
+    """Return the indices of the examples that both contain, in ``a`` and in ``b``, in the same order.
 
     Raises:
         RecordError: If an example has two labels.
     """
-    ids, of_a, of_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
-    unlike = np.flatnonzero(a.labels[of_a] != b.labels[of_b])
+    ids, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+    unlike = np.flatnonzero(a.labels[in_a] != b.labels[in_b])
     if unlike.size:
         raise RecordError(
             f"the example '{ids[unlike[0]]}' has two labels in runs that are to be compared",
-            hint="the data changed between the runs; keep them in folders of their own",
+            hint="the data changed between the runs; keep them in separate folders",
         )
-    return of_a, of_b
-
-
-def cell(
-    records: Sequence[RunRecord], metric: str, store: RunStore | None
-) -> tuple[Interval | None, list[str]]:
-    """Return a metric over the seeds of a group with its interval, and notes of predictions that cannot be read.
-
-    One fit has the interval of its record. That of several needs their predictions: without them, and for what is no
-    mean over examples (calibration errors, areas), the mean has none.
-
-    Args:
-        records: Runs of one group that are ok.
-        metric: Name of the metric.
-        store: Where their predictions are, or None.
-    """
-    known = [r for r in records if metric in r.metrics]
-    values = [r.metrics[metric] for r in known]
-    if not values:
-        return None, []
-    mean, n = fmean(v.value for v in values), values[0].n
-    if len(values) == 1:
-        return Interval(mean, values[0].low, values[0].high, LEVEL, n), []
-    if store is None:
-        return Interval(mean, None, None, LEVEL, n), []
-    try:
-        answers = [a for r in known if (a := read_answers(store, r, metric)) is not None]
-        if answers:
-            return join(answers).interval, []
-    except RecordError as err:
-        return Interval(mean, None, None, LEVEL, n), [f"{err.problem}: the mean has no interval."]
-    if len(set(map(_figures, values))) == 1:  # one classifier on the same examples
-        return Interval(values[0].value, values[0].low, values[0].high, LEVEL, n), []
-    return Interval(mean, None, None, LEVEL, n), []
-
-
-def _figures(value: MetricValue) -> tuple[float, float | None, float | None, int]:
-    return value.value, value.low, value.high, value.n
-
-
-def _values(found: Predictions, record: RunRecord, metric: str) -> ExampleValues | None:
-    """Return a metric's value on each example; None where there is no such value."""
-    temperature: float | None = 1.0
-    if metric.endswith(CALIBRATED):
-        temperature = record.calibration.temperature if record.calibration else None
-    return None if temperature is None else example_values(metric, found.scored(temperature))
+    return in_a, in_b

@@ -13,7 +13,8 @@ from clipadapt.core.files.atomic import write_bytes
 from clipadapt.core.records.history import read_epochs, run_folder
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.records.schema import slug
-from clipadapt.core.report.tables import group_records, method_title
+from clipadapt.core.report.formats import method_title
+from clipadapt.core.report.grouping import group_records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,10 +73,7 @@ def plot_curves(runs: RunStore | Sequence[Path], out_dir: Path) -> list[Path]:
     pictures: dict[tuple[str, int | None], list[_Curve]] = {}
     found = _read(runs)
     for group in group_records(record for record, _ in found.values()):
-        label = ", ".join([
-            method_title(group.first.method.name, group.first.method.recipe),
-            *group.settings,
-        ])
+        label = group.label
         if group.first.model is not None:
             label += f" on {group.first.model.name}"
         for record in group.ok:

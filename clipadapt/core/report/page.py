@@ -29,12 +29,12 @@ from clipadapt.core.api.user_input import visible
 from clipadapt.core.files.atomic import write_text
 from clipadapt.core.files.folders import output_file
 from clipadapt.core.records.confidence import confidences, score_kind
-from clipadapt.core.records.history import read_epochs, run_folder
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.records.schema import canonical_json
 from clipadapt.core.report import svg as _svg
-from clipadapt.core.report.summary import base_to_new_cells, build_summary, interval_cell
-from clipadapt.core.report.tables import NOTHING, figure, method_title
+from clipadapt.core.report.base_to_new import base_to_new_cells
+from clipadapt.core.report.formats import NOTHING, format_interval, format_value, method_title
+from clipadapt.core.report.summary import build_summary
 from clipadapt.core.scoring import calibration
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.data import Split
     from clipadapt.core.api.progress import Progress
-    from clipadapt.core.records.history import Epoch
-    from clipadapt.core.records.predictions import Predictions
     from clipadapt.core.records.schema import RunRecord
-    from clipadapt.core.report.summary import Block, Comparison, MethodSummary, Summary
+    from clipadapt.core.report.comparisons import Comparison, RankedRow
+    from clipadapt.core.report.rows import ClassFigures, Row
+    from clipadapt.core.report.summary import Block, Summary
     from clipadapt.core.report.svg import Axis, Point, Series
 
 MOST_CLASSES: Final = 30
@@ -66,55 +66,50 @@ LETTERS: Final = 320
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the leaderboard: the seeds of one group, with what was read of them.
+    """One row of the leaderboard.
 
     Attributes:
         number: Its place on the page.
         block: Where it competes.
-        method: Figures of the row.
-        records: Its runs that are ok, by seed.
-        failed: Its runs that failed.
-        folders: Where the runs that are ok lie.
+        ranked: The row in that block.
         style: Number of its colour and shape.
     """
 
     number: int
     block: Block
-    method: MethodSummary
-    records: tuple[RunRecord, ...]
-    failed: tuple[RunRecord, ...]
-    folders: tuple[Path, ...]
+    ranked: RankedRow
     style: int
 
     @property
-    def first(self) -> RunRecord:
-        """Return a record that stands for the others."""
-        return (*self.records, *self.failed)[0]
+    def row(self) -> Row:
+        """Runs and their figures."""
+        return self.ranked.row
 
     @property
-    def unlearnt(self) -> bool:
-        """Whether it learns nothing, and so stands beside every number of shots."""
-        return self.method.method.endswith("/zero_shot")
+    def trained(self) -> bool:
+        """Whether the method trains; zero-shot is shown next to every number of shots."""
+        return self.row.first.method.uses_train
 
     @property
     def label(self) -> str:
-        """Return method, recipe and settings, without the model: that has a column of its own."""
-        return _without_model(self.method)
+        """Method, recipe and settings, without the model: that has a column of its own."""
+        return self.row.label
 
     @property
     def shots(self) -> str:
-        """Return shots as the page names them."""
-        if self.unlearnt:
+        """Shots as the page names them."""
+        if not self.trained:
             return "zero-shot"
-        return "all" if self.first.data.shots is None else str(self.first.data.shots)
+        shots = self.row.first.data.shots
+        return "all" if shots is None else str(shots)
 
     @property
     def data(self) -> dict[str, str]:
         """Return the attributes by which the page's filters know it; a baseline passes where it has none."""
         found = {"data": place(self.block), "method": self.label}
-        if self.method.model is not None:
-            found["model"] = self.method.model
-        if not self.unlearnt:
+        if self.row.model is not None:
+            found["model"] = self.row.model
+        if self.trained:
             found["shots"] = self.shots
         return found
 
@@ -125,43 +120,15 @@ class Entry:
         return self.label + counted.get(self.shots, f", {self.shots} shots")
 
     @cached_property
-    def predictions(self) -> tuple[Predictions, ...]:
-        """Stored predictions of every run that is ok, checked against the record."""
-        runs = zip(self.folders, self.records, strict=True)
-        return tuple(RunStore.load_predictions(folder, record) for folder, record in runs)
-
-    @cached_property
-    def epochs(self) -> tuple[tuple[Epoch, ...], ...]:
-        """What every run that is ok logged; nothing where it cannot be read, which a note of the summary says."""
-        found = []
-        for folder, record in zip(self.folders, self.records, strict=True):
-            try:
-                found.append(read_epochs(folder, record))
-            except RecordError:
-                found.append(())
-        return tuple(found)
-
-    @property
-    def classnames(self) -> tuple[str, ...]:
-        """Class names of the split judged, by index."""
-        known = next((r.per_class for r in self.records if r.per_class), None)
-        names: Any = known["classnames"] if known else ()
-        return tuple(str(n) for n in names)
-
-    def metric(self, name: str) -> float | None:
-        """Return the mean of a metric over seeds, None where no run has it."""
-        return _mean(r.metrics[name].value for r in self.records if name in r.metrics)
-
-    @cached_property
     def answers(
         self,
     ) -> tuple[NDArray[np.str_], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
         """Sorted ids, labels, the share of seeds that are right, and the class that most seeds gave."""
-        first = self.predictions[0]
+        first = self.row.predictions[0]
         order = np.argsort(np.asarray(first.ids, dtype=np.str_))
         ids = np.asarray(first.ids, dtype=np.str_)[order]
         given = []
-        for found in self.predictions:
+        for found in self.row.predictions:
             own = np.asarray(found.ids, dtype=np.str_)
             given.append(found.predicted[np.argsort(own)])
         votes = np.stack(given)  # (S, n)
@@ -234,8 +201,8 @@ def build_report(
             hint="run an experiment or a sweep first; records are written into the folder given as --out",
         )
     summary = build_summary(store, records=records)
-    entries = _entries(store, summary, {r.run_id: r for r in records})
-    shown = [e for e in entries if e.records]
+    entries = _entries(summary)
+    shown = [e for e in entries if e.row.ok]
     album = _Album(progress, wanted=examples)
     context = {
         "left_out": [*(text.removeprefix("warning: ") for text in left_out), *summary.left_out],
@@ -250,7 +217,7 @@ def build_report(
         "rows": [(e, _cells(e)) for e in entries],
         "shots": _shots_panels(shown),
         "costs": _cost_panels(shown),
-        "classes": [_class_card(e) for e in shown if e.classnames],
+        "classes": [_class_card(e) for e in shown if e.row.classnames],
         "calibration": [_calibration_card(e) for e in shown],
         "exchanges": [x for b in summary.blocks for x in _exchanges(b, shown, album)],
         "curves": [c for e in shown if (c := _curve_card(e))],
@@ -331,38 +298,23 @@ def _resource(name: str) -> str:
     return files("clipadapt.core.report").joinpath("page_files", name).read_text(encoding="utf-8")
 
 
-def _entries(store: RunStore, summary: Summary, by_id: Mapping[str, RunRecord]) -> list[Entry]:
-    looks = sorted({_look(m) for b in summary.blocks for m in b.methods})
+def _entries(summary: Summary) -> list[Entry]:
+    looks = sorted({_look(r.row) for b in summary.blocks for r in b.rows})
     entries: list[Entry] = []
     seen: set[tuple[str, ...]] = set()
     for block in summary.blocks:
-        for method in block.methods:
-            if method.run_ids in seen:  # zero-shot stands in every block of its data
+        for ranked in block.rows:
+            if ranked.row.run_ids in seen:  # zero-shot stands in every block of its data
                 continue
-            seen.add(method.run_ids)
-            records = [by_id[i] for i in method.run_ids]
-            ok = tuple(r for r in records if r.status == "ok")
-            entries.append(
-                Entry(
-                    number=len(entries) + 1,
-                    block=block,
-                    method=method,
-                    records=ok,
-                    failed=tuple(r for r in records if r.status != "ok"),
-                    folders=tuple(run_folder(store, r) for r in ok),
-                    style=looks.index(_look(method)),
-                )
-            )
+            seen.add(ranked.row.run_ids)
+            style = looks.index(_look(ranked.row))
+            entries.append(Entry(len(entries) + 1, block, ranked, style))
     return entries
 
 
-def _without_model(method: MethodSummary) -> str:
-    return method.label.removesuffix(f" on {method.model or 'no model'}")
-
-
-def _look(method: MethodSummary) -> tuple[str, str]:
+def _look(row: Row) -> tuple[str, str]:
     """Return what has one colour and shape all over the page."""
-    return _without_model(method), method.model or ""
+    return row.label, row.model or ""
 
 
 def _filters(entries: Sequence[Entry]) -> list[tuple[str, str, list[str]]]:
@@ -418,22 +370,26 @@ COLUMNS: Final = (
 
 
 def _cells(e: Entry) -> list[Cell]:
-    m = e.method
-    accuracy = interval_cell(m.accuracy)
+    m = e.row
+    accuracy = format_interval(m.accuracy)
     value, _, interval = accuracy.partition(" ")
-    shots = e.first.data.shots
+    shots = m.first.data.shots
     return [
-        Cell(m.method, e.label, ", ".join([m.recipe or "no recipe", *_settings_shown(e)])),
+        Cell(
+            m.first.method.name,
+            e.label,
+            ", ".join([m.first.method.recipe or "no recipe", *m.group.settings]),
+        ),
         Cell(value, m.accuracy.value if m.accuracy else None, interval),
-        Cell(m.letters, m.letters or None),
+        Cell(e.ranked.letters, e.ranked.letters or None),
         Cell(place(e.block), place(e.block)),
         Cell(m.model or NOTHING, m.model),
-        Cell(e.shots, 0 if e.unlearnt else float(shots) if shots else 1e9),
+        Cell(e.shots, 0 if not e.trained else float(shots) if shots else 1e9),
         _fraction(m.val_accuracy.value if m.val_accuracy else None),
-        _fraction(m.macro_f1),
-        _figure(e.metric("nll"), "nats"),
-        _fraction(e.metric("ece")),
-        _fraction(e.metric("ece_calibrated")),
+        _fraction(m.mean("macro_f1")),
+        _figure(m.mean("nll"), "nats"),
+        _fraction(m.mean("ece")),
+        _fraction(m.mean("ece_calibrated")),
         Cell(
             NOTHING if m.n_trainable_params is None else f"{m.n_trainable_params:,}",
             m.n_trainable_params,
@@ -441,17 +397,10 @@ def _cells(e: Entry) -> list[Cell]:
         _figure(m.fit_seconds, "seconds"),
         _figure(m.encode_seconds, "seconds"),
         _figure(m.peak_memory_bytes, "bytes"),
-        Cell(f"{len(m.seeds)}" + (f" ({m.failed} failed)" if m.failed else ""), len(m.seeds)),
+        Cell(f"{len(m.ok)}" + (f" ({len(m.failed)} failed)" if m.failed else ""), len(m.ok)),
         Cell(f"{m.accuracy.n:,}" if m.accuracy else NOTHING, m.accuracy.n if m.accuracy else None),
         Cell(", ".join(m.flags), ", ".join(m.flags) or None),
     ]
-
-
-def _settings_shown(e: Entry) -> list[str]:
-    """Return what tells the row apart from those that look alike."""
-    title = method_title(e.method.method, e.method.recipe)
-    rest = e.label.removeprefix(title).removeprefix(", ")
-    return [rest] if rest else []
 
 
 def _fraction(value: float | None) -> Cell:
@@ -459,7 +408,7 @@ def _fraction(value: float | None) -> Cell:
 
 
 def _figure(value: float | None, unit: str) -> Cell:
-    return Cell(figure(value, unit), value)
+    return Cell(format_value(value, unit), value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,12 +419,12 @@ class Finding:
     data: Mapping[str, str]
     verdict: str
     comparisons: Sequence[Comparison]
-    lead: MethodSummary | None
+    lead: RankedRow | None
     second: Comparison | None
 
 
 def _finding(block: Block) -> Finding:
-    ranked = [m for m in block.methods if m.accuracy]
+    ranked = [r for r in block.rows if r.row.accuracy]
     lead = ranked[0] if ranked else None
     rival = next(
         (
@@ -496,7 +445,7 @@ def _finding(block: Block) -> Finding:
     else:
         verdict = "not told apart from the runner-up"
     data = {"data": place(block)}
-    if block.shots is not None or any(not m.method.endswith("/zero_shot") for m in block.methods):
+    if block.shots is not None or any(r.row.first.method.uses_train for r in block.rows):
         data["shots"] = "all" if block.shots is None else str(block.shots)
     return Finding(block, data, verdict, block.comparisons, lead, rival)
 
@@ -527,7 +476,7 @@ class Panel:
 def _shots_panels(entries: Sequence[Entry]) -> list[Panel]:
     panels = []
     for title, members in _by_model(entries):
-        taught = sorted((e for e in members if not e.unlearnt), key=lambda e: e.style)
+        taught = sorted((e for e in members if e.trained), key=lambda e: e.style)
         names = sorted({e.shots for e in taught}, key=_in_order)
         if len(names) < 2:
             continue
@@ -542,7 +491,7 @@ def _shots_panels(entries: Sequence[Entry]) -> list[Panel]:
             data = {k: v for k, v in line[0].data.items() if k != "shots"}
             series.append(_svg.Series(line[0].style, points, data))
             legend.append(Legend(str(label), line[0].style, data))
-        for e in (e for e in members if e.unlearnt and e.method.accuracy):
+        for e in (e for e in members if not e.trained and e.row.accuracy):
             level = _point(-0.5, e)
             ends = [level, _svg.Point(len(names) - 0.5, level.y)]
             series.append(_svg.Series(e.style, ends, e.data, dashed=True, marks=False))
@@ -573,9 +522,9 @@ def _by_model(entries: Sequence[Entry]) -> list[tuple[tuple[str, str | None], li
     """Return the members of every chart; a method without a model stands in the charts of all models."""
     found: list[tuple[tuple[str, str | None], list[Entry]]] = []
     for (where,), members in _grouped(entries, lambda e: (place(e.block),)).items():
-        models: list[str | None] = [*sorted({e.method.model for e in members if e.method.model})]
+        models: list[str | None] = [*sorted({e.row.model for e in members if e.row.model})]
         found += [
-            ((where, model), [e for e in members if e.method.model in {model, None}])
+            ((where, model), [e for e in members if e.row.model in {model, None}])
             for model in models or [None]
         ]
     return found
@@ -590,10 +539,10 @@ COSTS: Final = (
 
 def _cost(e: Entry, kind: str) -> float | None:
     if kind == "parameters":
-        return e.method.n_trainable_params
+        return e.row.n_trainable_params
     if kind == "seconds":
-        return _mean(r.cost.cold_seconds for r in e.records)
-    peak = e.method.peak_memory_bytes
+        return e.row.cold_seconds
+    peak = e.row.peak_memory_bytes
     return None if peak is None else peak / 2**20
 
 
@@ -602,11 +551,11 @@ def _cost_panels(entries: Sequence[Entry]) -> list[Panel]:
     for title, members in _grouped(entries, lambda e: (place(e.block),)).items():
         for kind, name in COSTS:
             known = [
-                (e, c) for e in members if (c := _cost(e, kind)) is not None and e.method.accuracy
+                (e, c) for e in members if (c := _cost(e, kind)) is not None and e.row.accuracy
             ]
             if len(known) < 2:
                 continue
-            several = len({e.method.model for e, _ in known if e.method.model}) > 1
+            several = len({e.row.model for e, _ in known if e.row.model}) > 1
             x, at = _svg.log_axis(name, [c for _, c in known])
             fronts = _fronts(known)
             on_front = {e.number for _, front in fronts for e, _ in front}
@@ -632,9 +581,7 @@ def _cost_panels(entries: Sequence[Entry]) -> list[Panel]:
                 point = _point(at[c], e, note=f"{cost} {name}", ring=e.number in on_front)
                 series.append(_svg.Series(e.style, [point], e.data))
                 data = {k: v for k, v in e.data.items() if k in {"method", "model"}}
-                name_shown = (
-                    f"{e.label} on {e.method.model}" if several and e.method.model else e.label
-                )
+                name_shown = f"{e.label} on {e.row.model}" if several and e.row.model else e.label
                 legend.setdefault(name_shown, Legend(name_shown, e.style, data))
             y = _svg.linear_axis("accuracy, %", _heights(series), factor=100)
             label = f"Accuracy against {name}, {_joined(title)}"
@@ -649,23 +596,23 @@ def _fronts(
 ) -> list[tuple[str, list[tuple[Entry, float]]]]:
     """Return the methods that no other beats, for every number of shots; zero-shot competes everywhere."""
     found = []
-    for shots in sorted({e.shots for e, _ in known if not e.unlearnt}, key=_in_order):
-        rivals = [(e, c) for e, c in known if e.unlearnt or e.shots == shots]
+    for shots in sorted({e.shots for e, _ in known if e.trained}, key=_in_order):
+        rivals = [(e, c) for e, c in known if not e.trained or e.shots == shots]
         front = [rivals[i] for i in pareto([(c, _accuracy(e)) for e, c in rivals])]
         found.append((shots, front))
     return found
 
 
 def _point(x: float, e: Entry, *, note: str = "", ring: bool = False) -> Point:
-    accuracy = e.method.accuracy
+    accuracy = e.row.accuracy
     low, high = (accuracy.low, accuracy.high) if accuracy else (None, None)
-    model = f" on {e.method.model}" if e.method.model else ""
-    title = f"{e.title}{model}: {interval_cell(accuracy)} %" + (f"; {note}" if note else "")
+    model = f" on {e.row.model}" if e.row.model else ""
+    title = f"{e.title}{model}: {format_interval(accuracy)} %" + (f"; {note}" if note else "")
     return _svg.Point(x, _accuracy(e), low, high, title, ring)
 
 
 def _accuracy(e: Entry) -> float:
-    return e.method.accuracy.value if e.method.accuracy else 0.0
+    return e.row.accuracy.value if e.row.accuracy else 0.0
 
 
 def _heights(series: Iterable[Series]) -> list[float]:
@@ -677,31 +624,20 @@ def _heights(series: Iterable[Series]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassRow:
-    """One class in a table."""
-
-    name: str
-    support: int
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True, slots=True)
 class ClassCard:
     """Figures by class and the confusion matrix, means over seeds."""
 
     entry: Entry
-    rows: Sequence[ClassRow]
+    rows: Sequence[ClassFigures]
     left_out: int
     heat: str  # empty for very many classes
     confusions: Sequence[tuple[str, str, float]]
 
 
 def _class_card(e: Entry) -> ClassCard:
-    names = e.classnames
-    true, given, counts = _mean_confusions(e)
-    rows = [ClassRow(c.name, c.support, c.precision, c.recall, c.f1) for c in e.method.classes]
+    names = e.row.classnames
+    true, given, counts = e.row.confusions
+    rows = list(e.row.classes)
     left_out = 0
     if len(rows) > MOST_CLASSES:
         rows = sorted(rows, key=lambda c: (c.recall, c.name))[:HARDEST]
@@ -722,16 +658,6 @@ def _class_card(e: Entry) -> ClassCard:
     )
 
 
-def _mean_confusions(
-    e: Entry,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return the cells of the confusion matrix that are not 0: true classes, classes given, means over seeds."""
-    parts = [p.confusions() for p in e.predictions]
-    true, given, counts = (np.concatenate(x) for x in zip(*parts, strict=True))
-    cells, of_cell = np.unique(np.stack([true, given]), axis=1, return_inverse=True)
-    return cells[0], cells[1], np.bincount(of_cell.ravel(), counts) / len(parts)
-
-
 @dataclass(frozen=True, slots=True)
 class CalibrationCard:
     """Reliability and selective accuracy of a row; without probabilities a note says why."""
@@ -745,13 +671,13 @@ class CalibrationCard:
 
 
 def _calibration_card(e: Entry) -> CalibrationCard:
-    kind = score_kind(e.records[0])
-    temperatures = [r.calibration.temperature if r.calibration else None for r in e.records]
+    kind = score_kind(e.row.ok[0])
+    temperatures = [r.calibration.temperature if r.calibration else None for r in e.row.ok]
     fitted = [t for t in temperatures if t is not None]
     stages: list[tuple[str, int, list[float | None]]] = []
     if kind == "logit":
-        stages.append(("as scored", -1, [None] * len(e.records)))
-    if len(fitted) == len(e.records):
+        stages.append(("as scored", -1, [None] * len(e.row.ok)))
+    if len(fitted) == len(e.row.ok):
         stages.append(("at the temperature of val", e.style, temperatures))
     note = (
         ""
@@ -763,7 +689,7 @@ def _calibration_card(e: Entry) -> CalibrationCard:
         try:
             pairs = [
                 confidences(p, kind=kind, temperature=t)
-                for p, t in zip(e.predictions, values, strict=True)
+                for p, t in zip(e.row.predictions, values, strict=True)
             ]
         except RecordError as err:
             note += f"{err.problem}. "
@@ -808,7 +734,11 @@ def _calibration_card(e: Entry) -> CalibrationCard:
         if coverage
         else "",
         [
-            (name, figure(e.metric(key), unit), figure(e.metric(f"{key}_calibrated"), unit))
+            (
+                name,
+                format_value(e.row.mean(key), unit),
+                format_value(e.row.mean(f"{key}_calibrated"), unit),
+            )
             for name, key, unit in (
                 ("ECE, equal width, %", "ece", "fraction"),
                 ("ECE, equal mass, %", "ece_mass", "fraction"),
@@ -838,12 +768,12 @@ class CurveCard:
 
 
 def _curve_card(e: Entry) -> CurveCard | None:
-    if not any(e.epochs):
+    if not any(e.row.epochs):
         return None
 
     def line(field: str, style: int, name: str, *, dashed: bool = False) -> list[Series]:
         found = []
-        for record, epochs in zip(e.records, e.epochs, strict=True):
+        for record, epochs in zip(e.row.ok, e.row.epochs, strict=True):
             chosen = record.selection.epoch if record.selection else None
             points = [
                 _svg.Point(
@@ -914,11 +844,12 @@ class Exchange:
 
 
 def _exchanges(block: Block, entries: Sequence[Entry], album: _Album) -> Iterable[Exchange]:
-    by_runs = {e.method.run_ids: e for e in entries}
-    members = [by_runs[m.run_ids] for m in block.methods if m.run_ids in by_runs]
-    models = {e.method.model for e in members if e.method.model}
+    by_runs = {e.row.run_ids: e for e in entries}
+    ids = [r.row.run_ids for r in block.rows]
+    members = [by_runs[i] for i in ids if i in by_runs]
+    models = {e.row.model for e in members if e.row.model}
     rivals = [
-        (f"{e.label} on {e.method.model}" if len(models) > 1 and e.method.model else e.label, e)
+        (f"{e.label} on {e.row.model}" if len(models) > 1 and e.row.model else e.label, e)
         for e in members
     ]
     for i, (name, a) in enumerate(rivals):
@@ -943,18 +874,18 @@ def _exchange(
     given_a, given_b = a.answers[3][of_a], b.answers[3][of_b]
     fixed = np.flatnonzero((right_a > 0.5) & (right_b < 0.5))
     broken = np.flatnonzero((right_a < 0.5) & (right_b > 0.5))
-    names = a.classnames
+    names = a.row.classnames
 
     def samples(rows: NDArray[np.int64], gain: NDArray[np.float64]) -> list[Sample]:
         chosen = _varied(rows, labels[rows], gain[rows])[:SAMPLES]
         return [
             Sample(str(ids[k]), names[labels[k]], names[given_a[k]], names[given_b[k]],
-                   *album.show(a.first, str(ids[k])))
+                   *album.show(a.row.first, str(ids[k])))
             for k in chosen
         ]  # fmt: skip
 
     data = {"data": place(block), "method": a.label, "method2": b.label}
-    if not (a.unlearnt and b.unlearnt):
+    if a.trained or b.trained:
         data["shots"] = "all" if block.shots is None else str(block.shots)
     return Exchange(
         title=block.title,
@@ -1082,7 +1013,7 @@ class RecipeRow:
 def _recipes(entries: Sequence[Entry]) -> list[RecipeRow]:
     found: dict[str, list[RunRecord]] = {}
     for e in entries:
-        for r in (*e.records, *e.failed):
+        for r in (*e.row.ok, *e.row.failed):
             own = {"m": r.method.model_dump(mode="json"), "s": r.config.get("method")}
             found.setdefault(canonical_json(own), []).append(r)
     rows = []

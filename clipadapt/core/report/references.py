@@ -1,13 +1,14 @@
-"""Published numbers, to be set beside one's own: ``configs/references/*.yaml``.
+"""Published numbers, shown next to one's own: ``configs/references/*.yaml``.
 
-A number fits a run where data set, training data, model, method, shots, the very templates and the settings it names
-are the same. Where what decides the number still differs (another split or a part of it, other or fewer classes, other
-names of them, images that could not be read, other arithmetic), :func:`caveats` says so and a table must repeat it:
-such numbers are not comparable.
+A number matches a run if dataset, training data, model, method, shots, prompt templates and the settings it names are
+the same; :func:`differences` lists what is not. A number that matches may still not be comparable: another split or a
+subset of it, other classes or class names, unreadable images, another dtype. :func:`caveats` lists these reasons, and
+every table repeats them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,21 +48,21 @@ class Reference(StrictModel):
 
     Attributes:
         source: Paper and table, or repository and file.
-        note: What a reader must know, or an empty string.
-        dataset: Data set judged on, as ``--dataset`` takes it.
-        trained_on: Data set learnt from, None for the same.
-        models: Names of the backbone, any of them.
+        note: Remark for readers, or an empty string.
+        dataset: Dataset evaluated, as given to ``--dataset``.
+        trained_on: Dataset trained on, None for the same.
+        models: Equivalent names of the backbone.
         method: Registered name.
         shots: Training examples per class, None for all.
-        templates: Prompt templates, in any order, or the name of a set of them; None where there are none.
+        templates: Prompt templates, in any order, or the name of a template set; None if there are none.
         where: Settings that must have these values, by dotted key.
-        n_test: Examples judged, None where it is not said.
-        n_classes: Classes judged among, None where it is not said.
-        classnames_sha256: Hash of the class names in their order, as in a record; None where none go into prompts.
-        dtypes: Arithmetic of the model that does not change the number: what was used, and what is at least as exact.
+        n_test: Evaluated examples, None if not published.
+        n_classes: Number of classes, None if not published.
+        classnames_sha256: Hash of the class names in their order, as in a record; None if they are not in prompts.
+        dtypes: Dtypes of the model with which the number is comparable: the one used, and more precise ones.
         val: Metrics on val, by name, as in a record.
         test: Metrics on test, by name, as in a record.
-        n_trainable_params: Parameters learnt, or None.
+        n_trainable_params: Trainable parameters, or None.
         n_total_params: Parameters of the whole classifier, or None.
     """
 
@@ -85,7 +86,7 @@ class Reference(StrictModel):
 
     @property
     def prompts(self) -> tuple[str, ...] | None:
-        """The templates themselves."""
+        """The prompt templates, with the name of a set resolved."""
         return (
             _template_sets()[self.templates] if isinstance(self.templates, str) else self.templates
         )
@@ -94,44 +95,68 @@ class Reference(StrictModel):
     @classmethod
     def _known(cls, templates: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if isinstance(templates, str) and templates not in _template_sets():
-            raise ValueError(f"no set of templates is called '{templates}'")
+            raise ValueError(f"there is no template set '{templates}'")
         return templates
 
     def value(self, metric: str, split: str) -> float | None:
-        """Return a figure of ``val`` or ``test``, None where it was not published."""
+        """Return a metric on ``val`` or ``test``, None if it was not published."""
         return {"val": self.val, "test": self.test}.get(split, {}).get(metric)
 
     @property
     def cited(self) -> str:
-        """Source and note in one line."""
+        """Source and note on one line."""
         return f"{self.source} ({self.note})" if self.note else self.source
 
 
-def references_for(record: RunRecord) -> list[Reference]:
-    """Return the published numbers that fit a run in everything but, perhaps, its examples; see :func:`caveats`."""
-    return [r for r in all_references() if _same_kind(record, r) and not differences(record, r)]
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published number for a row of runs.
 
-
-def nearest_references(record: RunRecord) -> list[Reference]:
-    """Return the numbers that fit a run, or else the one of its method, shots and data family that comes nearest.
-
-    ``rotten_tomatoes:offline`` is of the family ``rotten_tomatoes``. The nearest has the fewest
-    :func:`differences`; it is the first of the files among equals.
+    Attributes:
+        reference: The number and its source.
+        differences: What does not match; empty if the number matches.
+        caveats: Why the number is not comparable even so.
     """
-    found = [r for r in all_references() if _same_kind(record, r)]
-    nearest = sorted(found, key=lambda r: len(differences(record, r)))[:1]
-    return references_for(record) or nearest
+
+    reference: Reference
+    differences: tuple[str, ...]
+    caveats: tuple[str, ...]
+
+    @property
+    def not_comparable(self) -> tuple[str, ...]:
+        """Every reason against a comparison."""
+        return tuple(dict.fromkeys([*self.differences, *self.caveats]))
+
+
+def published_for(records: Sequence[RunRecord]) -> tuple[Published, ...]:
+    """Return the published numbers that match runs which differ in their seed, or else the nearest one.
+
+    The nearest is of the same method, shots and dataset family (``rotten_tomatoes:offline`` belongs to
+    ``rotten_tomatoes``) and has the fewest :func:`differences`; of several, it is the first in the files.
+    """
+    first = records[0]
+    found = [(r, differences(first, r)) for r in all_references() if _same_kind(first, r)]
+    matching = [(r, unlike) for r, unlike in found if not unlike]
+    nearest = sorted(found, key=lambda pair: len(pair[1]))[:1]
+    return tuple(
+        Published(
+            reference,
+            unlike,
+            tuple(dict.fromkeys(words for r in records for words in caveats(r, reference))),
+        )
+        for reference, unlike in matching or nearest
+    )
 
 
 def differences(record: RunRecord, reference: Reference) -> tuple[str, ...]:
-    """Return what of the key differs between a run and a published number, in words; empty where it fits."""
+    """Return what does not match between a run and a published number, in words; empty if it matches."""
     model = record.model.name if record.model else None
     found = []
     if _plain(record.evaluation.dataset) != _plain(reference.dataset):
         found.append(f"data {record.evaluation.dataset}, published on {reference.dataset}")
-    learnt_from = reference.trained_on or reference.dataset
-    if not _learns_nothing(record) and _family(record.data.name) != _family(learnt_from):
-        found.append(f"learnt from {record.data.name}, published from {learnt_from}")
+    trained_on = reference.trained_on or reference.dataset
+    if record.method.uses_train and _family(record.data.name) != _family(trained_on):
+        found.append(f"trained on {record.data.name}, published for training on {trained_on}")
     if model not in reference.models:
         found.append(f"model {model or 'none'}, published with {reference.models[0]}")
     if reference.prompts is not None:
@@ -151,43 +176,43 @@ def _other_templates(own: Sequence[str], published: Sequence[str]) -> list[str]:
     if len(own) == 1:
         return [f"template '{own[0]}', published with '{published[0]}'"]
     others = len(set(own) - set(published))
-    return [f"{len(own)} templates, {others} of them not the published ones"]
+    return [f"{len(own)} templates, {others} of them not among those published"]
 
 
 def caveats(record: RunRecord, reference: Reference) -> tuple[str, ...]:
-    """Return why a number that fits is not comparable all the same; empty where it is.
+    """Return why a number that matches is not comparable; empty if it is.
 
-    What decides it: the examples, the classes among which is chosen and their names, and the arithmetic.
+    It depends on the examples, the classes and their names, and the dtype.
     """
     found = [words for flag, words in UNLIKE.items() if flag in record.flags]
-    # The published size is that of test; nothing is known of val's.
-    judged, data = record.evaluation, record.data
-    if judged.split == "test" and reference.n_test not in {None, data.n_test}:
+    # The published size is that of test; the size of val is unknown.
+    evaluation, data = record.evaluation, record.data
+    if evaluation.split == "test" and reference.n_test not in {None, data.n_test}:
         found.append(f"evaluated on {data.n_test:,} examples, published on {reference.n_test:,}")
     elif _setting(record.config, "data.limit") is not None:
         found.append(f"evaluated on {data.n_test:,} examples only")
     if data.skipped:
-        found.append(f"{data.skipped:,} examples could not be read and were left out")
-    if judged.classes != "all":
-        found.append(f"evaluated among the {judged.classes} classes, published among all")
+        found.append(f"{data.skipped:,} examples could not be read")
+    if evaluation.classes != "all":
+        found.append(f"evaluated on the {evaluation.classes} classes, published on all")
     elif reference.n_classes not in {None, _n_classes(record)}:
         found.append(
-            f"evaluated among {_n_classes(record):,} classes, published among {reference.n_classes:,}"
+            f"evaluated on {_n_classes(record):,} classes, published on {reference.n_classes:,}"
         )
-    elif reference.classnames_sha256 not in {None, judged.classnames_sha256}:
-        found.append("other class names, or another order of them")
+    elif reference.classnames_sha256 not in {None, evaluation.classnames_sha256}:
+        found.append("other class names, or in another order")
     elif reference.prompts is not None and _setting(record.config, "data.classnames") is not None:
         found.append("your own class names")
-    learnt = _setting(record.config, "data.classes")
-    if not _learns_nothing(record) and learnt not in {None, "all"} and judged.classes == "all":
-        found.append(f"trained on the {learnt} classes, published on all")
+    trained = _setting(record.config, "data.classes")
+    if record.method.uses_train and trained not in {None, "all"} and evaluation.classes == "all":
+        found.append(f"trained on the {trained} classes, published on all")
     if record.model is not None and record.model.dtype not in reference.dtypes:
         found.append(f"computed in {record.model.dtype}, published in {reference.dtypes[-1]}")
     return tuple(found)
 
 
 def _n_classes(record: RunRecord) -> int:
-    """Return the number of classes judged among; those learnt from may be others."""
+    """Return the number of evaluated classes, which may differ from those trained on."""
     names: Any = (record.per_class or {}).get("classnames")
     return len(names) if names else record.data.n_classes
 
@@ -221,15 +246,15 @@ def parse(
     origin: str,
     datasets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Reference]:
-    """Turn groups of numbers into references: a number's own keys go before those of its group.
+    """Return the references in groups of numbers.
 
     Args:
-        groups: Groups as in a file.
-        origin: The file's name, for messages.
-        datasets: Keys of every number on a data set, by its name; those of group and number go before them.
+        groups: Groups as in a file; their keys hold for each of their numbers, unless the number overrides them.
+        origin: Name of the file, for messages.
+        datasets: Default keys of every number on a dataset, by its name.
 
     Raises:
-        ConfigError: If one is not valid.
+        ConfigError: If a number is not valid.
     """
     out = []
     for group in groups:
@@ -243,7 +268,7 @@ def parse(
                 fault = err.errors(include_url=False)[0]
                 where = ".".join(str(part) for part in fault["loc"])
                 raise ConfigError(
-                    f"{origin} is no file of published numbers: {where}: {fault['msg']} in {number}"
+                    f"{origin} is not a valid file of published numbers: {where}: {fault['msg']} in {number}"
                 ) from None
     return out
 
@@ -251,13 +276,9 @@ def parse(
 def _same_kind(record: RunRecord, reference: Reference) -> bool:
     return (
         record.method.name == reference.method
-        and (record.data.shots == reference.shots or _learns_nothing(record))
+        and (record.data.shots == reference.shots or not record.method.uses_train)
         and _family(record.evaluation.dataset) == _family(reference.dataset)
     )
-
-
-def _learns_nothing(record: RunRecord) -> bool:
-    return record.method.name.endswith("/zero_shot")
 
 
 def _family(dataset: str) -> str:

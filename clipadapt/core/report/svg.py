@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clipadapt.core.report.tables import escape_html as escape
+from clipadapt.core.report.formats import escape_html as escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -58,6 +58,7 @@ def save_run(
         "evaluation__dataset": DATA,
         "evaluation__templates": ["a photo of a {}."],
         "method__name": method,
+        "method__uses_train": not method.endswith("zero_shot"),
         "method__recipe": "own",
         "method__deviations": [f"reads {PATH}"],
         "calibration": {"temperature": temperature},

@@ -53,9 +53,9 @@ def seeds(store, counts):
     return store.load_all()
 
 
-def row(store, metric="accuracy"):
-    (found,) = build_table(store.load_all(), metric=metric, store=store).rows
-    return found
+def measured(store, metric="accuracy"):
+    (line,) = build_table(store.load_all(), metric=metric, store=store).lines
+    return line.interval
 
 
 @pytest.mark.parametrize("counts", [(90,), (90, 90, 90), (90, 90, 91), (100, 100, 100), (70, 90)])
@@ -80,25 +80,25 @@ def test_table_summary_page_csv_and_latex_show_the_same_interval(store, counts):
 def test_equal_seeds_have_the_interval_of_one_fit_and_nearly_equal_ones_nearly_that(
     store, tmp_path
 ):
-    (equal,) = {(r.low, r.high) for r in [_row(tmp_path / "a", (90, 90, 90))]}
-    near = _row(tmp_path / "b", (90, 90, 91))
+    equal = _interval(tmp_path / "a", (90, 90, 90))
+    near = _interval(tmp_path / "b", (90, 90, 91))
     one = wilson(90, 100)
 
-    assert equal == (one.low, one.high)
+    assert (equal.low, equal.high) == (one.low, one.high)
     assert (near.low, near.high) == pytest.approx((one.low, one.high), abs=0.01)
 
 
-def _row(folder, counts):
+def _interval(folder, counts):
     store = RunStore(folder)
     seeds(store, counts)
-    return row(store)
+    return measured(store)
 
 
 @pytest.mark.parametrize("metric", OF_CLASSES)
 @pytest.mark.parametrize("counts", [(100,), (100, 100, 100), (99, 100, 100), (0, 0), (1, 0)])
 def test_no_interval_is_of_width_zero_or_leaves_its_range(store, metric, counts):
     seeds(store, counts)
-    found = row(store, metric)
+    found = measured(store, metric)
     assert 0 <= found.low <= found.value + 1e-12
     assert found.value - 1e-12 <= found.high <= 1
     assert found.high - found.low > 0.01
@@ -107,16 +107,16 @@ def test_no_interval_is_of_width_zero_or_leaves_its_range(store, metric, counts)
 @pytest.mark.parametrize("metric", [*OF_CLASSES, "nll", "brier_calibrated"])
 def test_a_seed_more_that_is_a_copy_changes_nothing(store, metric):
     save(store, 83, seed=1)
-    one = row(store, metric)
+    one = measured(store, metric)
     save(store, 83, seed=2)
-    two = row(store, metric)
-    assert (two.seeds, two.value) == (2, pytest.approx(one.value))
+    two = measured(store, metric)
+    assert two.value == pytest.approx(one.value)
     assert (two.low, two.high) == pytest.approx((one.low, one.high), abs=1e-9)
 
 
 def test_what_is_no_mean_over_examples_has_no_interval(store):
     seeds(store, (90, 91))
-    assert (row(store, "ece").low, row(store, "aurc").high) == (None, None)
+    assert (measured(store, "ece").low, measured(store, "aurc").high) == (None, None)
 
 
 def test_h_of_perfect_accuracies_is_not_certain(store):
@@ -125,7 +125,7 @@ def test_h_of_perfect_accuracies_is_not_certain(store):
             save(store, 100, seed=seed, evaluation__classes=classes)
 
     table = build_table(store.load_all(), store=store)
-    (h,) = [r for r in table.rows if r.classes == "H"]
+    (h,) = [line.interval for line in table.lines if line.classes == "H"]
     perfect = np.ones((2, 100), dtype=bool)
     expected = harmonic_interval(perfect, perfect)
 
@@ -143,7 +143,7 @@ def test_predictions_that_cannot_be_read_cost_the_interval_and_are_named(store):
 
     table = build_table(store.load_all(), store=store)
 
-    (found,) = table.rows
+    found = table.lines[0].interval
     assert (found.value, found.low) == (pytest.approx(0.91), None)
     assert any(str(damaged) in note for note in table.notes)
 
@@ -152,7 +152,7 @@ def test_the_limit_of_the_data_stands_in_the_table_even_where_all_rows_have_it(s
     config = {"data": {"name": "x", "limit": 100}, "method": {"name": "clip/coop"}}
     save(store, 90, config=config)
     assert "data.limit=100" in render(build_table(store.load_all(), store=store))
-    assert "data.limit=100" in build_summary(store).blocks[0].methods[0].label
+    assert "data.limit=100" in build_summary(store).blocks[0].rows[0].label
 
 
 def test_states_of_a_data_set_that_is_only_judged_are_rows_of_their_own(store):
@@ -167,9 +167,9 @@ def test_states_of_a_data_set_that_is_only_judged_are_rows_of_their_own(store):
             evaluation__sha256=sha * 8,
         )
 
-    rows = build_table(store.load_all(), store=store).rows
+    lines = build_table(store.load_all(), store=store).lines
 
-    assert {(r.seeds, r.settings) for r in rows} == {
+    assert {(x.seeds, x.row.group.settings) for x in lines} == {
         (1, ("evaluation data=11112222",)),
         (2, ("evaluation data=33334444",)),
     }
@@ -183,7 +183,7 @@ def test_old_and_new_macro_f1_are_not_mixed(store):
     table = build_table(store.load_all(), metric="macro_f1", store=store)
     assert any("an earlier version" in note for note in table.notes)
     save(store, 90, seed=2)
-    assert build_summary(store).blocks[0].methods[0].macro_f1 is None
-    assert row(store).seeds == 2
+    assert build_summary(store).blocks[0].rows[0].row.mean("macro_f1") is None
+    assert build_table(store.load_all(), store=store).lines[0].seeds == 2
     with pytest.raises(Exception, match=r"metrics_version: 1 in .*, 2 in"):
         build_table(store.load_all(), metric="macro_f1", store=store)

@@ -15,7 +15,8 @@ from clipadapt.core.api.errors import ClipAdaptError, RecordError
 from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report import page as report
-from clipadapt.core.report.summary import build_summary, interval_cell
+from clipadapt.core.report.formats import format_interval
+from clipadapt.core.report.summary import build_summary
 from clipadapt.core.report.tables import build_table, render
 from tests.unit.core.records.test_records import make_record, metric
 from tests.unit.core.report.report_runs import DATA, HOSTILE, NAMES, PATH, save_all, save_run
@@ -62,8 +63,8 @@ def page(html) -> Reader:
 def test_every_row_shows_the_figures_of_the_summary(store, page):
     shown = page.text("leaderboard")
     for block in build_summary(store).blocks:
-        for method in block.methods:
-            assert interval_cell(method.accuracy).split(" ")[0] in shown
+        for ranked in block.rows:
+            assert format_interval(ranked.row.accuracy).split(" ")[0] in shown
     rows = [a for tag, a in page.tags if tag == "tr" and "data-method" in a]
     # zero-shot and the margins once, two methods at three numbers of shots, the failure
     assert len(rows) == 1 + 1 + 6 + 1
@@ -166,7 +167,7 @@ def test_unlike_records_are_not_averaged(tmp_path):
     save_run(store, "clip/coop", 1.0, seed=1)
     save_run(store, "clip/coop", 1.0, seed=2, model__weights_sha256="other")
 
-    with pytest.raises(RecordError, match=r"not alike(.|\n)*model.weights_sha256"):
+    with pytest.raises(RecordError, match=r"cannot be averaged(.|\n)*model.weights_sha256"):
         report.build_report(tmp_path)
 
 

@@ -11,14 +11,23 @@ from clipadapt.core.report.references import (
     all_references,
     caveats,
     differences,
-    nearest_references,
     parse,
-    references_for,
+    published_for,
 )
 from clipadapt.core.report.tables import build_table, render
 from clipadapt.datasets._imagenet import CLASSNAMES, TEMPLATES_7, TEMPLATES_80, WNIDS
 from clipadapt.datasets._wnid import imagenet_names
 from tests.unit.core.records.test_records import make_record, metric
+
+
+def references_for(record):
+    """The numbers that match."""
+    return [p.reference for p in published_for([record]) if not p.differences]
+
+
+def nearest_references(record):
+    return [p.reference for p in published_for([record])]
+
 
 SVM = {"kernel": "rbf", "C": 1.0, "C_grid": [], "pooling": "cls", "layer": -1, "standardize": False}
 
@@ -50,6 +59,7 @@ TEMPLATES = {1: ["a photo of a {}."], 7: list(TEMPLATES_7), 80: list(TEMPLATES_8
 def zero_shot(dataset, model, n_templates, **changes):
     fields = {
         "method__name": "clip/zero_shot",
+        "method__uses_train": False,
         "evaluation__dataset": dataset,
         "evaluation__templates": TEMPLATES[n_templates],
         "evaluation__classnames_sha256": classnames_sha256(CLASSNAMES),
@@ -98,7 +108,7 @@ def test_the_sentiment_tracks(method, settings, val, test, parameters):
         ({"dataset": "rotten_tomatoes:offline"}, "data rotten_tomatoes:offline, published on rotten_tomatoes"),
         ({"model__name": "minilm"}, "model minilm, published with distilbert-base-uncased"),
         ({"settings": {**SVM, "kernel": "linear"}}, "method.kernel=linear, published with rbf"),
-        ({"data__name": "csv:mine.csv"}, "learnt from csv:mine.csv, published from rotten_tomatoes"),
+        ({"data__name": "csv:mine.csv"}, "trained on csv:mine.csv, published for training on rotten_tomatoes"),
     ],
 )  # fmt: skip
 def test_what_differs_is_named_and_does_not_fit(changes, words):
@@ -145,18 +155,18 @@ def test_the_same_in_all_that_decides_it_is_comparable():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"evaluation__classes": "base"}, "evaluated among the base classes, published among all"),
-        ({"data__n_classes": 7}, "evaluated among 7 classes, published among 1,000"),
+        ({"evaluation__classes": "base"}, "evaluated on the base classes, published on all"),
+        ({"data__n_classes": 7}, "evaluated on 7 classes, published on 1,000"),
         (
             {"per_class": {"classnames": list("abcdefg")}},
-            "evaluated among 7 classes, published among 1,000",
+            "evaluated on 7 classes, published on 1,000",
         ),
         (
             {"evaluation__classnames_sha256": classnames_sha256(CLASSNAMES[::-1])},
-            "other class names, or another order of them",
+            "other class names, or in another order",
         ),
         ({"model__dtype": "bf16"}, "computed in bf16, published in fp16"),
-        ({"data__skipped": 3}, "3 examples could not be read and were left out"),
+        ({"data__skipped": 3}, "3 examples could not be read"),
         ({"data__n_test": 49_000}, "evaluated on 49,000 examples, published on 50,000"),
         ({"flags": ("not_the_official_data",)}, "not the official data"),
     ],
@@ -173,13 +183,14 @@ def test_what_decides_a_number_is_compared(changes, words):
 def test_seven_of_the_200_classes_of_imagenet_r_are_another_task():
     record = zero_shot("imagenet-r", MODEL, 80, data__n_classes=7, data__n_test=30_000)
     assert caveats(record, references_for(record)[0]) == (
-        "evaluated among 7 classes, published among 200",
+        "evaluated on 7 classes, published on 200",
     )
 
 
 def test_a_method_that_learnt_the_base_classes_alone_is_not_comparable():
     changes = {
         "method__name": "clip/coop",
+        "method__uses_train": True,
         "model__name": "RN50-quickgelu/openai",
         "data__shots": 16,
     }
@@ -194,7 +205,7 @@ def test_templates_are_compared_by_content():
     record = zero_shot("imagenet", MODEL, 80, evaluation__templates=own)
     assert references_for(record) == []
     (near,) = nearest_references(record)
-    assert differences(record, near) == ("80 templates, 1 of them not the published ones",)
+    assert differences(record, near) == ("80 templates, 1 of them not among those published",)
     backwards = zero_shot("imagenet", MODEL, 80, evaluation__templates=TEMPLATES[80][::-1])
     assert references_for(backwards)
     one = zero_shot("imagenet", MODEL, 1, evaluation__templates=["{}"])
@@ -204,9 +215,9 @@ def test_templates_are_compared_by_content():
 
 def test_the_table_says_why_the_nearest_number_does_not_fit():
     table = build_table([zero_shot("imagenet", MODEL, 7)], reference=True)
-    assert table.rows[0].published == ()
+    assert table.lines[0].published == ()
     assert "7 templates, published with" in table.notes[-1]
-    assert "does not fit clip/zero_shot" in table.notes[-1]
+    assert "does not match clip/zero_shot" in table.notes[-1]
 
 
 def test_hashes_of_class_names_in_the_files_are_those_of_the_data_sets():
@@ -226,6 +237,7 @@ def test_templates_tell_zero_shot_numbers_apart_and_shots_do_not():
 def test_a_shift_of_data_needs_the_data_learnt_from():
     changes = {
         "method__name": "clip/coop",
+        "method__uses_train": True,
         "model__name": "RN50-quickgelu/openai",
         "evaluation__dataset": "imagenet-sketch",
         "data__shots": 16,
@@ -237,7 +249,9 @@ def test_a_shift_of_data_needs_the_data_learnt_from():
 
 
 def test_a_bad_file_names_the_number():
-    with pytest.raises(ConfigError, match=r"x.yaml is no file of published numbers: test.accuracy"):
+    with pytest.raises(
+        ConfigError, match=r"x.yaml is not a valid file of published numbers: test.accuracy"
+    ):
         parse(
             [{"source": "s", "dataset": "d", "models": ["m"], "numbers": [{"method": "a", "test": {"accuracy": "?"}}]}],
             "x.yaml",
@@ -274,7 +288,7 @@ def test_the_table_has_published_figures_where_they_fit_and_only_when_asked():
     assert first.endswith("not comparable: not the official split.")
     assert "not comparable" not in second
     assert near.startswith(
-        "The nearest published number does not fit text/svm on rotten_tomatoes: model minilm,"
+        "The nearest published number does not match text/svm on rotten_tomatoes: model minilm,"
     )
     assert "published" not in header_and_rows(build_table(records))[0]
 
@@ -291,7 +305,7 @@ def test_val_and_other_metrics_have_their_own_published_figures():
 
 def test_a_table_without_a_fit_says_so():
     table = build_table([make_record()], reference=True)
-    assert table.notes[-1].startswith("No published number fits")
+    assert table.notes[-1].startswith("No published number matches")
     assert header_and_rows(table)[1][0][header_and_rows(table)[0].index("published")] == "-"
 
 
@@ -308,7 +322,7 @@ def test_rows_that_learnt_elsewhere_are_told_apart():
         make_record(run_id="a", evaluation__dataset="sketch", data__name="sketch"),
         make_record(run_id="b", evaluation__dataset="sketch", data__name="photo", data__sha256="d2"),
     ]  # fmt: skip
-    assert {r.settings for r in build_table(records).rows} == {
-        ("learnt from=None",),
-        ("learnt from=photo",),
+    assert {x.row.group.settings for x in build_table(records).lines} == {
+        ("trained on=None",),
+        ("trained on=photo",),
     }

@@ -42,6 +42,7 @@ def save(store, method, correct, *, seed=1, split="test", ids=IDS, labels=LABELS
     history = changes.pop("history", None)
     name = f"{method}/{changes.get('method__recipe')}/{changes.get('data__shots')}"
     values = {
+        "method__uses_train": not method.endswith("/zero_shot"),
         "run_id": f"{name}{seed}{split}".encode().hex()[-40:],
         "fit_id": f"{name}{seed}",
         "seed": seed,
@@ -73,6 +74,10 @@ def only(store, **options):
     return block
 
 
+def rows(store):
+    return [r.row for r in only(store).rows]
+
+
 def test_one_row_per_method_with_val_beside_test(store):
     for seed, wrong in ((1, 6), (2, 9), (3, 12)):
         save(store, "text/lora", right(wrong), seed=seed, n_total_params=1_000_000)
@@ -81,10 +86,9 @@ def test_one_row_per_method_with_val_beside_test(store):
 
     block = only(store)
 
-    lora, svm = block.methods
-    assert (lora.label, lora.seeds, svm.label, svm.seeds) == (
-        "text/lora", (1, 2, 3), "text/svm", (1,),
-    )  # fmt: skip
+    lora, svm = (r.row for r in block.rows)
+    assert (lora.label, svm.label) == ("text/lora", "text/svm")
+    assert [[r.seed for r in row.ok] for row in (lora, svm)] == [[1, 2, 3], [1]]
     expected = crossed_interval(np.stack([right(6), right(9), right(12)]))
     assert lora.accuracy == expected
     assert lora.accuracy.value == pytest.approx(1 - 27 / 180)
@@ -105,14 +109,14 @@ def test_means_of_metrics_and_classes_agree_with_scikit_learn(store):
         save(store, "text/lora", correct, seed=seed)
     predicted = [np.where(c, LABELS, 1 - LABELS) for c in draws]
 
-    (lora,) = only(store).methods
+    (lora,) = rows(store)
 
-    assert lora.macro_f1 == pytest.approx(
+    assert lora.mean("macro_f1") == pytest.approx(
         np.mean([f1_score(LABELS, p, average="macro") for p in predicted])
     )
     weighted = [precision_recall_fscore_support(LABELS, p, average="weighted") for p in predicted]
-    assert lora.weighted_precision == pytest.approx(np.mean([w[0] for w in weighted]))
-    assert lora.weighted_recall == pytest.approx(np.mean([w[1] for w in weighted]))
+    assert lora.mean("weighted_precision") == pytest.approx(np.mean([w[0] for w in weighted]))
+    assert lora.mean("weighted_recall") == pytest.approx(np.mean([w[1] for w in weighted]))
     each = np.mean([precision_recall_fscore_support(LABELS, p) for p in predicted], axis=0)
     for c, figures in enumerate(lora.classes):
         got = (figures.precision, figures.recall, figures.f1, figures.support)
@@ -123,7 +127,7 @@ def test_a_class_never_given_counts_zero_without_a_warning(store):
     save(store, "text/svm", LABELS == 1)  # everything is called positive
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (svm,) = only(store).methods
+        (svm,) = rows(store)
     assert (svm.classes[0].precision, svm.classes[0].recall, svm.classes[0].f1) == (0, 0, 0)
 
 
@@ -195,7 +199,7 @@ def test_seeds_that_never_differ_count_once(store):
         save(store, "text/svm", right(20), seed=seed)
         save(store, "text/logreg", right(6), seed=seed)
     block = only(store)
-    assert [m.accuracy for m in block.methods] == [wilson(54, 60), wilson(40, 60)]
+    assert [r.row.accuracy for r in block.rows] == [wilson(54, 60), wilson(40, 60)]
     (pair,) = block.comparisons
     assert (pair.test, pair.p_value) == ("McNemar", pytest.approx(stats.binomtest(14, 14).pvalue))
 
@@ -206,7 +210,7 @@ def test_methods_without_a_common_seed_are_not_compared(store):
             save(store, method, right(5 + seed), seed=seed)
     block = only(store)
     assert block.comparisons == ()
-    assert [m.letters for m in block.methods] == ["a", "b"]  # never compared: no letter in common
+    assert [r.letters for r in block.rows] == ["a", "b"]  # never compared: no letter in common
 
 
 def test_one_seed_each_needs_to_be_the_same_and_zero_shot_shares_every_seed(store):
@@ -218,7 +222,7 @@ def test_one_seed_each_needs_to_be_the_same_and_zero_shot_shares_every_seed(stor
         ("text/lora", "text/zero_shot"),
         ("text/head", "text/zero_shot"),
     }
-    letters = {m.method: set(m.letters) for m in block.methods}
+    letters = {r.label: set(r.letters) for r in block.rows}
     assert not letters["text/lora"] & letters["text/head"]
     assert letters["text/lora"] & letters["text/zero_shot"]
 
@@ -228,7 +232,7 @@ def test_methods_without_common_examples_share_no_letter(store):
     save(store, "text/head", right(5)[30:], ids=IDS[30:], labels=LABELS[30:])
     block = only(store)
     assert block.comparisons == ()
-    assert len({m.letters for m in block.methods}) == 2
+    assert len({r.letters for r in block.rows}) == 2
 
 
 def test_the_p_value_is_where_the_interval_meets_zero():
@@ -265,18 +269,18 @@ def bold(text):
 def test_the_best_is_bold_only_where_it_beats_the_runner_up(store):
     save(store, "text/lora", right(3))
     save(store, "text/head", right(5, start=1))
-    assert [m.best for m in only(store).methods] == [False, False]
+    assert [r.best for r in only(store).rows] == [False, False]
     assert "**" not in render_summary(build_summary(store)).split("### By class")[0]
     save(store, "text/full_finetune", right(0))
     save(store, "text/head", right(30), method__recipe="far")
     block = only(store)
-    assert [m.best for m in block.methods] == [False] * 4  # 60 to 57 is no proof
+    assert [r.best for r in block.rows] == [False] * 4  # 60 to 57 is no proof
 
 
 def test_a_clear_winner_is_marked(store):
     save(store, "text/lora", right(2))
     save(store, "text/svm", right(20))
-    assert [m.best for m in only(store).methods] == [True, False]
+    assert [r.best for r in only(store).rows] == [True, False]
     text = render_summary(build_summary(store))
     assert bold(text) == ["**96.7 [88.6, 99.1]**"]
     assert "<strong>96.7" in render_summary(build_summary(store), "html")
@@ -297,12 +301,12 @@ def test_overfitting_is_shown(store):
     save(store, "text/full_finetune", right(5), history=HISTORY, selection=chosen)
     save(store, "text/svm", right(9), history=[{"C": 1.0, "val_accuracy": 0.8}])
 
-    tuned, svm = only(store).methods
+    tuned, svm = rows(store)
 
-    assert tuned.epochs == (2,)
+    assert tuned.chosen_epochs == (2,)
     assert tuned.loss_rise == pytest.approx(0.62 - 0.37)
     assert tuned.accuracy_gap == pytest.approx(0.92 - 0.84)
-    assert (svm.epochs, svm.loss_rise, svm.accuracy_gap) == ((None,), None, None)
+    assert (svm.chosen_epochs, svm.loss_rise, svm.accuracy_gap) == ((None,), None, None)
     row = next(x for x in render_summary(build_summary(store)).splitlines() if "full" in x)
     assert "| 2 | +0.250 | +8.0 |" in row
 
@@ -313,13 +317,13 @@ def test_blocks_by_shots_share_the_zero_shot_run(store):
         save(store, "clip/coop", right(10), data__shots=shots)
     blocks = build_summary(store).blocks
     assert [b.title for b in blocks] == ["reviews, test, 4 shots", "reviews, test, 16 shots"]
-    assert [[m.method for m in b.methods] for b in blocks] == [["clip/coop", "clip/zero_shot"]] * 2
+    assert [[r.label for r in b.rows] for b in blocks] == [["clip/coop", "clip/zero_shot"]] * 2
 
 
 def test_models_are_named_where_they_differ(store):
     save(store, "text/lora", right(5), model__name="small")
     save(store, "text/lora", right(9), model__name="big", run_id="x", fit_id="y")
-    assert [m.label for m in only(store).methods] == ["text/lora on small", "text/lora on big"]
+    assert [r.label for r in only(store).rows] == ["text/lora on small", "text/lora on big"]
 
 
 def test_failed_runs_are_counted_and_named(store):
@@ -328,10 +332,12 @@ def test_failed_runs_are_counted_and_named(store):
         make_failure(run_id="f", seed=7, method__name="text/svm", method__recipe=None,
                      evaluation__dataset="reviews", data__shots=None)
     )  # fmt: skip
-    lora, svm = only(store).methods
-    assert (svm.failed, svm.accuracy, svm.best, lora.best) == (1, None, False, False)
+    lora, svm = only(store).rows
+    assert (len(svm.row.failed), svm.row.accuracy, svm.best, lora.best) == (1, None, False, False)
     notes = build_summary(store).notes
-    assert notes[0].startswith("1 failed run, in no mean: text/svm on reviews, seed 7")
+    assert notes[0].startswith(
+        "1 failed run, not included in any mean: text/svm on reviews, seed 7"
+    )
 
 
 def test_unlike_runs_are_refused(store):
@@ -349,9 +355,9 @@ def test_states_of_a_data_set_are_blocks_of_their_own_with_their_hash(store):
     summary = build_summary(store)
     assert [b.title for b in summary.blocks] == [f"reviews, data {sha[:8]}, test" for sha in states]
     for block in summary.blocks:
-        assert [len(m.seeds) for m in block.methods] == [1, 1]
-    rows = build_table(store.load_all(), store=store).rows
-    assert {(r.method, r.settings) for r in rows} == {
+        assert [len(r.row.ok) for r in block.rows] == [1, 1]
+    lines = build_table(store.load_all(), store=store).lines
+    assert {(x.row.first.method.name, x.row.group.settings) for x in lines} == {
         (m, (f"data={sha[:8]}",)) for m in ("text/lora", "text/head") for sha in states
     }
 
@@ -361,7 +367,7 @@ def test_a_run_whose_predictions_cannot_be_read_is_left_out_and_named(store):
     lost = store.run_dir(save(store, "text/lora", right(5)))
     (lost / "predictions.npz").write_bytes(b"no archive")
     summary = build_summary(store)
-    assert [m.run_ids for m in summary.blocks[0].methods] == [(kept.run_id,)]
+    assert [r.row.run_ids for r in summary.blocks[0].rows] == [(kept.run_id,)]
     assert str(lost) in summary.notes[0]
 
 
@@ -373,14 +379,14 @@ def test_a_val_run_of_its_own_is_a_block(store):
 def test_only_the_records_named_are_summarised_and_none_is_an_error(store):
     kept = save(store, "text/lora", right(5))
     save(store, "text/svm", right(9))
-    assert [m.method for m in only(store, records=[kept, kept]).methods] == ["text/lora"]
+    assert [r.label for r in only(store, records=[kept, kept]).rows] == ["text/lora"]
     with pytest.raises(RecordError, match="no records"):
         build_summary(store, records=[])
 
 
 def test_runs_below_a_common_folder_are_found(store, tmp_path):
     save(store, "text/lora", right(5))
-    assert only(RunStore(tmp_path)).methods[0].accuracy.value == pytest.approx(55 / 60)
+    assert rows(RunStore(tmp_path))[0].accuracy.value == pytest.approx(55 / 60)
 
 
 def test_published_numbers_say_when_they_are_not_comparable(store):
@@ -395,9 +401,10 @@ def test_published_numbers_say_when_they_are_not_comparable(store):
 
     official, offline = build_summary(store, reference=True).blocks
 
-    (ours,) = official.methods[0].published
-    assert (ours.val_accuracy, ours.test_accuracy, ours.not_comparable) == (0.8415, 0.8293, ())
-    (other,) = offline.methods[0].published
+    (ours,) = official.rows[0].row.published
+    assert (ours.reference.val["accuracy"], ours.reference.test["accuracy"]) == (0.8415, 0.8293)
+    assert ours.not_comparable == ()
+    (other,) = offline.rows[0].row.published
     assert other.not_comparable == (
         "data rotten_tomatoes:offline, published on rotten_tomatoes",
         "not the official split",
@@ -444,7 +451,7 @@ def test_of_many_classes_only_the_hardest_are_printed(store):
     )
     store.save(record, Predictions(IDS, labels, scores))
     summary = build_summary(store)
-    assert len(summary.blocks[0].methods[0].classes) == n
+    assert len(summary.blocks[0].rows[0].row.classes) == n
     text = render_summary(summary)
     assert "20 classes with a higher F1 are left out" in text
     assert "| c00 |" in text

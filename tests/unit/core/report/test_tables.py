@@ -56,8 +56,9 @@ def test_one_seed_keeps_its_own_interval():
 
 
 def test_without_predictions_a_mean_over_seeds_has_no_interval():
-    (row,) = build_table([run(seed, v) for seed, v in enumerate([0.70, 0.74, 0.75])]).rows
-    assert (row.seeds, row.value, row.low, row.high) == (3, pytest.approx(0.73), None, None)
+    (line,) = build_table([run(seed, v) for seed, v in enumerate([0.70, 0.74, 0.75])]).lines
+    assert (line.seeds, line.interval.value) == (3, pytest.approx(0.73))
+    assert (line.interval.low, line.interval.high) == (None, None)
 
 
 def test_costs_are_means_memory_the_largest_flags_counted():
@@ -67,7 +68,7 @@ def test_costs_are_means_memory_the_largest_flags_counted():
         run(3, cost__fit_seconds=5.0, cost__peak_memory_bytes=900),
     ]
     table = build_table(records)
-    (row,) = table.rows
+    row = table.lines[0].row
     assert row.fit_seconds == pytest.approx(3.0)
     assert row.peak_memory_bytes == 900
     assert row.flags == {"collapse": 1, "leakage": 2}
@@ -92,8 +93,8 @@ def test_costs_are_means_memory_the_largest_flags_counted():
 )
 def test_groups(changes):
     records = [run(1), run(2, **changes)]
-    assert [r.seeds for r in build_table(records).rows] == [1, 1]
-    assert build_table(records).rows == build_table(records[::-1]).rows
+    assert [line.seeds for line in build_table(records).lines] == [1, 1]
+    assert build_table(records).lines == build_table(records[::-1]).lines
 
 
 def test_the_protocol_is_a_column_only_where_it_differs():
@@ -115,7 +116,7 @@ def test_unlike_records_are_refused_by_name_and_values(changes, field, first, se
     with pytest.raises(RecordError) as caught:
         build_table([run(1), run(2, **changes)])
     assert str(caught.value) == (
-        "runs of clip/coop (coop-quick) on folder:photo (seeds 1 and 2) are not alike and have no mean:\n"
+        "runs of clip/coop (coop-quick) on folder:photo (seeds 1 and 2) cannot be averaged because they differ:\n"
         f"  {field}: {first} in 0000000000000001, {second} in 0000000000000002\n"
         "  hint: move the folders of one of them elsewhere, or run all seeds again with another --out DIR"
     )
@@ -150,7 +151,7 @@ def test_unlike_records_are_refused_by_name_and_values(changes, field, first, se
 def test_other_settings_are_other_rows_that_say_so(changes, first, second):
     table = build_table([run(1), run(2), run(1, run_id="b" * 16, **changes)])
 
-    assert {(row.seeds, row.settings) for row in table.rows} == {(2, (first,)), (1, (second,))}
+    assert {(x.seeds, x.row.group.settings) for x in table.lines} == {(2, (first,)), (1, (second,))}
     assert "settings" in render(table)
     assert "settings" not in render(build_table([run(1), run(2)]))
 
@@ -163,13 +164,13 @@ def test_settings_that_change_no_result_are_passed_over():
         run(1, config=config("folder:photo", seeds=[1], workers=2, store="on")),
         run(2, config=config("folder:/elsewhere/photo", seeds=[1, 2], workers=None, store="off")),
     ]
-    assert build_table(records).rows[0].seeds == 2
+    assert build_table(records).lines[0].seeds == 2
 
 
 def test_two_runs_of_one_seed_are_refused_but_copies_count_once():
     table = build_table([run(1), run(1), run(2, 0.8)])
-    assert table.rows[0].seeds == 2
-    assert "each counted once: 1 left out" in render(table)
+    assert table.lines[0].seeds == 2
+    assert "count once: 1 left out" in render(table)
     with pytest.raises(RecordError, match=r"2 runs of .* have the same seed 1: a+, b+"):
         build_table([run(1, run_id="a" * 16), run(1, run_id="b" * 16)])
 
@@ -181,18 +182,17 @@ def test_failed_runs_are_counted_and_never_averaged():
         make_failure(run_id="f2", seed=1, method__name="clip/lora", method__recipe=None),
     ]
     table = build_table(records)
-    assert [(r.method, r.seeds, r.failed, r.value) for r in table.rows] == [
-        ("clip/coop", 1, 1, 0.723),
-        ("clip/lora", 0, 1, None),
-    ]
+    coop, lora = table.lines
+    assert (coop.seeds, len(coop.row.failed), coop.interval.value) == (1, 1, 0.723)
+    assert (lora.seeds, len(lora.row.failed), lora.interval) == (0, 1, None)
     assert table.notes[0] == (
-        "2 failed runs, in no mean: clip/coop (coop-quick) on folder:photo, seed 2: ValueError: nan; "
+        "2 failed runs, not included in any mean: clip/coop (coop-quick) on folder:photo, seed 2: ValueError: nan; "
         "clip/lora on folder:photo, seed 1: ValueError: nan."
     )
     for text in (render(table, f) for f in ("markdown", "latex", "html")):
         assert "2 failed runs" in text
     only = build_table(records[1:2])
-    assert only.rows[0].value is None
+    assert only.lines[0].interval is None
     assert "| - |" in render(only)
 
 
@@ -218,7 +218,7 @@ def test_an_unknown_metric_lists_those_present():
 def test_a_metric_that_some_groups_lack_is_empty_there():
     metrics = {"accuracy": metric(0.5), "top5_accuracy": metric(0.9)}
     table = build_table([run(1, metrics=metrics), run(2, data__shots=8)], metric="top5_accuracy")
-    assert [r.value for r in table.rows] == [0.9, None]
+    assert [x.interval and x.interval.value for x in table.lines] == [0.9, None]
     with pytest.raises(RecordError, match=r"metrics.top5_accuracy.unit: 'fraction' in .*, None in"):
         build_table([run(1, metrics=metrics), run(2)], metric="top5_accuracy")
 
@@ -309,7 +309,7 @@ def test_recall_per_class_with_its_interval():
         record, Predictions(tuple(map(str, range(20))), labels, scores)
     ).splitlines()
 
-    assert lines[0] == "| class | n | recall, % | most taken for |"
+    assert lines[0] == "| class | n | recall, % | most often predicted as |"
     assert lines[2].startswith("| a\\|b | 10 | 80.0 [")
     assert lines[2].endswith("| c |")
     assert lines[3].startswith("| c | 10 | 50.0 [")

@@ -1,0 +1,166 @@
+"""Paired tests between the rows that compete, with the letters of ties and the best row.
+
+Two methods are tested on the examples that both were evaluated on, joined by id. One seed each: McNemar's exact test.
+Several: the crossed model of :func:`~clipadapt.core.scoring.statistics.crossed_interval` on the differences, with its
+cautious p-value, because the interval alone would call too many chance differences significant. Holm's method adjusts
+the p-values of a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipadapt.core.report.answers import LEVEL, shared
+from clipadapt.core.scoring.statistics import (
+    crossed_p_value,
+    difference_interval,
+    examples_needed,
+    holm,
+    letters_of_ties,
+    mcnemar_exact,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.report.rows import Row
+    from clipadapt.core.scoring.statistics import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRow:
+    """A row in its block.
+
+    Attributes:
+        row: Runs and their figures.
+        label: Label of the row, with its model if the block has several.
+        best: Whether it is significantly better than the runner-up.
+        letters: Rows of a block that share a letter were compared and are not significantly different.
+    """
+
+    row: Row
+    label: str
+    best: bool
+    letters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two rows on the same examples.
+
+    Attributes:
+        first: Label of the row with the higher accuracy.
+        second: Label of the other.
+        difference: Accuracy of the first minus that of the second.
+        p_value: Two-sided.
+        p_adjusted: The p-value after Holm over the block.
+        test: ``McNemar`` or ``crossed``, with the number of seeds.
+        n_examples: Examples that both were evaluated on.
+        n_needed: Examples with which a difference of this size would be significant at 5 % with a power of 80 %; None
+            if there is no difference, or if more seeds rather than examples are needed.
+    """
+
+    first: str
+    second: str
+    difference: Interval
+    p_value: float
+    p_adjusted: float
+    test: str
+    n_examples: int
+    n_needed: int | None = None
+
+
+def rank(rows: Sequence[Row]) -> tuple[tuple[RankedRow, ...], tuple[Comparison, ...]]:
+    """Return the rows of a block, best first, and every pair of them that can be tested."""
+    several = len({row.model for row in rows}) > 1
+    named = [
+        (f"{row.label} on {row.model or 'no model'}" if several else row.label, row)
+        for row in sorted(rows, key=_descending)
+    ]
+    comparisons = compare(named)
+    labels = [label for label, row in named if row.accuracy is not None]
+    best = _best(labels, comparisons)
+    alike = {(c.first, c.second) for c in comparisons if c.p_adjusted >= 1 - LEVEL}
+    different = {pair for pair in combinations(labels, 2) if pair not in alike}
+    letters = dict(zip(labels, letters_of_ties(labels, different), strict=True))
+    ranked = (RankedRow(row, x, x == best, letters.get(x, "")) for x, row in named)
+    return tuple(ranked), comparisons
+
+
+def compare(named: Sequence[tuple[str, Row]]) -> tuple[Comparison, ...]:
+    """Test every pair of labelled rows that have seeds and examples in common."""
+    found = [c for one, two in combinations(named, 2) if (c := _comparison(one, two)) is not None]
+    adjusted = holm([c.p_value for c in found])
+    return tuple(
+        dataclasses.replace(c, p_adjusted=float(p)) for c, p in zip(found, adjusted, strict=True)
+    )
+
+
+def _comparison(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | None:
+    """Test one pair; None if it has no seed or no example in common."""
+    (first, row_a), (second, row_b) = one, two
+    a, b = row_a.answers, row_b.answers
+    if a is None or b is None:
+        return None
+    in_a, in_b = shared(a, b)
+    trained = row_a.first.method.uses_train and row_b.first.method.uses_train
+    pairs = _seed_pairs(a.seeds, b.seeds, any_seed=not trained)
+    if not in_a.size or not pairs:
+        return None
+    correct_a = a.values[[i for i, _ in pairs]][:, in_a]  # (S, n)
+    correct_b = b.values[[j for _, j in pairs]][:, in_b]
+    difference = correct_a.astype(np.float64) - correct_b
+    correct_a, correct_b = _without_copies(correct_a, correct_b)
+    if len(correct_a) == 1:
+        test, p_value = "McNemar", mcnemar_exact(correct_a[0], correct_b[0]).p_value
+    else:
+        test = f"crossed, {len(pairs)} seeds"
+        p_value = crossed_p_value(difference, cautious=True)
+        if min(len(a.seeds), len(b.seeds)) == 1:
+            test += ", the other's one"
+    needed = examples_needed(difference[: len(correct_a)], LEVEL)
+    interval = difference_interval(difference, LEVEL)
+    return Comparison(first, second, interval, p_value, p_value, test, in_a.size, needed)
+
+
+def _seed_pairs(a: Sequence[int], b: Sequence[int], *, any_seed: bool) -> list[tuple[int, int]]:
+    """Return the indices of the seeds to compare: those in common, because the seed determines the few-shot draw.
+
+    A single seed that the other method has too, or with ``any_seed``, is compared with every seed of the other.
+    """
+    if min(len(a), len(b)) == 1 and (any_seed or set(a) & set(b)):
+        return [
+            (i if len(a) > 1 else 0, i if len(b) > 1 else 0) for i in range(max(len(a), len(b)))
+        ]
+    return [(i, b.index(seed)) for i, seed in enumerate(a) if seed in b]
+
+
+def _without_copies(*tables: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Return the first seed of each table if no table's seeds differ; copies add no information."""
+    if all((table == table[0]).all() for table in tables):
+        return [table[:1] for table in tables]
+    return list(tables)
+
+
+def _descending(row: Row) -> tuple[bool, float, str]:
+    accuracy = row.accuracy
+    return accuracy is None, -accuracy.value if accuracy else 0.0, row.label
+
+
+def _best(labels: Sequence[str], comparisons: Sequence[Comparison]) -> str | None:
+    """Return the first label if its row is significantly better than the second, or None."""
+    if len(labels) < 2:
+        return None
+    pair = set(labels[:2])
+    won = any(
+        {c.first, c.second} == pair and c.p_adjusted < 1 - LEVEL and c.difference.value > 0
+        for c in comparisons
+    )
+    return labels[0] if won else None

@@ -1,0 +1,45 @@
+"""Notes below tables that `table`, summary and page share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipadapt.core.report.formats import method_title, split_title
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clipadapt.core.records.schema import RunRecord
+
+MOST_FAILURES = 5
+"""Failed runs that a note names."""
+
+
+def failure_note(failed: Sequence[RunRecord]) -> str:
+    """Return a note that counts failed runs and names the first of them."""
+    which = "; ".join(
+        f"{method_title(r.method.name, r.method.recipe)} on {r.evaluation.dataset}, seed {r.seed}: "
+        + (r.error or "").partition("\n")[0]
+        for r in failed[:MOST_FAILURES]
+    )
+    more = f"; and {len(failed) - MOST_FAILURES} more" if len(failed) > MOST_FAILURES else ""
+    plural = "run" if len(failed) == 1 else "runs"
+    return f"{len(failed)} failed {plural}, not included in any mean: {which}{more}."
+
+
+def conditions(records: Sequence[RunRecord]) -> str:
+    """Return a note of the protocol, templates and class names with which each dataset was evaluated."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        evaluation = record.evaluation
+        where = f"{evaluation.dataset} ({split_title(evaluation.split, evaluation.classes)})"
+        parts = [f"protocol {evaluation.protocol}"]
+        if evaluation.templates:
+            some = f'"{evaluation.templates[0]}"'
+            n = len(evaluation.templates)
+            parts.append(f"template {some}" if n == 1 else f"{n} templates, the first {some}")
+        parts.append(f"class names {evaluation.classnames_sha256[:8]}")
+        text = ", ".join(parts)
+        if text not in found.setdefault(where, []):
+            found[where].append(text)
+    return "Evaluated on: " + "; ".join(f"{k}: {' or '.join(v)}" for k, v in found.items()) + "."

@@ -1,4 +1,4 @@
-"""Tip-Adapter's cache model: few-shot features as keys, their labels as values, searched on val."""
+"""Tip-Adapter's cache model: few-shot features are keys, labels are values; alpha and beta are searched on val."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from clipadapt.models import ImageTextModel
 
 BLOCK_BYTES: Final = 32 << 20
-"""Scores of one block of examples, in bytes."""
+"""Maximum size of the scores of one block of examples."""
 BETAS_AT_ONCE: Final = 10
 ROUNDING: Final = 1e-4
-"""Classes that fall short of winning by less than this share of a logit are looked at all the same."""
-WORTH_SAYING: Final = 30.0
-"""Seconds of a search beyond which they are said before."""
+"""Tolerance, relative to the best logit, with which a class is kept as a possible prediction."""
+LONG_SEARCH_SECONDS: Final = 30.0
+"""A search that takes longer than this is announced with an estimate of its duration."""
 FIRST_VIEW: Final = 1
 GRID_START: Final = 0.1
 CACHE_FORMULA: Final = """votes = np.exp(a['beta'] * (x @ a['keys'].T - 1)) @ np.eye(len(a['weight']))[a['labels']]
@@ -40,19 +40,19 @@ scores = a['logit_scale'] * x @ a['weight'].T + a['alpha'] * votes"""
 
 
 class SearchConfig(MethodConfig):
-    """Hyperparameters that both forms of Tip-Adapter share.
+    """Hyperparameters shared by Tip-Adapter and Tip-Adapter-F.
 
     Attributes:
-        alpha: Weight of the cache where nothing is searched.
-        beta: Sharpness of its affinities where nothing is searched.
+        alpha: Weight of the cache logits if there is no search.
+        beta: Sharpness of the affinities if there is no search.
         search: Search ``alpha`` and ``beta`` on val; without val there is no search.
-        alpha_max: End of the searched range of ``alpha``, itself left out.
-        beta_max: End of the searched range of ``beta``, itself left out.
-        alpha_steps: Values of ``alpha``.
-        beta_steps: Values of ``beta``.
-        views: Random crops of each picture whose features are averaged into a key; 0 takes the plain picture.
-        logit_scale: Factor on the cosine of the zero-shot part.
-        smallest_crop: Least share of a picture's area that a crop shows.
+        alpha_max: End of the search range of ``alpha``, exclusive.
+        beta_max: End of the search range of ``beta``, exclusive.
+        alpha_steps: Number of values of ``alpha``.
+        beta_steps: Number of values of ``beta``.
+        views: Number of random crops of each image whose features are averaged into a key; 0 uses the image itself.
+        logit_scale: Scale of the zero-shot logits.
+        smallest_crop: Minimum fraction of the image area in a crop.
     """
 
     smallest_crop: float = Field(default=0.5, gt=0, le=1)
@@ -72,9 +72,9 @@ class CacheModel:
     """Keys and values of a cache.
 
     Attributes:
-        keys: Features of the examples, shape ``(N, D)``.
-        labels: Their labels, shape ``(N,)``.
-        n_classes: ``C``.
+        keys: Features of the training examples, shape ``(N, D)``.
+        labels: Labels of the training examples, shape ``(N,)``.
+        n_classes: Number of classes ``C``.
     """
 
     keys: torch.Tensor
@@ -89,11 +89,11 @@ class CacheModel:
         return F.one_hot(torch.from_numpy(self.labels), self.n_classes).float()
 
     def votes(self, features: torch.Tensor, beta: float) -> torch.Tensor:
-        """Return ``exp(-beta (1 - f K)) V`` of unit-norm features ``(n, D)``, shape ``(n, C)``."""
+        """Return ``exp(-beta (1 - f K)) V`` for unit-norm features ``(n, D)``, shape ``(n, C)``."""
         return self.by_class((beta * (self.keys @ features.T - 1)).exp()).T
 
     def by_class(self, weights: torch.Tensor) -> torch.Tensor:
-        """Return the sums ``(C, n)`` over the keys of each class of ``(N, n)``; ``V`` is one-hot."""
+        """Sum ``(N, n)`` over the keys of each class, shape ``(C, n)``; equals a product with one-hot ``V``."""
         import torch
 
         sums = weights.new_zeros((self.n_classes, weights.shape[1]))
@@ -107,7 +107,7 @@ class CacheModel:
         beta: float,
         scale: float,
     ) -> NDArray[np.float32]:
-        """Return :func:`logits` as an array, block by block."""
+        """Return :func:`logits` as an array, computed in blocks."""
         import torch
 
         out = np.empty((len(features), self.n_classes), dtype=np.float32)
@@ -122,7 +122,7 @@ class CacheModel:
 def build(
     model: ImageTextModel, train: Split[Any], config: SearchConfig, n_classes: int
 ) -> CacheModel:
-    """Return the cache of a train split: the mean of the un-normalised features of its views, then unit norm.
+    """Build the cache of a train split: average the unnormalized features over views, then normalize.
 
     References:
         R. Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
@@ -147,7 +147,7 @@ def logits(
     beta: float,
     scale: float,
 ) -> torch.Tensor:
-    """Return zero-shot logits plus ``alpha`` times the cache's votes, shape ``(n, C)``."""
+    """Return zero-shot logits plus ``alpha`` times the votes of the cache, shape ``(n, C)``."""
     return scale * features @ weights.T + alpha * cache.votes(features, beta)
 
 
@@ -159,39 +159,39 @@ def search(
     config: SearchConfig,
     ctx: RunContext,
 ) -> dict[str, Any]:
-    """Return the first best ``alpha`` and ``beta`` of the official grid by val accuracy.
+    """Return the ``alpha`` and ``beta`` of the official grid with the best val accuracy, the first on ties.
 
     Args:
         cache: The cache.
         features: Unit-norm val features, shape ``(m, D)``.
-        labels: Their labels.
+        labels: Val labels, shape ``(m,)``.
         weights: Text features, shape ``(C, D)``.
         config: The grid.
-        ctx: Where the grid of accuracies is shown.
+        ctx: Receives the progress and, for an observer, the grid of accuracies.
     """
     betas = _grid(config.beta_max, config.beta_steps)
     alphas = _grid(config.alpha_max, config.alpha_steps)
     m, C, N = len(features), cache.n_classes, len(cache.labels)
-    right = np.zeros((len(betas), len(alphas)))
+    accuracy = np.zeros((len(betas), len(alphas)))
     step = max(1, BLOCK_BYTES // (4 * max(C, N)))
     begun = time.perf_counter()
     with ctx.progress.track("search alpha and beta", m, "val examples") as bar:
         for begin in range(0, m, step):
             rows = slice(begin, begin + step)
             zero_shot = config.logit_scale * weights @ features[rows].T  # (C, b)
-            right += _hits(cache, features[rows], zero_shot, labels[rows], alphas, betas)
+            accuracy += _hits(cache, features[rows], zero_shot, labels[rows], alphas, betas)
             bar.advance(len(features[rows]))
             left = (time.perf_counter() - begun) * (m - step) / step
-            if begin == 0 and left > WORTH_SAYING:
+            if begin == 0 and left > LONG_SEARCH_SECONDS:
                 ctx.progress.note(
-                    f"alpha and beta are searched on {m:,} val examples, {N:,} keys and {C:,} classes: about "
-                    f"{left / 60:.0f} min (method.search=false takes those of the config)"
+                    f"searching alpha and beta on {m:,} val examples with {N:,} keys and {C:,} classes takes about "
+                    f"{left / 60:.0f} min (method.search=false uses the values of the config)"
                 )
-    right /= m
-    i, j = divmod(int(right.argmax()), len(alphas))  # the first: beta outer, alpha inner
+    accuracy /= m
+    i, j = divmod(int(accuracy.argmax()), len(alphas))  # the first on ties: beta outer, alpha inner
     if ctx.observe:
-        ctx.observe("grid", right)
-    alpha, beta, value = float(alphas[j]), float(betas[i]), float(right[i, j])
+        ctx.observe("grid", accuracy)
+    alpha, beta, value = float(alphas[j]), float(betas[i]), float(accuracy[i, j])
     by = f"val accuracy over alpha and beta (alpha={alpha:.4g}, beta={beta:.4g})"
     return {"alpha": alpha, "beta": beta, "by": by, "value": value}
 
@@ -204,63 +204,63 @@ def _hits(
     alphas: NDArray[np.float64],
     betas: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Count the right ones of a block of val at each beta and alpha, shape ``(betas, alphas)``.
+    """Count the correct predictions in a block of val at each beta and alpha, shape ``(betas, alphas)``.
 
-    Votes fall as beta grows. So the most that any class gets in a run of betas, and the least that the first class by
-    zero-shot gets, bound the difference of their scores over the whole run; most classes can never win in it, and
-    only the others' scores are computed.
+    Votes decrease as beta grows. For a range of betas, the largest vote of a class and the smallest vote of the
+    zero-shot prediction therefore bound the difference of their scores. Most classes cannot be predicted anywhere in
+    the range, and only the scores of the remaining candidates are computed.
 
     Args:
         cache: The cache.
-        features: ``b`` unit-norm features, shape ``(b, D)``.
-        zero_shot: Their zero-shot logits, shape ``(C, b)``.
-        labels: Their labels.
-        alphas: The grid, ascending.
-        betas: The grid, ascending.
+        features: Unit-norm features of ``b`` examples, shape ``(b, D)``.
+        zero_shot: Zero-shot logits, shape ``(C, b)``.
+        labels: Labels, shape ``(b,)``.
+        alphas: Values of alpha, ascending.
+        betas: Values of beta, ascending.
     """
     import torch
 
     affinity = cache.keys @ features.T - 1  # (N, b)
     y, factors = torch.from_numpy(labels), torch.tensor(alphas, dtype=torch.float32)
-    best, first = zero_shot.max(dim=0)  # (b,)
-    behind = zero_shot - best  # (C, b), 0 at the most
-    found = np.zeros((len(betas), len(alphas)))
+    best, predicted = zero_shot.max(dim=0)  # (b,)
+    behind = zero_shot - best  # (C, b), at most 0
+    hits = np.zeros((len(betas), len(alphas)))
     for begin in range(0, len(betas), BETAS_AT_ONCE):
-        run = betas[begin : begin + BETAS_AT_ONCE]
-        most = cache.by_class((float(run[0]) * affinity).exp())
-        least = cache.by_class((float(run[-1]) * affinity).exp()).gather(0, first[None])
+        betas_here = betas[begin : begin + BETAS_AT_ONCE]
+        most = cache.by_class((float(betas_here[0]) * affinity).exp())
+        least = cache.by_class((float(betas_here[-1]) * affinity).exp()).gather(0, predicted[None])
         lead = most - least
         lead = torch.maximum(float(alphas[0]) * lead, float(alphas[-1]) * lead)
-        able = behind + lead >= -ROUNDING * (1 + best.abs())
-        able.scatter_(0, first[None], value=True)
-        classes, there = _padded(able)  # (b, K)
-        logits_of = zero_shot.T.gather(1, classes).masked_fill(~there, -torch.inf)
-        apart = _affinities(cache, affinity, classes)
-        for i, beta in enumerate(run):
-            if apart is None:
+        candidate = behind + lead >= -ROUNDING * (1 + best.abs())
+        candidate.scatter_(0, predicted[None], value=True)
+        classes, valid = _padded(candidate)  # (b, K)
+        logits_of = zero_shot.T.gather(1, classes).masked_fill(~valid, -torch.inf)
+        gathered = _affinities(cache, affinity, classes)
+        for i, beta in enumerate(betas_here):
+            if gathered is None:
                 votes = cache.by_class((float(beta) * affinity).exp()).T.gather(1, classes)
             else:
-                votes = (float(beta) * apart).exp().sum(-1)
-            at_once = max(1, BLOCK_BYTES // (4 * votes.numel()))
+                votes = (float(beta) * gathered).exp().sum(-1)
+            block = max(1, BLOCK_BYTES // (4 * votes.numel()))
             counts = [
                 (
                     classes.gather(1, (logits_of + a[:, None, None] * votes).argmax(-1).T)
                     == y[:, None]
                 ).sum(0)
-                for a in factors.split(at_once)
+                for a in factors.split(block)
             ]
-            found[begin + i] = torch.cat(counts).numpy()
-    return found
+            hits[begin + i] = torch.cat(counts).numpy()
+    return hits
 
 
-def _padded(able: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the classes ``(b, K)`` marked in each column of ``(C, b)``, ascending, and which are no padding."""
+def _padded(candidate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the classes ``(b, K)`` marked in each column of ``(C, b)``, ascending, and a mask without the padding."""
     import torch
 
-    column, marked = able.T.nonzero(as_tuple=True)
-    counts = able.sum(0)  # (b,)
+    column, marked = candidate.T.nonzero(as_tuple=True)
+    counts = candidate.sum(0)  # (b,)
     place = torch.arange(len(column)) - (counts.cumsum(0) - counts)[column]
-    classes = torch.zeros((able.shape[1], int(counts.max())), dtype=torch.int64)
+    classes = torch.zeros((candidate.shape[1], int(counts.max())), dtype=torch.int64)
     classes[column, place] = marked
     return classes, torch.arange(classes.shape[1]) < counts[:, None]
 
@@ -268,7 +268,7 @@ def _padded(able: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _affinities(
     cache: CacheModel, affinity: torch.Tensor, classes: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return the affinities ``(b, K, k)`` of the keys of some classes, or None where that is no less than all."""
+    """Return the affinities ``(b, K, k)`` of the keys of ``classes``, or None if that is not fewer than all keys."""
     import torch
 
     counts = np.bincount(cache.labels, minlength=cache.n_classes)
@@ -276,12 +276,12 @@ def _affinities(
     if classes.shape[1] * k >= N:
         return None
     order = np.argsort(cache.labels, kind="stable")
-    slots = np.full((cache.n_classes, k), N)  # N: a key that is none
+    slots = np.full((cache.n_classes, k), N)  # index N is padding
     sorted_labels = cache.labels[order]
     slots[sorted_labels, np.arange(N) - (np.cumsum(counts) - counts)[sorted_labels]] = order
-    none = affinity.new_full((1, affinity.shape[1]), -torch.inf)
+    padding = affinity.new_full((1, affinity.shape[1]), -torch.inf)
     keys = torch.from_numpy(slots)[classes]  # (b, K, k)
-    return torch.cat([affinity, none]).T.gather(1, keys.flatten(1)).view(keys.shape)
+    return torch.cat([affinity, padding]).T.gather(1, keys.flatten(1)).view(keys.shape)
 
 
 def chosen(
@@ -292,14 +292,14 @@ def chosen(
     config: SearchConfig,
     ctx: RunContext,
 ) -> tuple[float, float, dict[str, Any] | None]:
-    """Return ``alpha``, ``beta`` and what the record says of their choice; without val those of the config."""
+    """Return ``alpha``, ``beta`` and the ``selection`` of the record; without val, the values of the config."""
     val = nonempty(val)
     if val is None or not config.search:
         return config.alpha, config.beta, None
     features = tensor(model.encode(val.inputs, "image"))
     best = search(cache, features, val.labels, weights, config, ctx)
-    told = {"epoch": None, "by": best["by"], "value": best["value"]}
-    return best["alpha"], best["beta"], told
+    selection = {"epoch": None, "by": best["by"], "value": best["value"]}
+    return best["alpha"], best["beta"], selection
 
 
 def _grid(end: float, steps: int) -> NDArray[np.float64]:
@@ -317,11 +317,11 @@ class CacheClassifier:
         weights: Unit-norm text features, shape ``(C, D)``.
         alpha: Weight of the votes.
         beta: Sharpness of the affinities.
-        logit_scale: Factor on the cosine.
-        n_trainable_params: Numbers that were learnt: the keys, or none.
-        selection: What was chosen on val, or None.
+        logit_scale: Scale of the zero-shot logits.
+        n_trainable_params: Size of the keys if they were trained, else 0.
+        selection: What was selected on val, or None.
         score_kind: The scores are logits.
-        export_formats: ``classifier``, and ``openclip``, with the model beside it.
+        export_formats: ``classifier`` alone, or ``openclip`` together with the model.
     """
 
     model: ImageTextModel
@@ -343,7 +343,7 @@ class CacheClassifier:
         return self.cache.scores(features, tensor(self.weights), *args)
 
     def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return what the prompts alone would have scored, shape ``(n, C)``."""
+        """Return the scores of the prompts without the cache, shape ``(n, C)``."""
         features = self.model.encode(inputs, "image")
         return np.float32(self.logit_scale) * (features @ self.weights.T)
 
@@ -356,7 +356,7 @@ class CacheClassifier:
         temperature: float | None = None,
         output: Path | None = None,
     ) -> Exported:
-        """Write cache and text features, alone or with the model; see :func:`_export.export`."""
+        """Write the cache and text features, alone or with the model; see :func:`_export.export`."""
         arrays = _export.cosine_arrays(self.weights, self.logit_scale, 0.0)
         arrays |= {
             "keys": self.cache.keys.numpy(),

@@ -1,7 +1,7 @@
-"""Dropout whose mask costs little on a CPU.
+"""Dropout with a cheap mask on the CPU.
 
-torch draws one float per number there, which takes a good part of a step; here a number takes two random bytes. On
-other devices it is torch's own, whose mask is drawn where it is used.
+On the CPU torch draws one float per element, which takes a large part of a training step; this module draws two random
+bytes. On other devices it calls torch's dropout.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import nn
 
 LEVELS = 1 << 16
-"""The rate is a multiple of one over this."""
+"""The dropout rate is rounded to a multiple of ``1 / LEVELS``."""
 
 
 class Dropout(nn.Module):
-    """Sets each number to zero with probability ``p`` in training, and scales the others by ``1 / (1 - p)``."""
+    """In training, zero each element with probability ``p`` and scale the others by ``1 / (1 - p)``."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.dropped = min(round(p * LEVELS), LEVELS - 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Drop numbers of ``x``, any shape; its generator is torch's own."""
+        """Apply dropout to ``x`` of any shape, with torch's global generator."""
         if not self.training or not self.dropped:
             return x
         if x.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""What exported classifiers share: arrays, facts, and code that computes the scores with open_clip and numpy alone."""
+"""Export of a classifier: arrays, facts, and code that computes the scores with only open_clip and numpy."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from clipadapt.models import ImageTextModel, Layer
 
 FORMATS: Final = ("classifier", "openclip")
-"""Of a classifier on frozen features: by itself, or with its model as open_clip's folder."""
+"""Formats of a classifier on frozen features: the classifier alone, or with the model as an open_clip folder."""
 FILE: Final = "classifier.safetensors"
 FACTS: Final = "classifier.json"
 FORMAT_VERSION: Final = 1
-"""Raised when what the files mean changes."""
+"""Increased when the meaning of the files changes."""
 COSINE: Final = "scores = a['logit_scale'] * x @ a['weight'].T + a['logit_bias']"
 LINEAR: Final = "scores = x @ a['weight'].T + a['bias']"
 
@@ -33,7 +33,7 @@ LINEAR: Final = "scores = x @ a['weight'].T + a['bias']"
 def cosine_arrays(
     weights: NDArray[np.float32], logit_scale: float, logit_bias: float
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays that :data:`COSINE` reads: unit-norm text features ``(C, D)``, scale and bias."""
+    """Return the arrays used by :data:`COSINE`: unit-norm text features ``(C, D)``, scale and bias."""
     return {
         "weight": weights,
         "logit_scale": np.array(logit_scale, dtype=np.float32),
@@ -57,25 +57,25 @@ def export(
     network: ImageTextModel | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> Exported:
-    """Write a classifier as safetensors and JSON; with ``openclip`` also the model that its features come from.
+    """Write a classifier as safetensors and JSON; with ``openclip`` also the model that computes its features.
 
     Args:
-        form: One of ``formats``; any but ``openclip`` leaves the model out.
+        form: One of ``formats``; only ``openclip`` includes the model.
         path: The folder.
-        model: The backbone, whose name and hash go with the arrays.
+        model: The backbone; its name and hash are stored with the arrays.
         classnames: ``C`` class names.
-        arrays: What ``formula`` calls ``a``.
+        arrays: The arrays that ``formula`` reads as ``a``.
         formula: Code that computes ``scores`` from features ``x`` of shape ``(n, D)``.
         temperature: Softmax temperature of the run, or None.
-        output: Where the folder will be.
-        layer: Which features.
-        formats: Formats of the method.
-        dtype: Arithmetic of the image features, if it is not the backbone's.
-        network: The model that is written, if it is not the backbone.
-        state: Weights that are written in the place of its own.
+        output: Final location of the folder.
+        layer: Layer of the image features.
+        formats: Formats that the classifier supports.
+        dtype: Precision of the image features; None for that of the backbone.
+        network: Model to write; None for the backbone.
+        state: Weights to write; None for those of the model.
 
     Raises:
-        UnknownNameError: If there is no such format.
+        UnknownNameError: If the format is not one of ``formats``.
     """
     require(form, formats)
     dtype = dtype or model.dtype
@@ -110,7 +110,7 @@ def _described(
         {
             "Features": f"layer '{layer}' of the image tower",
             "Scores": f"`{'; '.join(formula.splitlines())}`, with the arrays of {FILE} as `a`",
-            "Probabilities": f"softmax of the scores over the temperature in {FACTS}",
+            "Probabilities": f"softmax of the scores divided by the temperature in {FACTS}",
             "Preprocessing": code.preprocessing,
         },
     )
@@ -136,7 +136,7 @@ def write(
     classnames: Sequence[str],
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write arrays with class names, and name and hash of the base weights, as metadata."""
+    """Write the arrays; class names and the name and hash of the base weights are stored as metadata."""
     from safetensors.numpy import save_file
 
     metadata = {
@@ -151,10 +151,10 @@ def write(
 
 
 def require(form: str, formats: Sequence[str]) -> None:
-    """Refuse a format that a classifier has not.
+    """Check that a classifier has a format.
 
     Raises:
-        UnknownNameError: If there is no such format.
+        UnknownNameError: If it does not.
     """
     if form not in formats:
         raise unknown("export format", form, formats)

@@ -1,4 +1,4 @@
-"""Fine-tuning of an image tower with a head that starts as the zero-shot classifier."""
+"""Fine-tuning of the image tower, with a head initialized from the zero-shot classifier."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class FinetuneConfig(TrainingConfig):
     """Hyperparameters of fine-tuning; the defaults are WiSE-FT's.
 
     Attributes:
-        blocks: Train only the last so many units of the image tower; None trains all. What lies below them is
-            computed once.
+        blocks: Number of units at the end of the image tower to train; None trains all. The output of the frozen
+            units is computed once.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
@@ -55,9 +55,9 @@ class Tuned:
 
     Attributes:
         backbone: The model.
-        tower: The tower: the model's own units, then trained copies.
+        tower: The image tower: frozen units of the model, then trainable copies.
         head: Weight ``(C, D)`` and bias ``(C,)``.
-        parameters: What is learnt, by name.
+        parameters: Trainable parameters by name.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tuned:
         blocks: int | None,
         head: tuple[torch.Tensor, torch.Tensor],
     ) -> None:
-        """Copy the model and free the last ``blocks`` units of the copy's image tower.
+        """Copy the model and make the last ``blocks`` units of the copy's image tower trainable.
 
         Raises:
             ConfigError: If the tower has fewer units.
@@ -76,20 +76,20 @@ class Tuned:
         if blocks is not None and blocks > len(units):
             raise ConfigError(
                 f"method.blocks is {blocks}; the image tower of '{backbone.name}' has {len(units)} units",
-                hint=f"take 1 to {len(units)}, or leave it out to train all",
+                hint=f"choose a value from 1 to {len(units)}, or leave it out to train all",
             )
         first = 0 if blocks is None else len(units) - blocks
         model = base.clone()
         begins = tuple(name for unit in units[first:] for name in unit)
-        learnt = {n: p for n, p in model.module.named_parameters() if n.startswith(begins)}
-        for p in learnt.values():
+        trained = {n: p for n, p in model.module.named_parameters() if n.startswith(begins)}
+        for p in trained.values():
             p.requires_grad_()
         self.backbone, self.head = backbone, head
         self.tower = TunedTower(base, model, first)
-        self.parameters = {**learnt, **dict(zip(HEAD, head, strict=True))}
+        self.parameters = {**trained, **dict(zip(HEAD, head, strict=True))}
 
     def start_from(self, ctx: RunContext) -> None:
-        """Put the context's start values in the place of the tower's own."""
+        """Replace the tower's initial values by those of the context, see :meth:`RunContext.initial`."""
         import torch
 
         with torch.no_grad():
@@ -99,11 +99,11 @@ class Tuned:
                     p.copy_(torch.from_numpy(np.asarray(given, dtype=np.float32)))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return copies of what is learnt."""
+        """Return a copy of the trainable parameters."""
         return {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def put(self, state: dict[str, torch.Tensor]) -> None:
-        """Set what is learnt."""
+        """Set the trainable parameters."""
         import torch
 
         with torch.no_grad():
@@ -113,7 +113,7 @@ class Tuned:
     def scores(
         self, inputs: Inputs[Any], stored: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Return logits as tower and head are now, shape ``(n, C)``; see :meth:`TunedTower.features`."""
+        """Return logits for the current parameters, shape ``(n, C)``; see :meth:`TunedTower.features`."""
         weight, bias = (p.detach().cpu().numpy() for p in self.head)
         logits: NDArray[np.float32] = self.tower.features(inputs, stored) @ weight.T + bias
         return logits
@@ -126,11 +126,11 @@ def fit(
     task: Task[Any],
     ctx: RunContext,
 ) -> tuple[Tuned, NDArray[np.float32], dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Fine-tune end to end by cross-entropy.
+    """Fine-tune end to end with cross-entropy.
 
     Returns:
-        Tower and head as trained, the zero-shot text features ``(C, D)``, what tower and head started from,
-        and what was selected on val.
+        The trained tower and head, the zero-shot text features ``(C, D)``, the initial parameters, and what was
+        selected on val.
 
     References:
         M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 4. arXiv:2109.01903
@@ -171,11 +171,11 @@ class FinetunedClassifier:
         model: The backbone.
         classnames: ``C`` class names.
         tuned: Tower and head.
-        start: Text features of the zero-shot start, shape ``(C, D)``.
-        blocks: Units of the tower that were trained, or None for all.
-        selection: What was chosen on val, or None.
+        start: Text features of the zero-shot classifier, shape ``(C, D)``.
+        blocks: Number of trained units of the tower, or None for all.
+        selection: What was selected on val, or None.
         score_kind: The scores are logits.
-        export_formats: An open_clip checkpoint with the head beside it.
+        export_formats: An open_clip checkpoint together with the head.
     """
 
     model: ImageTextModel
@@ -189,12 +189,12 @@ class FinetunedClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Parameters of the trained units and of the head."""
+        """Number of parameters of the trained units and the head."""
         return sum(p.numel() for p in self.tuned.parameters.values())
 
     @property
     def n_total_params(self) -> int:
-        """Parameters of the model and of the head."""
+        """Number of parameters of the model and the head."""
         return self.model.n_params + sum(p.numel() for p in self.tuned.head)
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
@@ -202,7 +202,7 @@ class FinetunedClassifier:
         return self.tuned.scores(inputs)
 
     def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return what the start would have scored, shape ``(n, C)``."""
+        """Return the scores of the zero-shot classifier, shape ``(n, C)``."""
         return cosine_scores(self.model, inputs, self.start)
 
     def export(
@@ -214,7 +214,7 @@ class FinetunedClassifier:
         temperature: float | None = None,
         output: Path | None = None,
     ) -> Exported:
-        """Write the model with the trained tower as an open_clip folder, and the head beside it."""
+        """Write the model with the trained tower as an open_clip folder, and the head next to it."""
         weight, bias = (p.detach().cpu().numpy() for p in self.tuned.head)
         trained = self.tuned.tower.model
         return _export.export(
@@ -232,7 +232,7 @@ class FinetunedClassifier:
         )
 
     def save(self, directory: Path) -> None:
-        """Write what was trained, the zero-shot start and the class names."""
+        """Write the trained parameters, the zero-shot text features and the class names."""
         arrays = {n: p.detach().cpu().numpy() for n, p in self.tuned.parameters.items()}
         facts = {
             "classnames": self.classnames,

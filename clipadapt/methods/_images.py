@@ -1,4 +1,4 @@
-"""Where the image features of a training step come from: the store, or fresh views of the pictures."""
+"""Image features of a training step: cached, or computed from new augmented views."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ if TYPE_CHECKING:
 
 PREDICT_BATCH: Final = 64
 LARGEST_STATES: Final = 4 << 30
-"""States of an image tower's inside are kept up to this many bytes; beyond they are computed at each step."""
+"""Maximum size in bytes of cached hidden states; larger ones are recomputed at each step."""
 
 
 class FrozenFeatures:
-    """Features of a frozen image tower, by row and view; nothing is computed twice that need not be."""
+    """Features of a frozen image tower, by row and view; unaugmented features are computed once."""
 
     def __init__(
         self, model: ImageTextModel, inputs: Inputs[Any], config: TrainingConfig, layer: Layer
     ) -> None:
-        """Read the plain features, unless each epoch sees views of its own.
+        """Read the unaugmented features, unless every epoch has its own views.
 
         Args:
             model: The model.
             inputs: ``n`` images.
-            config: Says whether images are augmented.
-            layer: Which features.
+            config: Whether and how images are augmented.
+            layer: Layer of the features.
         """
         self.model, self.inputs, self.layer = model, inputs, layer
         self.smallest_crop = config.smallest_crop
-        self.plain = None
+        self.cached = None
         if config.augment == "none" and config.epochs and model.services.fast:
-            self.plain = tensor(model.encode(inputs, "image", layer), model.device)
+            self.cached = tensor(model.encode(inputs, "image", layer), model.device)
 
     def __call__(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
-        """Return float32 features of some rows, shape ``(b, D)``."""
+        """Return float32 features of ``rows``, shape ``(b, D)``."""
         import torch
 
-        if self.plain is not None and not view:
-            return self.plain[torch.from_numpy(rows).to(self.plain.device)]
+        if self.cached is not None and not view:
+            return self.cached[torch.from_numpy(rows).to(self.cached.device)]
         with torch.no_grad():
             pixels = self.model.pixels(self.inputs, rows, view, self.smallest_crop)
             return self.model.encode_image(pixels, self.layer)
 
 
 def tensor(array: NDArray[np.float32], device: str = "cpu") -> torch.Tensor:
-    """Return a tensor of an array that may be read-only."""
+    """Return a tensor with the values of an array, which may be read-only."""
     import numpy as np
     import torch
 
@@ -59,22 +59,22 @@ def tensor(array: NDArray[np.float32], device: str = "cpu") -> torch.Tensor:
 
 
 class TunedTower:
-    """An image tower that is trained from some unit on; what that unit reads never changes."""
+    """An image tower whose units from ``first`` on are trained; the input of unit ``first`` never changes."""
 
     def __init__(self, base: ImageTextModel, model: ImageTextModel, first: int) -> None:
-        """Join a frozen model and its trained copy.
+        """Join a frozen model and its trainable copy.
 
         Args:
-            base: The model, float32.
-            model: Its copy that is trained.
-            first: First unit of the image tower that is.
+            base: The frozen model, float32.
+            model: The trainable copy.
+            first: First trained unit of the image tower.
         """
         self.base, self.model, self.first = base, model, first
 
     def stored(self, inputs: Inputs[Any]) -> NDArray[np.float32] | None:
-        """Return what the first trained unit reads, one row an image, from the store.
+        """Return the input of the first trained unit from the feature cache, one row per image.
 
-        None where that is the pixels themselves, or more than is worth keeping.
+        None if that input is the pixels, or if it is larger than :data:`LARGEST_STATES`.
         """
         import numpy as np
 
@@ -92,7 +92,7 @@ class TunedTower:
         view: int,
         smallest_crop: float = 0.08,
     ) -> torch.Tensor:
-        """Compute what the first trained unit reads."""
+        """Compute the input of the first trained unit."""
         import torch
 
         with torch.no_grad():
@@ -102,11 +102,11 @@ class TunedTower:
     def features(
         self, inputs: Inputs[Any], stored: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Return unit-norm features ``(n, D)`` as the tower is now, in bounded memory.
+        """Return unit-norm features ``(n, D)`` for the current parameters, in bounded memory.
 
         Args:
             inputs: ``n`` images.
-            stored: What :meth:`stored` gave for them, where it was asked before.
+            stored: The result of :meth:`stored` for these images, if it is known already.
         """
         import numpy as np
 
@@ -130,18 +130,18 @@ class TunedImages:
     """Image features of a tower in training, by row and view."""
 
     def __init__(self, tower: TunedTower, inputs: Inputs[Any], config: TrainingConfig) -> None:
-        """Read what stays as it is, unless each epoch sees views of its own.
+        """Read the input of the trained units, unless every epoch has its own views.
 
         Args:
             tower: The tower.
             inputs: ``n`` images.
-            config: Says whether images are augmented.
+            config: Whether and how images are augmented.
         """
         self.tower, self.inputs, self.smallest_crop = tower, inputs, config.smallest_crop
         self.stored = tower.stored(inputs) if config.augment == "none" else None
 
     def __call__(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
-        """Return unit-norm features of some rows, shape ``(b, D)``."""
+        """Return unit-norm features of ``rows``, shape ``(b, D)``."""
         tower = self.tower
         if self.stored is not None and not view:
             below = tensor(self.stored[rows])
@@ -151,8 +151,8 @@ class TunedImages:
 
 
 def unit_of(units: tuple[tuple[str, ...], ...], name: str) -> int:
-    """Return the unit that a parameter or layer of the image tower belongs to."""
-    for i, begins in enumerate(units):
-        if any(f"{name}.".startswith(begin) for begin in begins):
+    """Return the index of the unit that contains a parameter or layer of the image tower."""
+    for i, prefixes in enumerate(units):
+        if any(f"{name}.".startswith(prefix) for prefix in prefixes):
             return i
-    raise ValueError(f"no unit holds '{name}'")
+    raise ValueError(f"no unit contains '{name}'")

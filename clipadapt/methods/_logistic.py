@@ -1,9 +1,10 @@
-"""Multinomial logistic regression along a path of L2 penalties, each solved to a stated tolerance.
+"""Multinomial logistic regression for many L2 penalties, each solved to :data:`TOLERANCE`.
 
-Newton's method; a step is found by conjugate gradients, preconditioned by the penalty and the curvature that the loss
-has on average where the problem stands now. That holds from the start, where the loss decides, to separable data,
-where the loss is next to nothing. A penalty begins from the solutions of its neighbours: on separable data the weights
-grow with the logarithm of ``C``, so that two of them foretell the third. Objectives and gradients are float64.
+The solver is a truncated Newton method: each step is found by conjugate gradients with a diagonal preconditioner, built
+from the penalty and the mean curvature of the loss at the current state. It converges for weak and strong penalties,
+also on separable data. Each problem starts from the solutions of neighbouring penalties: on separable data the weights
+grow with the logarithm of ``C``, so the line through two solutions predicts the next. Objectives and gradients are
+float64.
 """
 
 from __future__ import annotations
@@ -22,27 +23,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOLERANCE: Final = 1e-8
-"""Relative: a problem is solved when its objective is within this share of the least one, as Newton's model has it."""
+"""Relative tolerance: the objective is within this fraction of the optimum, by Newton's quadratic model."""
 BLOCK_BYTES: Final = 8 << 20
-"""Logits of one block of rows, in bytes."""
+"""Maximum size of the logits of one block of rows."""
 ROTATED_BYTES: Final = 256 << 20
-"""Features are kept along the directions they vary in up to this size; beyond it they are read as they are."""
+"""Maximum size of features that are rotated and kept in memory; larger ones are read in blocks as they are."""
 KEPT_BYTES: Final = 1 << 30
-"""Probabilities are kept up to this size; beyond it (a million examples of a thousand classes) each pass recomputes."""
+"""Maximum size of probabilities kept in memory; larger ones are recomputed in each pass."""
 STRIDE: Final = 100.0
 LONGEST_STRIDE: Final = math.log(1.001 * STRIDE)
 SAFE_C: Final = 1e-4
-"""From zero a problem is solved in strides: a step too long leaves examples on the wrong side, where nothing curves."""
+"""Above this C, a problem without a solved neighbour is approached in strides: a first step that is too long leaves
+misclassified examples where the loss has no curvature."""
 MAX_STEPS: Final = 100
 MAX_INNER: Final = 300
 FORCING: Final = 0.1
-"""A step of Newton's is solved to this share of the gradient."""
+"""Relative residual at which the conjugate gradients stop."""
 ARMIJO: Final = 1e-4
 BACKTRACKS: Final = 30
 RANK: Final = 1e-12
-"""Directions whose variance is less than this share of the largest are rounding."""
+"""Directions with less than this fraction of the largest variance are treated as rounding errors."""
 LEAST_LEVEL: Final = 1e-3
-"""Curvature of a class in the preconditioner, as a share of the largest class's, at the least."""
+"""Minimum curvature of a class in the preconditioner, relative to the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Solution:
     Attributes:
         weight: Shape ``(n_classes, D)``.
         bias: Shape ``(n_classes,)``; sums to 0.
-        gap: How far the objective is from the least one, as a share of it; above :data:`TOLERANCE` the solver gave up.
+        gap: Relative distance of the objective from the optimum; above :data:`TOLERANCE` the solver did not converge.
     """
 
     weight: NDArray[np.float32]
@@ -64,10 +66,10 @@ class Path:
     """Minimisers of ``C sum_i CE(x_i W + b, y_i) + 1/2 |W|²``, scikit-learn's objective, over ``C``."""
 
     def __init__(self, x: Sequence[NDArray[Any]], y: NDArray[np.int64], n_classes: int) -> None:
-        """Find the directions in which the features vary.
+        """Rotate the features to the directions in which they vary.
 
         Args:
-            x: Features in one or more parts of shape ``(n_i, D)``, float32 or float16; may be mapped from files.
+            x: Features in one or more parts of shape ``(n_i, D)``, float32 or float16; may be memory-mapped.
             y: Labels in ``[0, n_classes)``, each class present, shape ``(n,)``.
             n_classes: Number of classes, two or more.
         """
@@ -75,7 +77,7 @@ class Path:
         self.solved: dict[float, torch.Tensor] = {}  # log C -> state
 
     def solve(self, penalties: Sequence[float]) -> list[Solution]:
-        """Return one solution per ``C``, to :data:`TOLERANCE` of the objective."""
+        """Return one solution per ``C``, solved to :data:`TOLERANCE`."""
         found = {C: self._solve(C) for C in sorted(penalties)}
         return [found[C] for C in penalties]
 
@@ -84,18 +86,18 @@ class Path:
         nearest = min((abs(other - place) for other in self.solved), default=math.inf)
         if nearest > LONGEST_STRIDE and C > SAFE_C:
             self._solve(C / STRIDE)
-        # Two classes: scikit-learn learns one weight vector, whose halves are ours.
+        # With two classes, scikit-learn fits one weight vector; half of it, with both signs, is the solution here.
         lam = (2 if problem.n_classes == 2 else 1) / (C * len(problem.y))  # on the mean objective
         starts = self._starts(place)
-        looks = [problem.look(u, lam) for u in starts]
-        best = min(range(len(starts)), key=lambda i: float(looks[i].value))
-        u, gap = _newton(problem, lam, starts[best], looks[best])
+        evaluations = [problem.evaluate(u, lam) for u in starts]
+        best = min(range(len(starts)), key=lambda i: float(evaluations[i].value))
+        u, gap = _newton(problem, lam, starts[best], evaluations[best])
         self.solved[place] = u
         weight, bias = problem.natural(u)
         return Solution(weight.float().numpy(), bias.float().numpy(), gap)
 
     def _starts(self, place: float) -> list[torch.Tensor]:
-        """Return states to begin from: the nearest solution, and the line through the two nearest."""
+        """Return initial states: the nearest solution, and the extrapolation of the two nearest."""
         near = sorted(self.solved, key=lambda other: abs(other - place))[:2]
         if not near:
             return [self.problem.zero()]
@@ -107,15 +109,15 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What one pass over the features finds at a state.
+class _Evaluation:
+    """The result of one pass over the features at a state.
 
     Attributes:
         u: The state.
         value: The objective.
-        gradient: Shape ``(c, r + 1)``.
+        gradient: Its gradient, shape ``(c, r + 1)``.
         level: Mean of ``p (1 - p)`` over the examples, shape ``(c,)``.
-        p: Probabilities, shape ``(n, c)``, where they are small enough to be kept.
+        p: Probabilities, shape ``(n, c)``, or None if they are larger than :data:`KEPT_BYTES`.
     """
 
     u: torch.Tensor
@@ -129,7 +131,7 @@ class _Look:
 class _Problem:
     """Centred features along the ``r`` directions in which they vary.
 
-    A state is ``u`` of shape ``(c, r + 1)``: weights along the directions, and a bias.
+    A state ``u`` of shape ``(c, r + 1)`` consists of weights along these directions, and a bias.
     """
 
     x: Sequence[NDArray[Any]]
@@ -138,7 +140,7 @@ class _Problem:
     mean: torch.Tensor  # (D,)
     basis: torch.Tensor  # (D, r), orthonormal
     variance: torch.Tensor  # (r,)
-    rotated: torch.Tensor | None  # (n, r), where it is small enough to be kept
+    rotated: torch.Tensor | None  # (n, r); None if larger than ROTATED_BYTES
     single: torch.Tensor | None  # the same in float32
 
     @classmethod
@@ -162,17 +164,17 @@ class _Problem:
         return cls(x, labels, n_classes, mean, basis, variance, None, None)
 
     def zero(self) -> torch.Tensor:
-        """Return the state in which all classes are alike."""
+        """Return the state that gives equal scores to all classes."""
         return torch.zeros(self.n_classes, len(self.variance) + 1, dtype=torch.float64)
 
     def natural(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weights ``(c, D)`` and biases ``(c,)`` of the features as they are."""
+        """Return the weights ``(c, D)`` and biases ``(c,)`` for the original features."""
         weight = u[:, :-1] @ self.basis.T
         bias = u[:, -1] - weight @ self.mean
         return weight, bias - bias.mean()
 
     def rows(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield blocks of features: along the directions where these are kept, else as they are."""
+        """Yield blocks of features: the rotated features if they are kept in memory, else the original ones."""
         kept = self.rotated if dtype == torch.float64 else self.single
         if kept is None:
             yield from _blocks(self.x, 8 * self.n_classes, dtype)
@@ -182,22 +184,22 @@ class _Problem:
             yield slice(i, i + size), kept[i : i + size]
 
     def for_rows(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weights and biases of what :meth:`rows` yields."""
+        """Return the weights and biases for the features that :meth:`rows` yields."""
         if self.rotated is not None:
             return u[:, :-1], u[:, -1]
         weight = u[:, :-1] @ self.basis.T
         return weight, u[:, -1] - weight @ self.mean
 
     def of_rows(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Return a gradient by ``u`` from one by the weights and biases of :meth:`for_rows`."""
+        """Return the gradient by ``u``, given that by the weights and biases of :meth:`for_rows`."""
         if self.rotated is None:
             weight = (weight - bias[:, None] * self.mean) @ self.basis
         return torch.cat([weight, bias[:, None]], dim=-1)
 
-    def look(self, u: torch.Tensor, lam: float) -> _Look:
+    def evaluate(self, u: torch.Tensor, lam: float) -> _Evaluation:
         """Return objective, gradient and probabilities at ``u``.
 
-        Nothing is taken from 1, so a loss of 1e-12 and its gradient are as exact as large ones.
+        No value close to 1 is subtracted from 1, so a loss of 1e-12 and its gradient keep their relative precision.
         """
         loss = torch.zeros((), dtype=torch.float64)
         weight, bias = self.for_rows(u)
@@ -223,22 +225,22 @@ class _Problem:
         gradient = self.of_rows(by_weight, by_bias) / len(self.y)
         gradient[:, :-1] += lam * u[:, :-1]
         value = loss / len(self.y) + 0.5 * lam * u[:, :-1].square().sum()
-        return _Look(u, value, gradient, level / len(self.y), p)
+        return _Evaluation(u, value, gradient, level / len(self.y), p)
 
-    def curve(self, look: _Look, lam: float, v: torch.Tensor) -> torch.Tensor:
-        """Return the Hessian times ``v``; float32 inside, as a direction need be."""
-        scale = v.abs().max().clamp(min=1e-300)  # small ones would sink below float32
+    def curve(self, current: _Evaluation, lam: float, v: torch.Tensor) -> torch.Tensor:
+        """Return the Hessian times ``v``, computed in float32, which is precise enough for a direction."""
+        scale = v.abs().max().clamp(min=1e-300)  # avoids underflow in float32
         weight, bias = (t.float() for t in self.for_rows(v / scale))
         by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        own_weight, own_bias = (t.float() for t in self.for_rows(look.u))
+        own_weight, own_bias = (t.float() for t in self.for_rows(current.u))
 
-        def again(part: torch.Tensor) -> torch.Tensor:
+        def probabilities(part: torch.Tensor) -> torch.Tensor:
             return torch.addmm(own_bias, part, own_weight.T).softmax(-1)
 
         for rows, part in self.rows(torch.float32):
             change = torch.addmm(bias, part, weight.T)  # (m, c)
             change -= change.gather(-1, self.y[rows, None])
-            q = again(part) if look.p is None else look.p[rows]
+            q = probabilities(part) if current.p is None else current.p[rows]
             change -= (q * change).sum(-1, keepdim=True)
             change *= q
             by_weight += change.T @ part
@@ -247,15 +249,15 @@ class _Problem:
         curved[:, :-1] += lam * v[:, :-1]
         return curved
 
-    def preconditioner(self, look: _Look, lam: float) -> torch.Tensor:
-        """Return the inverse of a diagonal like the Hessian's, shape ``(c, r + 1)``."""
-        level = look.level[:, None]  # (c, 1)
+    def preconditioner(self, current: _Evaluation, lam: float) -> torch.Tensor:
+        """Return the inverse of a diagonal approximation of the Hessian, shape ``(c, r + 1)``."""
+        level = current.level[:, None]  # (c, 1)
         level = level.clamp(min=float(level.max()) * LEAST_LEVEL + 1e-300)
         return torch.cat([level * self.variance + lam, level], dim=-1).reciprocal()
 
 
 def _directions(centred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the directions in which centred features vary, ``(D, r)``, and their variances."""
+    """Return the directions in which centred features vary, ``(D, r)``, and their variances ``(r,)``."""
     n, D = centred.shape
     if n > D:
         return _eigen(centred.T @ centred / n)
@@ -272,39 +274,39 @@ def _eigen(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _newton(
-    problem: _Problem, lam: float, u: torch.Tensor, look: _Look
+    problem: _Problem, lam: float, u: torch.Tensor, current: _Evaluation
 ) -> tuple[torch.Tensor, float]:
-    """Return the minimiser, from ``u``, and its relative gap."""
+    """Minimise from ``u``; return the minimiser and its relative gap."""
     gap = 1.0
     for _ in range(MAX_STEPS):
-        direction = _direction(problem, look, lam)
-        promise = -float((direction * look.gradient).sum())
-        gap = 0.5 * max(promise, 0.0) / float(look.value)
+        direction = _direction(problem, current, lam)
+        decrease = -float((direction * current.gradient).sum())
+        gap = 0.5 * max(decrease, 0.0) / float(current.value)
         step = 1.0
         for _ in range(BACKTRACKS):
             tried = u + step * direction
-            found = problem.look(tried, lam)
-            if found.value <= look.value - ARMIJO * step * promise:
-                u, look = tried, found
+            found = problem.evaluate(tried, lam)
+            if found.value <= current.value - ARMIJO * step * decrease:
+                u, current = tried, found
                 break
             step *= 0.5
         else:
-            break  # rounding is all that is left
-        # The step that promised next to nothing has been taken: what is left is less still.
+            break  # only rounding errors remain
+        # Checked after the step was taken, so the true gap is smaller still.
         if gap <= TOLERANCE:
             break
     return u, gap
 
 
-def _direction(problem: _Problem, look: _Look, lam: float) -> torch.Tensor:
-    """Return a step of Newton's, by preconditioned conjugate gradients."""
-    inverse = problem.preconditioner(look, lam)
-    residual = -look.gradient
+def _direction(problem: _Problem, current: _Evaluation, lam: float) -> torch.Tensor:
+    """Return a Newton direction, found by preconditioned conjugate gradients."""
+    inverse = problem.preconditioner(current, lam)
+    residual = -current.gradient
     out, z = torch.zeros_like(residual), inverse * residual
     conjugate, energy = z, (residual * z).sum()
     enough = energy * FORCING**2
     for _ in range(MAX_INNER):
-        curved = problem.curve(look, lam, conjugate)
+        curved = problem.curve(current, lam, conjugate)
         bend = (conjugate * curved).sum()
         if bend <= 0 or energy <= 0:
             break
@@ -322,12 +324,12 @@ def _direction(problem: _Problem, look: _Look, lam: float) -> torch.Tensor:
 def _blocks(
     parts: Sequence[NDArray[Any]], row_bytes: int, dtype: torch.dtype = torch.float64
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield the rows of all parts in blocks, with their places."""
+    """Yield the rows of all parts in blocks, each with its slice of all rows."""
     size = max(256, BLOCK_BYTES // row_bytes)
-    kind = np.float64 if dtype == torch.float64 else np.float32
+    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
     offset = 0
     for part in parts:
         for i in range(0, len(part), size):
-            block = torch.from_numpy(part[i : i + size].astype(kind))
+            block = torch.from_numpy(part[i : i + size].astype(numpy_dtype))
             yield slice(offset + i, offset + i + len(block)), block
         offset += len(part)

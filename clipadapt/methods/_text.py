@@ -1,4 +1,4 @@
-"""What prompt-based methods share: one unit-norm text classifier per class."""
+"""Text features of prompts: one unit-norm classifier weight per class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def zero_shot_weights(
     model: ImageTextModel, classnames: tuple[str, ...], templates: tuple[str, ...]
 ) -> NDArray[np.float32]:
-    """Build one text classifier per class: embed every template, average, renormalise.
+    """Build one text classifier per class: embed every template, average, normalize again.
 
     Args:
         model: Dual encoder of joint width ``D``.
@@ -44,7 +44,7 @@ def zero_shot_weights(
 
 
 def prompts_of(classnames: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
-    """Return ``C * T`` prompts, all templates of a class together.
+    """Return ``C * T`` prompts, grouped by class.
 
     Raises:
         ValueError: If there is no template, or one has no ``{}``.
@@ -61,13 +61,13 @@ def cosine_scores(
     weights: NDArray[np.float32],
     logit_scale: float | None = None,
 ) -> NDArray[np.float32]:
-    """Return logits of frozen image features and unit-norm text features.
+    """Return the logits of frozen image features and unit-norm text features.
 
     Args:
         model: Dual encoder of joint width ``D``.
         inputs: ``n`` images.
         weights: Text features, shape ``(C, D)``.
-        logit_scale: Factor on the cosine; None takes the model's own, and its bias.
+        logit_scale: Scale of the cosine; None uses the scale and bias of the model.
 
     Returns:
         Shape ``(n, C)``.
@@ -79,7 +79,7 @@ def cosine_scores(
 
 
 def leading(tokens: torch.Tensor) -> int:
-    """Return how many leading columns of token ids ``(n, L)`` are the same in all rows."""
+    """Return the number of leading columns of token ids ``(n, L)`` that are equal in all rows."""
     if len(tokens) < 2:
         return 0
     same = (tokens == tokens[:1]).all(dim=0)

@@ -39,9 +39,9 @@ class CLIPAdapterConfig(TrainingConfig):
     """Hyperparameters of ``clip/clip_adapter``.
 
     Attributes:
-        ratio: Weight of the adapted features; the rest is the frozen ones'.
-        reduction: Width of the features over that of the bottleneck.
-        drop_last: As the official loader does.
+        ratio: Weight of the adapted features; the frozen features have weight ``1 - ratio``.
+        reduction: Width of the features divided by the width of the bottleneck.
+        drop_last: Drop the last batch of an epoch if it is incomplete, as the official code does.
     """
 
     ratio: float = Field(default=0.2, ge=0, le=1)
@@ -67,10 +67,10 @@ class CLIPAdapter:
     def fit(
         self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
     ) -> CLIPAdapterClassifier:
-        """Learn the adapter on ``task.train``; ``task.val`` chooses the epoch with ``keep: best``.
+        """Train the adapter on ``task.train``; with ``keep: best``, ``task.val`` selects the epoch.
 
         Raises:
-            ConfigError: If the bottleneck would be narrower than one feature, or the warm-up never ends.
+            ConfigError: If the bottleneck is narrower than one feature, or training ends before the warm-up.
         """
         config, width = self.config, backbone.embed_dim
         train = task.require_train("clip_adapter")
@@ -79,13 +79,13 @@ class CLIPAdapter:
         if config.reduction > width:
             raise ConfigError(
                 f"method.reduction is {config.reduction}; the features of '{backbone.name}' are {width} wide",
-                hint=f"take 1 to {width}",
+                hint=f"choose a value from 1 to {width}",
             )
         hidden = width // config.reduction
         rng = ctx.rng("clip_adapter.init")
 
         def drawn(rows: int, columns: int) -> NDArray[np.float32]:
-            bound = columns**-0.5  # as nn.Linear draws
+            bound = columns**-0.5  # as nn.Linear
             return rng.uniform(-bound, bound, (rows, columns)).astype(np.float32)
 
         device = backbone.device
@@ -141,7 +141,7 @@ class CLIPAdapter:
 
 
 def adapt(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Return adapted unit-norm features of projected features ``x``, shape ``(n, D)``."""
+    """Return the adapted, unit-norm features for projected features ``x``, shape ``(n, D)``."""
     import torch.nn.functional as F
 
     adapted = F.relu(F.relu(x @ down.T) @ up.T)  # (n, D)
@@ -159,9 +159,9 @@ class CLIPAdapterClassifier:
         up: Second layer, shape ``(D, D / reduction)``.
         weights: Unit-norm text features, shape ``(C, D)``.
         ratio: Weight of the adapted features.
-        selection: The epoch chosen on val, or None.
+        selection: The epoch selected on val, or None.
         score_kind: The scores are logits.
-        export_formats: ``classifier``, and ``openclip``, with the model beside it.
+        export_formats: ``classifier`` alone, or ``openclip`` together with the model.
     """
 
     model: ImageTextModel
@@ -176,7 +176,7 @@ class CLIPAdapterClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Weights of both layers."""
+        """Number of weights in both layers."""
         return self.down.size + self.up.size
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
@@ -187,13 +187,13 @@ class CLIPAdapterClassifier:
         return np.float32(scale) * (adapted @ self.weights.T) + np.float32(bias)
 
     def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return what the frozen features would have scored, shape ``(n, C)``."""
+        """Return the scores of the frozen features, shape ``(n, C)``."""
         return cosine_scores(self.model, inputs, self.weights)
 
     def with_classnames(
         self, classnames: tuple[str, ...], templates: tuple[str, ...]
     ) -> CLIPAdapterClassifier:
-        """Return the classifier for other classes: the adapter does not depend on them."""
+        """Return a classifier for other classes; the adapter does not depend on the classes."""
         names = tuple(classnames)
         weights = zero_shot_weights(self.model, names, templates)
         return CLIPAdapterClassifier(
@@ -209,7 +209,7 @@ class CLIPAdapterClassifier:
         temperature: float | None = None,
         output: Path | None = None,
     ) -> Exported:
-        """Write adapter and text features, alone or with the model; see :func:`_export.export`."""
+        """Write the adapter and text features, alone or with the model; see :func:`_export.export`."""
         arrays = _export.cosine_arrays(self.weights, self.model.logit_scale, self.model.logit_bias)
         ratio = np.array(self.ratio, dtype=np.float32)
         return _export.export(

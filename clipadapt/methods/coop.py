@@ -1,4 +1,4 @@
-"""CoOp: context vectors of the prompt are learnt, both towers stay as they are."""
+"""CoOp: learned context vectors in the prompt; both towers are frozen."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class CoOpConfig(TrainingConfig):
     """Hyperparameters of ``clip/coop``.
 
     Attributes:
-        n_ctx: Context vectors, M in the paper; with ``ctx_init`` its number of tokens.
-        ctx_init: Words whose embeddings the context starts from; None draws from N(0, 0.02²).
-        class_token_position: Where the class name stands: behind the context, amid it, or before it.
-        CSC: Class-specific context: every class learns vectors of its own.
-        drop_last: As the official loader does.
-        class_chunk: Classes that run through the text tower at once, their activations computed again in
-            the backward pass; None takes all at once while that is at most 8,192 positions. Saves memory.
-        precision: Arithmetic of the frozen text tower that gradients run through; the context is float32.
+        n_ctx: Number of context vectors, M in the paper; with ``ctx_init``, the number of its tokens.
+        ctx_init: Words whose embeddings initialize the context; None draws it from N(0, 0.02²).
+        class_token_position: Position of the class name: after the context, in the middle of it, or before it.
+        CSC: Class-specific context: every class has its own vectors.
+        drop_last: Drop the last batch of an epoch if it is incomplete, as the official code does.
+        class_chunk: Number of classes that are encoded at a time, with their activations recomputed in the backward
+            pass to save memory; None encodes up to 8,192 positions at a time.
+        precision: Precision of the frozen text tower; the context is float32.
     """
 
     n_ctx: int = Field(default=16, gt=0, le=1000)
@@ -56,7 +56,7 @@ class CoOpConfig(TrainingConfig):
 
 
 class CoOp:
-    """Context Optimization: a prompt is ``[V]_1 ... [V]_M name.``, and V is learnt by cross-entropy.
+    """Context Optimization: a prompt is ``[V]_1 ... [V]_M name.``, and V is trained with cross-entropy.
 
     References:
         K. Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, section 3.2. arXiv:2109.01134
@@ -70,17 +70,17 @@ class CoOp:
         self.config = config
 
     def fit(self, backbone: PromptTunable, task: Task[Any], ctx: RunContext) -> CoOpClassifier:
-        """Learn the context on ``task.train``; ``task.val`` is looked at, and chooses the epoch with ``keep: best``.
+        """Train the context on ``task.train``; ``task.val`` is monitored, and selects the epoch with ``keep: best``.
 
         Raises:
-            ConfigError: If ``ctx_init`` holds no words, or is given for class-specific context.
-            ModelError: If a prompt is longer than the model's context.
+            ConfigError: If ``ctx_init`` has no words, or is combined with class-specific context.
+            ModelError: If a prompt is longer than the model's context length.
         """
         config = self.config
         train = task.require_train("coop")
         config.check(task)
         val = _training.nonempty(task.val)
-        model = backbone.in_dtype(config.precision)  # what gradients run through
+        model = backbone.in_dtype(config.precision)  # gradients flow through this model
         prompts = Prompts(model, task.classnames, self._n_ctx(model), config)
         context = _training.parameter(ctx, "ctx", self._start(model, prompts, ctx))
         features = FrozenFeatures(backbone, train.inputs, config, "output")
@@ -137,14 +137,14 @@ class CoOp:
             return config.n_ctx
         if config.CSC:
             raise ConfigError(
-                f"ctx_init '{config.ctx_init}' starts one shared context, but CSC is on",
+                f"ctx_init '{config.ctx_init}' initializes a shared context, but CSC is on",
                 hint="leave out ctx_init or set method.CSC=false",
             )
         n_ctx = len(model.context_tokens(config.ctx_init.replace("_", " ")))
         if n_ctx == 0:
             raise ConfigError(
-                f"method.ctx_init '{config.ctx_init}' holds no words",
-                hint="give words to start from, or leave it out to draw the context at random",
+                f"method.ctx_init '{config.ctx_init}' contains no words",
+                hint="give initial words, or leave it out for a random context",
             )
         return n_ctx
 
@@ -180,7 +180,7 @@ class CoOp:
 
 
 class Prompts:
-    """Prompts of some classes with slots for context vectors, ready to encode."""
+    """Prompts of some classes with slots for context vectors."""
 
     def __init__(
         self, model: PromptTunable, classnames: tuple[str, ...], n_ctx: int, config: CoOpConfig
@@ -190,12 +190,12 @@ class Prompts:
             classnames, n_ctx, config.class_token_position
         )  # (C, L), (C, n_ctx)
         self.base = model.embed_tokens(self.tokens)  # (C, L, W)
-        # What all prompts begin with: with context of its own for each class, what stands before it.
+        # Number of leading positions that all prompts share; class-specific context ends the shared part.
         first = int(self.slots.min()) if config.CSC else self.tokens.shape[1]
         self.shared = min(leading(self.tokens), first)
 
     def encode(self, context: torch.Tensor) -> torch.Tensor:
-        """Return unit-norm text features ``(C, D)`` for shared ``(n_ctx, W)`` or own ``(C, n_ctx, W)`` context."""
+        """Return unit-norm text features ``(C, D)``; the context is ``(n_ctx, W)``, or ``(C, n_ctx, W)`` with CSC."""
         import torch
         from torch.utils.checkpoint import checkpoint
 
@@ -217,7 +217,7 @@ class Prompts:
         return self.model.encode_token_embeddings(filled, self.tokens[part], shared=self.shared)
 
     def weights(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the text classifier of a learnt context, shape ``(C, D)``."""
+        """Return the text classifier of a trained context, shape ``(C, D)``."""
         import torch
 
         with torch.no_grad():
@@ -228,16 +228,16 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class CoOpClassifier:
-    """Cosine to the text features of learnt prompts.
+    """Cosine to the text features of learned prompts.
 
     Attributes:
         model: The backbone.
         classnames: ``C`` class names.
-        context: Learnt vectors, ``(n_ctx, W)`` or ``(C, n_ctx, W)``.
-        weights: Unit-norm text features of the prompts, shape ``(C, D)``.
+        context: Learned context vectors, ``(n_ctx, W)`` or ``(C, n_ctx, W)``.
+        weights: Unit-norm text features of the learned prompts, shape ``(C, D)``.
         start: Text features of the hand-written prompts, for comparison.
         config: How the prompts are built.
-        selection: The epoch chosen on val, or None.
+        selection: The epoch selected on val, or None.
         score_kind: The scores are logits.
     """
 
@@ -253,7 +253,7 @@ class CoOpClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Numbers in the context vectors."""
+        """Number of elements in the context vectors."""
         return self.context.size
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
@@ -261,25 +261,25 @@ class CoOpClassifier:
         return cosine_scores(self.model, inputs, self.weights)
 
     def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return what the hand-written prompts would have scored, shape ``(n, C)``."""
+        """Return the scores of the hand-written prompts, shape ``(n, C)``."""
         return cosine_scores(self.model, inputs, self.start)
 
     def with_classnames(
         self, classnames: tuple[str, ...], templates: tuple[str, ...]
     ) -> CoOpClassifier:
-        """Return the classifier for other classes; class-specific context serves classes that were learnt.
+        """Return a classifier for other classes; class-specific context only supports the trained classes.
 
         Raises:
-            DataError: If class-specific context lacks a class.
+            DataError: If class-specific context was not trained for a class.
         """
         context = self.context
         if self.config.CSC:
             index = {name: i for i, name in enumerate(self.classnames)}
-            unlearnt = [name for name in classnames if name not in index]
-            if unlearnt:
+            untrained = [name for name in classnames if name not in index]
+            if untrained:
                 raise DataError(
-                    f"class-specific context was not learnt for {', '.join(unlearnt[:5])}",
-                    hint="set method.CSC=false: shared context carries over to other classes",
+                    f"class-specific context was not trained for {', '.join(untrained[:5])}",
+                    hint="set method.CSC=false: a shared context transfers to other classes",
                 )
             context = np.ascontiguousarray(context[[index[name] for name in classnames]])
         prompts = Prompts(
@@ -299,7 +299,7 @@ class CoOpClassifier:
         )
 
     def inspect(self) -> dict[str, Any]:
-        """Return the nearest vocabulary pieces of each context vector, with Euclidean distances.
+        """Return the vocabulary tokens nearest to each context vector, with Euclidean distances.
 
         References:
             K. Zhou et al., IJCV 2022, section 4.3, table 4.

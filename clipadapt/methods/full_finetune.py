@@ -1,4 +1,4 @@
-"""Full fine-tuning: the image tower and a head that starts as the zero-shot classifier."""
+"""Full fine-tuning of the image tower, with a head initialized from the zero-shot classifier."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FullFinetuneConfig(FinetuneConfig):
-    """Hyperparameters of ``clip/full_finetune``: those of :class:`FinetuneConfig`."""
+    """Hyperparameters of ``clip/full_finetune``."""
 
 
 class FullFinetune:
@@ -38,10 +38,10 @@ class FullFinetune:
     def fit(
         self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
     ) -> FinetunedClassifier:
-        """Train on ``task.train``; ``task.val`` chooses the epoch with ``keep: best``.
+        """Train on ``task.train``; with ``keep: best``, ``task.val`` selects the epoch.
 
         Raises:
-            ConfigError: If the image tower has fewer units than are to be trained.
+            ConfigError: If the image tower has fewer than ``blocks`` units.
         """
         tuned, text, _, selection = _finetune.fit("full_finetune", self.config, backbone, task, ctx)
         return FinetunedClassifier(

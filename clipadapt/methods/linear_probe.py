@@ -9,7 +9,7 @@ setting            CLIP paper (default)         CoOp ``lpclip``                 
 ``refit``          on train + val               no                              on train + val
 =================  ===========================  ==============================  =========================
 
-A few-shot draw is never refitted on val unless asked for: it would learn from twice the shots that it states.
+With ``refit: auto``, few-shot runs are not refitted on val, which would double the number of training shots.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     Solver = Callable[[Sequence[float]], list["Linear"]]
     Attempt = Callable[[Sequence[float]], list["Trial"]]
 
-# 8 values per decade, ends included; index steps 16, 8, 4, 2, 1 halve the interval round the peak.
+# 8 values per decade, both ends included; steps of 16, 8, 4, 2, 1 indices halve the interval around the peak.
 C_GRID = np.logspace(-6, 6, 97)
 WEIGHT_DECAY_GRID = np.logspace(-6, 2, 97)
 PEAK_START = tuple(range(0, 97, 16))
 PEAK_SPANS = (8, 4, 2, 1)
 BISECT_START = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 BISECT_STEPS = 8
-# A class without a training example is never predicted: its logit lies this far below all others.
+# A class without training examples is never predicted: its logit is this far below the smallest bias.
 UNSEEN_MARGIN = 1e4
 
 
@@ -60,18 +60,18 @@ class LinearProbeConfig(MethodConfig):
 
     Attributes:
         layer: Image features: before the projection, after it, or after it with unit norm.
-        solver: ``lbfgs`` (scikit-learn's logistic regression), ``batched`` (the optimum itself, to 1e-8 of the
-            objective at every penalty) or ``adamw`` (a linear layer).
-        search: How the penalty is chosen on val: ``peak``, ``bisect``, ``grid`` (all 97 values) or ``none``.
-            Without val nothing is searched.
-        C: Inverse strength of the L2 penalty where nothing is searched (lbfgs).
-        weight_decay: Weight decay where nothing is searched (adamw).
-        refit: Fit once more on train and val with the chosen penalty; ``auto`` does so on full data, and not on a
-            few-shot draw (``data.shots`` or a manifest).
-        max_iter: Iterations of lbfgs at the most.
-        span: With fewer examples than features, solve in the span of the examples (lbfgs); the same
-            problem in fewer dimensions. CoOp's search takes no such short cut, as rounding breaks its ties.
-        lr: Peak learning rate of adamw; the schedule is cosine to zero, per step.
+        solver: ``lbfgs`` (scikit-learn's logistic regression), ``batched`` (Newton's method, to a relative tolerance
+            of 1e-8 for every penalty) or ``adamw`` (a linear layer).
+        search: How the penalty is selected on val: ``peak``, ``bisect``, ``grid`` (all 97 values) or ``none``.
+            Without val there is no search.
+        C: Inverse strength of the L2 penalty if there is no search (lbfgs, batched).
+        weight_decay: Weight decay if there is no search (adamw).
+        refit: Fit again on train and val with the selected penalty; ``auto`` refits on full data, and not in few-shot
+            runs (``data.shots`` or a manifest).
+        max_iter: Maximum number of iterations (lbfgs).
+        span: With fewer examples than features, solve in the span of the examples (lbfgs), which is the same problem
+            in fewer dimensions. Off for CoOp's search, where rounding decides ties.
+        lr: Peak learning rate (adamw); the schedule is cosine to zero, per step.
         epochs: Passes over the training split (adamw).
         batch_size: Images per step (adamw).
     """
@@ -103,7 +103,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One penalty tried: the layer fitted on train, and how it does on val."""
+    """One value of the penalty: the layer fitted on train, and its accuracy and loss on val."""
 
     value: float
     layer: Linear
@@ -112,12 +112,12 @@ class Trial:
 
 
 class LinearProbe:
-    """Logistic regression on frozen features; the L2 penalty is chosen on val.
+    """Logistic regression on frozen features; the L2 penalty is selected on val.
 
     References:
         A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
-        ICML 2021, appendix A.3. arXiv:2103.00020. Search and refit as told there; the paper does not
-        say how ties on val are broken: here the lower val loss wins.
+        ICML 2021, appendix A.3. arXiv:2103.00020. Search and refit follow the paper, which does not
+        say how ties on val are broken; here the lower val loss wins.
         K. Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 (``lpclip``).
         LAION-AI, CLIP_benchmark, ``metrics/linear_probe.py``.
     """
@@ -214,7 +214,7 @@ class LinearProbe:
             return search_bisect(attempt, ctx)
         grid, ties_by_loss = C_GRID, True
         if self.config.solver == "adamw":
-            # CLIP_benchmark keeps the first of equal values; the CLIP paper does not say.
+            # CLIP_benchmark keeps the first value on ties; the CLIP paper does not specify it.
             grid, ties_by_loss = WEIGHT_DECAY_GRID, False
         if self.config.search == "grid":
             return _best(attempt(grid.tolist()), ties_by_loss=ties_by_loss)
@@ -228,7 +228,7 @@ class LinearProbe:
         n_classes: int,
         ctx: RunContext,
     ) -> Linear:
-        """Train a linear layer as CLIP_benchmark does; every call starts from the same weights."""
+        """Train a linear layer as CLIP_benchmark does; every call has the same initial weights."""
         import torch
         import torch.nn.functional as F
 
@@ -264,12 +264,12 @@ class LinearProbeClassifier:
     Attributes:
         model: The backbone that encodes images.
         classnames: ``C`` class names.
-        features: Layer of the image tower the features come from.
-        linear: The fitted layer.
+        features: Layer of the image features.
+        linear: The fitted linear layer.
         temperature: Softmax temperature fitted on val before the refit, or None.
-        selection: What was chosen on val, or None.
+        selection: What was selected on val, or None.
         score_kind: The scores are logits.
-        export_formats: ``classifier``, and ``openclip``, with the model beside it.
+        export_formats: ``classifier`` alone, or ``openclip`` together with the model.
     """
 
     model: ImageTextModel
@@ -283,7 +283,7 @@ class LinearProbeClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Weights and biases."""
+        """Number of weights and biases."""
         return self.linear.weight.size + self.linear.bias.size
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
@@ -299,7 +299,7 @@ class LinearProbeClassifier:
         temperature: float | None = None,
         output: Path | None = None,
     ) -> Exported:
-        """Write the layer, alone or with the model; see :func:`_export.export`."""
+        """Write the linear layer, alone or with the model; see :func:`_export.export`."""
         return _export.export(
             form,
             path,
@@ -313,7 +313,7 @@ class LinearProbeClassifier:
         )
 
     def save(self, directory: Path) -> None:
-        """Write the layer and the class names."""
+        """Write the linear layer and the class names."""
         facts = {
             "classnames": self.classnames,
             "layer": self.features,
@@ -338,30 +338,28 @@ def fit_logistic(
         x: Features, shape ``(n, D)``.
         y: Labels, shape ``(n,)``.
         C: Inverse strength of the L2 penalty.
-        max_iter: Iterations at the most.
-        n_classes: ``C`` of the task; classes without an example are never predicted.
-        span: Solve in the span of the examples where they are fewer than the features.
+        max_iter: Maximum number of iterations.
+        n_classes: Number of classes; classes without examples are never predicted.
+        span: With fewer examples than features, solve in the span of the examples.
 
     Raises:
-        DataError: If there are examples of one class only.
+        DataError: If all examples belong to one class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     seen, _ = _seen(y)
-    # The solution lies in the span of the examples, and L-BFGS does not mind a rotation: with fewer
+    # The solution is in the span of the examples and L-BFGS is invariant to rotation, so with fewer
     # examples than features the same iterates are found in n dimensions.
     basis = np.linalg.qr(x.T.astype(np.float64))[0] if span and len(x) < x.shape[1] else None
     features = x if basis is None else x @ basis
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # the paper's 1,000 iterations are the rule
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the paper stops at 1,000 iterations
         fitted = LogisticRegression(random_state=0, C=C, max_iter=max_iter).fit(features, y)
     coef, intercept = fitted.coef_, fitted.intercept_
     if basis is not None:
         coef = coef @ basis.T
-    if len(seen) == 2:  # scikit-learn gives one row: the logit of the second class
+    if len(seen) == 2:  # scikit-learn returns one row: the logit of the second class
         coef, intercept = (
             np.concatenate([-coef, coef]) / 2,
             np.concatenate([-intercept, intercept]) / 2,
@@ -370,7 +368,7 @@ def fit_logistic(
 
 
 class Batched:
-    """Solves the logistic regressions of many penalties to the optimum, each from its neighbours' solutions."""
+    """Solver of logistic regressions with many penalties, each initialized from the neighbouring solutions."""
 
     def __init__(
         self,
@@ -379,16 +377,17 @@ class Batched:
         n_classes: int,
         ctx: RunContext | None = None,
     ) -> None:
-        """Take features and labels.
+        """Prepare the problem.
 
         Args:
-            x: Features in one or more parts, ``n`` rows of width ``D`` together.
+            x: Features in one or more parts, ``n`` rows of width ``D`` in total.
             y: Labels, shape ``(n,)``.
-            n_classes: ``C`` of the task; classes without an example are never predicted.
-            ctx: With ``fast`` off each penalty is solved alone. A problem that is not solved is reported there.
+            n_classes: Number of classes; classes without examples are never predicted.
+            ctx: Receives a warning if a problem does not converge; with its ``fast`` off, each penalty is solved
+                independently.
 
         Raises:
-            DataError: If there are examples of one class only.
+            DataError: If all examples belong to one class.
         """
         from clipadapt.methods import _logistic
 
@@ -397,7 +396,7 @@ class Batched:
         self.path = _logistic.Path(x, self.labels, len(self.seen))
 
     def __call__(self, penalties: Sequence[float]) -> list[Linear]:
-        """Return the layer of each inverse strength of the L2 penalty."""
+        """Return the fitted layer for each value of ``C``."""
         from clipadapt.methods import _logistic
 
         if self.ctx is None or self.ctx.services.fast:
@@ -408,14 +407,14 @@ class Batched:
         for penalty, found in zip(penalties, solutions, strict=True):
             if found.gap > _logistic.TOLERANCE and self.ctx is not None:
                 self.ctx.progress.note(
-                    f"warning: linear_probe: the fit at C={penalty:.4g} is {found.gap:.1g} of its objective from the "
-                    f"optimum, not within {_logistic.TOLERANCE:g}"
+                    f"warning: linear_probe: the fit at C={penalty:.4g} did not converge: its relative gap is "
+                    f"{found.gap:.1g}, above {_logistic.TOLERANCE:g}"
                 )
         return [_widened(f.weight, f.bias, self.seen, self.n_classes) for f in solutions]
 
 
 def _seen(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the classes that have examples, and the labels as places among them."""
+    """Return the classes that have examples, and the labels as indices into them."""
     seen, labels = np.unique(y, return_inverse=True)
     if len(seen) < 2:
         raise DataError(
@@ -428,7 +427,7 @@ def _seen(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _widened(
     coef: NDArray[Any], intercept: NDArray[Any], seen: NDArray[np.int64], n_classes: int
 ) -> Linear:
-    """Return the layer of all classes; those without an example lie far below."""
+    """Return the layer for all classes; classes without examples get a very low bias."""
     weight = np.zeros((n_classes, coef.shape[1]), dtype=np.float32)
     bias = np.full(n_classes, intercept.min() - UNSEEN_MARGIN, dtype=np.float32)
     weight[seen], bias[seen] = coef, intercept
@@ -436,12 +435,12 @@ def _widened(
 
 
 def search_peak(attempt: Attempt, grid: NDArray[np.float64], *, ties_by_loss: bool) -> Trial:
-    """Try every 16th value, then halve the interval round the best down to neighbours.
+    """Try every 16th value, then halve the interval around the best down to adjacent values.
 
     Args:
-        attempt: Fits on train with each of some penalties and judges on val.
-        grid: 97 values, 8 per decade for C.
-        ties_by_loss: Between equal accuracies the lower val loss wins; else the first tried.
+        attempt: Fits on train with the given penalties and evaluates on val.
+        grid: 97 values; 8 per decade for C.
+        ties_by_loss: Break ties in accuracy by the lower val loss; else the first value tried wins.
     """
     tried: dict[int, Trial] = {}
 
@@ -458,7 +457,7 @@ def search_peak(attempt: Attempt, grid: NDArray[np.float64], *, ties_by_loss: bo
 
 
 def _best(trials: Sequence[Trial], *, ties_by_loss: bool) -> Trial:
-    """Return the best trial, the first of equals."""
+    """Return the best trial, the first on ties."""
     best = trials[0]
     for trial in trials[1:]:
         if _better(trial, best, ties_by_loss=ties_by_loss):
@@ -473,9 +472,9 @@ def _better(a: Trial, b: Trial, *, ties_by_loss: bool) -> bool:
 
 
 def search_bisect(attempt: Attempt, ctx: RunContext) -> Trial:
-    """CoOp's search: the best of seven powers of ten, then eight bisections in log10; ties go left."""
+    """Search as CoOp does: the best of seven powers of ten, then eight bisections in log10; ties go left."""
     start = attempt(BISECT_START)
-    peak = max(start, key=lambda t: t.accuracy).value  # the first of equals
+    peak = max(start, key=lambda t: t.accuracy).value  # the first on ties
     left, right = 0.1 * peak, 10.0 * peak
     final = start[0]
     for _ in range(BISECT_STEPS):

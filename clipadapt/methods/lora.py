@@ -40,21 +40,21 @@ class LoRAConfig(TrainingConfig):
     """Hyperparameters of ``clip/lora``; names are PEFT's.
 
     Attributes:
-        encoder: Towers that are adapted.
-        roles: Layers that are adapted: ``q``, ``k``, ``v``, ``out`` of the attention, ``mlp``, and ``pointwise``,
-            the 1x1 convolutions of a convolutional tower.
-        blocks: Adapt only the last so many units of the image tower and blocks of the text tower; None adapts all.
-            What lies below them in the image tower is computed once.
+        encoder: Towers that get adapters.
+        roles: Layers that get adapters: ``q``, ``k``, ``v``, ``out`` of the attention, ``mlp``, and ``pointwise``, the
+            1x1 convolutions of a convolutional tower.
+        blocks: Number of units at the end of the image tower, and of blocks at the end of the text tower, that get
+            adapters; None adapts all. The input of the first adapted unit of the image tower is computed once.
         r: Rank of the updates.
         lora_alpha: Updates are scaled by ``lora_alpha / sqrt(r)``, or ``lora_alpha / r`` without ``use_rslora``.
-        lora_dropout: Dropout on what the updates read.
-        use_rslora: Rank-stabilised scaling, as the official code has it.
-        use_dora: Learn magnitude and direction apart (DoRA).
-        logit_scale: Factor on the cosine; None takes the model's own, and its bias.
-        steps_per_shot: Steps per example of the largest class; None trains for ``epochs``. Without few-shot draws
-            the number must be confirmed by ``steps``.
-        steps: Steps in all, in the place of ``steps_per_shot`` and ``epochs``.
-        precision: Arithmetic of the frozen weights that gradients run through; the adapters are float32.
+        lora_dropout: Dropout on the input of the updates.
+        use_rslora: Rank-stabilized scaling, as in the official code.
+        use_dora: Train magnitude and direction separately (DoRA).
+        logit_scale: Scale of the cosine; None uses the scale and bias of the model.
+        steps_per_shot: Steps per example of the largest class; None trains for ``epochs``. On full data the total
+            must be confirmed with ``steps``.
+        steps: Total number of steps, instead of ``steps_per_shot`` and ``epochs``.
+        precision: Precision of the frozen weights; the adapters are float32.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
@@ -76,7 +76,7 @@ class LoRAConfig(TrainingConfig):
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def steps_for(self, train: Split[Any]) -> int:
-        """Return the steps of a fit."""
+        """Return the number of training steps."""
         if self.steps is not None:
             return self.steps
         if self.steps_per_shot is None:
@@ -84,14 +84,18 @@ class LoRAConfig(TrainingConfig):
         return self.steps_per_shot * int(np.bincount(train.labels).max())
 
     def check(self, task: Task[Any]) -> None:
-        """Refuse a rule for few shots on full data unless its steps are confirmed, and what the base refuses."""
+        """Check that ``steps_per_shot``, a few-shot rule, is not applied to full data without confirmation.
+
+        Raises:
+            ConfigError: If it is, or if training ends before the warm-up.
+        """
         by_shots = self.steps is None and self.steps_per_shot is not None
         if by_shots and task.train is not None and len(task.train) and not task.few_shot:
             steps = self.steps_for(task.train)
             most = steps // cast("int", self.steps_per_shot)
             raise ConfigError(
-                f"lora would take {steps:,} steps: {self.steps_per_shot} for each of the {most} examples of the "
-                f"largest class, a rule for few shots, and data.shots is not set",
+                f"lora would train for {steps:,} steps: {self.steps_per_shot} for each of the {most} examples of the "
+                f"largest class, a few-shot rule, and data.shots is not set",
                 hint=f"draw examples with --set data.shots=16, train for epochs with --set method.steps_per_shot=null "
                 f"--set method.epochs=10, or confirm the number with --set method.steps={steps}",
             )
@@ -115,12 +119,12 @@ class LoRA:
         self.config = config
 
     def fit(self, backbone: AdapterTunable, task: Task[Any], ctx: RunContext) -> LoRAClassifier:
-        """Train adapters on a copy of the backbone with ``task.train``; ``task.val`` is only looked at by default.
+        """Train adapters on a copy of the backbone with ``task.train``; ``task.val`` is only monitored by default.
 
         Raises:
-            ModelError: If a tower has no layer of a role that was asked for.
-            ConfigError: If a tower has fewer blocks than are to be adapted, the rank exceeds a layer's width, the
-                warm-up never ends, or the steps are to be confirmed.
+            ModelError: If a tower has no layer of a requested role.
+            ConfigError: If a tower has fewer than ``blocks`` blocks, the rank exceeds the width of a layer, training
+                ends before the warm-up, or the number of steps must be confirmed.
         """
         config = self.config
         train = task.require_train("lora")
@@ -134,7 +138,7 @@ class LoRA:
         else:
             images = TunedImages(adapted.images, train.inputs, config)
         text_of = adapted.text_features(task.classnames, task.templates, start)
-        # What does not change is read once, not at every look at val.
+        # Features that do not change are read once, not at every evaluation on val.
         val_of = None if val is None else adapted.features_of(val.inputs)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
@@ -191,12 +195,12 @@ class LoRA:
 
 
 class Adapted:
-    """A copy of a model whose chosen layers carry adapters.
+    """A copy of a model with adapters on the chosen layers.
 
     Attributes:
-        base: The model itself.
-        model: The copy, frozen but for the adapters.
-        config: The method's settings.
+        base: The original model.
+        model: The copy; all of it except the adapters is frozen.
+        config: Hyperparameters of the method.
         peft: PEFT's wrapper of the copy's network.
         parameters: The adapters' tensors, by layer and matrix.
         images: The adapted image tower.
@@ -214,15 +218,14 @@ class Adapted:
         self.base, self.model, self.config, self.peft = base, model, config, peft
         self.images = TunedTower(base.in_dtype(config.precision), model, first_unit)
         self.drops = False
-        learnt = {n: p for n, p in peft.named_parameters() if ".lora_" in n}
-        self.parameters = {_short(name): p for name, p in learnt.items()}
+        self.parameters = {_short(n): p for n, p in peft.named_parameters() if ".lora_" in n}
 
     @classmethod
     def of(cls, base: AdapterTunable, config: LoRAConfig, ctx: RunContext | None) -> Adapted:
-        """Copy a model and put adapters into it, drawn from the context's seed.
+        """Copy a model and add adapters to it, initialized from the seed of the context.
 
         Raises:
-            ModelError: If a tower has no layer of a role that was asked for.
+            ModelError: If a tower has no layer of a requested role.
         """
         import torch
         from peft import LoraConfig, get_peft_model
@@ -236,11 +239,12 @@ class Adapted:
         check_rank(config.r, widths, model.name)
         settings = LoraConfig(
             r=config.r,
-            lora_alpha=cast("int", config.lora_alpha),  # any number serves
+            lora_alpha=cast("int", config.lora_alpha),  # PEFT accepts any number
             lora_dropout=config.lora_dropout,
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
-            # Names alone match by their ends: those of CLIP's text tower would take in the image tower's.
+            # A regular expression, because a list matches suffixes: the names in CLIP's text tower are suffixes of
+            # those in the image tower.
             target_modules="|".join(re.escape(name) for name in names),
             bias="none",
         )
@@ -261,14 +265,14 @@ class Adapted:
         return adapted
 
     def dropout(self, *, active: bool) -> None:
-        """Turn the adapters' dropout on or off; nothing else of the network is in training mode."""
+        """Turn the dropout of the adapters on or off; the rest of the network is always in evaluation mode."""
         self.drops = active and self.config.lora_dropout > 0
         for name, module in self.peft.named_modules():
             if name.endswith(f".lora_dropout.{ADAPTER}"):
                 module.train(active)
 
     def logits(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Return logits of unit-norm features, shape ``(n, C)``."""
+        """Return the logits of unit-norm features, shape ``(n, C)``."""
         if self.config.logit_scale is None:
             return self.model.logits(images, text)
         return self.config.logit_scale * images @ text.T
@@ -279,12 +283,12 @@ class Adapted:
         templates: tuple[str, ...],
         start: NDArray[np.float32],
     ) -> Callable[[], torch.Tensor]:
-        """Return what gives the text features ``(C, D)`` as the adapters are now.
+        """Return a function that computes the text features ``(C, D)`` for the current adapters.
 
         Args:
             classnames: ``C`` class names.
             templates: Templates; several are averaged.
-            start: The frozen tower's features, for a text tower that is not adapted.
+            start: Features of the frozen tower, used if the text tower has no adapters.
         """
         import torch.nn.functional as F
 
@@ -296,7 +300,7 @@ class Adapted:
         embeddings, alike = self.model.embed_tokens(tokens), leading(tokens)
 
         def features() -> torch.Tensor:
-            # Dropout draws for each text by itself, so nothing is shared where it is active.
+            # Dropout is drawn for each text separately, so the shared prefix is used only without it.
             shared = 0 if self.drops else alike
             each = self.model.encode_token_embeddings(embeddings, tokens, shared=shared)
             if len(templates) == 1:
@@ -309,7 +313,7 @@ class Adapted:
     def text_weights(
         self, classnames: tuple[str, ...], templates: tuple[str, ...], start: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return the text classifier as the adapters are now, shape ``(C, D)``."""
+        """Return the text classifier for the current adapters, shape ``(C, D)``."""
         import torch
 
         with torch.no_grad():
@@ -319,9 +323,9 @@ class Adapted:
         return out
 
     def features_of(self, inputs: Inputs[Any]) -> Callable[[], NDArray[np.float32]]:
-        """Return what gives unit-norm image features ``(n, D)`` as the adapters are now.
+        """Return a function that computes the unit-norm image features ``(n, D)`` for the current adapters.
 
-        They are the adapted tower's, or the model's own where it has no adapters.
+        They come from the adapted tower, or from the original model if the image tower has no adapters.
         """
         if self.config.encoder == "text":
             frozen = self.base.encode(inputs, "image")
@@ -330,18 +334,18 @@ class Adapted:
         return lambda: self.images.features(inputs, stored)
 
     def image_features(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return unit-norm image features ``(n, D)`` as the adapters are now."""
+        """Return the unit-norm image features ``(n, D)`` for the current adapters."""
         return self.features_of(inputs)()
 
     def merged(self) -> dict[str, torch.Tensor]:
-        """Return the weights of the model with the adapters merged in, under the model's own names."""
+        """Return the weights of the model with merged adapters, under the names of the model."""
         import copy
 
         import torch
 
         if self.config.precision == "fp32":
             return self.model.fused_state(copy.deepcopy(self.peft).merge_and_unload())
-        # Merged into weights as they are stored: bfloat16 would round most of an update away.
+        # Merge into the float32 weights: in bfloat16, most of an update would be lost to rounding.
         whole = Adapted.of(self.base, self.config.model_copy(update={"precision": "fp32"}), None)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -423,12 +427,12 @@ class LoRAClassifier:
         model: The backbone.
         classnames: ``C`` class names.
         templates: Templates of the prompts.
-        adapted: The adapted copy.
+        adapted: The adapted copy of the backbone.
         weights: Unit-norm text features of the adapted tower, shape ``(C, D)``.
-        start: Those of the backbone.
-        selection: The epoch chosen on val, or None.
+        start: Unit-norm text features of the backbone, shape ``(C, D)``.
+        selection: The epoch selected on val, or None.
         score_kind: The scores are logits.
-        export_formats: A merged open_clip checkpoint, or PEFT's adapter.
+        export_formats: A merged open_clip checkpoint, or a PEFT adapter.
     """
 
     model: AdapterTunable
@@ -443,7 +447,7 @@ class LoRAClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Numbers in the adapters."""
+        """Number of parameters in the adapters."""
         return sum(p.numel() for p in self.adapted.parameters.values())
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
@@ -458,13 +462,13 @@ class LoRAClassifier:
         return own if given is None else (given, 0.0)
 
     def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
-        """Return what the backbone would have scored, shape ``(n, C)``."""
+        """Return the scores of the backbone, shape ``(n, C)``."""
         return cosine_scores(self.model, inputs, self.start)
 
     def with_classnames(
         self, classnames: tuple[str, ...], templates: tuple[str, ...]
     ) -> LoRAClassifier:
-        """Return the classifier for other classes, their names read by the adapted text tower."""
+        """Return a classifier for other classes, whose names the adapted text tower encodes."""
         names, templates = tuple(classnames), tuple(templates)
         start = zero_shot_weights(self.model, names, templates)
         weights = self.adapted.text_weights(names, templates, start)
@@ -481,10 +485,10 @@ class LoRAClassifier:
         temperature: float | None = None,
         output: Path | None = None,
     ) -> Exported:
-        """Write a merged open_clip folder, or an adapter that PEFT puts onto open_clip's model; texts beside it.
+        """Write a merged open_clip folder, or a PEFT adapter for open_clip's model, and the text features.
 
         Raises:
-            ModelError: If PEFT has no adapter of this kind for the model's attention.
+            ModelError: If PEFT does not support the adapter for the model's attention.
         """
         _export.require(form, self.export_formats)
         path.mkdir(parents=True, exist_ok=True)
@@ -510,7 +514,7 @@ class LoRAClassifier:
         )
 
     def save(self, directory: Path) -> None:
-        """Write adapters, text features and class names."""
+        """Write the adapters, text features and class names."""
         arrays = {n: p.detach().cpu().numpy() for n, p in self.adapted.parameters.items()}
         arrays |= {"weights": self.weights, "start": self.start}
         facts = {
@@ -522,7 +526,7 @@ class LoRAClassifier:
 
 
 def _scaled(state: dict[str, torch.Tensor], scale: float, bias: float) -> dict[str, torch.Tensor]:
-    """Return weights whose logit scale and bias are those of the run."""
+    """Return the weights with the logit scale and bias of the run."""
     import torch
 
     own = {"logit_scale": math.log(scale), "logit_bias": bias}
@@ -530,17 +534,18 @@ def _scaled(state: dict[str, torch.Tensor], scale: float, bias: float) -> dict[s
 
 
 def _short(name: str) -> str:
-    """Return ``LAYER.A``, ``LAYER.B`` or ``LAYER.magnitude`` of a PEFT parameter's name."""
+    """Shorten the name of a PEFT parameter to ``LAYER.A``, ``LAYER.B`` or ``LAYER.magnitude``."""
     layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
     kinds = {"A": "A", "B": "B", "magnitude_vector": "magnitude"}
     return f"{layer}.{kinds[rest.partition('.')[0]]}"
 
 
 def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]:
-    """Return the names of the layers that get adapters, and the first unit of the image tower that has one.
+    """Return the names of the layers that get adapters, and the index of the first adapted unit of the image tower.
 
     Raises:
         ModelError: If a tower has no layer of a role.
+        ConfigError: If a tower has fewer than ``blocks`` blocks.
     """
     names: list[str] = []
     units = model.image_units()
@@ -552,7 +557,7 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
             if role not in offered:
                 known = ", ".join(offered) or "none"
                 raise ModelError(
-                    f"the {tower} tower of '{model.name}' has no layer of the role '{role}'"
+                    f"the {tower} tower of '{model.name}' has no layer with the role '{role}'"
                     f"{did_you_mean(role, list(offered)) or ';'} it has: {known}",
                     hint=f"set method.roles=[{', '.join(offered) or role}] or method.encoder="
                     f"{'text' if tower == 'image' else 'image'}",
@@ -565,15 +570,15 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
         if config.blocks is not None and config.blocks > there:
             raise ConfigError(
                 f"method.blocks is {config.blocks}; the {tower} tower of '{model.name}' has {there}",
-                hint=f"take 1 to {there}, or leave it out to adapt all",
+                hint=f"choose a value from 1 to {there}, or leave it out to adapt all",
             )
         lowest = 0 if config.blocks is None else there - config.blocks
         found = [name for name in found if place[name] >= lowest]
         if not found:
             raise ModelError(
-                f"the last {config.blocks} units of the {tower} tower of '{model.name}' hold no layer of the "
+                f"the last {config.blocks} units of the {tower} tower of '{model.name}' have no layer with the "
                 f"roles {', '.join(config.roles)}",
-                hint="raise method.blocks, or leave it out",
+                hint="increase method.blocks, or leave it out",
             )
         if tower == "image":
             first = min(place[name] for name in found)
@@ -582,7 +587,7 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
 
 
 def _block_of(names: list[str]) -> dict[str, int]:
-    """Return the block of each layer of a text tower: the first number in its name."""
+    """Return the index of each text layer's block: the first number in the layer's name."""
     return {n: next(int(part) for part in n.split(".") if part.isdigit()) for n in names}
 
 

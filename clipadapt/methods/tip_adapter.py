@@ -1,4 +1,4 @@
-"""Tip-Adapter: a cache of few-shot features beside the zero-shot classifier; nothing is trained."""
+"""Tip-Adapter: a cache of few-shot features added to the zero-shot classifier; nothing is trained."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class TipAdapterConfig(SearchConfig):
-    """Hyperparameters of ``clip/tip_adapter``: those of the cache and its search."""
+    """Hyperparameters of ``clip/tip_adapter``: the cache and its search."""
 
 
 class TipAdapter:
-    """``logits = scale f W + alpha exp(-beta (1 - f K)) V``; ``alpha`` and ``beta`` are chosen on val.
+    """``logits = scale f W + alpha exp(-beta (1 - f K)) V``; ``alpha`` and ``beta`` are selected on val.
 
-    The official code searches ImageNet's on test; here test is never looked at.
+    The official code searches on the test split of ImageNet; here the test split is never used.
 
     References:
         R. Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
@@ -41,7 +41,7 @@ class TipAdapter:
         self.config = config
 
     def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> CacheClassifier:
-        """Build the cache from ``task.train``; search on ``task.val``."""
+        """Build the cache from ``task.train``; search ``alpha`` and ``beta`` on ``task.val``."""
         train = task.require_train("tip_adapter")
         weights = zero_shot_weights(backbone, task.classnames, task.templates)
         cache = _cache_model.build(backbone, train, self.config, len(task.classnames))

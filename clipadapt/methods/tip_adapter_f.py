@@ -1,4 +1,4 @@
-"""Tip-Adapter-F: the cache's keys are trained, from the features they start as."""
+"""Tip-Adapter-F: Tip-Adapter with trained cache keys."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Task
     from clipadapt.core.api.method import MethodConfig
 
-FIRST_TRAINING_VIEW = 1001  # views below are those of the keys
+FIRST_TRAINING_VIEW = 1001  # smaller views are used for the keys
 
 
 class TipAdapterFConfig(SearchConfig, TrainingConfig):
-    """Hyperparameters of ``clip/tip_adapter_f``: those of the cache, its search and its training.
+    """Hyperparameters of ``clip/tip_adapter_f``: the cache, its search and its training.
 
     Attributes:
-        keep: The best epoch by val accuracy. The official code chooses it by test accuracy.
-        training_views: Random crops that the epochs take in turn (from the feature store, the same for every
-            seed, as the keys' are); 0 trains on the plain pictures, None gives each epoch crops of its own.
+        keep: The best epoch by val accuracy. The official code selects it by test accuracy.
+        training_views: Number of random crops of each image that the epochs cycle through, cached and equal for all
+            seeds; 0 trains on the images without augmentation, None uses new crops in each epoch.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
@@ -50,7 +50,7 @@ class TipAdapterFConfig(SearchConfig, TrainingConfig):
 
 
 class TipAdapterF:
-    """Fine-tunes the keys by cross-entropy, then searches ``alpha`` and ``beta``; epoch and both chosen on val.
+    """Train the keys with cross-entropy, then search ``alpha`` and ``beta``; all are selected on val.
 
     References:
         R. Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
@@ -66,7 +66,7 @@ class TipAdapterF:
         self.config = config
 
     def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> CacheClassifier:
-        """Train the keys on ``task.train``; epoch, ``alpha`` and ``beta`` are chosen on ``task.val``."""
+        """Train the keys on ``task.train``; ``task.val`` selects the epoch, ``alpha`` and ``beta``."""
         config = self.config
         train = task.require_train("tip_adapter_f")
         config.check(task)
@@ -129,7 +129,7 @@ class TipAdapterF:
         return _cache_model.load(directory, backbone)
 
     def _view(self, view: int) -> int:
-        """Return the stored view that an epoch's view stands for."""
+        """Return the cached view that serves as the view of an epoch."""
         config = self.config
         if not view or config.training_views == 0:
             return 0

@@ -1,4 +1,4 @@
-"""WiSE-FT: the weights of the fine-tuned model, averaged with those it started from."""
+"""WiSE-FT: interpolation between the weights of the zero-shot and the fine-tuned model."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class WiseFTConfig(FinetuneConfig):
     """Hyperparameters of ``clip/wise_ft``.
 
     Attributes:
-        alpha: Share of the fine-tuned weights; None takes the best of 0, 0.1, ..., 1 on val (between equal
-            accuracies the lower val loss), or 0.5 without val.
+        alpha: Weight of the fine-tuned model; None selects the best of 0, 0.1, ..., 1 on val (ties go to the lower
+            val loss), or 0.5 without val.
     """
 
     alpha: float | None = Field(default=None, ge=0, le=1)
 
 
 class WiseFT:
-    """``theta = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned`` over every weight of tower and head.
+    """``theta = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned`` for all weights of tower and head.
 
     References:
         M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3. arXiv:2109.01903
@@ -53,10 +53,10 @@ class WiseFT:
     def fit(
         self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
     ) -> FinetunedClassifier:
-        """Fine-tune on ``task.train``, choose ``alpha`` on ``task.val``, interpolate.
+        """Fine-tune on ``task.train``, select ``alpha`` on ``task.val``, interpolate.
 
         Raises:
-            ConfigError: If the image tower has fewer units than are to be trained.
+            ConfigError: If the image tower has fewer than ``blocks`` units.
         """
         tuned, text, start, selection = _finetune.fit("wise_ft", self.config, backbone, task, ctx)
         end = tuned.state()

@@ -28,15 +28,15 @@ class ZeroShotConfig(MethodConfig):
     """Hyperparameters of ``clip/zero_shot``.
 
     Attributes:
-        logit_scale: Factor on the cosine; None takes the model's own (and its bias, where it has
-            one). CLIP_benchmark uses the constant 100. The ranking of classes does not depend on it.
+        logit_scale: Scale of the cosine; None uses the scale and bias of the model. CLIP_benchmark uses 100. The
+            ranking of the classes does not depend on it.
     """
 
     logit_scale: PositiveFloat | None = None
 
 
 class ZeroShot:
-    """Normalise each prompt's embedding, average over templates, normalise again.
+    """Normalize the embedding of each prompt, average over templates, normalize again.
 
     References:
         A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
@@ -52,7 +52,7 @@ class ZeroShot:
         self.config = config
 
     def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> ZeroShotClassifier:  # noqa: ARG002
-        """Embed the class names; no example is looked at."""
+        """Embed the class names; no example is used."""
         weights = zero_shot_weights(backbone, task.classnames, task.templates)
         return ZeroShotClassifier(backbone, task.classnames, weights, self.config.logit_scale)
 
@@ -72,10 +72,10 @@ class ZeroShotClassifier:
         model: The backbone that encodes images.
         classnames: ``C`` class names.
         weights: Unit-norm text embeddings, shape ``(C, D)``.
-        logit_scale: Factor on the cosine, or None for the model's own.
+        logit_scale: Scale of the cosine, or None for that of the model.
         n_trainable_params: Always 0.
         score_kind: The scores are logits.
-        export_formats: ``classifier``, a weight matrix, and ``openclip``, with the model beside it.
+        export_formats: ``classifier`` (a weight matrix) alone, or ``openclip`` together with the model.
     """
 
     model: ImageTextModel
@@ -93,7 +93,7 @@ class ZeroShotClassifier:
     def with_classnames(
         self, classnames: tuple[str, ...], templates: tuple[str, ...]
     ) -> ZeroShotClassifier:
-        """Return the zero-shot classifier for other classes."""
+        """Return a zero-shot classifier for other classes."""
         weights = zero_shot_weights(self.model, classnames, templates)
         return ZeroShotClassifier(self.model, classnames, weights, self.logit_scale)
 

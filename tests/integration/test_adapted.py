@@ -272,11 +272,11 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
     [
         (
             "lora hf",
-            ["the image tower of", "no layer of the role 'q'", "it has: pointwise", "method.roles=[pointwise]"],
+            ["the image tower of", "no layer with the role 'q'", "it has: pointwise", "method.roles=[pointwise]"],
         ),
         (
             "lora clip method.roles=[pointwise]",
-            ["no layer of the role 'pointwise'", "it has: q, k, v, out, mlp"],
+            ["no layer with the role 'pointwise'", "it has: q, k, v, out, mlp"],
         ),
         (
             "lora clip method.roles=[qq]",
@@ -285,7 +285,7 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
         ("lora clip method.roles=[]", ["method.roles: Tuple should have at least 1 item"]),
         (
             "lora clip method.encoder=image method.blocks=1",
-            ["the last 1 units of", "hold no layer of the roles q, k, v", "raise method.blocks"],
+            ["the last 1 units of", "have no layer with the roles q, k, v", "increase method.blocks"],
         ),
         (
             "lora clip method.encoder=vision",
@@ -304,10 +304,10 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
             ["14 context vectors and the class name 'blue thing' are 17 tokens, longer than the 16"],
         ),
         ("coop hf method.n_ctx=40", ["40 context vectors", "longer than the 16", "lower method.n_ctx"]),
-        ("coop clip method.ctx_init=_", ["method.ctx_init '_' holds no words"]),
+        ("coop clip method.ctx_init=_", ["method.ctx_init '_' contains no words"]),
         (
             "coop clip method.ctx_init=a_photo method.CSC=true",
-            ["'a_photo' starts one shared context, but CSC is on", "method.CSC=false"],
+            ["'a_photo' initializes a shared context, but CSC is on", "method.CSC=false"],
         ),
         (
             "coop clip method.n_ctxx=4 method.class_token_positon=end",
@@ -319,7 +319,7 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
         ),
         (
             "full_finetune clip method.blocks=9 method.warmup_steps=0",
-            ["method.blocks is 9", "has 4 units", "take 1 to 4"],
+            ["method.blocks is 9", "has 4 units", "choose a value from 1 to 4"],
         ),
         ("full_finetune clip method.block=2", ["method.block", "did you mean 'blocks'?"]),
         ("wise_ft clip method.alpha=1.5", ["method.alpha: Input should be less than or equal to 1 (got 1.5)"]),

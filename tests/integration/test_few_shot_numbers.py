@@ -154,7 +154,7 @@ def test_a_temperature_at_its_bound_is_flagged_and_not_applied(
         ("wise_ft", [], ["has 10 steps", "method.warmup_steps=500"]),
         ("full_finetune-quick", ["method.warmup_steps=21"], ["has 20 steps", "method.warmup_steps=21"]),
         ("lora", ["method.warmup_steps=1001"], ["has 1000 steps", "method.warmup_steps=1001"]),
-        ("coop-quick", ["method.warmup_epochs=41"], ["has 40 epochs", "warm up for 41", "method.warmup_lr"]),
+        ("coop-quick", ["method.warmup_epochs=41"], ["has 40 epochs", "but 41 warm-up epochs", "method.warmup_lr"]),
         ("tip_adapter_f-quick", ["method.warmup_steps=101"], ["has 100 steps"]),
         ("clip_adapter-quick", ["method.warmup_epochs=101"], ["has 100 epochs"]),
         ("full_finetune", ["method.warmup_steps=2.5"], ["a whole number of steps, or a share"]),
@@ -211,7 +211,7 @@ def test_lora_on_full_data_states_its_steps_and_asks(cli, records, tiny_clip, fo
 
     assert done.code == 2
     assert (
-        "lora would take 3,000 steps: 500 for each of the 6 examples of the largest class"
+        "lora would train for 3,000 steps: 500 for each of the 6 examples of the largest class"
         in done.text
     )
     assert "--set method.steps=3000" in done.text

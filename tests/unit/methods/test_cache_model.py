@@ -89,12 +89,12 @@ def test_a_search_computes_few_of_many_classes_and_says_what_a_long_one_costs(mo
     said: list[str] = []
     services = Services(FeatureCache(enabled=False))
     monkeypatch.setattr(type(services.progress), "note", lambda _, message: said.append(message))
-    monkeypatch.setattr(_cache_model, "WORTH_SAYING", 0.0)
+    monkeypatch.setattr(_cache_model, "LONG_SEARCH_SECONDS", 0.0)
     monkeypatch.setattr(_cache_model, "BLOCK_BYTES", 4 * C * 50)
     computed: list[int] = []
     padded = _cache_model._padded
     monkeypatch.setattr(
-        _cache_model, "_padded", lambda able: computed.append(int(able.sum())) or padded(able)
+        _cache_model, "_padded", lambda mask: computed.append(int(mask.sum())) or padded(mask)
     )
     labels = np.arange(100)
 
@@ -104,4 +104,4 @@ def test_a_search_computes_few_of_many_classes_and_says_what_a_long_one_costs(mo
 
     assert max(computed) < 0.05 * C * 50
     (message,) = said
-    assert "100 val examples, 2,000 keys and 2,000 classes: about" in message
+    assert "100 val examples with 2,000 keys and 2,000 classes takes about" in message

@@ -95,7 +95,7 @@ def test_the_size_and_spread_of_a_context_that_is_drawn(position, CSC, models, s
 
 
 def test_words_for_class_specific_context_are_refused(models, small, tmp_path):
-    with pytest.raises(ConfigError, match="'a photo of a' starts one shared context, but CSC is on"):  # fmt: skip
+    with pytest.raises(ConfigError, match="'a photo of a' initializes a shared context, but CSC is on"):  # fmt: skip
         method("coop", CSC=True, ctx_init="a photo of a").fit(
             models("clip"), small[0], context(tmp_path)
         )
@@ -168,7 +168,7 @@ def test_class_specific_context_is_permuted_with_its_classes(models, small, tmp_
     np.testing.assert_allclose(
         other.predict_scores(inputs), fitted.predict_scores(inputs)[:, order], atol=1e-4
     )
-    with pytest.raises(DataError, match="not learnt for horse"):
+    with pytest.raises(DataError, match="not trained for horse"):
         fitted.with_classnames((*task.classnames, "horse"), task.templates)
 
 

@@ -61,7 +61,7 @@ def test_more_units_than_there_are_is_refused(name, models, small, tmp_path):
     ) as e:
         method(name, **SHORT, blocks=9).fit(models("clip"), small[0], context(tmp_path))
 
-    assert e.value.hint.startswith("take 1 to 4")
+    assert e.value.hint.startswith("choose a value from 1 to 4")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -71,7 +71,7 @@ def test_blocks_count_from_the_end(blocks, expected, models):
 @pytest.mark.parametrize(
     ("blocks", "encoder", "message"),
     [
-        (1, "both", "the last 1 units of the image tower .* hold no layer"),
+        (1, "both", "the last 1 units of the image tower .* have no layer"),
         (9, "image", "method.blocks is 9; the image tower of .* has 4"),
         (9, "text", "method.blocks is 9; the text tower of .* has 2"),
     ],
@@ -112,7 +112,7 @@ def test_every_family_names_its_towers_layers(models):
 
 
 def test_a_role_that_a_tower_lacks(models, small, tmp_path):
-    message = "the image tower of .* has no layer of the role 'q'.*it has: pointwise"
+    message = "the image tower of .* has no layer with the role 'q'.*it has: pointwise"
     with pytest.raises(ModelError, match=message) as error:
         method("lora", **SHORT).fit(models("hf"), small[0], context(tmp_path))
 
@@ -120,7 +120,7 @@ def test_a_role_that_a_tower_lacks(models, small, tmp_path):
 
 
 def test_blocks_that_hold_no_layer(models, small, tmp_path):
-    message = "the last 1 units of .* hold no layer of the roles q, k, v"
+    message = "the last 1 units of .* have no layer with the roles q, k, v"
     with pytest.raises(ModelError, match=message) as error:
         method("lora", **SHORT, blocks=1, encoder="image").fit(
             models("clip"), small[0], context(tmp_path)

@@ -101,7 +101,7 @@ def test_every_parameter_of_the_tower_belongs_to_one_unit(name, get):
         assert len(holders) == 1, parameter
         assert unit_of(units, parameter) == holders[0]
     assert {unit_of(units, n) for n in names} == set(range(len(units)))
-    with pytest.raises(ValueError, match="no unit holds 'transformer"):
+    with pytest.raises(ValueError, match="no unit contains 'transformer"):
         unit_of(units, "transformer.resblocks.0.attn.q")
 
 

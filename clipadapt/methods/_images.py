@@ -110,7 +110,7 @@ class TunedTower:
         """
         import numpy as np
 
-        from clipadapt.models._encode import forward
+        from clipadapt.tensor.batching import forward
 
         if stored is None:
             stored = self.stored(inputs)

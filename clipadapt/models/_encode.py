@@ -1,127 +1,204 @@
-"""Streaming: threads prepare examples a bounded number of batches ahead of the network."""
+"""The two encoders of a network: forward passes up to the layer that is read."""
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+
+from clipadapt.core.api.errors import ModelError
+from clipadapt.models import _blocks
+from clipadapt.models._text_tower import CausalTextTower
+from clipadapt.tensor.devices import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
-T = TypeVar("T")
-
-SMALLEST: Final = 16
-"""Rows of a forward pass at the least: with fewer, CPU kernels take another path and give other last bits (measured
-for convolutions and matrix products, float32 and bfloat16, 1 and 2 threads; from 16 rows up all were equal)."""
+    from clipadapt.models import Layer, Tower
 
 
-def ahead(make: Callable[[int], T], items: Sequence[int], workers: int, window: int) -> Iterator[T]:
-    """Yield ``make(item)`` in order; at most ``window`` results are waiting at any time.
+class Towers:
+    """Image and text encoder of a network; frozen, in one dtype.
 
-    Args:
-        make: Prepares one item; called in threads.
-        items: What to prepare.
-        workers: Threads.
-        window: Bound of the look-ahead.
+    ``fast`` means: positions and blocks whose result is never read are left out, which changes rounding only.
     """
-    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
-    waiting: deque[Future[T]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) >= window:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        # After an error the waiting items are not prepared any more.
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def __init__(self, net: Any, name: str, device: str, dtype: str) -> None:
+        self.net = net
+        self.name = name
+        self.device = device
+        self.dtype = dtype
+        self._compiled: dict[tuple[Layer, bool], Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def encode_image(self, pixels: torch.Tensor, layer: Layer, *, fast: bool) -> torch.Tensor:
+        """Encode preprocessed images ``(n, 3, H, W)`` to float32 ``(n, D)``."""
+        x = self._cast(pixels)
+        if layer == "pre_projection":
+            return self._before_projection(x, fast=fast).float()
+        if layer.startswith(_blocks.PREFIX):
+            for unit in self.units(fast=fast)[: int(layer.removeprefix(_blocks.PREFIX))]:
+                x = unit.run(x)
+            return x.float()
+        if fast and _blocks.ends_early(self.net.visual):
+            return self.encode_image_from(x, 0, layer, fast=fast)
+        out: torch.Tensor = self.net.encode_image(x).float()
+        return _at(layer, out)
+
+    def units(self, *, fast: bool) -> tuple[_blocks.Unit, ...]:
+        """Return the units of the image tower, see :mod:`clipadapt.models._blocks`."""
+        return _blocks.units(self.net.visual, fast=fast)
+
+    def encode_image_from(
+        self, states: torch.Tensor, unit: int, layer: Layer, *, fast: bool
+    ) -> torch.Tensor:
+        """Run the units from ``unit`` on; float32 ``(n, D)``."""
+        x = self._cast(states)
+        for step in self.units(fast=fast)[unit:]:
+            x = step.run(x)
+        return _at(layer, x.float())
+
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(device=self.device, dtype=torch_dtype(self.dtype))
+
+    def _before_projection(self, pixels: torch.Tensor, *, fast: bool) -> torch.Tensor:
+        """Return the pooled features that the last projection reads."""
+        visual = self.net.visual
+        if isinstance(visual, VisionTransformer):
+            x = pixels
+            if fast and _blocks.ends_early(visual):
+                for unit in self.units(fast=fast)[:-1]:
+                    x = unit.run(x)
+            else:
+                x = visual.transformer(visual._embeds(x))
+            out: torch.Tensor = visual._pool(x)[0]
+            return out
+        if isinstance(visual, TimmModel):
+            out = visual.trunk(pixels)
+            # A trunk whose head pools by attention returns a feature map.
+            return out if out.ndim == 2 else out.flatten(2).mean(-1)
+        if isinstance(visual, ModifiedResNet):
+            # Its projection is part of the attention pooling.
+            return cast("torch.Tensor", visual(pixels))
+        raise ModelError(f"a {type(visual).__name__} has no features before the projection")
+
+    def compiled_image(self, layer: Layer, *, fast: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return :meth:`encode_image` compiled by torch for batches of one shape."""
+        key = layer, fast
+        if key not in self._compiled:
+            compile_: Any = torch.compile  # its overloads leave out isolate_recompiles
+            network = partial(self.encode_image, layer=layer, fast=fast)
+            compiled = compile_(network, dynamic=False, isolate_recompiles=True)
+
+            def run(pixels: torch.Tensor) -> torch.Tensor:
+                from torch._dynamo.exc import TorchDynamoException
+                from torch._inductor.exc import CppCompileError
+
+                try:
+                    return cast("torch.Tensor", compiled(pixels))
+                except (TorchDynamoException, CppCompileError) as err:
+                    lines = str(err).splitlines() or [type(err).__name__]
+                    cause = next((line for line in lines if "error: " in line), lines[0])
+                    raise ModelError(
+                        f"torch cannot compile '{self.name}' here: {cause.strip()}",
+                        hint="install a C++ compiler, or omit --set compile=on",
+                    ) from err
+
+            self._compiled[key] = run
+        return self._compiled[key]
+
+    def encode_text(self, tokens: torch.Tensor, layer: Layer, *, fast: bool) -> torch.Tensor:
+        """Encode token ids ``(n, L)``, ``L <= context_length``, to float32 ``(n, D)``."""
+        if layer == "pre_projection":
+            raise ModelError(
+                "text features before the projection are not available", hint="use layer 'output'"
+            )
+        tokens = tokens.to(self.device)
+        tower = CausalTextTower.of(self.net)
+        if tower is None:
+            out: torch.Tensor = self.net.encode_text(tokens)
+        elif fast and tower.can_share():
+            out = tower.with_shared(tower.tower.token_embedding(tokens), tokens, 0)
+        elif tokens.shape[1] < tower.context_length:
+            out = tower(tokens)
+        else:
+            out = self.net.encode_text(tokens)
+        return _at(layer, out.float())
+
+    def encode_token_embeddings(
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        layer: Layer,
+        shared: int,
+        *,
+        fast: bool,
+    ) -> torch.Tensor:
+        """Encode texts whose token embeddings ``(n, L, W)`` are given; ``tokens`` decide masks and pooling."""
+        given = embeddings.to(self.device)
+        tower = CausalTextTower.of(self.net)
+        if tower is not None and fast and tower.can_share():
+            out = tower.with_shared(given, tokens.to(self.device), shared)
+            return _at(layer, out.float())
+
+        def replace(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+            return given.to(output.dtype)
+
+        handle = self.token_embedding.register_forward_hook(replace)
+        try:
+            return self.encode_text(tokens, layer, fast=fast)
+        finally:
+            handle.remove()
+
+    @property
+    def token_embedding(self) -> torch.nn.Module:
+        """The token embedding layer of the text tower."""
+        text = getattr(self.net, "text", self.net)
+        inner = getattr(text, "transformer", None)
+        if inner is not None and hasattr(inner, "get_input_embeddings"):
+            return cast("torch.nn.Module", inner.get_input_embeddings())
+        return cast("torch.nn.Module", text.token_embedding)
+
+    def used_lengths(self, tokens: torch.Tensor, *, fast: bool) -> torch.Tensor:
+        """Return how many leading positions of each row of ``(n, L)`` decide its feature; shape ``(n,)``."""
+        whole = torch.full((len(tokens),), tokens.shape[1])
+        if not fast:
+            return whole
+        if CausalTextTower.of(self.net) is not None:
+            return tokens.argmax(dim=1) + 1
+        # A Hugging Face tower has a config and masks the padding.
+        config = getattr(getattr(self.net, "text", None), "config", None)
+        if config is None or getattr(config, "pad_token_id", None) is None:
+            return whole
+        used = tokens != config.pad_token_id
+        last = tokens.shape[1] - used.flip(1).int().argmax(dim=1)
+        return torch.where(used.any(dim=1), last, 1)
+
+    def arithmetic(self, tower: Tower, *, fast: bool, compiled: bool) -> Iterator[str]:
+        """Yield what decides the last bits of a feature beside weights and example."""
+        yield self.dtype
+        if self.device != "cpu":
+            yield self.device.partition(":")[0]
+        if fast and self._skips(tower):
+            yield "early"
+        if tower == "image" and compiled:
+            yield "compiled"
+
+    def _skips(self, tower: Tower) -> bool:
+        """Return whether a fast pass leaves out computation in this tower."""
+        if tower == "image":
+            return _blocks.ends_early(self.net.visual)
+        text = CausalTextTower.of(self.net)
+        return text is not None and text.can_share()
 
 
-def forward(
-    network: Callable[[torch.Tensor], torch.Tensor],
-    batch: torch.Tensor,
-    size: int,
-    least: int = SMALLEST,
-) -> NDArray[np.float32]:
-    """Run one batch so that no row depends on how many others there are.
-
-    A short batch is filled up with its first row to a multiple of ``least``.
-
-    Args:
-        network: Maps ``(m, ...)`` to ``(m, D)``.
-        batch: ``n`` rows, at most ``size``.
-        size: Rows of a full batch.
-        least: Rows of the smallest batch.
-    """
-    n = len(batch)
-    step = min(least, size)
-    missing = -n % step
-    if missing:
-        batch = torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
-    with torch.inference_mode():
-        rows = network(batch)[:n]
-    return np.asarray(rows.float().cpu().numpy(), dtype=np.float32)
-
-
-def images(
-    load: Callable[[int], torch.Tensor],
-    network: Callable[[torch.Tensor], torch.Tensor],
-    indices: NDArray[np.int64],
-    size: int,
-    workers: int,
-    least: int = SMALLEST,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield ``(indices, features)`` batch by batch, in constant memory.
-
-    Args:
-        load: Returns one preprocessed image ``(3, H, W)``; called in threads.
-        network: Maps pixels ``(m, 3, H, W)`` to features ``(m, D)``.
-        indices: Which images.
-        size: Images of one forward pass.
-        workers: Threads that decode.
-        least: Rows of the smallest batch; shorter ones are filled up.
-    """
-    stream = ahead(load, indices.tolist(), workers, window=2 * size)
-    for begin in range(0, len(indices), size):
-        part = indices[begin : begin + size]
-        pixels = torch.stack([next(stream) for _ in part])  # (m, 3, H, W)
-        yield part, forward(network, pixels, size, least)
-
-
-def texts(
-    tokens_of: Callable[[NDArray[np.int64]], torch.Tensor],
-    lengths_of: Callable[[torch.Tensor], torch.Tensor],
-    network: Callable[[torch.Tensor], torch.Tensor],
-    indices: NDArray[np.int64],
-    size: int,
-    chunk: int = 8192,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield ``(indices, features)`` with texts of like length together.
-
-    A text is cut to its own length, rounded up to a multiple of 8, so its features depend on itself alone.
-
-    Args:
-        tokens_of: Tokenizes texts to ``(m, L)``.
-        lengths_of: Tells how many positions of each row are needed.
-        network: Maps tokens ``(m, l)`` to features ``(m, D)``.
-        indices: Which texts.
-        size: Texts of one forward pass.
-        chunk: Texts tokenized at once; bounds the memory.
-    """
-    for start in range(0, len(indices), chunk):
-        part = indices[start : start + chunk]
-        tokens = tokens_of(part)  # (m, L)
-        lengths = ((lengths_of(tokens) + 7) // 8 * 8).clamp(max=tokens.shape[1])
-        for length in torch.unique(lengths).tolist():
-            rows = torch.nonzero(lengths == length)[:, 0]
-            for begin in range(0, len(rows), size):
-                some = rows[begin : begin + size]
-                yield part[some.numpy()], forward(network, tokens[some, :length], size)
+def _at(layer: Layer, projected: torch.Tensor) -> torch.Tensor:
+    if layer == "projected":
+        return projected
+    if layer == "output":
+        return F.normalize(projected, dim=-1)
+    raise ModelError(f"unknown layer '{layer}'", hint="use output, projected or pre_projection")

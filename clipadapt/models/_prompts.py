@@ -1,4 +1,4 @@
-"""Prompts with room for learnt vectors, found from the tokens themselves: no tokenizer's layout is assumed.
+"""Prompts with slots for trained context vectors. The slots are found in the tokens; no tokenizer's layout is assumed.
 
 K. Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, section 3.2.
 """
@@ -10,34 +10,44 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from clipadapt.core.api.errors import ModelError
+from clipadapt.models._tokenize import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from clipadapt.models import PromptPosition
+    from clipadapt.models._tokenize import Tokenizer
 
 PLACEHOLDER: Final = "X"
 
 
 def slots(
-    tokenize: Callable[[Sequence[str]], torch.Tensor],
-    classnames: Sequence[str],
-    n_ctx: int,
-    position: str,
+    tokenizer: Tokenizer, classnames: Sequence[str], n_ctx: int, position: PromptPosition
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return tokens ``(C, context)`` of ``"X ... X name."`` and the slots ``(C, n_ctx)`` of the X's.
+    """Return token ids ``(C, context)`` of ``"X ... X name."`` and the positions ``(C, n_ctx)`` of the X's.
 
-    For ``middle`` and ``front`` the tokens of the name move: before the second half of the slots, or before all.
+    For ``middle`` and ``front`` the tokens of the name move before the second half of the slots, or before all slots.
 
     Raises:
-        ModelError: If the tokenizer does not keep the slots apart.
+        ModelError: If slots and name are longer than the context, or a slot is not one token.
     """
     names = [name.replace("_", " ") for name in classnames]
-    tokens = tokenize(texts(classnames, n_ctx))  # (C, L)
-    mark, before = _mark(tokenize)
+    prompts = [f"{' '.join([PLACEHOLDER] * n_ctx)} {name}." for name in names]
+    for name, prompt in zip(classnames, prompts, strict=True):
+        n = tokenizer.n_tokens(prompt)
+        if n > tokenizer.context_length:
+            raise ModelError(
+                f"{n_ctx} context vectors and the class name '{shortened(name)}' are {n} tokens, longer than "
+                f"the {tokenizer.context_length} that '{tokenizer.shown}' reads",
+                hint="lower method.n_ctx, use fewer words in method.ctx_init, or shorten the class name",
+            )
+    tokens = tokenizer(prompts)  # (C, L)
+    mark, before = _mark(tokenizer)
     first = before + torch.arange(n_ctx)
     if not (tokens[:, first] == mark).all():
         raise ModelError(
             f"the tokenizer does not give the {n_ctx} context slots a token each",
-            hint="take fewer context vectors, or a model with another tokenizer",
+            hint="use fewer context vectors, or a model with another tokenizer",
         )
     places = first.expand(len(names), n_ctx).clone()
     if position == "end":
@@ -45,7 +55,7 @@ def slots(
     ahead = n_ctx // 2 if position == "middle" else 0
     for row, name in enumerate(names):
         # Without its full stop, as the official code counts.
-        length = len(words_of(tokenize, name))
+        length = len(_plain(tokenizer, name))
         begin = before + n_ctx
         moved = tokens[row, begin : begin + length].clone()
         tokens[row, before + ahead : begin + length] = mark
@@ -54,38 +64,52 @@ def slots(
     return tokens, places
 
 
-def texts(classnames: Sequence[str], n_ctx: int) -> list[str]:
-    """Return the prompts as text, a placeholder for each vector."""
-    marks = " ".join([PLACEHOLDER] * n_ctx)
-    return [f"{marks} {name.replace('_', ' ')}." for name in classnames]
+def context_tokens(tokenizer: Tokenizer, text: str) -> torch.Tensor:
+    """Return the token ids of a text that context vectors start from, without special tokens.
+
+    Raises:
+        ModelError: If they leave no room for a class name.
+    """
+    n = tokenizer.n_tokens(text)
+    if n >= tokenizer.context_length:
+        raise ModelError(
+            f"the words '{shortened(text)}' are {n} tokens and leave no room for a class name: "
+            f"'{tokenizer.shown}' reads {tokenizer.context_length}",
+            hint="use fewer words in method.ctx_init",
+        )
+    return _plain(tokenizer, text)
 
 
-def words_of(tokenize: Callable[[Sequence[str]], torch.Tensor], text: str) -> torch.Tensor:
-    """Return the token ids of a text without the special tokens round it."""
-    _, before = _mark(tokenize)
-    # The text stands before a mark, which shows where it ends; marks and text are parted by a blank.
-    alone, longer = tokenize([text, f"{text} {PLACEHOLDER}"])
+def nearest_tokens(
+    tokenizer: Tokenizer, embedding: Any, vectors: torch.Tensor, k: int
+) -> list[list[tuple[str, float]]]:
+    """Return per vector ``(n, W)`` the ``k`` tokens of smallest Euclidean distance, with the distances."""
+    table = embedding.weight.detach().float()  # (V, W)
+    exact = "donot_use_mm_for_euclid_dist"
+    distances, ids = torch.cdist(vectors.float(), table, compute_mode=exact).topk(k, largest=False)
+    words = [tokenizer.token(int(i)) for i in ids.flatten()]
+    rows = iter(zip(words, distances.flatten().tolist(), strict=True))
+    return [[next(rows) for _ in range(k)] for _ in vectors]
+
+
+def _plain(tokenizer: Tokenizer, text: str) -> torch.Tensor:
+    """Return the token ids of a text without the special tokens around it."""
+    _, before = _mark(tokenizer)
+    # Compared with the same text before a placeholder, which shows where the text ends.
+    alone, longer = tokenizer([text, f"{text} {PLACEHOLDER}"])
     differs = torch.nonzero(alone != longer)[:, 0]
     return alone[before : int(differs[0])]
 
 
-def piece(tokenizer: Any, token: int) -> str:
-    """Return a vocabulary piece as text."""
-    inner = getattr(tokenizer, "tokenizer", None)
-    if inner is not None:
-        return str(inner.convert_ids_to_tokens(token))
-    return str(tokenizer.decoder.get(token, "?")).removesuffix("</w>")
-
-
-def _mark(tokenize: Callable[[Sequence[str]], torch.Tensor]) -> tuple[int, int]:
-    """Return the placeholder's token id and how many special tokens stand before a text."""
-    one, two = tokenize([PLACEHOLDER, f"{PLACEHOLDER} {PLACEHOLDER}"])
+def _mark(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return the placeholder's token id and the number of special tokens before a text."""
+    one, two = tokenizer([PLACEHOLDER, f"{PLACEHOLDER} {PLACEHOLDER}"])
     same = torch.nonzero(one != two)[:, 0]
-    # "X" and "X X" are equal up to the end of the first.
+    # "X" and "X X" are equal up to the end of the first X.
     first = int(same[0]) - 1 if len(same) else -1
     if first < 0 or two[first] != two[first + 1]:
         raise ModelError(
             "the tokenizer does not give the context placeholder a token of its own",
-            hint="take a model with another tokenizer",
+            hint="use a model with another tokenizer",
         )
     return int(two[first]), first

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.files import hub
-from clipadapt.core.files import tokenizers as vocabulary
 from clipadapt.core.files.identity import check_safetensors
 from clipadapt.models import _names, _transformers_clip
+from clipadapt.tensor import tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +107,7 @@ def _with_text(source: Source, shown: str) -> Source:
         notes += note
     files = source.files
     if text_cfg.get("hf_tokenizer_name") and tokenizer is not None:
-        files += vocabulary.files_of(tokenizer)
+        files += tokenizers.files_of(tokenizer)
     if text_cfg.get("hf_model_name") and tower is not None:
         files += (tower / TOWER_CONFIG,)
     return replace(source, tokenizer=tokenizer, tower=tower, files=files, notes=notes)
@@ -129,9 +129,9 @@ def _text_folder(name: str, wanted: Wanted, what: str) -> tuple[Path, tuple[str,
 
 
 def _wanted_tokenizer(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
-    if not vocabulary.has_vocabulary(files):
+    if not tokenizers.has_vocabulary(files):
         raise ModelError("the repository holds no tokenizer with a vocabulary")
-    return sorted(vocabulary.FILES.intersection(files))
+    return sorted(tokenizers.FILES.intersection(files))
 
 
 def _wanted_tower(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
@@ -195,7 +195,7 @@ def _of_folder(folder: Path) -> Source:
         config["model_cfg"],
         config.get("preprocess_cfg", {}),
         checkpoint,
-        folder if vocabulary.files_of(folder) else None,
+        folder if tokenizers.files_of(folder) else None,
         folder if (folder / TOWER_CONFIG).is_file() else None,
         files=(folder / _names.CONFIG_NAME, checkpoint),
     )

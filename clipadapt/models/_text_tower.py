@@ -18,7 +18,7 @@ from torch import nn
 from clipadapt.models import _attention
 
 
-class OwnText:
+class CausalTextTower:
     """A causal text tower of open_clip's that reads its feature at the end-of-text token.
 
     Attributes:
@@ -31,7 +31,7 @@ class OwnText:
         self.context_length = int(tower.context_length)
 
     @classmethod
-    def of(cls, net: Any) -> OwnText | None:
+    def of(cls, net: Any) -> CausalTextTower | None:
         """Return the text tower of a network, or None where it is of another kind."""
         if isinstance(net, CLIP):
             tower, pool_type, eos_id = net, net.text_pool_type, net.text_eos_id

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.files import identity
-from clipadapt.core.files.hardware import exact_float32
 from clipadapt.models import _names
-from clipadapt.models._hardware import effective_dtype
+from clipadapt.tensor.devices import device_and_dtype, exact_float32
 
 if TYPE_CHECKING:
     from clipadapt.core.api.context import Services
@@ -35,7 +34,7 @@ class OpenClip:
             ModelError: If the model cannot be had; the message says what would work.
         """
         parsed = _names.parse(name)
-        device, dtype = effective_dtype(options)
+        device, dtype = device_and_dtype(options)
         facts = _facts(parsed)
         return ModelIdentity(
             parsed.shown, dtype=dtype, device=device, **{**facts, "notes": tuple(facts["notes"])}
@@ -57,15 +56,17 @@ def load_source(
     source: Source, shown: str, options: ModelOptions, services: Services
 ) -> ImageTextModel:
     """Build a model under the name ``shown``; what was drawn at random has no identity of its own."""
-    from clipadapt.models import _adapter
+    from clipadapt.models._adapter import OpenClipModel
+    from clipadapt.models._build import build, cast_weights
+    from clipadapt.models._tokenize import Tokenizer
 
-    device, dtype = effective_dtype(options)
+    device, dtype = device_and_dtype(options)
     # Before they are loaded: a damaged file is named as such, and what is loaded has this hash.
     sha256 = identity.of_files(source.files, read=True) if source.checkpoint else None
     exact_float32()
-    tokenizer = _adapter.tokenizer_for(source, shown)
-    module = _adapter.cast_weights(_adapter.build(source, shown), device, dtype)
-    model = _adapter.OpenClipModel(
+    tokenizer = Tokenizer.of(source, shown)
+    module = cast_weights(build(source, shown), device, dtype)
+    model = OpenClipModel(
         module, tokenizer, source, name=shown, device=device, dtype=dtype, services=services
     )
     if sha256 is not None:
@@ -99,11 +100,13 @@ def _facts(name: _names.Name) -> dict[str, Any]:
 
 def _drawn(source: Source, shown: str) -> str:
     """Return the sha256 of random weights, and of the tokenizer where it comes in files."""
-    from clipadapt.models import _adapter
+    from clipadapt.models._build import build
+    from clipadapt.models._tokenize import Tokenizer
+    from clipadapt.tensor.weights import WeightsHash
 
-    # The tokenizer is asked for now, so that what cannot read a prompt fails before any work.
-    _adapter.tokenizer_for(source, shown)
-    weights = _adapter.weights_sha256(_adapter.build(source, shown))
+    # The tokenizer is loaded here too, so that a model that cannot read a prompt fails before any work.
+    Tokenizer.of(source, shown)
+    weights = WeightsHash().of(build(source, shown).state_dict().items())
     if not source.files:
         return weights
     return hashlib.sha256(f"{weights} {identity.of_files(source.files)}".encode()).hexdigest()

@@ -23,7 +23,7 @@ from clipadapt.core.files.atomic import json_text
 from clipadapt.core.files.checksums import first_changed
 from clipadapt.core.files.folders import cache_dir, check_writable
 from clipadapt.models import _names, _sources
-from clipadapt.models._hardware import effective_dtype
+from clipadapt.tensor.devices import device_and_dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,7 @@ class Stitched:
             ModelError: If the packages it is made of are not installed.
         """
         _refuse_argument(name)
-        device, dtype = effective_dtype(options)
+        device, dtype = device_and_dtype(options)
         there = ensure(remembered=True)
         sha256 = _sha256(_sources.find(_names.Name("dir", path=there)), there)
         return ModelIdentity(

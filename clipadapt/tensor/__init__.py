@@ -1,1 +1,5 @@
-"""What both packages do with torch and the Hugging Face libraries."""
+"""What both packages do with torch and the Hugging Face libraries; each rule is written once, here.
+
+``devices``: device, dtype and threads. ``batching``: batches whose rows do not depend on one another. ``weights``:
+hashes of weights. ``checkpoints``: the files of weights. ``repositories``: models of the Hugging Face hub.
+"""

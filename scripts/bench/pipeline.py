@@ -35,7 +35,7 @@ def opened(settings: dict[str, Any], folder: str) -> Any:
 
 def batch_of(it: Any) -> tuple[Any, int]:
     """Return a batch of pixels as the pipeline makes it."""
-    from clipadapt.models._adapter import IMAGE_BATCH
+    from clipadapt.models._features import IMAGE_BATCH
 
     size = it.backbone.services.batch_size or IMAGE_BATCH
     inputs = it.open().examples(None).inputs
@@ -62,7 +62,7 @@ def whole(settings: dict[str, Any]) -> dict[str, Any]:
 
 def tower(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the image tower alone."""
-    from clipadapt.models._encode import forward
+    from clipadapt.tensor.batching import forward
 
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder)

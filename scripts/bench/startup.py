@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 CLI: Final = "from clipadapt.cli import main; main()"
 LINE: Final = re.compile(r"^import time:\s+(\d+) \|\s+(\d+) \|\s*(\S+)$", re.MULTILINE)
-PLAIN: Final = ("CLIPADAPT_LEAN_IMPORTS", "off")
-"""Switches the short cuts of the imports off."""
 SHOWN: Final = 12
 """Packages in the table."""
 
@@ -84,39 +82,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         works = {
             "zeroshot, cold": whole,
             "zeroshot, warm": warm,
-            f"zeroshot, warm, {PLAIN[0]}={PLAIN[1]}": warm | {"environment": dict([PLAIN])},
             "`--help`": {"code": CLI, "arguments": ["--help"], "python": []},
             "import torch": {"code": "import torch", "arguments": [], "python": []},
             "python itself": {"code": "", "arguments": [], "python": []},
         }
         bench.measure("run", works["zeroshot, warm"])  # fills the store
         runs = bench.alternate({name: ("run", settings) for name, settings in works.items()})
-        profiled = {
-            name: [
-                bench.measure("run", warm | more | {"python": ["-X", "importtime"]})
-                for _ in range(o.repeats)
-            ]
-            for name, more in (("before", {"environment": dict([PLAIN])}), ("after", {}))
-        }
+        profiled = [
+            bench.measure("run", warm | {"python": ["-X", "importtime"]}) for _ in range(o.repeats)
+        ]
     total = runs["zeroshot, warm"].of()
     rows = [
         [name, figure(found.of()), found.span(), f"{found.of() / total:.0%}"]
         for name, found in runs.items()
     ]
-    own = {name: by_package(found) for name, found in profiled.items()}
-    most = sorted(own["before"], key=lambda name: -own["before"][name])[:SHOWN]
-    listed = [
-        [f"`{name}`", *(figure(found.get(name, 0.0)) for found in own.values())] for name in most
-    ]
-    rest = [sum(t for name, t in found.items() if name not in most) for found in own.values()]
-    listed.append(["all others", *map(figure, rest)])
-    listed.append(["imports", *(figure(sum(found.values())) for found in own.values())])
-    seconds = [median(p["seconds"] for p in found) for found in profiled.values()]
-    listed.append(["whole run under the profiler", *map(figure, seconds)])
+    own = by_package(profiled)
+    most = sorted(own, key=lambda name: -own[name])[:SHOWN]
+    listed = [[f"`{name}`", figure(own[name])] for name in most]
+    rest = sum(seconds for name, seconds in own.items() if name not in most)
+    listed.append(["all others", figure(rest)])
+    listed.append(["imports", figure(sum(own.values()))])
+    seconds = median(found["seconds"] for found in profiled)
+    listed.append(["whole run under the profiler", figure(seconds)])
     notes = [
-        f"Seconds of imports by package in a warm run; before is with `{PLAIN[0]}={PLAIN[1]}`:",
+        "Seconds of imports by package in a warm run:",
         "",
-        *table(["package", *own], listed, words=1),
+        *table(["package", "seconds"], listed, words=1),
     ]
     head = ["work", "seconds", "least to most", "of a warm run"]
     bench.write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,21 @@ def test_light_things_load_no_framework(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
 
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("package", ["clipadapt", "textsent"])
+def test_no_module_is_replaced_in_sys_modules(package: str) -> None:
+    """``sys.modules`` is read, never written: no third-party module is replaced while it is imported."""
+    changes = re.compile(
+        r"sys\.modules(\[[^]]+\]\s*=[^=]|\.(update|pop|setdefault|clear|popitem)\b|\s*[|]?=[^=])"
+        r"|del\s+sys\.modules|import_?hook|meta_path"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in (ROOT / package).rglob("*.py")
+        for match in changes.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
 
 
 def test_every_file_in_the_folders_is_registered_under_its_own_name() -> None:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from clipadapt.core.files.hardware import Accelerator
+from clipadapt.tensor.devices import Accelerator
 
 aten = torch.ops.aten
 # These take an index from any device.
@@ -202,8 +202,7 @@ def check_places(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) 
 def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
     """Let torch believe in two devices of a kind while the block runs."""
     found = {kind: Accelerator(2 if kind == "cuda" else 1, bf16=kind == "cuda")}
-    for package in ("clipadapt", "textsent"):
-        monkeypatch.setattr(f"{package}.models._hardware.accelerators", lambda: found)
+    monkeypatch.setattr("clipadapt.tensor.devices.accelerators", lambda: found)
     monkeypatch.setattr("clipadapt.core.files.hardware.accelerator_possible", lambda: True)
     for module in (torch.cuda, torch.mps):
         monkeypatch.setattr(module, "_lazy_init", lambda: None, raising=False)

@@ -138,7 +138,7 @@ def test_json_is_one_document_when_all_is_skipped_and_when_one_run_fails(
     cli, tmp_path, monkeypatch, tiny_clip
 ):
     (tmp_path / "sometimes.py").write_text(
-        "from clipadapt.core.api.data import MethodConfig\n"
+        "from clipadapt.core.api.method import MethodConfig\n"
         "from clipadapt.core.api.registry import METHODS\n"
         "from clipadapt.core.api.errors import DivergedError\n"
         "ZeroShot = METHODS.get('clip/zero_shot')\n"

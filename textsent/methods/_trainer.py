@@ -41,7 +41,8 @@ from clipadapt.core.files.checksums import (
     read_sealed_json,
     write_sealed_json,
 )
-from textsent.models._encoder import PAD_TO, SMALLEST, batches, quiet
+from clipadapt.tensor.batching import PAD_TO, n_filler, padded_batches
+from textsent.models._build import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -418,9 +419,9 @@ def logits(
     out = np.zeros((len(ids), int(model.config.num_labels or 0)), dtype=np.float32)
     device = next(model.parameters()).device
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
-    for rows, length in batches(lengths, longest, PREDICT_BATCH):
+    for rows, length in padded_batches(lengths, longest, PREDICT_BATCH):
         texts = [{"input_ids": ids[i]} for i in rows]
-        texts += texts[:1] * (-len(texts) % SMALLEST)
+        texts += texts[:1] * n_filler(len(texts), PREDICT_BATCH)
         pad = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=length)
         batch: Any = pad(texts)
         with torch.inference_mode():

@@ -260,7 +260,7 @@ def isolated(seed: int, threads: int | None) -> Iterator[None]:
     import torch
     from transformers import set_seed
 
-    from textsent.models._encoder import quiet
+    from textsent.models._build import quiet
 
     python, legacy, before = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
     with torch.random.fork_rng(), quiet(), warnings.catch_warnings():

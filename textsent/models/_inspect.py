@@ -46,13 +46,13 @@ def describe(name: str, texts: Sequence[str], *, random: bool = False) -> dict[s
     shown, source = _found(name, random=random)
     import torch
 
-    from textsent.models import _encoder
+    from textsent.models import _build
 
-    config = _encoder.configuration(source, shown)
-    tokenizer = None if source.tokenizer is None else _encoder.build_tokenizer(source, shown)
+    config = _build.configuration(source, shown)
+    tokenizer = None if source.tokenizer is None else _build.build_tokenizer(source, shown)
     with torch.device("meta"):
-        body = _encoder.encoder_of(config, shown)
-        classifier = _encoder.classifier_of(config, shown)
+        body = _build.encoder_of(config, shown)
+        classifier = _build.classifier_of(config, shown)
     targets, parameters = _parameters(classifier)
     facts: dict[str, Any] = {
         "name": shown,
@@ -65,7 +65,7 @@ def describe(name: str, texts: Sequence[str], *, random: bool = False) -> dict[s
         "width": int(config.hidden_size),
         "layers": int(config.num_hidden_layers),
         "heads": int(config.num_attention_heads),
-        "max_length": _encoder.max_length(body, tokenizer),
+        "max_length": _build.max_length(body, tokenizer),
         "id2label": {str(k): v for k, v in (config.id2label or {}).items()},
         "lora_targets": targets,
     }
@@ -105,7 +105,7 @@ def _found(name: str, *, random: bool) -> tuple[str, Source]:
 
 def _parameters(classifier: PreTrainedModel) -> tuple[list[str], dict[str, Any]]:
     """Return LoRA's target modules, and the parameters in total and trainable under each method."""
-    from textsent.models import _encoder
+    from textsent.models import _build
 
     total = _count(classifier)
     prefix = f"{classifier.base_model_prefix}."
@@ -124,7 +124,7 @@ def _parameters(classifier: PreTrainedModel) -> tuple[list[str], dict[str, Any]]
     }
     with_lora = None
     try:
-        targets = _encoder.lora_targets(classifier)
+        targets = _build.lora_targets(classifier)
     except ModelError:
         targets = ()
     else:
@@ -153,10 +153,9 @@ def _followed(source: Source, shown: str, texts: Sequence[str]) -> dict[str, Any
     services = Services(FeatureCache(enabled=False))
     encoder = _encoder.load(source, name=shown, device="cpu", dtype="fp32", services=services)
     ids = encoder.tokenize(list(texts))
-    states, mask = encoder.states(ids, encoder.n_layers)  # (n, L, D), (n, L)
+    states, padded, mask = encoder.states(ids, encoder.n_layers)  # (n, L, D), (n, L), (n, L)
     model = encoder.classifier(("0", "1"), 0)
     with torch.inference_mode():
-        padded, _ = _encoder._padded(ids, mask.shape[1], encoder._padding)
         logits = model(input_ids=padded, attention_mask=mask).logits  # (n, C)
     tokenizer = encoder.tokenizer
     rows = [

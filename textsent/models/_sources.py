@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.files import hub, wheels
-from clipadapt.core.files import tokenizers as vocabulary
 from clipadapt.core.files.identity import check_safetensors
+from clipadapt.tensor import tokenizers
 from textsent.models._configurations import KNOWN, ORGANISATIONS, UNCASED
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def of_folder(folder: Path, *, weights: bool = True) -> Source:
             hint="name a folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer",
         )
     config = _config(path)
-    cutting = vocabulary.files_of(folder)
+    cutting = tokenizers.files_of(folder)
     if not weights:
         return Source(config, tokenizer=folder if cutting else None, files=(path, *cutting))
     files = weights_files(folder)
@@ -325,11 +325,11 @@ def _both_names(repo: str) -> tuple[str, ...]:
 
 
 def _vocabulary(files: Sequence[str]) -> list[str]:
-    return sorted(vocabulary.FILES.intersection(files)) if vocabulary.has_vocabulary(files) else []
+    return sorted(tokenizers.FILES.intersection(files)) if tokenizers.has_vocabulary(files) else []
 
 
 def _tokenizer_and_config(files: Sequence[str]) -> list[str]:
-    return sorted({"config.json", *vocabulary.FILES}.intersection(files))
+    return sorted({"config.json", *tokenizers.FILES}.intersection(files))
 
 
 def _wanted(repo: str, files: Sequence[str]) -> list[str]:
@@ -341,7 +341,7 @@ def _wanted(repo: str, files: Sequence[str]) -> list[str]:
     first = next((n for n in WEIGHTS if n in files), None)
     lacking = [] if "config.json" in files else ["config.json"]
     lacking += [] if first else ["weights that torch reads"]
-    lacking += [] if vocabulary.has_vocabulary(files) else ["tokenizer with a vocabulary"]
+    lacking += [] if tokenizers.has_vocabulary(files) else ["tokenizer with a vocabulary"]
     if first is None or lacking:
         raise ModelError(
             f"the hub's model '{repo}' holds no {' and no '.join(lacking)}",

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.files import identity
-from clipadapt.core.files import tokenizers as vocabulary
+from clipadapt.tensor import tokenizers
+from clipadapt.tensor.devices import device_and_dtype
 from textsent.models import _sources
-from textsent.models._hardware import effective_dtype
 
 if TYPE_CHECKING:
     from clipadapt.core.api.context import Services
@@ -73,11 +73,11 @@ def identity_of(
     """
     if source.tokenizer is None:
         raise _sources.no_tokenizer(shown)
-    device, dtype = effective_dtype(options)
+    device, dtype = device_and_dtype(options)
     if source.folder is not None:
         sha256 = identity.of_files(source.files, read=read)
     else:
-        tokenizer = identity.of_files(vocabulary.files_of(source.tokenizer), read=read)
+        tokenizer = identity.of_files(tokenizers.files_of(source.tokenizer), read=read)
         drawn = [source.config, tokenizer, identity.versions(*RELEASES)]
         sha256 = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
     return ModelIdentity(
@@ -96,7 +96,7 @@ def load_source(
     source: Source, shown: str, options: ModelOptions, services: Services
 ) -> TextEncoder:
     """Build what was found, under the name ``shown``."""
-    device, dtype = effective_dtype(options)
+    device, dtype = device_and_dtype(options)
     from textsent.models import _encoder
 
     # Before the framework reads them: a damaged file is named as such, and what is loaded has this name.

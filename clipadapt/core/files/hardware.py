@@ -5,21 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from clipadapt.core.api.errors import ModelError, did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from clipadapt.core.api.model import ModelOptions
-
-_PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16")
-
-_ML_FLAGS = (
+_ML_FLAGS: Final = (
     "avx2",
     "avx512f",
     "avx512_bf16",
@@ -101,14 +91,6 @@ def free_device_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def exact_float32() -> None:
-    """Let float32 be float32 on a GPU: products and convolutions in TF32 keep ten bits of its 23."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-
-
 def _torch_on_cuda() -> Any:
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_initialized() else None
@@ -121,56 +103,3 @@ def accelerator_possible() -> bool:
     if sys.platform == "linux":
         return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
     return True
-
-
-@dataclass(frozen=True, slots=True)
-class Accelerator:
-    """What the framework found of one kind of device.
-
-    Attributes:
-        count: How many.
-        bf16: Whether they multiply bfloat16 in hardware.
-    """
-
-    count: int
-    bf16: bool
-
-
-def effective_dtype(
-    options: ModelOptions, accelerators: Callable[[], Mapping[str, Accelerator]]
-) -> tuple[str, str]:
-    """Return device and dtype that the options mean on this machine.
-
-    ``auto`` takes bfloat16 for frozen towers where CPU (AMX, AVX512-BF16) or GPU multiplies it in hardware.
-
-    Args:
-        options: What was asked for.
-        accelerators: Asks the framework; called only where an accelerator can be.
-
-    Raises:
-        ModelError: If the machine lacks the device, or a name is not known.
-    """
-    if options.precision not in _PRECISIONS:
-        raise ModelError(
-            f"unknown precision '{options.precision}'{did_you_mean(options.precision, _PRECISIONS)}",
-            hint=f"take one of {', '.join(_PRECISIONS)}",
-        )
-    kind, _, index = options.device.partition(":")
-    if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not index.isdigit()):
-        raise ModelError(
-            f"unknown device '{options.device}'", hint="take auto, cpu, cuda, cuda:INDEX or mps"
-        )
-    found = accelerators() if kind != "cpu" and accelerator_possible() else {}
-    device = next(iter(found), "cpu") if kind == "auto" else options.device
-    kind = device.partition(":")[0]
-    if kind != "cpu" and (kind not in found or int(index or 0) >= found[kind].count):
-        raise ModelError(
-            f"this machine offers no device '{options.device}' to torch",
-            hint="take device auto or cpu",
-        )
-    if kind == "cpu":
-        device = "cpu"
-    if options.precision != "auto":
-        return device, options.precision
-    has_bf16 = cpu_has_bf16() if kind == "cpu" else found[kind].bf16
-    return device, "bf16" if has_bf16 else "fp32"

@@ -73,9 +73,9 @@ def test_inspect_of_class_specific_context_goes_by_class(models, small, tmp_path
 
     assert [f["class"] for f in found] == list(small[0].classnames)
     assert [len(f["vectors"]) for f in found] == [2, 2, 2]
-    # The distance to a piece is that of the table, computed by another way.
+    # The same distance, computed another way.
     near = found[1]["vectors"][0]["nearest"][0]
-    table = models("clip")._embedding().weight.detach().numpy()
+    table = models("clip")._towers.token_embedding.weight.detach().numpy()
     distances = np.sqrt(((fitted.context[1, 0] - table) ** 2).sum(axis=1))
     assert near["distance"] == pytest.approx(distances.min(), abs=1e-3)
 
@@ -112,7 +112,7 @@ def test_words_that_are_none_are_refused(words, models, small, tmp_path):
 def test_a_context_longer_than_the_model_reads_is_refused(family, kind, models, small, tmp_path):
     limit = models(family).context_length
     given, message, hint = {
-        "words": ({"ctx_init": "a photo " * limit}, f"leave no place .* reads {limit}", "ctx_init"),
+        "words": ({"ctx_init": "a photo " * limit}, f"leave no room .* reads {limit}", "ctx_init"),
         "vectors": ({"n_ctx": limit - 2}, f"'red circle' are .* longer than the {limit} that", "n_ctx"),
     }[kind]  # fmt: skip
 
@@ -223,16 +223,16 @@ def test_the_exported_classifier_rebuilt_by_hand(family, models, small, tmp_path
 
 def test_without_augmentation_training_reads_the_store_alone(tiny_clip, small, tmp_path, monkeypatch):  # fmt: skip
     from clipadapt.core.features.cache import FeatureCache
-    from clipadapt.models import _adapter
+    from clipadapt.models._encode import Towers
     from tests.unit.methods.conftest import load
 
     model, calls = load(tiny_clip, store=FeatureCache(tmp_path / "store")), []
-    encode = _adapter.OpenClipModel.encode_image
+    encode = Towers.encode_image
     monkeypatch.setattr(
-        _adapter.OpenClipModel,
+        Towers,
         "encode_image",
-        lambda self, pixels, layer="output": (
-            calls.append(len(pixels)) or encode(self, pixels, layer)
+        lambda self, pixels, layer, *, fast: (
+            calls.append(len(pixels)) or encode(self, pixels, layer, fast=fast)
         ),
     )
     task = small[0]

@@ -251,7 +251,7 @@ def test_random_weights_are_the_same_at_every_call() -> None:
 def test_a_second_identify_loads_no_framework(tmp_path: Path, folders: dict[str, Path]) -> None:
     code = (
         "import sys\n"
-        "from clipadapt.core.api.data import ModelOptions\n"
+        "from clipadapt.core.api.model import ModelOptions\n"
         "from clipadapt.models.openclip import MODEL\n"
         f"print(MODEL.identify('local-dir:{folders['hf']}', ModelOptions()).name)\n"
         "heavy = {'torch', 'open_clip', 'transformers', 'timm', 'huggingface_hub'} & set(sys.modules)\n"

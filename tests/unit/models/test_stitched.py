@@ -108,7 +108,7 @@ def test_the_projection_is_the_closed_form(model: ImageTextModel) -> None:
 def test_a_second_identify_loads_no_framework(folder: Path) -> None:
     code = (
         "import sys\n"
-        "from clipadapt.core.api.data import ModelOptions\n"
+        "from clipadapt.core.api.model import ModelOptions\n"
         "from clipadapt.models.stitched import MODEL\n"
         "print(MODEL.identify('', ModelOptions()).weights_sha256)\n"
         "heavy = {'torch', 'open_clip', 'transformers', 'timm'} & set(sys.modules)\n"

@@ -269,7 +269,7 @@ def test_prompts_longer_than_the_context_are_refused(family, get):
     model = get(family)
     with pytest.raises(ModelError, match=f"longer than the {model.context_length}"):
         model.prompt_slots(("dog",), model.context_length)
-    with pytest.raises(ModelError, match="leave no place for a class name"):
+    with pytest.raises(ModelError, match="leave no room for a class name"):
         model.context_tokens("a photo " * model.context_length)
 
 

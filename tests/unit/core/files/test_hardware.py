@@ -38,15 +38,6 @@ def test_memory_is_given_back_between_runs(card):
     assert card == [("empty",)]
 
 
-def test_float32_is_not_tf32():
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = True
-    hardware.exact_float32()
-    assert torch.backends.cudnn.allow_tf32 is False
-    assert torch.backends.cuda.matmul.allow_tf32 is False
-
-
 @pytest.mark.parametrize(
     ("device", "asked", "gpus"),
     [("cuda", None, 1), ("cpu", None, 0), ("mps", None, 0), ("cuda:1", 0.5, 0.5)],

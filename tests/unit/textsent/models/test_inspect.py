@@ -77,7 +77,7 @@ def test_without_a_tokenizer_it_says_so(tmp_path: Path) -> None:
 def test_an_architecture_without_known_targets_has_no_lora_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("textsent.models._encoder.LORA_TARGETS", {})
+    monkeypatch.setattr("textsent.models._build.LORA_TARGETS", {})
     facts = describe(str(tiny.write(tmp_path / "mine", "bert")), ())
     assert facts["lora_targets"] == []
     assert facts["parameters"]["trainable"]["lora"] is None

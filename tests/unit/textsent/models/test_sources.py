@@ -77,7 +77,7 @@ def test_identifying_imports_no_framework(folder: Path) -> None:
     cache = tiny.write_to_cache(folder.parent / "hub", "org/model").parents[2]
     code = (
         "import sys\n"
-        "from clipadapt.core.api.data import ModelOptions\n"
+        "from clipadapt.core.api.model import ModelOptions\n"
         "from clipadapt.core.api.registry import MODELS\n"
         "for name in sys.argv[1:]:\n"
         "    found = MODELS.resolve(name, 'text')\n"
@@ -118,7 +118,7 @@ def test_from_a_hub_cache_named_by_the_environment(tmp_path: Path) -> None:
     tiny.write_to_cache(tmp_path / "hub", "org/model", "roberta")
     code = (
         "from clipadapt.core.api.context import Services\n"
-        "from clipadapt.core.api.data import Inputs, ModelOptions\n"
+        "from clipadapt.core.api.data import Inputs\nfrom clipadapt.core.api.model import ModelOptions\n"
         "from clipadapt.core.features.cache import FeatureCache\n"
         "from textsent.models.huggingface import MODEL\n"
         "encoder = MODEL.load('org/model', ModelOptions(), Services(FeatureCache(enabled=False)))\n"
@@ -231,7 +231,7 @@ def test_weights_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         load(str(folder))
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text("\n".join((*tiny.SPECIAL, *tiny.WORDS, "more")))
-    with pytest.raises(ModelError, match="knows 30 pieces, and the model has 29 embeddings"):
+    with pytest.raises(ModelError, match="knows 30 tokens, and the model has 29 embeddings"):
         load(str(folder))
 
 

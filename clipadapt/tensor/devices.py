@@ -1,0 +1,103 @@
+"""Device, dtype and threads of a model. torch is only imported when the machine may have an accelerator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.core.api.errors import ModelError, did_you_mean
+from clipadapt.core.files import hardware
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipadapt.core.api.context import Services
+    from clipadapt.core.api.model import ModelOptions
+
+TORCH_DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS: Final = ("auto", *TORCH_DTYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """The devices of one kind on this machine.
+
+    Attributes:
+        count: Number of devices.
+        bf16: Whether they multiply bfloat16 in hardware.
+    """
+
+    count: int
+    bf16: bool
+
+
+def device_and_dtype(options: ModelOptions) -> tuple[str, str]:
+    """Return the device and the dtype that these options select on this machine.
+
+    Precision ``auto`` selects bfloat16 if the CPU (AMX, AVX512-BF16) or GPU multiplies it in hardware.
+
+    Raises:
+        ModelError: If this machine does not have the device, or a name is unknown.
+    """
+    if options.precision not in PRECISIONS:
+        raise ModelError(
+            f"unknown precision '{options.precision}'{did_you_mean(options.precision, PRECISIONS)}",
+            hint=f"use one of {', '.join(PRECISIONS)}",
+        )
+    kind, _, index = options.device.partition(":")
+    if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not index.isdigit()):
+        raise ModelError(
+            f"unknown device '{options.device}'", hint="use auto, cpu, cuda, cuda:INDEX or mps"
+        )
+    found = accelerators() if kind != "cpu" and hardware.accelerator_possible() else {}
+    device = next(iter(found), "cpu") if kind == "auto" else options.device
+    kind = device.partition(":")[0]
+    if kind != "cpu" and (kind not in found or int(index or 0) >= found[kind].count):
+        raise ModelError(
+            f"torch finds no device '{options.device}' on this machine",
+            hint="use device auto or cpu",
+        )
+    if kind == "cpu":
+        device = "cpu"
+    if options.precision != "auto":
+        return device, options.precision
+    has_bf16 = hardware.cpu_has_bf16() if kind == "cpu" else found[kind].bf16
+    return device, "bf16" if has_bf16 else "fp32"
+
+
+def accelerators() -> dict[str, Accelerator]:
+    """Return the accelerators that torch finds, by kind, the preferred kind first."""
+    import torch
+
+    found = {}
+    if torch.cuda.is_available():
+        bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        found["cuda"] = Accelerator(torch.cuda.device_count(), bf16)
+    if torch.backends.mps.is_available():
+        # Support of bfloat16 on mps depends on the version of macOS.
+        found["mps"] = Accelerator(1, bf16=False)
+    return found
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """Return torch's dtype for ``fp32``, ``bf16`` or ``fp16``."""
+    import torch
+
+    found: torch.dtype = getattr(torch, TORCH_DTYPES[dtype])
+    return found
+
+
+def exact_float32() -> None:
+    """Disable TF32 on GPUs: it keeps 10 of the 23 bits of float32's mantissa."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def set_threads(services: Services) -> None:
+    """Set torch's number of threads to ``services.threads``, unless it is None."""
+    import torch
+
+    if services.threads is not None and services.threads != torch.get_num_threads():
+        torch.set_num_threads(services.threads)

@@ -311,7 +311,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The shipped method with its backbone, as the runner makes them.
+    """The shipped method with its backbone, as ``run_experiments`` makes them.
 
     Attributes:
         method: The method.
@@ -335,31 +335,30 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
         given: ``KEY=VALUE`` texts; the command line's stand over them.
         folder: Where records and checkpoints may go.
     """
-    from clipadapt.core.api.context import RunContext, Services
+    from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.progress import Silent
     from clipadapt.core.data.targets import open_target
     from clipadapt.core.experiments import config
-    from clipadapt.core.features.cache import FeatureCache
-    from clipadapt.core.runs import plan, runner
+    from clipadapt.core.runs.models import ModelLoader
+    from clipadapt.core.runs.plan import open_experiment
 
     use_threads(settings)
     threads = [f"threads={settings['threads']}"] if settings.get("threads") else []
     experiment = config.load([recipe], [*given, *threads, *settings.get("set", [])])
-    prepared = plan.prepare(experiment, folder / "runs")
-    services = Services(FeatureCache(enabled=False))
-    backbones = runner.Backbones(services)
-    backbones.use(prepared)
-    backbone = backbones.get(prepared)
+    opened = open_experiment(experiment, folder / "runs")
+    loader = ModelLoader()
+    loader.use_threads(opened)
+    model = loader.load(opened)
     chosen = experiment.config
 
-    def opened() -> Any:
+    def target() -> Any:
         return open_target(chosen.data.name, chosen.evaluation.split, chosen.data, "clip", Silent())
 
     def context(**more: Any) -> RunContext:
         work = Path(tempfile.mkdtemp(dir=folder))
-        return RunContext(SEED, work, services, chosen.threads, **more)
+        return RunContext(SEED, work, model.services, chosen.threads, **more)
 
-    return Ours(prepared.method(experiment.method), backbone, opened, context)
+    return Ours(opened.method(experiment.method), model.backbone, target, context)
 
 
 class GivenFeatures:

@@ -11,7 +11,7 @@ from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.method import Classifier, OpenVocabulary
 from clipadapt.core.api.registry import METHODS, Resolved
 from clipadapt.core.experiments import config, shipped, sweep
-from clipadapt.core.runs import runner
+from clipadapt.core.runs.session import run_experiments
 from tests.contract.conftest import CASES, SMALL
 
 every_case = pytest.mark.parametrize(("name", "family"), CASES)
@@ -261,7 +261,7 @@ def test_the_test_split_never_reaches_selection(name, tiny_clip, tiny_texts, tmp
         **model,
     }
 
-    (record,) = runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+    (record,) = run_experiments([config.build([("test", whole)], source="test")], tmp_path / "runs")
 
     assert record.status == "ok"
     assert state["touched"]

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from clipadapt.core.api.data import Inputs
 from clipadapt.core.experiments import config
 from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.runs import runner
 from clipadapt.core.runs.inference import load_run
+from clipadapt.core.runs.session import run_experiments
 from tests.integration.conftest import COLOURS, picture
 
 SHORT = ["method.epochs=2", "method.augment=none", "method.batch_size=6"]
@@ -69,7 +69,7 @@ def fitted(photos, sketches, tiny_clip, tmp_path_factory):
                 f"evaluation.also=[{{dataset: 'folder:{sketches}'}}]",
                 *SETTINGS[name],
             ]
-            found = runner.run([config.load([name], settings)], out)
+            found = run_experiments([config.load([name], settings)], out)
             done[name] = (found, [RunStore(out).run_dir(r) for r in found])
         return done[name]
 
@@ -148,7 +148,7 @@ def test_other_classes_need_an_open_vocabulary(cli, records, photos, tiny_clip, 
     assert home["fit_id"] == away["fit_id"]
     assert away["data"]["n_test"] == 4
     assert closed.code == 2
-    assert "classes that were not learnt on folder:photos: yellow thing" in closed.text
+    assert "classes that were not trained on folder:photos: yellow thing" in closed.text
     # It is refused before the fit: nothing was written.
     assert not (tmp_path / "full_finetune").exists()
 

@@ -127,7 +127,7 @@ def test_a_closed_method_cannot_be_judged_on_new_classes_and_this_is_recorded(
     done = bench(plan)
 
     assert done.code == 1
-    assert "has classes that were not learnt" in done.err
+    assert "has classes that were not trained" in done.err
     status = {
         (r.method.name, r.evaluation.classes): (r.status, r.flags)
         for r in RunStore(tmp_path / "runs").load_all()

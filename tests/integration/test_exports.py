@@ -16,8 +16,8 @@ from clipadapt.core.api.errors import ClipAdaptError
 from clipadapt.core.api.registry import METHODS
 from clipadapt.core.experiments import config
 from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.runs import runner
 from clipadapt.core.runs.inference import export_run, load_run
+from clipadapt.core.runs.session import run_experiments
 from clipadapt.datasets._images import ImageFiles
 from tests.contract.conftest import CLIP_FAMILIES, settings
 from tests.exports import run_readmes
@@ -60,7 +60,9 @@ def exported(photos, tiny_models, tmp_path_factory):
             "seeds": [1],
         }
         out = root / "runs"
-        (record,) = runner.run([config.build([("test", given)], source="test", track="clip")], out)
+        (record,) = run_experiments(
+            [config.build([("test", given)], source="test", track="clip")], out
+        )
         run_dir = RunStore(out).run_dir(record)
         run = load_run(run_dir)
         image = photos / "test" / "red_thing" / "1.png"
@@ -147,7 +149,7 @@ def test_dora_of_a_vit_is_refused_for_peft(photos, tiny_models, tmp_path):
         "seeds": [1],
     }
     built = config.build([("test", given)], source="test", track="clip")
-    (record,) = runner.run([built], tmp_path / "runs")
+    (record,) = run_experiments([built], tmp_path / "runs")
     run_dir = RunStore(tmp_path / "runs").run_dir(record)
 
     with pytest.raises(ClipAdaptError, match="does not support DoRA") as error:
@@ -203,7 +205,7 @@ def fit_text(name: str, model: str | None, data: Path, out: Path) -> Path:
         **({"model": {"name": model, "precision": "fp32"}} if model else {}),
         "seeds": [1],
     }
-    (record,) = runner.run([config.build([("test", given)], source="test", track="text")], out)
+    (record,) = run_experiments([config.build([("test", given)], source="test", track="text")], out)
     return RunStore(out).run_dir(record)
 
 
@@ -275,7 +277,7 @@ def test_an_export_of_stitched_needs_no_hub_and_gives_its_scores(photos, tmp_pat
         "seeds": [1],
     }
     out = tmp_path / "runs"
-    (record,) = runner.run([config.build([("test", given)], source="test", track="clip")], out)
+    (record,) = run_experiments([config.build([("test", given)], source="test", track="clip")], out)
     run = load_run(RunStore(out).run_dir(record))
     image = photos / "test" / "red_thing" / "1.png"
     inputs = Inputs(ImageFiles(Path(), [str(image)]), ("0",))

@@ -162,7 +162,7 @@ def test_a_start_of_the_wrong_shape_is_a_defect(known, tmp_path, monkeypatch):
     monkeypatch.setattr(
         module.FromZeroShot, "zero_shot_scores", lambda self, x: np.zeros((len(x), 9), np.float32)
     )
-    with pytest.raises(TypeError, match=r"zero_shot_scores gave float32 \(12, 9\), expected"):
+    with pytest.raises(TypeError, match=r"zero_shot_scores returned float32 \(12, 9\), expected"):
         known(start="right")
     (failed,) = RunStore(tmp_path / "runs").load_all()
     assert failed.status == "failed"

@@ -39,7 +39,7 @@ EXAMPLES = [(p, e) for p in APPS for e in examples(p)]
 def place(tmp_path_factory, tiny_clip):
     """A folder with pictures of classes, and the run of each program that its examples need."""
     from clipadapt.core.experiments import config
-    from clipadapt.core.runs import runner
+    from clipadapt.core.runs.session import run_experiments
 
     folder = tmp_path_factory.mktemp("examples")
     for split in ("train", "test"):
@@ -52,7 +52,7 @@ def place(tmp_path_factory, tiny_clip):
     )
     runs = {}
     for program, experiment in (("clipadapt", clip), ("textsent", text)):
-        runner.run([experiment], folder / program)
+        run_experiments([experiment], folder / program)
         runs[program] = next((folder / program).rglob("record.json")).parent
     return folder, runs
 

@@ -34,7 +34,7 @@ def module_pictures(tmp_path_factory):
 def fitted(module_pictures, tiny_clip, tmp_path_factory):
     """The folder of one probe on a small model."""
     from clipadapt.core.experiments import config
-    from clipadapt.core.runs import runner
+    from clipadapt.core.runs.session import run_experiments
 
     out = tmp_path_factory.mktemp("probe")
     settings = [
@@ -43,7 +43,7 @@ def fitted(module_pictures, tiny_clip, tmp_path_factory):
         "data.shots=2",
         "seeds=[1]",
     ]
-    runner.run([config.load(["linear_probe-quick"], settings)], out)
+    run_experiments([config.load(["linear_probe-quick"], settings)], out)
     return only_run(out)
 
 

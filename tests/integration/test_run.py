@@ -20,7 +20,7 @@ from clipadapt.core.api.registry import METHODS
 from clipadapt.core.experiments import config
 from clipadapt.core.files.atomic import files_below
 from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.runs import runner
+from clipadapt.core.runs.session import run_experiments
 from tests.integration.conftest import as_version_1, as_version_2, picture
 
 SEEDS = ["--set", "seeds=[1,2]"]
@@ -121,7 +121,7 @@ def test_an_identical_run_is_skipped_and_a_manifest_is_accepted(
     (record,) = records(cli(*probe, "--json", *replay))
     refused = cli(*probe, *replay, "--set", "data.shots=3")
     assert refused.code == 2
-    assert "the manifest holds 2 shots" in refused.text
+    assert "the manifest has 2 shots" in refused.text
     assert record["data"]["shots"] == 2
     assert record["data"]["manifest_sha256"] == first[0]["data"]["manifest_sha256"]
     assert record["run_id"] not in ids(first)
@@ -325,11 +325,11 @@ def test_a_defect_is_recorded_and_tried_again(tiny_clip, pictures, tmp_path, mon
 
     monkeypatch.setattr(method, "fit", broken)
     with pytest.raises(RuntimeError):
-        runner.run([experiment], tmp_path / "runs")
+        run_experiments([experiment], tmp_path / "runs")
     (failed,) = RunStore(tmp_path / "runs").load_all()
     monkeypatch.setattr(method, "fit", fit)
 
-    (record,) = runner.run([experiment], tmp_path / "runs")
+    (record,) = run_experiments([experiment], tmp_path / "runs")
 
     assert (failed.status, failed.attempt) == ("failed", 1)
     assert "out of memory" in failed.error
@@ -351,7 +351,7 @@ def test_scores_that_are_not_finite_fail_the_run(tiny_clip, pictures, tmp_path, 
         lambda self, x: np.full((len(x), 3), np.nan, np.float32),
     )
     with pytest.raises(DivergedError):
-        runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+        run_experiments([config.build([("test", whole)], source="test")], tmp_path / "runs")
 
     (failed,) = RunStore(tmp_path / "runs").load_all()
     assert failed.flags == ("nan",)
@@ -581,7 +581,7 @@ def test_classes_that_were_not_learnt_are_refused(cli, probe, tmp_path):
     done = cli(*probe, "--set", f"evaluation.also=[{{dataset: 'folder:{tmp_path / 'other'}'}}]")
 
     assert done.code == 2
-    assert "classes that were not learnt on folder:pictures: yellow thing" in done.text
+    assert "classes that were not trained on folder:pictures: yellow thing" in done.text
 
 
 def test_other_seeds_go_on_when_one_diverges(tiny_clip, pictures, tmp_path, monkeypatch):
@@ -604,11 +604,11 @@ def test_other_seeds_go_on_when_one_diverges(tiny_clip, pictures, tmp_path, monk
     monkeypatch.setattr(LinearProbe, "fit", first_diverges)
     for attempt in (1, 2):
         with pytest.raises(DivergedError, match="seed 1"):
-            runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+            run_experiments([config.build([("test", whole)], source="test")], tmp_path / "runs")
         found = {r.seed: r for r in RunStore(tmp_path / "runs").load_all()}
         assert (found[1].status, found[1].attempt) == ("failed", attempt)
         assert found[2].status == "ok"
-    third = runner.run([config.build([("test", whole)], source="test")], tmp_path / "runs")
+    third = run_experiments([config.build([("test", whole)], source="test")], tmp_path / "runs")
     assert [r.status for r in third] == ["failed", "ok"]
     assert LinearProbeClassifier
 
@@ -623,7 +623,7 @@ def test_two_folders_of_one_name_are_refused_before_any_work(cli, tiny_clip, pic
     )  # fmt: skip
 
     assert done.code == 2
-    assert "two different data sets are called 'folder:pictures'" in done.text
+    assert "two different datasets are named 'folder:pictures'" in done.text
     assert not (tmp_path / "runs").exists()
 
 

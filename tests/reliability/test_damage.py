@@ -157,11 +157,11 @@ def test_no_damage_goes_unnoticed(kind, harm, tmp_path):
 def fitted(tmp_path_factory, tiny_clip):
     """A real run with a classifier, and the folder of its records."""
     from clipadapt.core.experiments import config
-    from clipadapt.core.runs import runner
+    from clipadapt.core.runs.session import run_experiments
 
     out = tmp_path_factory.mktemp("real")
     settings = [f"model.name={tiny_clip}", "data.name=synthetic:3x6", "seeds=[1]"]
-    (made,) = runner.run([config.load(["linear_probe-quick"], settings)], out)
+    (made,) = run_experiments([config.load(["linear_probe-quick"], settings)], out)
     return RunStore(out).run_dir(made)
 
 

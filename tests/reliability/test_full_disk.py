@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import shutil
 
 import pytest
 
 from clipadapt.core.features import segment, space
 from clipadapt.core.files import atomic as _files
 from clipadapt.core.records import run_store as records
-from clipadapt.core.runs import runner
+from clipadapt.core.runs import record
 from clipadapt.methods import _training
 from textsent.methods import _trainer
 
@@ -44,8 +45,8 @@ def no_file_above(size: int):
     ("module", "name"),
     [
         (records, "atomic_directory"),
-        (runner, "scratch_folder"),
-        (runner.shutil, "copytree"),
+        (record, "scratch_folder"),
+        (shutil, "copytree"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -17,7 +17,7 @@ import pytest
 from clipadapt.core.files.atomic import is_temporary
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs.claims import FOLDER
-from clipadapt.core.runs.runner import WORK
+from clipadapt.core.runs.leftovers import WORK
 from tests.watch import matching
 
 # A method without a framework, so that a process starts fast. It tells of every fit it begins.

@@ -478,15 +478,13 @@ def run_experiments(
 ) -> list[RunRecord]:
     """Run experiments; with ``as_json``, what has been recorded is printed although one fails."""
     from clipadapt.core.cli.progress import on_stderr
-    from clipadapt.core.runs.runner import Session
+    from clipadapt.core.runs import session
 
-    session = Session(out, on_stderr())
-    try:
-        return session.run(experiments)
-    except Exception:
-        if as_json and session.planned:
-            print_records(session.records(), out, as_json=True)
-        raise
+    def print_json_records(found: Sequence[RunRecord]) -> None:
+        print_records(found, out, as_json=True)
+
+    on_error = print_json_records if as_json else None
+    return session.run_experiments(experiments, out, on_stderr(), on_error=on_error)
 
 
 def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> None:

@@ -12,25 +12,26 @@ import os
 import sys
 import traceback
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.api.context import Services
 from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, DivergedError
 from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.experiments import config
-from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.hardware import cpu_count
 from clipadapt.core.records.run_store import RECORD
-from clipadapt.core.runs import plan, runner
+from clipadapt.core.runs.models import ModelLoader
+from clipadapt.core.runs.plan import open_experiment, plan_fit
+from clipadapt.core.runs.record import Failure, write_failure
 from clipadapt.core.runs.schedule import Done
+from clipadapt.core.runs.session import execute
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from clipadapt.core.runs.plan import Job
-    from clipadapt.core.runs.runner import Backbones
+    from clipadapt.core.runs.plan import FitSpec
 
 RETRIES: Final = 2
 """How often a task is done again whose worker was lost."""
@@ -59,7 +60,7 @@ class Ray:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
         self._limit = 0
-        self._tasks: dict[Any, Job] = {}
+        self._tasks: dict[Any, FitSpec] = {}
         self._own = False
         self._aside = contextlib.ExitStack()
 
@@ -92,10 +93,10 @@ class Ray:
         """Tell whether another task may be handed over now."""
         return len(self._tasks) < self._limit
 
-    def start(self, job: Job, /) -> None:
-        """Hand a job over."""
-        options = _resources(job)
-        self._tasks[self._work.options(**options).remote(order(job))] = job
+    def start(self, spec: FitSpec, /) -> None:
+        """Submit a fit."""
+        options = _resources(spec)
+        self._tasks[self._work.options(**options).remote(order(spec))] = spec
 
     def finished(self, timeout: float, /) -> list[Done]:
         """Write the records of the tasks that ended, and return their jobs."""
@@ -105,15 +106,15 @@ class Ray:
         ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
         done = []
         for task in ended:
-            job = self._tasks.pop(task)
+            spec = self._tasks.pop(task)
             try:
                 result = ray.get(task)
             except ray.exceptions.RayError as err:
                 lost = WorkerError(f"the worker was lost {1 + RETRIES} times: {_first_line(err)}")
-                runner.record_defect(job, lost)
-                done.append(Done(job, lost))
+                write_failure(spec, Failure(str(lost)), datetime.now(UTC))
+                done.append(Done(spec, lost))
             else:
-                done.append(Done(job, _take_in(job, result)))
+                done.append(Done(spec, _adopt(spec, result)))
         return done
 
     @property
@@ -122,26 +123,26 @@ class Ray:
         return len(self._tasks)
 
 
-def order(job: Job) -> dict[str, Any]:
-    """Return all that a worker needs to do a job, as plain data."""
-    experiment, prepared = job.prepared.experiment, job.prepared
+def order(spec: FitSpec) -> dict[str, Any]:
+    """Return what a worker needs to do a fit, as plain data."""
+    experiment, opened = spec.experiment, spec.opened
     return {
         "config": experiment.resolved(),
         "track": experiment.track,
         "recipe": experiment.recipe,
         "origins": dict(experiment.origins),
         "stated": sorted(experiment.stated),
-        "seed": job.seed,
-        "run_ids": [prepared.run_id(job.seed, t) for t in prepared.targets],
-        "threads": prepared.threads,
+        "seed": spec.seed,
+        "run_ids": [opened.run_id(spec.seed, t) for t in opened.targets],
+        "threads": opened.threads,
         "environ": {k: v for k, v in os.environ.items() if k.startswith(_SHARED)},
         "folder": str(Path.cwd()),
     }
 
 
-_opened = OpenDatasets()
-_backbones: list[Backbones] = []
-"""What a worker keeps for its next task: open data sets and the model loaded last."""
+_datasets = OpenDatasets()
+_models: list[ModelLoader] = []
+"""What a worker keeps for its next task: the open datasets and the last model."""
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
@@ -178,20 +179,20 @@ def _execute(task: dict[str, Any], out: Path) -> None:
     experiment = replace(
         built, recipe=task["recipe"], origins=task["origins"], stated=frozenset(task["stated"])
     )
-    if not _backbones:
-        _backbones.append(runner.Backbones(Services(FeatureCache(enabled=False))))
-    prepared = plan.prepare(experiment, out, opened=_opened, threads=task["threads"])
-    if [prepared.run_id(task["seed"], t) for t in prepared.targets] != task["run_ids"]:
+    if not _models:  # made here: the driver may have set another cache folder
+        _models.append(ModelLoader())
+    opened = open_experiment(experiment, out, datasets=_datasets, threads=task["threads"])
+    if [opened.run_id(task["seed"], t) for t in opened.targets] != task["run_ids"]:
         raise DataError(
             "data, weights or code on a worker are not those of the driver",
             hint="let every machine of the cluster see the same files and install the same clipadapt",
         )
-    runner.execute(prepared, task["seed"], _backbones[0])
+    execute(plan_fit(opened, task["seed"]), _models[0])
 
 
-def _take_in(job: Job, result: dict[str, Any]) -> Exception | None:
+def _adopt(spec: FitSpec, result: dict[str, Any]) -> Exception | None:
     for files in result["runs"]:
-        job.prepared.store.adopt(files)
+        spec.opened.store.adopt(files)
     if result["error"] is None:
         return None
     kind, problem, hint = result["error"]
@@ -200,15 +201,14 @@ def _take_in(job: Job, result: dict[str, Any]) -> Exception | None:
     return ClipAdaptError(problem, hint=hint) if kind == "mistake" else WorkerError(problem)
 
 
-def _resources(job: Job) -> dict[str, Any]:
-    """Return what Ray sets aside for a job."""
-    given = job.prepared.experiment.config
-    asked = given.resources
-    cuda = job.prepared.device.startswith("cuda")  # also where device is auto
+def _resources(spec: FitSpec) -> dict[str, Any]:
+    """Return the resources that Ray reserves for a fit."""
+    asked = spec.experiment.config.resources
+    cuda = spec.opened.device.startswith("cuda")  # also if device is auto
     options: dict[str, Any] = {
-        "num_cpus": asked.cpus or job.prepared.threads,
+        "num_cpus": asked.cpus or spec.opened.threads,
         "num_gpus": (1 if cuda else 0) if asked.gpus is None else asked.gpus,
-        "name": f"clipadapt {job.title}",
+        "name": f"clipadapt {spec.title}",
     }
     if asked.memory_bytes:
         options["memory"] = asked.memory_bytes

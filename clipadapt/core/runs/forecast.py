@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clipadapt.core.records.schema import RunRecord
-    from clipadapt.core.runs.plan import Job
+    from clipadapt.core.runs.plan import FitSpec
 
 # How much a difference matters for the cost: the method decides, the size of the data comes last.
 _WEIGHTS: Final = {"recipe": 8.0, "model": 4.0, "dataset": 2.0, "shots": 1.0, "threads": 0.5}
@@ -44,15 +44,15 @@ class Expected:
         return f"nearest: {self.n_records} {plural} with other {', '.join(self.differs)}"
 
 
-def expect(job: Job, past: Sequence[RunRecord]) -> Expected | None:
+def expect(spec: FitSpec, past: Sequence[RunRecord]) -> Expected | None:
     """Judge a job by the nearest complete records of its method; None where there is none.
 
     Args:
-        job: The job.
+        spec: The fit.
         past: Records of any kind.
     """
-    name = job.prepared.experiment.method_name
-    own = _traits(job)
+    name = spec.experiment.method_name
+    own = _traits(spec)
     ranked = [
         (_distance(own, _traits_of(r)), r)
         for r in past
@@ -73,13 +73,13 @@ def expect(job: Job, past: Sequence[RunRecord]) -> Expected | None:
     )
 
 
-def plan(jobs: Sequence[Sequence[Job]], past: Sequence[RunRecord]) -> dict[str, Any]:
+def plan(planned: Sequence[Sequence[FitSpec]], past: Sequence[RunRecord]) -> dict[str, Any]:
     """Return what a sweep comes to, as plain data.
 
     Encoding is counted once for each model and data set, and not where a complete run has used both.
 
     Args:
-        jobs: Jobs of each experiment.
+        planned: Fits of each experiment.
         past: Records to judge by.
     """
     encoded = {
@@ -87,7 +87,7 @@ def plan(jobs: Sequence[Sequence[Job]], past: Sequence[RunRecord]) -> dict[str, 
         for r in past
         if r.model is not None and r.status == "ok"
     }
-    experiments = [_experiment(of_one, past, encoded) for of_one in jobs if of_one]
+    experiments = [_experiment(specs, past, encoded) for specs in planned if specs]
     known = [e["expected"] for e in experiments if e["expected"] is not None]
     peaks = [k["peak_memory_bytes"] for k in known if k["peak_memory_bytes"] is not None]
     return {
@@ -133,16 +133,15 @@ def render(plan: dict[str, Any]) -> str:
 
 
 def _experiment(
-    jobs: Sequence[Job], past: Sequence[RunRecord], encoded: set[tuple[str, str]]
+    specs: Sequence[FitSpec], past: Sequence[RunRecord], encoded: set[tuple[str, str]]
 ) -> dict[str, Any]:
-    prepared = jobs[0].prepared
-    experiment = prepared.experiment
-    todo = [job for job in jobs if prepared.missing(job.seed)]
+    opened, experiment = specs[0].opened, specs[0].experiment
+    todo = [spec for spec in specs if spec.missing()]
     found = expect(todo[0], past) if todo else None
     expected = None
     if found is not None:
-        model = prepared.identity.name if prepared.identity else ""
-        spaces = {(model, t.dataset.name) for t in prepared.targets} - encoded if model else set()
+        model = opened.identity.name if opened.identity else ""
+        spaces = {(model, t.dataset.name) for t in opened.targets} - encoded if model else set()
         encoded |= spaces
         expected = {
             "seconds": found.fit_seconds * len(todo) + (found.encode_seconds if spaces else 0.0),
@@ -156,27 +155,26 @@ def _experiment(
         "method": experiment.method_name,
         "dataset": experiment.config.data.name,
         "model": experiment.config.model.name
-        if prepared.provider and experiment.config.model
+        if opened.provider and experiment.config.model
         else None,
         "shots": experiment.config.data.shots,
         "seeds": list(experiment.config.seeds),
         "protocol": experiment.config.evaluation.protocol,
-        "judged_on": [target.title for target in prepared.targets],
-        "runs": len(jobs),
-        "complete": len(jobs) - len(todo),
+        "judged_on": [target.title for target in opened.targets],
+        "runs": len(specs),
+        "complete": len(specs) - len(todo),
         "expected": expected,
     }
 
 
-def _traits(job: Job) -> dict[str, Any]:
-    prepared = job.prepared
-    experiment = prepared.experiment
+def _traits(spec: FitSpec) -> dict[str, Any]:
+    opened, experiment = spec.opened, spec.experiment
     return {
         "recipe": experiment.recipe,
-        "model": prepared.identity.name if prepared.identity else None,
-        "dataset": prepared.targets[0].dataset.name,
+        "model": opened.identity.name if opened.identity else None,
+        "dataset": opened.targets[0].dataset.name,
         "shots": experiment.config.data.shots,
-        "threads": prepared.threads,
+        "threads": opened.threads,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def clear(out: Path, claims: Claims, finished: Collection[str] = ()) -> None:
         finished: Keys of fits that have nothing left to do; their checkpoints go at once.
     """
     if (out / WORK).exists():
-        make_work(out / WORK)
+        make_work(out)
     cache = cache_dir()
     with contextlib.suppress(OSError):  # prune will not find this folder, nothing else
         path = cache / _OUTS / hashlib.sha256(os.fsencode(out.absolute())).hexdigest()[:32]
@@ -56,22 +57,31 @@ def clear(out: Path, claims: Claims, finished: Collection[str] = ()) -> None:
     _clear_out(out, claims, KEEP_SECONDS, finished)
 
 
-def make_work(folder: Path) -> None:
-    """Make the work folder of a fit.
+def make_work(out: Path, fit_id: str = "") -> Path:
+    """Create the work folder of a fit in an output folder, or the folder that holds them all; return it.
 
     Raises:
-        RecordError: If a file is in its place, or it cannot be made.
+        RecordError: If a file is in its place, or it cannot be created.
     """
+    folder = out / WORK / fit_id
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         taken = [p for p in (folder, folder.parent) if p.exists() and not p.is_dir()]
         raise RecordError(
-            f"cannot make the folder '{folder}': {err.strerror or err}",
+            f"cannot create the folder '{folder}': {err.strerror or err}",
             hint=f"remove the file '{taken[0]}', or name another folder with --out DIR"
             if taken
             else "make room, or name another folder with --out DIR",
         ) from err
+    return folder
+
+
+def remove_work(folder: Path) -> None:
+    """Remove the work folder of a complete fit."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process may still use it
+        folder.parent.rmdir()
 
 
 def prune() -> int:

@@ -1,4 +1,4 @@
-"""Who does which fit when: jobs are claimed, given to an executor, and waited for where another process does them."""
+"""Schedule: claim fits, hand them to an executor, and wait for those that other processes do."""
 
 from __future__ import annotations
 
@@ -13,108 +13,108 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.runs.claims import Claims
-    from clipadapt.core.runs.plan import Job
+    from clipadapt.core.runs.plan import FitSpec
 
 _SHORTEST: Final = 0.05
 _LONGEST: Final = 1.0
-"""Seconds between two looks at what other processes do."""
+"""Seconds between two looks at what other processes have done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A job that needs no more work.
+    """A fit that needs no more work.
 
     Attributes:
-        job: The job.
-        error: What stopped it, or None.
+        spec: The fit.
+        error: The error that stopped it, or None.
     """
 
-    job: Job
+    spec: FitSpec
     error: Exception | None
 
 
 class Executor(Protocol):
-    """Does jobs, here or elsewhere. Records are written in this process."""
+    """Does fits, in this process or elsewhere. Records are written in this process."""
 
     @property
     def threads(self) -> int | None:
-        """Threads of a run whose config names none; None is as many as this process takes."""
+        """Threads of a run whose config does not set them; None means the default of this process."""
         ...
 
     def has_room(self) -> bool:
-        """Tell whether another job may be started now."""
+        """Return whether another fit can be started now."""
         ...
 
-    def start(self, job: Job, /) -> None:
-        """Begin a job."""
+    def start(self, spec: FitSpec, /) -> None:
+        """Start a fit."""
         ...
 
     def finished(self, timeout: float, /) -> list[Done]:
-        """Return the jobs that ended since the last call; wait so many seconds for one where some are under way."""
+        """Return the fits that ended since the last call; if some are running, wait up to ``timeout`` s for one."""
         ...
 
     @property
     def busy(self) -> int:
-        """Number of jobs begun and not yet returned."""
+        """Number of fits started and not yet returned."""
         ...
 
 
 class Local:
-    """One job after another, in this process.
+    """Does one fit after another, in this process.
 
     Args:
-        execute: Does one job.
+        execute: Does one fit.
     """
 
     threads = None
 
-    def __init__(self, execute: Callable[[Job], None]) -> None:
+    def __init__(self, execute: Callable[[FitSpec], None]) -> None:
         self.execute = execute
         self._done: list[Done] = []
 
     def has_room(self) -> bool:
-        """Tell whether the last job was fetched."""
+        """Return whether the last fit was fetched."""
         return not self._done
 
-    def start(self, job: Job, /) -> None:
-        """Do a job; what stops it is kept, but for an interruption."""
+    def start(self, spec: FitSpec, /) -> None:
+        """Do a fit; its error is kept, except an interruption."""
         error = None
         try:
-            self.execute(job)
-        except Exception as err:  # noqa: BLE001  whoever works through the jobs decides
+            self.execute(spec)
+        except Exception as err:  # noqa: BLE001  the caller of work_through decides
             error = err
-        self._done.append(Done(job, error))
+        self._done.append(Done(spec, error))
 
     def finished(self, timeout: float, /) -> list[Done]:  # noqa: ARG002
-        """Return the job done last."""
+        """Return the last fit."""
         done, self._done = self._done, []
         return done
 
     @property
     def busy(self) -> int:
-        """Number of jobs not yet fetched."""
+        """Number of fits not yet fetched."""
         return len(self._done)
 
 
 def work_through(
-    jobs: Sequence[Job],
+    specs: Sequence[FitSpec],
     claims: Claims,
     executor: Executor,
     progress: Progress,
     *,
-    on_mistake: Callable[[Job, ClipAdaptError], None] | None = None,
+    on_mistake: Callable[[FitSpec, ClipAdaptError], None] | None = None,
 ) -> Iterator[Done]:
-    """Do every job once, whichever process does it; yield each when it is done.
+    """Do every fit once, in whichever process; yield each when it is done.
 
-    A job that another process has claimed is left for later; at the end those are waited for, and done here where
-    that process went away.
+    A fit that another process has claimed is left for later. At the end those are waited for, and done here if that
+    process ended without doing them.
 
     Args:
-        jobs: In the order in which they are best done.
+        specs: In the order in which they are best done.
         claims: Claims on the output folder.
-        executor: Does the jobs.
-        progress: Where it is said who is waited for.
-        on_mistake: Called with a job, still claimed, that a user's mistake has stopped.
+        executor: Does the fits.
+        progress: Where a wait is reported.
+        on_mistake: Called with a fit, still claimed, that a mistake of the user has stopped.
     """
 
     def collect(timeout: float) -> list[Done]:
@@ -122,45 +122,56 @@ def work_through(
         for done in ended:
             is_mistake = not isinstance(done.error, DivergedError)  # which is recorded already
             if on_mistake and is_mistake and isinstance(done.error, ClipAdaptError):
-                on_mistake(done.job, done.error)
-            claims.release(done.job.key)
+                on_mistake(done.spec, done.error)
+            claims.release(done.spec.fit_id)
         return ended
 
-    waiting = list(jobs)
-    pause, told = _SHORTEST, False
+    waiting = list(specs)
+    pause, reported = _SHORTEST, False
     while waiting or executor.busy:
-        moved = False
-        for job in list(waiting):
-            if not executor.has_room():
-                break
-            if job.is_open():
-                if not claims.acquire(job.key):
-                    continue
-                if job.is_open():  # it may have been done between the look and the claim
-                    waiting.remove(job)
-                    executor.start(job)
-                    moved = True
-                    yield from collect(0)
-                    continue
-                claims.release(job.key)
-            waiting.remove(job)
-            moved = True
-            yield Done(job, None)
-        ended = collect(0 if moved else pause)
+        before = len(waiting)
+        yield from _start(waiting, claims, executor, collect)
+        started = len(waiting) < before
+        ended = collect(0 if started else pause)
         yield from ended
-        if moved or ended:
+        if started or ended:
             pause = _SHORTEST
-            continue
-        if not executor.busy and waiting:
-            if not told:
-                told = True
-                progress.note(_told(waiting, claims))
+        elif waiting and not executor.busy:
+            if not reported:
+                reported = True
+                progress.note(_waiting_for(waiting, claims))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
 
 
-def _told(waiting: Sequence[Job], claims: Claims) -> str:
-    """Say which runs are waited for, and who does them."""
-    who = ", ".join(sorted({claims.holder(job.key) for job in waiting}))
+def _start(
+    waiting: list[FitSpec],
+    claims: Claims,
+    executor: Executor,
+    collect: Callable[[float], list[Done]],
+) -> Iterator[Done]:
+    """Start the fits that can be claimed, as far as there is room, and yield those that are done.
+
+    Fits that were started, or have nothing left to do, are removed from ``waiting``.
+    """
+    for spec in list(waiting):
+        if not executor.has_room():
+            return
+        if spec.is_open():
+            if not claims.acquire(spec.fit_id):
+                continue
+            if spec.is_open():  # another process may have done it before the claim
+                waiting.remove(spec)
+                executor.start(spec)
+                yield from collect(0)
+                continue
+            claims.release(spec.fit_id)
+        waiting.remove(spec)
+        yield Done(spec, None)
+
+
+def _waiting_for(waiting: Sequence[FitSpec], claims: Claims) -> str:
+    """Return which runs are waited for, and who does them."""
+    who = ", ".join(sorted({claims.holder(spec.fit_id) for spec in waiting}))
     plural = "run" if len(waiting) == 1 else "runs"
     return f"waiting for {len(waiting)} {plural} done by {who}"

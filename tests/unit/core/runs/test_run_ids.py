@@ -11,13 +11,14 @@ from PIL import Image
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.data import Inputs
 from clipadapt.core.api.model import ModelIdentity, ModelOptions
+from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import METHODS, MODELS
 from clipadapt.core.data.draws import draw_task
 from clipadapt.core.data.targets import open_target
 from clipadapt.core.experiments import config
 from clipadapt.core.experiments.settings import declarations
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.core.runs import plan, runner
+from clipadapt.core.runs import plan
 from clipadapt.core.runs.schedule import Local
 from clipadapt.core.runs.sweep import plan_sweep
 
@@ -70,8 +71,8 @@ def run_id(tiny_models, tmp_path):
             "method": {"name": "clip/linear_probe"},
         }
         if value == "MANIFEST":
-            prepared = plan.prepare(config.build([("a", base)], source="a"), tmp_path)
-            draw = draw_task(prepared.targets[0], prepared.experiment, None, 9)
+            opened = plan.open_experiment(config.build([("a", base)], source="a"), tmp_path)
+            draw = draw_task(opened.targets[0], opened.experiment, None, 9)
             draw.manifest.write(tmp_path / "MANIFEST")
             written["MANIFEST"] = str(tmp_path / "MANIFEST")
         over: dict = {}
@@ -82,8 +83,8 @@ def run_id(tiny_models, tmp_path):
                 node = node.setdefault(part, {})
             node[last] = written.get(value, value) if isinstance(value, str) else value
         experiment = config.build([("a", base), ("b", over)], source="test")
-        prepared = plan.prepare(experiment, tmp_path, threads=threads)
-        return prepared.run_id(1, prepared.targets[0])
+        opened = plan.open_experiment(experiment, tmp_path, threads=threads)
+        return opened.run_id(1, opened.targets[0])
 
     return of
 
@@ -124,10 +125,10 @@ def test_a_sweep_has_the_threads_of_its_executor(tmp_path, monkeypatch):
         raising=False,
     )
     ids = []
-    for threads in (Local(lambda job: None).threads, distributed.Ray().threads, 4, 1):
-        _, ((job,),) = plan_sweep([experiment], tmp_path, threads=threads)
-        ids.append(job.key)
-        assert distributed.order(job)["threads"] == job.prepared.threads
+    for threads in (Local(lambda spec: None).threads, distributed.Ray().threads, 4, 1):
+        _, ((spec,),) = plan_sweep([experiment], tmp_path, threads=threads)
+        ids.append(spec.fit_id)
+        assert distributed.order(spec)["threads"] == spec.opened.threads
     assert ids[0] == ids[2] != ids[1] == ids[3]
 
 
@@ -150,14 +151,14 @@ def test_the_type_of_the_device_is_part_of_a_models_identity(
 def test_the_number_of_a_device_decides_nothing_and_its_type_does(tmp_path):
     raw = {"data": {"name": "synthetic:3x8"}, "method": {"name": "clip/zero_shot"}}
     experiment = config.build([("a", raw)], source="test")
-    home = open_target("synthetic:3x8", "test", experiment.config.data, "clip", runner.Silent())
+    home = open_target("synthetic:3x8", "test", experiment.config.data, "clip", Silent())
 
     def key(device):
         identity = ModelIdentity("m", "w", "fp32", device=device)
-        prepared = plan.Prepared(
+        opened = plan.OpenExperiment(
             experiment, METHODS.get("clip/zero_shot"), (home,), None, identity, None, None, 1
         )
-        return prepared.fit_id(1)
+        return opened.fit_id(1)
 
     assert key("cuda:0") == key("cuda:1") == key("cuda") != key("cpu")
 

@@ -1,0 +1,170 @@
+"""Fit: train a classifier on one draw, and calibrate it on val. The evaluation split is never read here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from clipadapt.core.api.context import RunContext
+from clipadapt.core.api.errors import DivergedError
+from clipadapt.core.api.method import SelfCalibrated
+from clipadapt.core.scoring import calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.api.context import Meter, Services
+    from clipadapt.core.api.data import Split
+    from clipadapt.core.api.method import Classifier
+    from clipadapt.core.api.model import Backbone
+    from clipadapt.core.api.progress import Progress
+    from clipadapt.core.data.draws import Draw
+    from clipadapt.core.runs.models import LoadedModel
+    from clipadapt.core.runs.plan import FitSpec
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """A fitted classifier and what it cost.
+
+    Attributes:
+        draw: The examples it was trained and calibrated on.
+        classifier: The classifier.
+        backbone: The model it was fitted with, or None.
+        services: Services of the fit; the evaluations use them, too.
+        temperature: Softmax temperature fitted on val, or None.
+        history: One mapping per logged step.
+        flags: Flags of the fit.
+        reported: Flags that the model or the method reported.
+        fit_seconds: Seconds of the fit, without encoding.
+        encode_seconds: Seconds of encoding the features used, including cached ones.
+        load_seconds: Seconds of loading the model.
+    """
+
+    draw: Draw
+    classifier: Classifier
+    backbone: Backbone | None
+    services: Services
+    temperature: float | None
+    history: tuple[Mapping[str, Any], ...]
+    flags: tuple[str, ...]
+    reported: tuple[str, ...]
+    fit_seconds: float
+    encode_seconds: float
+    load_seconds: float
+
+
+def fit(spec: FitSpec, draw: Draw, model: LoadedModel, work_dir: Path) -> FitResult:
+    """Fit the method of an experiment with one seed.
+
+    Args:
+        spec: The fit.
+        draw: Its training and validation examples.
+        model: Its model.
+        work_dir: Folder for checkpoints.
+
+    Raises:
+        DivergedError: If the scores of val are not finite.
+    """
+    services = model.services
+    ctx = RunContext(spec.seed, work_dir, services, spec.opened.threads)
+    method = spec.opened.method(spec.experiment.method)
+    classifier, seconds = timed(services.meter, lambda: method.fit(model.backbone, draw.task, ctx))
+    temperature, bounded = _calibrate(spec, classifier, draw.task.val, services.progress)
+    return FitResult(
+        draw=draw,
+        classifier=classifier,
+        backbone=model.backbone,
+        services=services,
+        temperature=temperature,
+        history=tuple(ctx.history),
+        flags=(*draw_flags(spec, draw), *bounded),
+        reported=tuple(services.flags),
+        fit_seconds=seconds,
+        encode_seconds=services.meter.used_seconds,
+        load_seconds=model.load_seconds,
+    )
+
+
+def timed(meter: Meter, work: Callable[[], Value]) -> tuple[Value, float]:
+    """Do some work; return its result and its seconds without those of encoding, which are left in the meter."""
+    meter.reset()
+    begun = time.perf_counter()
+    value = work()
+    return value, max(time.perf_counter() - begun - meter.spent_seconds, 0.0)
+
+
+def draw_flags(spec: FitSpec, draw: Draw) -> tuple[str, ...]:
+    """Return the flags that follow from the draw."""
+    refits = draw.task.val and spec.opened.refits_on_val
+    return (*draw.flags, "refit_on_val") if refits else draw.flags
+
+
+def warn_of_untrained_classes(spec: FitSpec, draw: Draw, progress: Progress) -> None:
+    """Warn about classes without a training example, for the first seed only."""
+    # Those of the whole dataset are reported when it is opened.
+    known = set(draw.flags) & set(spec.opened.home.dataset.flags)
+    untrained = draw.untrained_classes
+    if untrained and not known and spec.seed == spec.experiment.config.seeds[0]:
+        progress.note(
+            f"warning: {spec.experiment.method_name} on {spec.opened.home.dataset.name}: {len(untrained)} of "
+            f"{len(draw.task.classnames)} classes have no training example: {', '.join(untrained[:5])}; "
+            "their scores are not trained, and no probability is reliable"
+        )
+
+
+def predict_scores(classifier: Classifier, split: Split[Any], seed: int) -> NDArray[np.float32]:
+    """Return the scores of a split's inputs, shape ``(n, C)``, checked.
+
+    Raises:
+        DivergedError: If a score is not finite.
+        TypeError: If the classifier returns an array of another shape or dtype.
+    """
+    scores = classifier.predict_scores(split.inputs)
+    check_scores("predict_scores", scores, (len(split), len(classifier.classnames)))
+    if not np.isfinite(scores).all():
+        raise DivergedError(
+            f"seed {seed}: the scores are not finite; the run diverged",
+            hint="lower the learning rate, or add --set model.precision=fp32",
+        )
+    return scores
+
+
+def check_scores(source: str, scores: NDArray[Any], shape: tuple[int, int]) -> None:
+    """Raise TypeError if scores do not have the given shape, or are not float32."""
+    if scores.shape != shape or scores.dtype != np.float32:
+        raise TypeError(
+            f"{source} returned {scores.dtype} {scores.shape}, expected float32 {shape}"
+        )
+
+
+def _calibrate(
+    spec: FitSpec, classifier: Classifier, val: Split[Any] | None, progress: Progress
+) -> tuple[float | None, tuple[str, ...]]:
+    """Return the classifier's own temperature, or fit one on val; and a flag if val does not determine one."""
+    temperature: float | None
+    if isinstance(classifier, SelfCalibrated):
+        temperature = classifier.temperature
+        if val is None or not len(val):
+            return temperature, ()
+    elif val is None or not len(val) or not spec.experiment.config.evaluation.calibrate:
+        return None, ()
+    else:
+        scores = predict_scores(classifier, val, spec.seed)
+        temperature = calibration.fit_temperature(scores, val.labels)
+    if temperature is not None:
+        return temperature, ()
+    low, high = calibration.TEMPERATURES
+    progress.note(
+        f"warning: {spec.experiment.method_name}, seed {spec.seed}: temperature_at_bound: the softmax temperature "
+        f"that fits val best is at the end of [{low:g}, {high:g}]; it is not applied"
+    )
+    return None, ("temperature_at_bound",)

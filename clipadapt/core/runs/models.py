@@ -1,0 +1,103 @@
+"""Load the model of a fit, once for consecutive fits that share it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from clipadapt.core.api.context import Meter, Services
+from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.progress import Silent
+from clipadapt.core.api.registry import MODELS
+from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files.hardware import free_device_memory, set_threads
+from clipadapt.core.files.identity import require_same
+
+if TYPE_CHECKING:
+    from clipadapt.core.api.model import Backbone
+    from clipadapt.core.api.progress import Progress
+    from clipadapt.core.runs.plan import OpenExperiment
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready for one fit.
+
+    Attributes:
+        backbone: The model, bound to ``services``; None if the method needs none.
+        services: Settings of the fit, and its own meter and flags.
+        load_seconds: Seconds that loading the model took, now or for an earlier fit.
+    """
+
+    backbone: Backbone | None
+    services: Services
+    load_seconds: float
+
+
+class ModelLoader:
+    """Loads models and keeps the last one for the next fit."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress: Progress = progress or Silent()
+        self._caches = {"on": FeatureCache(), "off": FeatureCache(enabled=False)}
+        self._shared = Services(self._caches["off"], self.progress)
+        self._key: tuple[Any, ...] | None = None
+        self._last: Backbone | None = None
+        self._load_seconds = 0.0
+        self._threads: int | None = None
+
+    def use_threads(self, opened: OpenExperiment) -> None:
+        """Set the threads of the numeric libraries as an experiment needs them."""
+        if opened.threads != self._threads:
+            self._threads = opened.threads
+            set_threads(opened.threads)
+
+    def load(self, opened: OpenExperiment) -> LoadedModel:
+        """Return the model of an experiment for one fit.
+
+        Raises:
+            ModelError: If the model cannot be loaded, or does not have what the method requires.
+        """
+        services = self._services(opened)
+        model = opened.experiment.config.model
+        if opened.provider is None or model is None:
+            return LoadedModel(None, services, 0.0)
+        weights = opened.identity.weights_sha256 if opened.identity else ""
+        key = (opened.experiment.track, model.name, model.precision, model.device, weights)
+        if key != self._key:
+            self._key, self._last = None, None  # free the last model before the next is built
+            free_device_memory()
+            begun = time.perf_counter()
+            options = ModelOptions(model.precision, model.device)
+            resolved = MODELS.resolve(model.name, opened.experiment.track)
+            self._last = opened.provider.load(resolved.argument, options, services)
+            self._load_seconds = time.perf_counter() - begun
+            self._key = key
+        backbone = self._last
+        if opened.identity is not None and backbone is not None:
+            require_same(backbone, opened.identity)
+        requires = opened.method.requires
+        if requires is not None and not isinstance(backbone, requires):
+            raise ModelError(
+                f"the method {opened.experiment.method_name} needs a model that is a "
+                f"{requires.__name__}; '{model.name}' is not",
+                hint="list methods with 'clipadapt ls methods'",
+            )
+        bind = getattr(backbone, "with_services", None)  # models of older plug-ins do not have it
+        return LoadedModel(bind(services) if bind else backbone, services, self._load_seconds)
+
+    def _services(self, opened: OpenExperiment) -> Services:
+        """Return the services of one fit. A warning that an earlier fit has shown is not shown again."""
+        config = opened.experiment.config
+        return replace(
+            self._shared,
+            store=self._caches[config.store],
+            meter=Meter(),
+            flags={},
+            workers=config.workers,
+            threads=opened.threads,
+            fast=config.fast == "on",
+            compile=config.compile == "on",
+        )

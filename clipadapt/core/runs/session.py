@@ -1,0 +1,220 @@
+"""Run experiments: plan -> fit -> evaluate -> record.
+
+:func:`run_experiments` is the entry point for one experiment or a few, :func:`clipadapt.core.runs.sweep.run_sweep`
+that for a sweep. Both open data and models once in a :class:`Session` and do each fit with :func:`execute`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from clipadapt.core.api.errors import ClipAdaptError, DivergedError
+from clipadapt.core.api.progress import Silent
+from clipadapt.core.data.draws import draw_task
+from clipadapt.core.data.targets import OpenDatasets
+from clipadapt.core.files.folders import refusal
+from clipadapt.core.files.hardware import free_device_memory
+from clipadapt.core.records.environment import reset_peak_memory
+from clipadapt.core.runs import leftovers
+from clipadapt.core.runs.claims import Claims
+from clipadapt.core.runs.evaluate import evaluate
+from clipadapt.core.runs.fit import draw_flags, fit, warn_of_untrained_classes
+from clipadapt.core.runs.models import ModelLoader
+from clipadapt.core.runs.plan import check_dataset_names, open_experiment, plan_fit
+from clipadapt.core.runs.record import Failure, write_failure, write_record
+from clipadapt.core.runs.schedule import Local, work_through
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from clipadapt.core.api.progress import Progress
+    from clipadapt.core.experiments.config import Experiment
+    from clipadapt.core.records.schema import RunRecord
+    from clipadapt.core.runs.fit import FitResult
+    from clipadapt.core.runs.plan import FitSpec, OpenExperiment
+    from clipadapt.core.runs.schedule import Done, Executor
+
+
+def run_experiments(
+    experiments: Sequence[Experiment],
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    on_error: Callable[[list[RunRecord]], None] | None = None,
+) -> list[RunRecord]:
+    """Run experiments one after another; complete runs are read, not repeated.
+
+    Args:
+        experiments: Valid experiments; all are planned before the first fit.
+        out: Folder of the records.
+        progress: Where bars and warnings are shown.
+        on_error: Called with the records that exist, before the error that ended a fit is raised.
+
+    Returns:
+        One record per experiment, seed and target, in order, including failed ones.
+
+    Raises:
+        DivergedError: If the scores of a seed are not finite; the other seeds run first.
+        ClipAdaptError: For a mistake of the user; records written until then stay.
+    """
+    session = Session(out, progress)
+    planned = session.plan([session.open(e) for e in experiments])
+    diverged: list[DivergedError] = []
+
+    def check(done: Done) -> None:
+        if isinstance(done.error, DivergedError):
+            diverged.append(done.error)
+        elif done.error is not None:
+            raise done.error
+
+    def records() -> list[RunRecord]:
+        return [record for specs in planned for spec in specs for record in spec.records()]
+
+    try:
+        session.execute(planned, check)
+        if diverged:
+            raise diverged[0]  # noqa: TRY301
+    except Exception:
+        if on_error is not None:
+            on_error(records())
+        raise
+    return records()
+
+
+class Session:
+    """Opens data and models once for experiments with the same output folder.
+
+    Args:
+        out: Folder of the records.
+        progress: Where bars and warnings are shown.
+        threads: Threads of experiments that do not set them; None takes those of this process.
+    """
+
+    def __init__(
+        self, out: Path, progress: Progress | None = None, threads: int | None = None
+    ) -> None:
+        self.out = out
+        self.progress: Progress = progress or Silent()
+        self.threads = threads
+        self.datasets = OpenDatasets()
+        self.models = ModelLoader(self.progress)
+
+    def open(self, experiment: Experiment) -> OpenExperiment:
+        """Open the data of an experiment and identify its model; see :func:`open_experiment`."""
+        return open_experiment(experiment, self.out, self.progress, self.datasets, self.threads)
+
+    def plan(self, experiments: Sequence[OpenExperiment]) -> list[list[FitSpec]]:
+        """Return the fits of each experiment; every draw is made here, before the first fit.
+
+        Raises:
+            ClipAdaptError: If a draw is impossible, or two datasets have one name.
+        """
+        for opened in experiments:
+            self._report_damage(opened)
+        specs = [
+            [plan_fit(opened, seed) for seed in opened.experiment.config.seeds]
+            for opened in experiments
+        ]
+        check_dataset_names(experiments)
+        return specs
+
+    def execute(
+        self,
+        planned: Sequence[Sequence[FitSpec]],
+        on_done: Callable[[Done], None],
+        *,
+        executor: Executor | None = None,
+        order: Callable[[Sequence[FitSpec]], Sequence[FitSpec]] = list,
+        on_mistake: Callable[[FitSpec, ClipAdaptError], None] | None = None,
+    ) -> None:
+        """Do every planned fit that is not complete.
+
+        Args:
+            planned: The fits of each experiment.
+            on_done: Called with each fit when it is done; an error that it raises ends the session.
+            executor: Does the fits; None does them here, one after another.
+            order: Puts all fits in the order in which they are done.
+            on_mistake: Called with a fit, still claimed, that a mistake of the user has stopped.
+        """
+        for specs in planned:
+            self._report_skipped(specs)
+        flat = [spec for specs in planned for spec in specs]
+        with self.progress.track("runs", len(flat), "runs") as bar, Claims(self.out) as claims:
+            leftovers.clear(self.out, claims, {s.fit_id for s in flat if not s.is_open()})
+            local = Local(lambda spec: execute(spec, self.models))
+            for done in work_through(
+                order(flat), claims, executor or local, self.progress, on_mistake=on_mistake
+            ):
+                bar.advance(1)
+                on_done(done)
+
+    def _report_damage(self, opened: OpenExperiment) -> None:
+        """Check every file of the existing runs, once each; a damaged run counts as missing."""
+        for seed in opened.experiment.config.seeds:
+            for run_id in dict.fromkeys(opened.run_id(seed, t) for t in opened.targets):
+                if damage := opened.store.damage(run_id):
+                    self.progress.note(
+                        f"warning: {damage}; the run is repeated, and its damaged folder is kept beside it as "
+                        f".damaged-{run_id}"
+                    )
+
+    def _report_skipped(self, specs: Sequence[FitSpec]) -> None:
+        skipped = sum(not spec.is_open() for spec in specs)
+        if skipped:
+            self.progress.note(
+                f"{specs[0].experiment.method_name} on {specs[0].opened.home.dataset.name}: "
+                f"{skipped} of {len(specs)} runs were complete already, skipped"
+            )
+
+
+def execute(spec: FitSpec, models: ModelLoader) -> None:
+    """Fit, evaluate on every target that still needs a run, and write the records.
+
+    A failure that is not a mistake of the user is recorded as a failed run, then raised again.
+
+    Raises:
+        DivergedError: If scores are not finite.
+    """
+    try:
+        _execute(spec, models)
+    finally:
+        free_device_memory()
+
+
+def _execute(spec: FitSpec, models: ModelLoader) -> None:
+    models.use_threads(spec.opened)
+    started_at = datetime.now(UTC)
+    reset_peak_memory(spec.opened.device)
+    draw = spec.draw or draw_task(
+        spec.opened.home, spec.experiment, spec.opened.manifest, spec.seed
+    )
+    fitted: FitResult | None = None
+    n_test = 0
+
+    def failed(error: str, *flags: str) -> None:
+        known = fitted.flags if fitted else draw_flags(spec, draw)
+        write_failure(spec, Failure(error, (*known, *flags), draw, n_test), started_at)
+
+    try:
+        warn_of_untrained_classes(spec, draw, models.progress)
+        model = models.load(spec.opened)
+        work = leftovers.make_work(spec.opened.store.root, spec.fit_id)
+        fitted = fit(spec, draw, model, work)
+        for target in spec.missing():
+            test = target.examples(spec.experiment.config.data.limit)
+            n_test = len(test)
+            write_record(spec, fitted, evaluate(spec, fitted, target, test), started_at)
+        leftovers.remove_work(work)
+    except DivergedError as err:
+        failed(err.problem, "nan")
+        raise
+    except ClipAdaptError:
+        raise
+    except Exception as err:
+        refused = refusal(err)
+        if refused is not None:
+            raise refused from err  # not the fault of the run: it does not count as an attempt
+        failed(f"{type(err).__name__}: {err}")
+        raise

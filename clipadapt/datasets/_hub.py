@@ -16,7 +16,7 @@ from PIL import Image
 from clipadapt.core.api.data import Subset
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.columns import find_column
-from clipadapt.core.files import hub, hub_datasets
+from clipadapt.core.files import hub_datasets
 from clipadapt.core.files.folders import cache_dir, require_regular
 from clipadapt.datasets._images import EXTENSIONS, decoded_digest, load_rgb
 
@@ -252,8 +252,3 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def commit_page(repo: str, files: hub.Snapshot) -> str:
-    """Return where the files come from, for a record."""
-    return f"{hub.page('dataset', repo)}, commit {files.revision}"

@@ -34,7 +34,7 @@ from clipadapt.core.data.labelled import (
     split_evenly,
     split_named,
 )
-from clipadapt.core.files import hub, hub_datasets
+from clipadapt.core.files import hub_datasets
 from clipadapt.datasets import _hub
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import SHARES, in_threads, readable
@@ -98,10 +98,10 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
         name=title,
         classnames=prompt_names(classes),
         templates=PHOTO_TEMPLATES,
-        licence=hub_datasets.licence_of(files) or f"see {hub.page('dataset', repo)}",
-        citation=f"see {hub.page('dataset', repo)}",
+        licence=hub_datasets.licence_of(files),
+        citation=files.see,
         revision=files.revision,
-        source=_hub.commit_page(repo, files),
+        source=files.source,
         parts=served.parts,
         aliases=served.aliases,
         skipped=skipped,

@@ -145,7 +145,7 @@ def _from_hub(options: DatasetOptions) -> LabelledSet[Image]:
 
     train, val = read("train"), read("val")
     notes = [*filter(None, [files.note]), *unknown]
-    found = _set(wnids, train, val, left_out, notes, _hub.commit_page(REPO, files))
+    found = _set(wnids, train, val, left_out, notes, files.source)
     return replace(found, revision=files.revision)
 
 

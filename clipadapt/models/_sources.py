@@ -5,12 +5,8 @@ They are looked for on this machine first, then on the network, with a short wai
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import threading
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.files import hub
+from clipadapt.core.files.checksums import sha256_file
 from clipadapt.core.files.identity import check_safetensors
+from clipadapt.core.files.network import unreachable
 from clipadapt.models import _names, _transformers_clip
 from clipadapt.tensor import tokenizers
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
     Wanted = Callable[[Sequence[str], Callable[[str], Path]], Sequence[str]]
 
-PROBE_SECONDS: Final = 5.0
 TOWER_CONFIG: Final = "config.json"
 # Of a hub repository open_clip reads the first of the first two; of the others one that has none of these.
 _HUB_WEIGHTS: Final = (
@@ -222,7 +219,7 @@ def _of_hub(name: _names.Name) -> Source:
     found = _snapshot(name.repo, name.revision, partial(_wanted_of_transformers, name.repo))
     theirs = _of_transformers(found.folder)
     return replace(
-        _of_snapshot(found, name.repo),
+        _of_snapshot(found),
         model_cfg=theirs.model_cfg,
         preprocess_cfg=theirs.preprocess_cfg,
         checkpoint=theirs.checkpoint,
@@ -269,7 +266,7 @@ def _of_open_clips(name: _names.Name) -> Source:
     there = [n for n in _HUB_WEIGHTS if (found.folder / n).is_file()]
     checkpoint = found.folder / there[0]
     return replace(
-        _of_snapshot(found, name.repo),
+        _of_snapshot(found),
         model_cfg=config["model_cfg"],
         preprocess_cfg=config.get("preprocess_cfg", {}),
         checkpoint=checkpoint,
@@ -285,14 +282,13 @@ def _snapshot(repo: str, revision: str | None, wanted: Wanted) -> hub.Snapshot:
     )
 
 
-def _of_snapshot(found: hub.Snapshot, repo: str) -> Source:
+def _of_snapshot(found: hub.Snapshot) -> Source:
     """Return a source that says where it comes from, and nothing else yet."""
-    page = f"see {hub.page('model', repo)}"
     return Source(
         {},
         revision=found.revision,
-        licence=found.licence or page,
-        citation=page,
+        licence=found.licence or found.see,
+        citation=found.see,
         notes=(found.note,) if found.note else (),
     )
 
@@ -365,7 +361,7 @@ def _tag_weights(name: _names.Name, tag_cfg: dict[str, Any]) -> Source:
         except ModelError as err:
             raise ModelError(f"'{name.shown}': {err.problem}", hint=err.hint) from None
         path = next(found.folder / n for n in names if (found.folder / n).is_file())
-        return replace(_of_snapshot(found, repo), checkpoint=path, files=(path,))
+        return replace(_of_snapshot(found), checkpoint=path, files=(path,))
     url = str(tag_cfg["url"])
     path = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
     if not path.is_file() or not _matches(path, url):
@@ -394,8 +390,7 @@ def _matches(path: Path, url: str) -> bool:
         digest = path.stem.split("-")[-1]
     if not digest:
         return True
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest)
+    return sha256_file(path).startswith(digest)
 
 
 def require_network(url: str, shown: str) -> None:
@@ -412,31 +407,12 @@ def require_network(url: str, shown: str) -> None:
             f"'{shown}' is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
             hint=f"unset HF_HUB_OFFLINE; {_names.OFFLINE_WAYS}",
         )
-    failure: list[str] = []
-    reached = threading.Event()
-
-    def probe() -> None:
-        try:
-            # Any answer will do; a proxy of the environment is used.
-            urllib.request.urlopen(  # noqa: S310
-                urllib.request.Request(url, method="HEAD"),  # noqa: S310
-                timeout=PROBE_SECONDS,
-            ).close()
-        except urllib.error.HTTPError as err:
-            if err.code in {407, 502, 503, 504}:  # the proxy's own answer
-                failure.append(f"HTTP {err.code}")
-        except (OSError, ValueError) as err:
-            failure.append(str(getattr(err, "reason", err)))
-        reached.set()
-
-    # A thread, for name resolution knows no time limit.
-    threading.Thread(target=probe, daemon=True).start()
-    if reached.wait(PROBE_SECONDS + 1.0) and not failure:
+    reason = unreachable(url)
+    if not reason:
         return
     host = url.split("/")[2] if "//" in url else url
-    why = failure[0] if failure else f"no answer in {PROBE_SECONDS:.0f} s"
     raise ModelError(
-        f"'{shown}' is not on this machine, and {host} cannot be reached ({why})",
+        f"'{shown}' is not on this machine, and {host} cannot be reached ({reason})",
         hint=f"check the network; {_names.OFFLINE_WAYS}",
     )
 

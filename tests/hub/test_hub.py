@@ -26,8 +26,7 @@ from clipadapt.core.api.errors import DataError, ModelError
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import DATASETS, MODELS
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.core.files import hub as hub_client
-from clipadapt.core.files import identity
+from clipadapt.core.files import hub_client, identity
 from tests.hub.conftest import pictures
 from tests.unit.models import tiny as clip
 
@@ -101,7 +100,7 @@ def test_a_shard_that_does_not_come_leaves_no_smaller_set(hub, monkeypatch):
         open_("hf:org/pets")
     hub.faults.clear()
     offline(monkeypatch)
-    with pytest.raises(DataError, match="holds no copy"):
+    with pytest.raises(DataError, match="has no copy"):
         open_("hf:org/pets")
 
 
@@ -133,7 +132,7 @@ def test_a_revision_of_each_kind_of_repository(hub):
     for wrong in ("v2", "a" * 40):
         with pytest.raises(ModelError, match=f"no revision '{wrong}'"):
             identify(f"hf-hub:org/clip@{wrong}")
-    with pytest.raises(ModelError, match="not the name of a revision"):
+    with pytest.raises(ModelError, match="not a valid revision"):
         identify("hf-hub:org/clip@../../x")
 
 
@@ -155,11 +154,11 @@ def test_a_big_file_is_reported_where_stderr_is_no_terminal(hub, monkeypatch, ca
     monkeypatch.setattr(hub_client, "LINE_SECONDS", 0.0)
     load("hf-hub:org/clip")
     assert re.search(
-        r"^fetch org/clip: [\d.]+ of [\d.]+ MB$", capsys.readouterr().err, re.MULTILINE
+        r"^download org/clip: [\d.]+ of [\d.]+ MB$", capsys.readouterr().err, re.MULTILINE
     )
     monkeypatch.setattr(hub_client, "LINE_SECONDS", 10.0)
     load("hf-hub:org/siglip")
-    assert "fetch" not in capsys.readouterr().err  # it was here sooner than a line is due
+    assert "download" not in capsys.readouterr().err  # it was here sooner than a line is due
 
 
 def test_a_clip_of_transformers_is_converted(hub, monkeypatch):
@@ -416,7 +415,7 @@ def test_a_tokenizer_that_does_not_come_is_an_error(hub):
     right = load("hf-hub:org/siglip").tokenizer(["a photo of a dog."])
     shutil.rmtree(Path(constants.HF_HUB_CACHE))
     hub.fault(r"tokenizer\.json", status=503, times=None)
-    with pytest.raises(ModelError, match=r"'tokenizer.json' could not be fetched: .*HTTP 503"):
+    with pytest.raises(ModelError, match=r"'tokenizer.json' could not be downloaded: .*HTTP 503"):
         load("hf-hub:org/siglip")
     hub.faults.clear()
     assert (load("hf-hub:org/siglip").tokenizer(["a photo of a dog."]) == right).all()
@@ -456,7 +455,11 @@ def test_a_tags_files_in_open_clips_order():
     [
         ({"match": "/api/", "status": 503, "times": None}, "HTTP 503", "again in some minutes"),
         ({"match": "open_clip_config", "status": 503, "times": None}, "HTTP 503", "again in some"),
-        ({"match": "/store/", "after": 1000, "times": None}, "could not be fetched", "try again"),
+        (
+            {"match": "/store/", "after": 1000, "times": None},
+            "could not be downloaded",
+            "try again",
+        ),
         (
             {"match": "open_clip_model", "cut": 1000, "times": None},
             "not a safetensors file",
@@ -469,8 +472,8 @@ def test_a_tags_files_in_open_clips_order():
             "does not behave like the hub",
             "HF_ENDPOINT",
         ),
-        ({"match": "/api/", "body": "<html>log in</html>"}, "not the hub", "log in to the network"),
-        ({"match": "/api/", "body": "[1]"}, "not the hub", "log in to the network"),
+        ({"match": "/api/", "body": "<html>log in</html>"}, "not the hub", "requires a login"),
+        ({"match": "/api/", "body": "[1]"}, "not the hub", "requires a login"),
         (
             {"match": "/api/", "status": 429, "times": None, "headers": {"Retry-After": "77"}},
             "HTTP 429",
@@ -499,9 +502,9 @@ def test_the_cached_data_set_serves_whatever_the_hub_answers(hub):
 @pytest.mark.parametrize(
     ("endpoint", "message"),
     [
-        ("nothing", "not an address"),
-        ("ftp://127.0.0.1", "not an address"),
-        ("http://127.0.0.1:9", "cannot be reached"),
+        ("nothing", "not the address"),
+        ("ftp://127.0.0.1", "not the address"),
+        ("http://127.0.0.1:9", "cannot reach"),
     ],
 )
 def test_an_endpoint_that_is_none(hub, monkeypatch, endpoint, message):
@@ -550,7 +553,7 @@ def test_a_name_that_is_none(hub, name):
 def test_a_token_that_is_wrong(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     for call in (lambda: open_("hf:org/pets"), lambda: identify("hf-hub:org/clip")):
-        with pytest.raises((DataError, ModelError), match="refuses the token") as caught:
+        with pytest.raises((DataError, ModelError), match="rejects the token") as caught:
             call()
         assert "unset it" in caught.value.hint
 
@@ -569,7 +572,7 @@ def test_a_repository_of_something_else(hub):
 def test_a_cache_that_cannot_be_written(hub, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="cannot be written") as caught:
+    with pytest.raises(ModelError, match="is not writable") as caught:
         identify("hf-hub:org/clip")
     assert "HF_HOME" in caught.value.hint
 
@@ -625,7 +628,7 @@ def test_a_configuration_fetches_its_files_alone(several, monkeypatch):
     assert not several.asked("one%2Ftrain|one/train")
     offline(monkeypatch)
     assert open_("hf:org/several?config=two", "text").fingerprint == data.fingerprint
-    with pytest.raises(DataError, match="holds no copy, only a part"):
+    with pytest.raises(DataError, match="has no copy, only a part"):
         open_("hf:org/several?config=one", "text")
 
 

@@ -105,7 +105,7 @@ def test_an_unknown_model(wrong, pictures, model, message):
         ("imagenet-sketch:/nowhere", "there is no folder '/nowhere'"),
         ("imagenette-sketch:{pictures}", "holds no WordNet-id folders"),
         ("tiny-imagenet:{pictures}", "holds no wnids.txt"),
-        ("hf:org/none", "the hub cache holds no copy"),
+        ("hf:org/none", "the hub cache has no copy"),
         ("hf:org/none?labl=x", "did you mean 'label'"),
     ],
 )

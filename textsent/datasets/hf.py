@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.columns import split_query
 from clipadapt.core.data.labelled import LabelledSet, many_left_out, match_splits, split_named
-from clipadapt.core.files import hub, hub_datasets
+from clipadapt.core.files import hub_datasets
 from textsent.datasets import _hub
 from textsent.datasets._rows import assemble, rows_of
 from textsent.datasets._splits import split_rows
@@ -83,10 +83,10 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     return LabelledSet(
         name=title,
         classnames=assembled.classnames,
-        licence=hub_datasets.licence_of(files) or f"see {hub.page('dataset', repo)}",
-        citation=f"see {hub.page('dataset', repo)}",
+        licence=hub_datasets.licence_of(files),
+        citation=files.see,
         revision=files.revision,
-        source=f"{hub.page('dataset', repo)}, commit {files.revision}",
+        source=files.source,
         parts=assembled.parts,
         skipped=skipped,
         flags=(*flags, *assembled.flags, *many_left_out(sum(map(len, rows.values())), skipped)),

@@ -281,12 +281,11 @@ def _of_hub(name: Name) -> Source:
         error=ModelError,
         way_out=f"{near} {OFFLINE_WAYS}".strip(),
     )
-    page = f"see {hub.page('model', name.repo)}"
     return replace(
         of_folder(found.folder, weights=weights),
         revision=found.revision,
-        licence=found.licence or page,
-        citation=page,
+        licence=found.licence or found.see,
+        citation=found.see,
         note=found.note,
     )
 

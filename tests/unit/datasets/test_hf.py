@@ -13,7 +13,7 @@ from PIL import Image
 from clipadapt.core.api.data import DatasetOptions
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.api.registry import DATASETS
-from clipadapt.core.files import hub
+from clipadapt.core.files import hub_client
 from tests.unit.conftest import cached_repo
 
 COMMIT = "c" * 40
@@ -264,7 +264,7 @@ def test_equal_images_in_two_splits_are_reported(open_, files):
 def test_refusals(open_, files, monkeypatch):
     with pytest.raises(DataError, match="names no data set"):
         open_("hf:")
-    with pytest.raises(DataError, match="'a/b/c' is not the name of a hub data set"):
+    with pytest.raises(DataError, match="'a/b/c' is not a valid name of a hub dataset"):
         open_("hf:a/b/c")
     with pytest.raises(DataError, match="HF_HUB_OFFLINE is set.*no copy at revision v2") as caught:
         open_("hf:org/pets@v2")
@@ -277,6 +277,6 @@ def test_refusals(open_, files, monkeypatch):
     def ask(*_):
         raise ConnectionError("name not known")
 
-    monkeypatch.setattr(hub, "_ask", ask)
+    monkeypatch.setattr(hub_client, "list_files", ask)
     write(files, "test", [0, 1], names=["a", "b"])
     assert "name not known" in open_("hf:org/pets").notes[0]

@@ -152,7 +152,7 @@ def test_another_archive_is_refused_and_leaves_nothing(archive, tmp_path):
 @pytest.mark.parametrize("name", ["imagenet-sketch", "imagenette-sketch"])
 def test_neither_network_nor_folder(hub_cache, monkeypatch, tmp_path, name):
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set.*holds no copy") as caught:
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set.*has no copy") as caught:
         DATASETS.resolve(name, "clip").provider("", STRICT)
     assert f"{name}:DIR" in caught.value.hint
     assert "openmoji:line" in caught.value.hint

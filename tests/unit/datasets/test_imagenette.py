@@ -14,7 +14,8 @@ from PIL import Image
 
 from clipadapt.core.api.data import DatasetOptions
 from clipadapt.core.api.errors import DataError
-from clipadapt.datasets import _download, imagenette
+from clipadapt.core.files import network
+from clipadapt.datasets import imagenette
 from clipadapt.datasets.imagenette import FOLDERS, WNIDS, open_imagenette
 
 STRICT = DatasetOptions()
@@ -111,13 +112,13 @@ def test_a_misspelt_folder_offers_its_neighbour(both):
 
 
 def test_no_network_is_told_within_ten_seconds(monkeypatch):
-    monkeypatch.setattr(_download, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
 
     def hang(*_, **__):
         time.sleep(3)
         raise OSError
 
-    monkeypatch.setattr(_download.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(network.urllib.request, "urlopen", hang)
     begun = time.monotonic()
     with pytest.raises(DataError) as caught:
         open_imagenette("160", STRICT)

@@ -166,7 +166,7 @@ def test_a_hub_copy_with_other_classes_is_refused(hub_cache):
 
 
 def test_neither_network_nor_folder(hub_cache):
-    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set.*holds no copy") as caught:
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set.*has no copy") as caught:
         open_tiny_imagenet("", STRICT)
     assert "tiny-imagenet:DIR" in caught.value.hint
     assert "openmoji:color" in caught.value.hint

@@ -11,7 +11,7 @@ from PIL import Image
 from clipadapt.core.api.data import DatasetOptions
 from clipadapt.core.api.errors import DataError, UnknownNameError
 from clipadapt.core.api.registry import DATASETS
-from clipadapt.datasets import _download
+from clipadapt.core.files import network
 from clipadapt.datasets.torchvision import KNOWN, open_torchvision
 
 STRICT = DatasetOptions()
@@ -147,9 +147,9 @@ def test_a_folder_that_does_not_hold_the_set(tmp_path):
 
 def test_no_network_says_what_works_without(monkeypatch):
     def refuse(*_, **__):
-        raise _download.urllib.error.URLError("Name or service not known")
+        raise network.urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(_download.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(network.urllib.request, "urlopen", refuse)
     with pytest.raises(
         DataError,
         match=r"cannot download dtd from https://.*: Name or service not known\n.*openmoji:color",

@@ -16,6 +16,7 @@ from clipadapt.core.api.errors import ClipAdaptError, ModelError
 from clipadapt.core.api.model import ModelIdentity, ModelOptions
 from clipadapt.core.api.registry import MODELS
 from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files import network
 from clipadapt.models import _names, _sources
 
 from . import tiny
@@ -45,7 +46,7 @@ def identify(name: str, options: ModelOptions = OPTIONS) -> ModelIdentity:
         ("hf-hub:", "names nothing after 'hf-hub:'"),
         ("hf-hub:nobody/nothing", "HF_HUB_OFFLINE is set"),
         ("ViT-B-32-quickgelu/openai", "take 'stitched'"),
-        ("openai/clip-vit-base-patch16", "'ViT-B-16-quickgelu/openai': the hub cannot be reached"),
+        ("openai/clip-vit-base-patch16", "'ViT-B-16-quickgelu/openai': cannot reach the hub"),
         ("random:ViT-B-16-SigLIP", "its tokenizer 'timm/ViT-B-16-SigLIP'"),
         ("stitched:large", "takes no argument, got 'large'"),
     ],
@@ -63,7 +64,7 @@ def test_no_network_is_said_within_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("HF_HUB_OFFLINE")
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(_sources, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(network, "PROBE_SECONDS", 1.0)
     begun = time.monotonic()
     for url in ("https://name.invalid/x", "http://127.0.0.1:9/x", "http://192.0.2.1/x"):
         with pytest.raises(ModelError, match="cannot be reached") as error:

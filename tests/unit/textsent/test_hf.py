@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.files import hub
+from clipadapt.core.files import hub_client
 from tests.unit.conftest import cached_repo
 
 CARD = """---
@@ -66,7 +66,7 @@ def test_declared_class_names_and_an_unlabelled_split(open_text, repo):
 def test_a_revision_by_commit(open_text, repo):
     data = open_text("hf:org/reviews@" + "c" * 40)
     assert len(data.split("train")) == 3
-    with pytest.raises(DataError, match="holds no copy at revision v2"):
+    with pytest.raises(DataError, match="has no copy at revision v2"):
         open_text("hf:org/reviews@v2")
 
 
@@ -126,7 +126,7 @@ def test_files_that_do_not_fit_their_card(open_text, repo):
 def test_refusals(open_text, hub_cache):
     with pytest.raises(DataError, match="names no data set"):
         open_text("hf:")
-    with pytest.raises(DataError, match="'a/b/c' is not the name of a hub data set"):
+    with pytest.raises(DataError, match="'a/b/c' is not a valid name of a hub dataset"):
         open_text("hf:a/b/c")
     with pytest.raises(DataError, match="HF_HUB_OFFLINE is set") as caught:
         open_text("hf:org/none")
@@ -139,13 +139,13 @@ def test_what_the_hub_says_no_to(open_text, hub_cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     def answer(kind):
-        def ask(_, repo, revision):
+        def ask(repo):
             raise kind.__new__(kind)
 
-        monkeypatch.setattr(hub, "_ask", ask)
+        monkeypatch.setattr(hub_client, "list_files", ask)
 
     answer(errors.RepositoryNotFoundError)
-    with pytest.raises(DataError, match="no public data set 'org/none'"):
+    with pytest.raises(DataError, match="no public dataset 'org/none'"):
         open_text("hf:org/none")
     answer(errors.GatedRepoError)
     with pytest.raises(DataError, match="'org/none' is gated"):
@@ -158,10 +158,10 @@ def test_what_the_hub_says_no_to(open_text, hub_cache, monkeypatch):
 def test_the_cache_serves_when_the_hub_is_out_of_reach(open_text, repo, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
-    def ask(_, repo, revision):
+    def ask(repo):
         raise ConnectionError("name not known")
 
-    monkeypatch.setattr(hub, "_ask", ask)
+    monkeypatch.setattr(hub_client, "list_files", ask)
     data = open_text("hf:org/reviews")
     assert len(data.split("train")) == 3
     assert "read from the hub cache" in data.notes[0]

@@ -19,7 +19,7 @@ from clipadapt.core.api.errors import ModelError
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import MODELS
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.core.files import hub, wheels
+from clipadapt.core.files import hub_client, wheels
 from textsent.models import TextEncoder, _sources
 
 from . import tiny
@@ -98,7 +98,7 @@ def test_a_hub_cache_serves_without_a_network(
     def never(*_: object) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(hub, "_ask", never)
+    monkeypatch.setattr(hub_client, "list_files", never)
     there = tiny.write_to_cache(hub_cache, "org/model", revision="a" * 40)
     encoder = load("org/model")
     inputs = Inputs(["a fine film"], ("1",))
@@ -145,7 +145,7 @@ def test_an_unknown_id_is_refused_in_seconds(
     assert "did you mean 'distilbert-base-uncased'" in caught.value.hint
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(hub_client, "ANSWER_SECONDS", 0.1)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(3))
     begun = time.monotonic()
     with pytest.raises(ModelError, match="no answer within"):
@@ -156,7 +156,7 @@ def test_an_unknown_id_is_refused_in_seconds(
 def test_a_part_of_a_model_in_the_cache_is_not_enough(hub_cache: Path) -> None:
     there = tiny.write_to_cache(hub_cache, "org/model")
     (there / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds no copy, only a part of one") as caught:
+    with pytest.raises(ModelError, match="has no copy, only a part of one") as caught:
         identify("org/model")
     assert "minilm" in caught.value.hint
 

@@ -12,27 +12,24 @@ import typer
 
 from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.api.user_input import user_path
-from clipadapt.core.cli.app import (
+from clipadapt.core.cli.app import build_app
+from clipadapt.core.cli.options import (
     DEFAULT_OUT,
     JsonOption,
     OutOption,
     RunDirArgument,
     SettingOption,
     TopOption,
-    build_app,
     check_top,
-    print_facts,
-    print_predictions,
-    print_records,
-    run_app,
-    run_experiments,
-    say,
 )
+from clipadapt.core.cli.output import print_facts, print_predictions, print_records, say
+from clipadapt.core.cli.run import run_experiments
+from clipadapt.core.cli.streams import run_app
 
 if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
 
-app = build_app("clip", "clipadapt", "Adapt CLIP to new image tasks and compare the ways to do it.")
+app = build_app("clip", "Adapt CLIP to new image tasks and compare the ways to do it.")
 
 
 class BadImage(StrEnum):

@@ -55,7 +55,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
     def call(*arguments: object, program: str = "clipadapt") -> Result:
         from clipadapt.cli import app as clip
-        from clipadapt.core.cli.app import run_app
+        from clipadapt.core.cli.streams import run_app
         from textsent.cli import app as text
 
         capsys.readouterr()

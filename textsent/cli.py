@@ -12,18 +12,10 @@ import typer
 
 from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.api.user_input import user_path
-from clipadapt.core.cli.app import (
-    JsonOption,
-    RunDirArgument,
-    TopOption,
-    build_app,
-    check_top,
-    print_facts,
-    print_json,
-    print_predictions,
-    run_app,
-    say,
-)
+from clipadapt.core.cli.app import build_app
+from clipadapt.core.cli.options import JsonOption, RunDirArgument, TopOption, check_top
+from clipadapt.core.cli.output import print_facts, print_json, print_predictions, say
+from clipadapt.core.cli.streams import run_app
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,9 +24,7 @@ if TYPE_CHECKING:
 
 SKIP_SETTING = "--set data.on_bad_image=skip"
 
-app = build_app(
-    "text", "textsent", "Adapt text encoders to sentiment and compare the ways to do it."
-)
+app = build_app("text", "Adapt text encoders to sentiment and compare the ways to do it.")
 
 
 class BadRow(StrEnum):

@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
     [
         "import clipadapt, textsent",
         "import clipadapt.cli, textsent.cli",
-        "from clipadapt.cli import app; from clipadapt.core.cli.app import run_app\n"
+        "from clipadapt.cli import app; from clipadapt.core.cli.streams import run_app\n"
         "try: run_app(app, ['--help'])\nexcept SystemExit: pass",
-        "from clipadapt.cli import app; from clipadapt.core.cli.app import run_app\n"
+        "from clipadapt.cli import app; from clipadapt.core.cli.streams import run_app\n"
         "try: run_app(app, ['ls', 'methods'])\nexcept SystemExit: pass",
         "from clipadapt.core.api.registry import METHODS, DATASETS, MODELS\n"
         "METHODS.names(), DATASETS.names(), MODELS.names()",

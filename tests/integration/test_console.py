@@ -96,7 +96,7 @@ def test_messages_show_what_they_name(cli, tmp_path, program):
 
 
 def test_one_line_for_each_input_whatever_its_name_holds(capsys):
-    from clipadapt.core.cli.app import print_predictions
+    from clipadapt.core.cli.output import print_predictions
 
     class Run:
         temperature = 1.0

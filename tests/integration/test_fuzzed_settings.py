@@ -115,7 +115,7 @@ def test_sweeps(shot, track, tmp_path, monkeypatch):
         "parts": "[]", "settings": "{evaluation.calibrate: false}",
     }  # fmt: skip
     # Only what stands before opened data and weights is meant here.
-    monkeypatch.setattr("clipadapt.core.cli.app._print_plan", lambda *args, **more: None)
+    monkeypatch.setattr("clipadapt.core.cli.bench.print_plan", lambda *args, **more: None)
     wrong = ["5", "{evaluation: 5}", "{evaluation: null}", "{evaluation.also: 5}", "{'': 5}", "{a..b: 1}", "[5]",
              "[null]", "[{recipe: zero_shot, set: {a.b: 1, a: 2}}]", "[{datasets: [x]}]", "{'*': 5}"]  # fmt: skip
     for index in range(120):

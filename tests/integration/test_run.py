@@ -459,7 +459,7 @@ def test_doctor(cli):
     checks = {c["name"]: c for c in json.loads(good.out)["checks"]}
     assert checks["data set synthetic"]["ok"]
     assert bad.code == 2
-    assert "MISSING data set folder:/nowhere" in bad.out
+    assert "MISSING dataset folder:/nowhere" in bad.out
 
 
 def test_cache_commands(cli, tiny_clip, pictures, tmp_path):

@@ -21,7 +21,7 @@ import sys
 import numpy as np
 from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 reset_peak_memory()  # else a child begins with the peak of its parent
-from clipadapt.core.cli.app import run_app
+from clipadapt.core.cli.streams import run_app
 if sys.argv[1] == "metrics":
     from clipadapt.core.scoring.metrics import compute_metrics
     rng = np.random.default_rng(0)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The commands that both packages share, one module each: they parse, call the library and print."""

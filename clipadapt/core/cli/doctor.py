@@ -1,16 +1,17 @@
-"""What this machine offers, and whether a model or a data set can be used here."""
+"""``doctor``: check this machine, and whether a model or a dataset can be used on it."""
 
 from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
-from clipadapt.core.api.data import DatasetOptions
-from clipadapt.core.api.errors import ClipAdaptError
-from clipadapt.core.api.model import ModelOptions
+import typer
+
+from clipadapt.core.api.errors import EXIT_USER_ERROR, ClipAdaptError
 from clipadapt.core.api.registry import DATASETS, MODELS
-from clipadapt.core.files import hardware
+from clipadapt.core.cli.options import JsonOption, track_of
+from clipadapt.core.cli.output import print_json, say
 from clipadapt.core.files.folders import cache_dir, check_writable
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "peft", "datasets")
@@ -23,17 +24,36 @@ OFFLINE = (
 )
 
 
+def doctor(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Check this model too.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Check this dataset too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this machine offers and whether a model or dataset can be used."""
+    findings = examine(track_of(context).name, model, dataset)
+    if as_json:
+        print_json({"checks": findings})
+    else:
+        for check in findings:
+            say(f"{'ok' if check['ok'] else 'MISSING':<8}{check['name']}: {check['detail']}")
+    if (model or dataset) and not all(c["ok"] for c in findings if c["asked"]):
+        raise typer.Exit(EXIT_USER_ERROR)
+
+
 def examine(track: str, model: str | None, dataset: str | None) -> list[dict[str, Any]]:
-    """Check this machine, and a model and a data set where they are named.
+    """Check this machine, and optionally a model and a dataset.
 
     Args:
-        track: ``clip`` or ``text``.
+        track: Name of the track.
         model: Name of a model, or None.
-        dataset: Name of a data set, or None.
+        dataset: Name of a dataset, or None.
 
     Returns:
         One mapping per check: ``name``, ``ok``, ``detail``, ``asked`` (named by the user).
     """
+    from clipadapt.core.files import hardware
+
     checks = [_check("python", True, sys.version.split()[0])]
     for package in PACKAGES:
         found = _version(package)
@@ -58,7 +78,7 @@ def examine(track: str, model: str | None, dataset: str | None) -> list[dict[str
     if model is not None:
         checks.append(_attempt(f"model {model}", True, lambda: _model(track, model)))
     if dataset is not None:
-        checks.append(_attempt(f"data set {dataset}", True, lambda: _dataset(track, dataset)))
+        checks.append(_attempt(f"dataset {dataset}", True, lambda: _dataset(track, dataset)))
     return checks
 
 
@@ -81,11 +101,13 @@ def _version(package: str) -> str | None:
 
 
 def _cache() -> str:
-    check_writable(cache_dir(), "set CLIPADAPT_CACHE to a folder that can be written")
+    check_writable(cache_dir(), "set CLIPADAPT_CACHE to a writable folder")
     return str(cache_dir())
 
 
 def _model(track: str, name: str) -> str:
+    from clipadapt.core.api.model import ModelOptions
+
     resolved = MODELS.resolve(name, track)
     identity = resolved.provider.identify(resolved.argument, ModelOptions())
     commit = f", commit {identity.revision}" if identity.revision else ""
@@ -98,6 +120,8 @@ def _model(track: str, name: str) -> str:
 
 
 def _dataset(track: str, name: str) -> str:
+    from clipadapt.core.api.data import DatasetOptions
+
     resolved = DATASETS.resolve(name, track)
     dataset = resolved.provider(resolved.argument, DatasetOptions())
     sizes = ", ".join(f"{s} {len(dataset.split(s))}" for s in dataset.splits)

@@ -1,13 +1,13 @@
-"""Progress on stderr: bars with ETA and rate for people, nothing where nobody looks."""
+"""Progress on stderr: bars with rate and remaining time on a terminal, otherwise short lines."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.user_input import visible
+from clipadapt.core.cli.streams import no_colour
 
 if TYPE_CHECKING:
     from rich.progress import (
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from clipadapt.core.api.progress import Progress, Tracker
 
 
-def no_colour() -> bool:
-    """Tell whether the user asked for output without colours (https://no-color.org)."""
-    return bool(os.environ.get("NO_COLOR"))
-
-
 class _LineTracker:
-    """Where stderr is no terminal: a line at most every ten seconds, so that logs stay short."""
+    """A line at most every ten seconds, for a stderr that is not a terminal."""
 
     every = 10.0
 
@@ -131,5 +126,5 @@ class _Lines:
 
 
 def on_stderr() -> Progress:
-    """Return bars where stderr is a terminal, else short lines."""
+    """Return bars if stderr is a terminal, otherwise short lines."""
     return _Bars() if sys.stderr.isatty() else _Lines()

@@ -1,0 +1,60 @@
+"""``ls``: list what is registered or shipped."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from clipadapt.core.api import registry
+from clipadapt.core.cli.options import JsonOption, track_of
+from clipadapt.core.cli.output import print_json, say
+
+
+class Kind(StrEnum):
+    """What ``ls`` lists."""
+
+    methods = "methods"
+    datasets = "datasets"
+    models = "models"
+    configs = "configs"
+    sweeps = "sweeps"
+    protocols = "protocols"
+
+
+def ls(
+    context: typer.Context, kind: Annotated[Kind, typer.Argument()], as_json: JsonOption = False
+) -> None:
+    """List what is registered or shipped, without importing it."""
+    faults: list[str] = []
+    registries: dict[Kind, registry.Registry[Any]] = {
+        Kind.methods: registry.METHODS,
+        Kind.datasets: registry.DATASETS,
+        Kind.models: registry.MODELS,
+    }
+    track = track_of(context).name
+    if kind in registries:
+        entries, faults = registries[kind].survey()
+        names = sorted(name for name in entries if name.startswith(f"{track}/"))
+        if kind is not Kind.methods:
+            names = [name.partition("/")[2] for name in names]
+    else:
+        names = _shipped(kind, track)
+    if as_json:
+        print_json({kind.value: names})
+    else:
+        say("\n".join(names))
+    registry.refuse_plugins(faults)
+
+
+def _shipped(kind: Kind, track: str) -> list[str]:
+    from clipadapt.core.experiments import shipped
+
+    match kind:
+        case Kind.configs:
+            return sorted(shipped.config_names(track))
+        case Kind.sweeps:
+            return sorted(shipped.sweep_names(track))
+        case _:
+            return sorted(shipped.protocol_names())

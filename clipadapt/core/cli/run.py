@@ -1,0 +1,76 @@
+"""``run``: fit a method and evaluate it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from clipadapt.core.api.errors import EXIT_DEFECT, ClipAdaptError
+from clipadapt.core.cli.options import (
+    DEFAULT_OUT,
+    ConfigsArgument,
+    JsonOption,
+    OutOption,
+    SettingOption,
+    track_of,
+)
+from clipadapt.core.cli.output import print_records, say
+
+if TYPE_CHECKING:
+    from clipadapt.core.experiments.config import Experiment
+    from clipadapt.core.records.schema import RunRecord
+
+FAILED_TWICE = "some runs failed twice; delete their folders to try them again"
+
+
+def run(
+    context: typer.Context,
+    configs: ConfigsArgument,
+    settings: SettingOption = None,
+    out: OutOption = DEFAULT_OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a method, evaluate it and write one record per seed; complete runs are skipped."""
+    from clipadapt.core.experiments import config
+
+    experiment = config.load(configs, settings or (), track=track_of(context).name)
+    found = run_experiments([experiment], out, as_json=as_json)
+    print_records(found, out, as_json=as_json)
+    _draw_curves(found, out)
+    if any(r.status == "failed" for r in found):
+        say(FAILED_TWICE, err=True)
+        raise typer.Exit(EXIT_DEFECT)
+
+
+def run_experiments(
+    experiments: Sequence[Experiment], out: Path, *, as_json: bool
+) -> list[RunRecord]:
+    """Run experiments; with ``as_json``, the records so far are printed even if one fails."""
+    from clipadapt.core.cli.progress import on_stderr
+    from clipadapt.core.runs import session
+
+    def print_so_far(found: Sequence[RunRecord]) -> None:
+        print_records(found, out, as_json=True)
+
+    on_error = print_so_far if as_json else None
+    return session.run_experiments(experiments, out, on_stderr(), on_error=on_error)
+
+
+def _draw_curves(found: Sequence[RunRecord], out: Path) -> None:
+    """Draw the learning curve of every fit into its run's folder; an error here does not fail the run."""
+    from clipadapt.core.records.history import run_folder
+    from clipadapt.core.records.run_store import RunStore
+    from clipadapt.core.report import curves
+
+    store = RunStore(out)
+    fits = {r.fit_id: r for r in reversed(found) if r.status == "ok"}  # the first target of each
+    try:
+        made = [p for r in fits.values() if (p := curves.plot_run(run_folder(store, r)))]
+    except (ClipAdaptError, OSError) as err:
+        say(f"no learning curves: {err}", err=True)
+        return
+    for path in reversed(made):
+        say(f"learning curve: {path}", err=True)

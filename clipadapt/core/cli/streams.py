@@ -1,0 +1,130 @@
+"""The process around a command: exit codes, standard streams, colours and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from clipadapt.core.api.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    ClipAdaptError,
+    RecordError,
+)
+from clipadapt.core.api.user_input import visible
+from clipadapt.core.cli.output import say
+from clipadapt.core.files.folders import refusal
+
+
+def no_colour() -> bool:
+    """Return whether the user asked for output without colours (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
+    """Run ``app``; a user error is one message on stderr and exit code 2."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]  # accepted anywhere, not only before the command
+    if arguments is None:
+        guard_streams()
+    if no_colour():
+        import typer.rich_utils
+
+        typer.rich_utils.COLOR_SYSTEM = None  # for help and usage errors
+    _treat_termination_as_interrupt()
+    try:
+        app(args=args)
+    except ClipAdaptError as err:
+        if debug:
+            raise
+        _end(str(err))
+    except OSError as err:  # no permission, no space, a broken disk
+        if debug or err.errno is None:
+            raise
+        where = f"'{err.filename}': " if err.filename else ""
+        _end(str(refusal(err) or f"{where}{err.strerror or err}"))
+    except MemoryError as err:
+        if debug:
+            raise
+        _end(f"there is not enough memory: {err or 'all of it is in use'}")
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            say("interrupted; complete runs are kept, and the same command resumes", err=True)
+        try:
+            sys.stdout.flush()
+        except ClipAdaptError as err:
+            _end(str(err))
+        raise
+
+
+def _end(message: str) -> None:
+    """Print an error with escapes in place of control characters, and exit."""
+    text = visible(f"error: {message}", lines=True)
+    typer.echo(text if no_colour() else typer.style(text, fg=typer.colors.RED), err=True)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def guard_streams() -> None:
+    """Discard output to a closed stream or to a pipe without a reader.
+
+    The run then continues, and its exit code does not depend on the stream. Characters that the console's encoding
+    lacks are escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: a file opened later would take its number and receive the output
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif name != "stdin":
+            old = getattr(sys, name)
+            raw = _Output(number, "w", closefd=False)
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(
+                    io.BufferedWriter(raw),
+                    encoding=old.encoding,
+                    errors="backslashreplace",
+                    line_buffering=old.line_buffering,
+                ),
+            )
+
+
+class _Output(io.FileIO):
+    """A standard stream whose reader may disappear."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as err:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if self.fileno() == 1 and not isinstance(err, BrokenPipeError):
+                raise RecordError(
+                    f"cannot write to the standard output: {err.strerror}",
+                    hint="write it to a disk with free space",
+                ) from None
+            return len(data)
+
+
+def _treat_termination_as_interrupt() -> None:
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks some
+        # A signal that is ignored, as under nohup, stays ignored; a thread cannot set handlers.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):
+                signal.signal(number, signal.default_int_handler)

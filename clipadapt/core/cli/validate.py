@@ -1,0 +1,32 @@
+"""``validate``: check a config and show every value."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from clipadapt.core.cli.options import ConfigsArgument, JsonOption, SettingOption, track_of
+from clipadapt.core.cli.output import print_json, say
+
+
+def validate(
+    context: typer.Context,
+    configs: ConfigsArgument,
+    settings: SettingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a config without loading data or weights; show each value, its source and what it affects."""
+    from clipadapt.core.experiments import config
+    from clipadapt.core.experiments.dotted import get
+
+    experiment = config.load(configs, settings or (), track=track_of(context).name)
+    resolved, effects = experiment.resolved(), experiment.effects()
+    origins = dict(experiment.origins)
+    if as_json:
+        print_json({"config": resolved, "origins": origins, "affects": effects})
+        return
+    width = max(map(len, origins))
+    for key, origin in origins.items():
+        value = json.dumps(get(resolved, key), ensure_ascii=False)
+        say(f"{key:<{width}}  {value:<24}  ({origin}; affects {effects[key]})")

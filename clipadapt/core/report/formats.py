@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.user_input import visible
+from clipadapt.core.scoring.metrics import find_metric
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -99,10 +100,19 @@ def split_title(split: str, classes: str) -> str:
     return split if classes == "all" else f"{split}, {classes} classes"
 
 
-def metric_title(name: str, unit: str, *, higher_is_better: bool) -> str:
-    """Return the heading of a metric's column, with its unit."""
-    shown = {"fraction": ", %", "bytes": ", MiB", "": ""}.get(unit, f", {unit}")
-    return f"{name}{shown}" + ("" if higher_is_better else " (lower is better)")
+def metric_title(name: str, unit: str | None = None) -> str:
+    """Return the heading of a metric's column: its registered title and its unit.
+
+    Args:
+        name: Name of the metric; one that is not registered is its own title.
+        unit: Unit of its values, None for the registered one.
+    """
+    known = find_metric(name)
+    title = known.title if known else name
+    if known and name != known.name:
+        title = f"calibrated {title}"
+    unit = known.unit if known and unit is None else unit or ""
+    return title + {"fraction": ", %", "bytes": ", MiB", "": ""}.get(unit, f", {unit}")
 
 
 # ---------------------------------------------------------------- escaping

@@ -1,8 +1,9 @@
 """Which records make one row of a table: those that differ only in their seed.
 
 Records are grouped by what was evaluated and how: dataset and its state, split, protocol, model, method, recipe, shots
-and every setting that affects the result. Groups that would look alike in a table are labelled with the settings in
-which they differ. :func:`refuse_unlike` rejects a group whose records differ in weights, code or libraries.
+and every setting that its config key declares to affect the result. Groups that would look alike in a table are
+labelled with the settings in which they differ. :func:`refuse_unlike` rejects a group whose records differ in weights,
+code or libraries.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import RecordError
+from clipadapt.core.experiments.settings import settings_that_affect_results
 from clipadapt.core.records.environment import LIBRARIES
 from clipadapt.core.records.schema import canonical_json
 from clipadapt.core.report.formats import method_title
@@ -25,14 +27,6 @@ if TYPE_CHECKING:
 
 CHANGED_METRICS: Final = {m.name for m in METRICS.values() if m.version > 1}
 """Metrics whose meaning changed with :data:`~clipadapt.core.scoring.metrics.METRICS_VERSION`."""
-
-# Settings that affect no result, or whose effect the record holds as hashes or the effective dtype.
-_SETTINGS_ASIDE: Final = {
-    "seeds", "workers", "store", "out", "progress", "data.name", "data.manifest", "data.classnames",
-    "data.templates", "data.shots", "model", "model.name", "model.precision", "model.device", "recipe.source",
-    "recipe.deviations", "method.name", "evaluation.split", "evaluation.protocol", "evaluation.also",
-    "data.classes", "threads",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +125,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
         "templates": list(evaluation.templates),
         "classnames": evaluation.classnames_sha256[:8],
         "manifest": (record.data.manifest_sha256 or "")[:8] if manifest else None,
-        **{
-            k: v
-            for k, v in _flatten(record.config)
-            if k not in _SETTINGS_ASIDE
-            and not k.startswith("resources.")
-            and (k, v) != ("compile", "off")  # absent in records from before the setting existed
-        },
+        **dict(sorted(settings_that_affect_results(record.config).items())),
     }
 
 
@@ -168,14 +156,6 @@ def _short(key: str, value: Any) -> str:
 
 def _sortable(key: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple((value is not None, value) if value is not None else (False,) for value in key)
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # ---------------------------------------------------------------- unlike records

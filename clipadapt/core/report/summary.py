@@ -32,11 +32,13 @@ from clipadapt.core.report.formats import (
     format_value,
     html_grid,
     markdown_grid,
+    metric_title,
     split_title,
 )
 from clipadapt.core.report.grouping import group_records, several_states, state_of
 from clipadapt.core.report.notes import conditions, failure_note
 from clipadapt.core.report.rows import Row, Runs
+from clipadapt.core.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 MOST_CLASSES: Final = 30
 """With more classes, only the hardest are printed; JSON holds all."""
 HARDEST: Final = 20
+METRICS_SHOWN: Final = ("macro_f1", "weighted_precision", "weighted_recall")
+"""Metrics with a column, after the accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,9 +304,7 @@ def _rows_grid(block: Block, grid: _Grid) -> str:
         (Column("n"), lambda r: format_count(r.row.accuracy.n if r.row.accuracy else None)),
         (Column("not different", text=True), lambda r: r.letters),
         (Column("val accuracy, %"), lambda r: format_interval(r.row.val_accuracy)),
-        (Column("macro F1, %"), lambda r: format_value(r.row.mean("macro_f1"), "fraction")),
-        (Column("weighted precision, %"), lambda r: format_value(r.row.mean("weighted_precision"), "fraction")),
-        (Column("weighted recall, %"), lambda r: format_value(r.row.mean("weighted_recall"), "fraction")),
+        *(_metric_column(name) for name in METRICS_SHOWN),
         (Column("trainable parameters"), lambda r: format_count(r.row.n_trainable_params)),
         (Column("of all, %"), _share),
         (Column("fit, s"), lambda r: format_value(r.row.fit_seconds, "seconds")),
@@ -318,6 +320,10 @@ def _rows_grid(block: Block, grid: _Grid) -> str:
     rows = [[cell(r) for _, cell in columns] for r in block.rows]
     bold = {(i, 2) for i, r in enumerate(block.rows) if r.best}
     return grid([column for column, _ in columns], rows, bold)
+
+
+def _metric_column(name: str) -> tuple[Column, Callable[[RankedRow], str]]:
+    return Column(metric_title(name)), lambda r: format_value(r.row.mean(name), METRICS[name].unit)
 
 
 def _seeds(ranked: RankedRow) -> str:
@@ -487,9 +493,7 @@ def _plain_row(ranked: RankedRow, *, reference: bool) -> dict[str, Any]:
         "failed": len(row.failed),
         "accuracy": dataclasses.asdict(row.accuracy) if row.accuracy else None,
         "val_accuracy": dataclasses.asdict(row.val_accuracy) if row.val_accuracy else None,
-        "macro_f1": row.mean("macro_f1"),
-        "weighted_precision": row.mean("weighted_precision"),
-        "weighted_recall": row.mean("weighted_recall"),
+        **{name: row.mean(name) for name in METRICS_SHOWN},
         "n_trainable_params": row.n_trainable_params,
         "n_total_params": row.n_total_params,
         "fit_seconds": row.fit_seconds,

@@ -262,7 +262,9 @@ def render(table: Table, format: str = "markdown") -> str:  # noqa: A002  named 
 
 def _columns(table: Table) -> list[tuple[Column, Callable[[Line], str]]]:
     """Return heading and cell of each column for readers."""
-    metric = metric_title(table.metric, table.unit, higher_is_better=table.higher_is_better)
+    metric = metric_title(table.metric, table.unit)
+    if not table.higher_is_better:
+        metric += " (lower is better)"
     columns: list[tuple[Column, Callable[[Line], str]]] = [
         (Column("dataset", text=True), lambda x: x.row.first.evaluation.dataset),
         (Column("split", text=True), lambda x: split_title(x.row.first.evaluation.split, x.classes)),

@@ -129,7 +129,7 @@ def test_unlike_records_are_refused_by_name_and_values(changes, field, first, se
         ({"environment": somewhere(device="cuda:1")}, "device=cpu", "device=cuda"),
         (
             {"config": {"method": {"name": "clip/coop", "lr": 0.002}, "fast": "off"}},
-            "fast=None",
+            "fast=on",
             "fast=off",
         ),
         ({"environment": somewhere(threads=7)}, "threads=2", "threads=7"),
@@ -202,7 +202,7 @@ def test_metrics_are_shown_in_their_unit():
         "nll": metric(1.23456, 1.1, 1.4, unit="nats", higher=False),
     }
     header, row = markdown([run(metrics=metrics)], metric="nll")
-    assert row[header.index("nll, nats (lower is better)")] == "1.235 [1.100, 1.400]"
+    assert row[header.index("NLL, nats (lower is better)")] == "1.235 [1.100, 1.400]"
     header, row = markdown([run(metrics=metrics)])
     assert row[header.index("accuracy, %")] == "50.0"
 

@@ -130,7 +130,7 @@ def test_what_the_format_cannot_hold_is_said(exported):
     _, folder, *_ = exported["clip/zero_shot", "hf", "openclip"]
     text = (folder / "README.md").read_text(encoding="utf-8")
 
-    assert "hf_model_name" in text.partition("## What it does not hold")[2]
+    assert "hf_model_name" in text.partition("## What it does not contain")[2]
     _, folder, *_ = exported["clip/zero_shot", "clip", "classifier"]
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "the base model: BASE stands for the open_clip folder" in text

@@ -92,7 +92,7 @@ def test_files_and_folders_in_order_with_the_stored_temperature(
 
 def test_many_pictures_are_scored_in_parts(predicted, module_pictures, monkeypatch):
     whole = predicted(module_pictures, "--top", "99")
-    monkeypatch.setattr("clipadapt.core.runs.inference.AT_ONCE", 5)
+    monkeypatch.setattr("clipadapt.core.runs.inference.CHUNK", 5)
 
     parts = predicted(module_pictures, "--top", "99")
 
@@ -341,7 +341,7 @@ def test_export_of_what_cannot_be_exported(wrong, fitted, tmp_path):
 
     assert "a run of clip/linear_probe cannot be exported as 'peft'" in text
     assert "accepted: classifier, openclip" in text
-    assert "exists already and is left alone" in taken
+    assert "already exists and is not changed" in taken
     assert "is not the folder of a run" in nothing
 
 
@@ -431,7 +431,7 @@ def test_a_damaged_run_is_told(damage, cli, tiny_clip, tmp_path):
     got = cli("predict", folder, image)
 
     assert got.code == 2
-    expected = {"settings": "old_key", "names": "classes", "gone": "holds no classifier"}
+    expected = {"settings": "old_key", "names": "classes", "gone": "has no saved classifier"}
     assert expected[damage] in got.text
     assert "Traceback" not in got.err
 

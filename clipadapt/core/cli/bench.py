@@ -85,7 +85,7 @@ def print_plan(
     threads = distributed.THREADS if executor is ExecutorName.ray else None
     _, jobs = plan_sweep(experiments, out, on_stderr(), threads)
     known = RunStore(out).load_all(lambda _: None) if out.is_dir() else []
-    plan = forecast.plan(jobs, known)
+    plan = forecast.forecast(jobs, known)
     if as_json:
         print_json(plan)
     else:

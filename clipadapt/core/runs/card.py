@@ -1,4 +1,4 @@
-"""The ``README.md`` of an export: what it is, how the other library loads it, and what it does not hold."""
+"""The ``README.md`` of an export: what it is, how the other library loads it, and what it does not contain."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def render(
     temperature: float | None,
     exported: Exported,
 ) -> str:
-    """Return the text of the card.
+    """Return the text of the file.
 
     Args:
         record: The run's record.
-        form: The export's format.
+        form: Format of the export.
         classnames: ``C`` class names, in the order of the scores.
         temperature: Softmax temperature of the run, or None.
-        exported: What the method says of the export.
+        exported: What the method reports about the export.
     """
     accuracy = record.metrics.get("accuracy")
     facts = {
@@ -37,7 +37,7 @@ def render(
         if record.model is None
         else f"{record.model.name} ({record.model.dtype}), sha256 of its files {record.model.weights_sha256}",
         "Trained on": f"{record.data.name}, {record.data.n_train} examples, seed {record.seed}",
-        "Accuracy": "not known"
+        "Accuracy": "unknown"
         if accuracy is None
         else f"{accuracy.value:.4f} on {record.evaluation.dataset}, split {record.evaluation.split}",
         "Temperature": "none was fitted: the probabilities are not calibrated"
@@ -46,7 +46,7 @@ def render(
         **exported.facts,
         "Run": record.run_id,
     }
-    notes = exported.notes or ("nothing that the scores depend on",)
+    notes = exported.notes or ("Nothing that affects the scores.",)
     lines = [
         f"# {record.method.name} as {form}",
         "",
@@ -60,7 +60,7 @@ def render(
         "",
         *_block("python", exported.snippet.strip()),
         "",
-        "## What it does not hold",
+        "## What it does not contain",
         "",
         *(f"- {_line(note)}" for note in notes),
     ]
@@ -68,7 +68,7 @@ def render(
 
 
 def _block(language: str, text: str) -> list[str]:
-    """Return a fenced block; class names may hold fences of their own."""
+    """Return a fenced block; the fence is longer than any in the text, such as in a class name."""
     fence = "```"
     while fence in text:
         fence += "`"

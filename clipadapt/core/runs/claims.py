@@ -87,7 +87,7 @@ class Claims:
 
     def tidy(self) -> None:
         """Remove the files of claims that no process holds, and those of versions that used other files."""
-        for path in _children(self.folder):
+        for path in children(self.folder):
             key = path.name.removesuffix(_LOCK)
             with contextlib.suppress(OSError, RecordError):
                 if path == self._lock(key) and key:
@@ -119,7 +119,8 @@ class Claims:
         return self.folder / f"{key}.txt"
 
 
-def _children(folder: Path) -> list[Path]:
+def children(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing if it is missing or cannot be read."""
     try:
         return list(folder.iterdir())
     except OSError:

@@ -1,8 +1,8 @@
-"""Runs as tasks of Ray: on this machine, or on the cluster that ``RAY_ADDRESS`` names.
+"""Do fits as tasks of Ray, on this machine or on the cluster that ``RAY_ADDRESS`` names.
 
-One task is one fit with its evaluations. A worker does it in a folder of its own and sends the files back; the
-driver, which holds the claims, writes them. So the output folder needs to be seen by the driver alone, and the data,
-the weights and (to share features) the cache folder by every worker. A task whose worker is lost is done again.
+A task is one fit with its evaluations. A worker does it in a folder of its own and returns the files; the driver, which
+holds the claims, writes them. So only the driver needs the output folder. Every worker needs the data, the weights
+and, to share features, the cache folder. If a worker is lost, its task is repeated.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from clipadapt.core.runs.plan import FitSpec
 
 RETRIES: Final = 2
-"""How often a task is done again whose worker was lost."""
+"""How often a task is repeated whose worker was lost."""
 THREADS: Final = 1
-"""Threads of a run whose config names none; they are part of its id, as they are where it is done locally."""
+"""Threads of a run whose config does not set them; as for local runs, they are part of the run id."""
 _SHARED: Final = ("CLIPADAPT_", "HF_", "TORCH_HOME", "TRANSFORMERS_")
-"""Beginnings of the environment variables that workers take from the driver."""
+"""Prefixes of the environment variables that workers take from the driver."""
 
 
 class WorkerError(Exception):
-    """A run that stopped on a worker with a defect; the text holds the worker's traceback."""
+    """A run that failed on a worker; the message has the worker's traceback."""
 
 
 class Ray:
-    """Does jobs as Ray tasks; use it as a context manager.
+    """Does fits as Ray tasks; use it as a context manager.
 
     Args:
-        workers: Jobs at a time; None is as many as the cluster has processors for.
+        workers: Fits at a time; None means as many as the cluster has processors for.
 
     Attributes:
-        threads: Threads of a run whose config names none.
+        threads: Threads of a run whose config does not set them.
     """
 
     threads = THREADS
@@ -66,10 +66,10 @@ class Ray:
 
     def __enter__(self) -> Ray:
         ray = _ray()
-        # Ray tells of lost workers on stdout, which belongs to the caller's document.
+        # Ray reports lost workers on stdout, which is reserved for the output of the command.
         self._aside.enter_context(contextlib.redirect_stdout(sys.stderr))
         if not ray.is_initialized():
-            # RAY_ADDRESS, where it is set, names a cluster; else one is started here and ended with us.
+            # RAY_ADDRESS names a cluster; without it, one is started here and stopped at exit.
             here = {} if os.environ.get("RAY_ADDRESS") else _of_this_machine(self.workers)
             ray.init(log_to_driver=False, **here)
             self._own = True
@@ -90,16 +90,16 @@ class Ray:
         self._aside.close()
 
     def has_room(self) -> bool:
-        """Tell whether another task may be handed over now."""
+        """Return whether another task can be submitted now."""
         return len(self._tasks) < self._limit
 
     def start(self, spec: FitSpec, /) -> None:
         """Submit a fit."""
         options = _resources(spec)
-        self._tasks[self._work.options(**options).remote(order(spec))] = spec
+        self._tasks[self._work.options(**options).remote(to_task(spec))] = spec
 
     def finished(self, timeout: float, /) -> list[Done]:
-        """Write the records of the tasks that ended, and return their jobs."""
+        """Write the records of the tasks that ended, and return their fits."""
         if not self._tasks:
             return []
         ray = _ray()
@@ -123,7 +123,7 @@ class Ray:
         return len(self._tasks)
 
 
-def order(spec: FitSpec) -> dict[str, Any]:
+def to_task(spec: FitSpec) -> dict[str, Any]:
     """Return what a worker needs to do a fit, as plain data."""
     experiment, opened = spec.experiment, spec.opened
     return {
@@ -146,13 +146,13 @@ _models: list[ModelLoader] = []
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
-    """Do one job in a worker.
+    """Do one fit in a worker.
 
     Args:
-        task: What :func:`order` returned.
+        task: What :func:`to_task` returned.
 
     Returns:
-        ``runs``: the files of each run's folder; ``error``: kind, problem and hint, or None.
+        ``runs``: the files of each run's folder; ``error``: kind, problem and hint of the error, or None.
     """
     os.environ.update(task["environ"])
     if Path(task["folder"]).is_dir():
@@ -165,7 +165,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
             error = ("diverged", err.problem, err.hint)
         except ClipAdaptError as err:
             error = ("mistake", err.problem, err.hint)
-        except Exception as err:  # noqa: BLE001  it is raised again by the driver
+        except Exception as err:  # noqa: BLE001  the driver raises it again
             error = ("defect", f"{type(err).__name__}: {err}", traceback.format_exc())
         runs = [
             {str(p.relative_to(d)): p.read_bytes() for p in d.rglob("*") if p.is_file()}
@@ -184,8 +184,8 @@ def _execute(task: dict[str, Any], out: Path) -> None:
     opened = open_experiment(experiment, out, datasets=_datasets, threads=task["threads"])
     if [opened.run_id(task["seed"], t) for t in opened.targets] != task["run_ids"]:
         raise DataError(
-            "data, weights or code on a worker are not those of the driver",
-            hint="let every machine of the cluster see the same files and install the same clipadapt",
+            "data, weights or code of a worker differ from those of the driver",
+            hint="give every machine of the cluster the same files and the same version of clipadapt",
         )
     execute(plan_fit(opened, task["seed"]), _models[0])
 

@@ -1,4 +1,4 @@
-"""What a sweep will cost, judged by what like runs cost before."""
+"""Forecast what a sweep will cost from the costs of similar runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.runs.plan import FitSpec
 
-# How much a difference matters for the cost: the method decides, the size of the data comes last.
+# How much a difference matters for the cost: the recipe most, the number of shots little.
 _WEIGHTS: Final = {"recipe": 8.0, "model": 4.0, "dataset": 2.0, "shots": 1.0, "threads": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What one run is expected to cost.
+class Estimate:
+    """The expected cost of one run.
 
     Attributes:
         fit_seconds: Seconds of fitting and scoring.
-        encode_seconds: Seconds of encoding, where the features are not there yet.
-        peak_memory_bytes: Peak memory, None where no record has it.
-        differs: In what the records it is judged by differ; empty where they are of the same kind.
-        n_records: How many records.
+        encode_seconds: Seconds of encoding, if the features are not cached.
+        peak_memory_bytes: Peak memory, or None if no record has it.
+        differs: In what the records used differ from the run; empty if they are of the same kind.
+        n_records: Number of records used.
     """
 
     fit_seconds: float
@@ -37,15 +37,15 @@ class Expected:
 
     @property
     def basis(self) -> str:
-        """Say what the figures are judged by."""
+        """The records used, in words."""
         plural = "run" if self.n_records == 1 else "runs"
         if not self.differs:
             return f"{self.n_records} same {plural}"
         return f"nearest: {self.n_records} {plural} with other {', '.join(self.differs)}"
 
 
-def expect(spec: FitSpec, past: Sequence[RunRecord]) -> Expected | None:
-    """Judge a job by the nearest complete records of its method; None where there is none.
+def estimate(spec: FitSpec, past: Sequence[RunRecord]) -> Estimate | None:
+    """Estimate the cost of a fit from the most similar complete records of its method; None if there is none.
 
     Args:
         spec: The fit.
@@ -64,7 +64,7 @@ def expect(spec: FitSpec, past: Sequence[RunRecord]) -> Expected | None:
     near = [r for distance, r in ranked if distance == least]
     differs = [k for k in _WEIGHTS if _traits_of(near[0])[k] != own[k]]
     peaks = [r.cost.peak_memory_bytes for r in near if r.cost.peak_memory_bytes is not None]
-    return Expected(
+    return Estimate(
         median(r.cost.fit_seconds + r.cost.predict_seconds for r in near),
         median(r.cost.encode_seconds for r in near),
         max(peaks, default=None),
@@ -73,14 +73,14 @@ def expect(spec: FitSpec, past: Sequence[RunRecord]) -> Expected | None:
     )
 
 
-def plan(planned: Sequence[Sequence[FitSpec]], past: Sequence[RunRecord]) -> dict[str, Any]:
-    """Return what a sweep comes to, as plain data.
+def forecast(planned: Sequence[Sequence[FitSpec]], past: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return what a sweep will run and cost, as plain data.
 
-    Encoding is counted once for each model and data set, and not where a complete run has used both.
+    Encoding is counted once for each model and dataset, and not at all if a complete run has used both.
 
     Args:
         planned: Fits of each experiment.
-        past: Records to judge by.
+        past: Records to estimate from.
     """
     encoded = {
         (r.model.name, r.evaluation.dataset)
@@ -105,7 +105,7 @@ def plan(planned: Sequence[Sequence[FitSpec]], past: Sequence[RunRecord]) -> dic
 
 
 def render(plan: dict[str, Any]) -> str:
-    """Return the plan as lines for people."""
+    """Return a forecast as lines of text."""
     lines = []
     for e in plan["experiments"]:
         parts = [
@@ -114,7 +114,7 @@ def render(plan: dict[str, Any]) -> str:
         ]
         if e["protocol"] != "standard":
             parts.append(f"protocol {e['protocol']}")
-        parts.append("judged on " + ", ".join(e["judged_on"]))
+        parts.append("evaluated on " + ", ".join(e["judged_on"]))
         line = f"{', '.join(parts)}: {e['complete']} of {e['runs']} runs complete"
         if e["complete"] < e["runs"]:
             line += f"; {_cost(e['expected'])}"
@@ -126,18 +126,19 @@ def render(plan: dict[str, Any]) -> str:
         memory = _memory(total["peak_memory_bytes"])
         line += f"; {left} to do, about {_time(total['seconds'])}{memory}"
         if total["runs_without_estimate"]:
-            line += f", and {total['runs_without_estimate']} runs with no record to judge by"
+            line += f", and {total['runs_without_estimate']} runs without an estimate: no similar record"
     elif left:
-        line += f"; {left} to do, no record to judge the time by"
+        line += f"; {left} to do, no similar record to estimate the time from"
     return "\n".join([*lines, line]) + "\n"
 
 
 def _experiment(
     specs: Sequence[FitSpec], past: Sequence[RunRecord], encoded: set[tuple[str, str]]
 ) -> dict[str, Any]:
+    """Return the forecast of one experiment; what it encodes is added to ``encoded``."""
     opened, experiment = specs[0].opened, specs[0].experiment
     todo = [spec for spec in specs if spec.missing()]
-    found = expect(todo[0], past) if todo else None
+    found = estimate(todo[0], past) if todo else None
     expected = None
     if found is not None:
         model = opened.identity.name if opened.identity else ""
@@ -150,16 +151,15 @@ def _experiment(
             "differs": list(found.differs),
             "n_records": found.n_records,
         }
+    config = experiment.config
     return {
         "recipe": experiment.recipe or experiment.method_name,
         "method": experiment.method_name,
-        "dataset": experiment.config.data.name,
-        "model": experiment.config.model.name
-        if opened.provider and experiment.config.model
-        else None,
-        "shots": experiment.config.data.shots,
-        "seeds": list(experiment.config.seeds),
-        "protocol": experiment.config.evaluation.protocol,
+        "dataset": config.data.name,
+        "model": config.model.name if opened.provider and config.model else None,
+        "shots": config.data.shots,
+        "seeds": list(config.seeds),
+        "protocol": config.evaluation.protocol,
         "judged_on": [target.title for target in opened.targets],
         "runs": len(specs),
         "complete": len(specs) - len(todo),
@@ -172,7 +172,7 @@ def _traits(spec: FitSpec) -> dict[str, Any]:
     return {
         "recipe": experiment.recipe,
         "model": opened.identity.name if opened.identity else None,
-        "dataset": opened.targets[0].dataset.name,
+        "dataset": opened.home.dataset.name,
         "shots": experiment.config.data.shots,
         "threads": opened.threads,
     }
@@ -190,14 +190,14 @@ def _traits_of(record: RunRecord) -> dict[str, Any]:
 
 def _distance(a: dict[str, Any], b: dict[str, Any]) -> float:
     total = sum(weight for key, weight in _WEIGHTS.items() if a[key] != b[key])
-    if a["shots"] and b["shots"]:  # 8 shots are nearer to 16 than 1 is
+    if a["shots"] and b["shots"]:  # 8 shots are nearer to 16 than 1 shot is
         total += min(abs(math.log2(a["shots"] / b["shots"])), 20) / 100
     return float(total)
 
 
 def _cost(expected: dict[str, Any] | None) -> str:
     if expected is None:
-        return "no record to judge the time by"
+        return "no similar record to estimate the time from"
     memory = _memory(expected["peak_memory_bytes"])
     return f"about {_time(expected['seconds'])}{memory} ({expected['basis']})"
 

@@ -1,4 +1,4 @@
-"""What a saved run can do: load its classifier, predict on new inputs, say what it is, export it."""
+"""Use a saved run: load its classifier, predict with it, inspect it and export it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from clipadapt.core.api.errors import (
 )
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
 from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import METHODS, MODELS, program, track_of, tracks
 from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
@@ -34,19 +35,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from clipadapt.core.api.data import Inputs
-    from clipadapt.core.api.method import Classifier
-    from clipadapt.core.api.model import ModelIdentity, ModelProvider
+    from clipadapt.core.api.method import Classifier, Method
+    from clipadapt.core.api.model import Backbone, ModelIdentity, ModelProvider
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.api.registry import Resolved
     from clipadapt.core.records.schema import ModelFacts, RunRecord
 
-AT_ONCE: Final = 4096
-"""Inputs whose scores are held at a time."""
+CHUNK: Final = 4096
+"""Inputs whose scores are in memory at a time."""
+_RERUN: Final = "run the experiment again"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRun:
-    """A run's record and its classifier, ready to predict.
+    """A run's record and classifier, ready to predict.
 
     Attributes:
         record: The record.
@@ -68,23 +70,23 @@ class LoadedRun:
 
         Args:
             inputs: ``n`` inputs.
-            top: Classes to name per input.
+            top: Classes to return per input.
 
         Returns:
-            One mapping per input: ``input`` (its id), ``label``, ``probability``, ``top``. The probabilities are
-            those of the softmax at the stored temperature, or uncalibrated where there is none.
+            One mapping per input: ``input`` (its id), ``label``, ``probability`` and ``top``. Probabilities are the
+            softmax at the stored temperature; without one they are not calibrated.
         """
         return list(self._predictions(inputs, top))
 
     def _predictions(self, inputs: Inputs[Any], top: int) -> Iterator[dict[str, Any]]:
         names = self.classifier.classnames
-        for begin in range(0, len(inputs), AT_ONCE):
-            part = inputs.take(np.arange(begin, min(begin + AT_ONCE, len(inputs))))
+        for begin in range(0, len(inputs), CHUNK):
+            part = inputs.take(np.arange(begin, min(begin + CHUNK, len(inputs))))
             scores = self.classifier.predict_scores(part)  # (n, C)
             if scores.shape != (len(part), len(names)):
                 raise RecordError(
-                    f"the classifier gives {scores.shape[1]} scores an input but names {len(names)} classes",
-                    hint="its files are damaged: run the experiment again",
+                    f"the classifier returns {scores.shape[1]} scores per input for {len(names)} classes",
+                    hint=f"its files are damaged: {_RERUN}",
                 )
             probabilities = softmax(scores, self.temperature or 1.0)
             order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
@@ -103,155 +105,50 @@ def load_run(
     Args:
         run_dir: A folder ``<out>/<dataset>/<method>/<run id>``.
         progress: Where bars are shown.
-        track: ``clip`` or ``text`` where only a run of that track will do.
+        track: Refuse runs of other tracks than this one, ``clip`` or ``text``.
 
     Raises:
-        RecordError: If there is no such run, it failed, holds no classifier, or a damaged one.
+        RecordError: If there is no such run, it failed, or its classifier is missing or damaged.
         ConfigError: If it is of another track.
-        ModelError: If the model's weights are not those of the run.
+        ModelError: If the model is not available, or its weights differ from those of the run.
     """
     record = RunStore.load(run_dir)
     own = track_of(record.method.name)
     if track not in {None, own}:
         raise ConfigError(
             f"the run in '{run_dir}' is of {record.method.name}, which reads {tracks()[own].inputs}",
-            hint=f"take the same command of '{program(own)}'",
+            hint=f"use the same command of '{program(own)}'",
         )
     if record.status != "ok":
         raise RecordError(
-            f"the run in '{run_dir}' failed and has no classifier: {record.error}",
-            hint="run the experiment again",
+            f"the run in '{run_dir}' failed and has no classifier: {record.error}", hint=_RERUN
         )
-    folder = _classifier_dir(run_dir, record, check=True)
-    method_class = METHODS.get(record.method.name)
-    if method_class.version != record.method.version:
-        raise RecordError(
-            f"the run in '{run_dir}' was made by version {record.method.version} of "
-            f"{record.method.name}; installed is version {method_class.version}",
-            hint="run the experiment again",
-        )
-    given: Any = record.config
-    settings = {k: v for k, v in given["method"].items() if k != "name"}
-    try:
-        method = method_class(method_class.Config.model_validate(settings))
-    except ValidationError as err:
-        faults = "\n".join(fault_lines(err, method_class.Config, "method."))
-        raise RecordError(
-            f"the settings in '{run_dir}' are none of the installed {record.method.name}:\n{faults}",
-            hint="run the experiment again",
-        ) from None
-    backbone = None
-    if record.model is not None:
-        services = Services(FeatureCache())
-        if progress is not None:
-            services.progress = progress
-        name = given["model"]["name"]
-        options = ModelOptions(given["model"]["precision"], given["model"]["device"])
-        there = _findable(name, record)
-        try:
-            resolved, identity = _identified(record.model, there, own, options, run_dir)
-        except ClipAdaptError as err:
-            if there == name:
-                raise
-            try:  # a folder that is no model may have the name of one
-                resolved, identity = _identified(record.model, name, own, options, run_dir)
-            except ClipAdaptError:
-                raise err from None
-        backbone = resolved.provider.load(resolved.argument, options, services)
-        require_same(backbone, identity)
-    classifier = _for_judged(method.load(folder, backbone), record, run_dir)
-    return LoadedRun(record, classifier, backbone)
-
-
-def _findable(name: str, record: RunRecord) -> str:
-    """Return a model's name as it works from here: a relative path in it begins where the run was started."""
-    if record.environment.folder is None:
-        return name
-    start = Path(record.environment.folder)
-    scheme, colon, rest = name.partition(":")
-    arch, slash, file = name.partition("/")
-    if (start / (rest if colon else name)).is_dir():
-        return f"{scheme}{colon}{start / rest}" if colon else str(start / name)
-    # Behind an architecture stands a file or else a tag, which has no suffix.
-    if slash and (start / file).suffix and (start / file).is_file():
-        return f"{arch}/{start / file}"
-    return name
-
-
-def _identified(
-    then: ModelFacts, name: str, track: str, options: ModelOptions, run_dir: Path
-) -> tuple[Resolved[ModelProvider], ModelIdentity]:
-    """Return where the model of a run comes from, at the commit of then where another one is taken today.
-
-    Raises:
-        ModelError: If its weights are not those of the run.
-    """
-    resolved = MODELS.resolve(name, track)
-    now = resolved.provider.identify(resolved.argument, options)
-    if now.weights_sha256 == then.weights_sha256:
-        return resolved, now
-    commits = ("", "")
-    if then.revision is not None and then.revision != now.revision:
-        commits = (f", commit {then.revision}", f", commit {now.revision}")
-        with contextlib.suppress(
-            ClipAdaptError
-        ):  # a name without revisions, or a commit that is gone
-            pinned = MODELS.resolve(f"{name}@{then.revision}", track)
-            before = pinned.provider.identify(pinned.argument, options)
-            if before.weights_sha256 == then.weights_sha256:
-                return pinned, before
-    raise ModelError(
-        f"the run in '{run_dir}' was made with other weights of '{then.name}': "
-        f"sha256 {then.weights_sha256[:16]}{commits[0]}; here {now.weights_sha256[:16]}{commits[1]}",
-        hint="restore the weights, or run the experiment again",
-    )
-
-
-def _for_judged(classifier: Classifier, record: RunRecord, run_dir: Path) -> Classifier:
-    """Return a classifier for the classes that the record was judged on; its fit may have had others.
-
-    Raises:
-        RecordError: If it cannot be had for them.
-    """
-    facts: Any = record.per_class
-    judged = tuple(map(str, facts["classnames"])) if facts else tuple(classifier.classnames)
-    own = set(classifier.classnames)
-    if judged == tuple(classifier.classnames) or set(judged) == own:
-        return classifier
-    if isinstance(classifier, OpenVocabulary):
-        return classifier.with_classnames(judged, record.evaluation.templates)
-    unlearnt = [name for name in judged if name not in own]
-    if unlearnt:
-        raise RecordError(
-            f"the classifier in '{run_dir}' is not of this record: it has no class '{unlearnt[0]}'",
-            hint="run the experiment again",
-        )
-    return classifier
+    return _load(record, run_dir, progress)
 
 
 def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Say what a run is: the facts of its record and, where its classifier is inspectable, what was learnt.
+    """Return the facts of a run's record and, if its classifier supports it, what was trained.
 
     Args:
-        run_dir: Folder of the run; of a failed one the record is all there is.
+        run_dir: Folder of the run; of a failed one only the record is read.
         progress: Where bars are shown.
 
     Returns:
         ``run``, ``method`` (with its ``settings``), ``model``, ``data``, ``evaluation``, ``metrics``, ``selection``,
-        ``calibration``, ``flags``, ``parameters``, ``cost``, ``files`` (name -> bytes) and ``learnt``, None where the
-        method does not say.
+        ``calibration``, ``flags``, ``parameters``, ``cost``, ``files`` (bytes by name) and ``learnt``, which is None if
+        the method does not support it.
 
     Raises:
-        RecordError: If there is no such run, or it holds no classifier.
-        ModelError: If the model's weights are not those of the run.
+        RecordError: If there is no such run, or its classifier is missing or damaged.
+        ModelError: If the model is not available, or its weights differ from those of the run.
     """
     record = RunStore.load(run_dir)
     check_files(run_dir, record)
-    learnt, files = None, {}
+    trained, files = None, {}
     if record.status == "ok":
-        classifier = load_run(run_dir, progress).classifier
-        learnt = classifier.inspect() if isinstance(classifier, Inspectable) else None
-        folder = _classifier_dir(run_dir, record)
+        classifier = _load(record, run_dir, progress, checked=True).classifier
+        trained = classifier.inspect() if isinstance(classifier, Inspectable) else None
+        folder, _ = _find_classifier(run_dir, record)
         files = {
             p.relative_to(folder).as_posix(): p.stat().st_size
             for p in sorted(folder.rglob("*"))
@@ -274,17 +171,12 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
         "parameters": {"trainable": record.n_trainable_params, "total": record.n_total_params},
         "cost": plain["cost"],
         "files": files,
-        "learnt": learnt,
+        "learnt": trained,
     }
 
 
-def _interval(metric: dict[str, Any]) -> dict[str, Any]:
-    """Return a metric without what its name tells already."""
-    return {k: metric[k] for k in ("value", "low", "high") if metric[k] is not None}
-
-
 def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None = None) -> Path:
-    """Write a run's classifier in a format of another library, with a ``README.md`` that says how to load it.
+    """Write a run's classifier in the format of another library, with a ``README.md`` that says how to load it.
 
     Args:
         run_dir: Folder of the run.
@@ -293,18 +185,19 @@ def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None
         progress: Where bars and notes are shown.
 
     Raises:
-        ConfigError: If the method has no such format, or ``output`` exists.
+        ConfigError: If the classifier does not support the format, or ``output`` exists.
+        RecordError: If ``output`` cannot be written.
     """
     if output.exists() or output.is_symlink():
         raise ConfigError(
-            f"'{output}' exists already and is left alone", hint="name a new path with --output"
+            f"'{output}' already exists and is not changed", hint="name a new path with --output"
         )
     loaded = load_run(run_dir, progress)
     classifier = loaded.classifier
     formats = classifier.export_formats if isinstance(classifier, Exportable) else ()
     if form not in formats or not isinstance(classifier, Exportable):
         accepted = f"accepted: {', '.join(formats)}" if formats else "it has no export formats"
-        hint = f"take --format {formats[0]}" if formats else _own_files(loaded.record)
+        hint = f"use --format {formats[0]}" if formats else _own_files(loaded.record)
         raise ConfigError(
             f"a run of {loaded.record.method.name} cannot be exported as '{form}'"
             f"{did_you_mean(form, formats) or ';'} {accepted}",
@@ -327,42 +220,168 @@ def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None
     return output
 
 
-def _own_files(record: RunRecord) -> str:
-    """Say where a run's own files are and what reads them."""
-    return (
-        "its own files are in the run's folder 'classifier', which "
-        f"'{program(track_of(record.method.name))} predict' reads"
+def _load(
+    record: RunRecord, run_dir: Path, progress: Progress | None, *, checked: bool = False
+) -> LoadedRun:
+    """Load the classifier of a complete run; ``checked`` means that its own files are known to be intact."""
+    folder, owner = _find_classifier(run_dir, record)
+    if not (checked and owner is record):
+        check_files(folder.parent, owner, f"{CLASSIFIER}/")
+    method = _method(record, run_dir)
+    backbone = (
+        None if record.model is None else _load_model(record, record.model, run_dir, progress)
     )
+    classifier = _for_evaluated_classes(method.load(folder, backbone), record, run_dir)
+    return LoadedRun(record, classifier, backbone)
 
 
-def _classifier_dir(run_dir: Path, record: RunRecord, *, check: bool = False) -> Path:
-    """Return the folder of the classifier: the run's own, or that of the run it shares its fit with.
-
-    Args:
-        run_dir: Folder of the run.
-        record: Its record.
-        check: Whether every file in it is compared with its record.
+def _find_classifier(run_dir: Path, record: RunRecord) -> tuple[Path, RunRecord]:
+    """Return the folder of the classifier and the record of the run it belongs to: this one, or one of the same fit.
 
     Raises:
-        RecordError: If there is none, or a file in it is not what was written.
+        RecordError: If there is none.
     """
-    own = run_dir / CLASSIFIER
-    if own.is_dir():
-        if check:
-            check_files(run_dir, record, f"{CLASSIFIER}/")
-        return own
-    above = run_dir.resolve().parents
-    # Only in the layout <out>/<dataset>/<method>/<run id>: a run copied elsewhere searches no stranger's folders.
-    if run_dir.resolve().name == record.run_id and len(above) > 2:
-        for other in RunStore(above[2]).folders():
+    if (run_dir / CLASSIFIER).is_dir():
+        return run_dir / CLASSIFIER, record
+    parents = run_dir.resolve().parents
+    # Only in the layout <out>/<dataset>/<method>/<run id>: for a run that was copied, no other folders are searched.
+    if run_dir.resolve().name == record.run_id and len(parents) > 2:
+        for other in RunStore(parents[2]).folders():
             if not (other / CLASSIFIER).is_dir():
                 continue
             try:
                 found = RunStore.load(other)
             except RecordError:
-                continue  # another run's damage is told where that run is asked for
+                continue  # damage in another run is reported when that run is used
             if found.fit_id == record.fit_id:
-                if check:
-                    check_files(other, found, f"{CLASSIFIER}/")
-                return other / CLASSIFIER
-    raise RecordError(f"the run in '{run_dir}' holds no classifier", hint="run it again")
+                return other / CLASSIFIER, found
+    raise RecordError(f"the run in '{run_dir}' has no saved classifier", hint=_RERUN)
+
+
+def _method(record: RunRecord, run_dir: Path) -> Method:
+    """Return the method of a run with its settings.
+
+    Raises:
+        RecordError: If the installed version of the method differs, or does not accept the settings.
+    """
+    method_class = METHODS.get(record.method.name)
+    if method_class.version != record.method.version:
+        raise RecordError(
+            f"the run in '{run_dir}' was made by version {record.method.version} of "
+            f"{record.method.name}; version {method_class.version} is installed",
+            hint=_RERUN,
+        )
+    config: Any = record.config
+    settings = {k: v for k, v in config["method"].items() if k != "name"}
+    try:
+        return method_class(method_class.Config.model_validate(settings))
+    except ValidationError as err:
+        faults = "\n".join(fault_lines(err, method_class.Config, "method."))
+        raise RecordError(
+            f"the settings saved in '{run_dir}' are not valid for the installed {record.method.name}:\n{faults}",
+            hint=_RERUN,
+        ) from None
+
+
+def _load_model(
+    record: RunRecord, saved: ModelFacts, run_dir: Path, progress: Progress | None
+) -> Backbone:
+    """Load the model that a run was made with.
+
+    Raises:
+        ModelError: If it is not available, or its weights differ.
+    """
+    config: Any = record.config
+    name = config["model"]["name"]
+    options = ModelOptions(config["model"]["precision"], config["model"]["device"])
+    track, local = track_of(record.method.name), _local_name(name, record)
+    try:
+        resolved, identity = _identify(saved, local, track, options, run_dir)
+    except ClipAdaptError as err:
+        if local == name:
+            raise
+        try:  # the folder of that name may not be a model
+            resolved, identity = _identify(saved, name, track, options, run_dir)
+        except ClipAdaptError:
+            raise err from None
+    services = Services(FeatureCache(), progress or Silent())
+    backbone = resolved.provider.load(resolved.argument, options, services)
+    require_same(backbone, identity)
+    return backbone
+
+
+def _local_name(name: str, record: RunRecord) -> str:
+    """Return a model's name as it works from here: a relative path in it starts where the run was started."""
+    if record.environment.folder is None:
+        return name
+    start = Path(record.environment.folder)
+    scheme, colon, rest = name.partition(":")
+    arch, slash, file = name.partition("/")
+    if (start / (rest if colon else name)).is_dir():
+        return f"{scheme}{colon}{start / rest}" if colon else str(start / name)
+    # After an architecture comes a file, or a tag, which has no suffix.
+    if slash and (start / file).suffix and (start / file).is_file():
+        return f"{arch}/{start / file}"
+    return name
+
+
+def _identify(
+    saved: ModelFacts, name: str, track: str, options: ModelOptions, run_dir: Path
+) -> tuple[Resolved[ModelProvider], ModelIdentity]:
+    """Find the model of a run; if its weights have changed on the hub since, at the commit of the run.
+
+    Raises:
+        ModelError: If its weights differ from those of the run.
+    """
+    resolved = MODELS.resolve(name, track)
+    now = resolved.provider.identify(resolved.argument, options)
+    if now.weights_sha256 == saved.weights_sha256:
+        return resolved, now
+    commits = ("", "")
+    if saved.revision is not None and saved.revision != now.revision:
+        commits = (f", commit {saved.revision}", f", commit {now.revision}")
+        with contextlib.suppress(ClipAdaptError):  # a name without revisions, or a deleted commit
+            pinned = MODELS.resolve(f"{name}@{saved.revision}", track)
+            before = pinned.provider.identify(pinned.argument, options)
+            if before.weights_sha256 == saved.weights_sha256:
+                return pinned, before
+    raise ModelError(
+        f"the run in '{run_dir}' was made with other weights of '{saved.name}': "
+        f"sha256 {saved.weights_sha256[:16]}{commits[0]}; here {now.weights_sha256[:16]}{commits[1]}",
+        hint=f"restore the weights, or {_RERUN}",
+    )
+
+
+def _for_evaluated_classes(classifier: Classifier, record: RunRecord, run_dir: Path) -> Classifier:
+    """Return a classifier for the classes of the record's evaluation; its fit may have had others.
+
+    Raises:
+        RecordError: If the classifier does not support them.
+    """
+    facts: Any = record.per_class
+    evaluated = tuple(map(str, facts["classnames"])) if facts else tuple(classifier.classnames)
+    own = set(classifier.classnames)
+    if evaluated == tuple(classifier.classnames) or set(evaluated) == own:
+        return classifier
+    if isinstance(classifier, OpenVocabulary):
+        return classifier.with_classnames(evaluated, record.evaluation.templates)
+    untrained = [name for name in evaluated if name not in own]
+    if untrained:
+        raise RecordError(
+            f"the classifier in '{run_dir}' does not belong to this record: it has no class '{untrained[0]}'",
+            hint=_RERUN,
+        )
+    return classifier
+
+
+def _interval(metric: dict[str, Any]) -> dict[str, Any]:
+    """Return value and interval of a metric; the rest follows from its name."""
+    return {k: metric[k] for k in ("value", "low", "high") if metric[k] is not None}
+
+
+def _own_files(record: RunRecord) -> str:
+    """Return where the files of a run are and what reads them."""
+    return (
+        "the run's own files are in its folder 'classifier', which "
+        f"'{program(track_of(record.method.name))} predict' reads"
+    )

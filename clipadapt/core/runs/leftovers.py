@@ -1,6 +1,7 @@
-"""What killed processes left in output folders, the cache and the system's temporary folder: found and removed.
+"""Find and remove what killed processes left in output folders, in the cache and in the system's temporary folder.
 
-A temporary name tells its process, a fit's work folder its claim; what a living process holds is never touched.
+A temporary name identifies its process, and the work folder of a fit its claim; what a running process uses is never
+touched.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ from clipadapt.core.files.atomic import (
 )
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.core.files.locks import remove_unheld
-from clipadapt.core.runs.claims import Claims
+from clipadapt.core.runs.claims import Claims, children
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 WORK: Final = ".work"
-"""Folder of the checkpoints of fits that are not complete, in an output folder."""
+"""Folder of the checkpoints of unfinished fits, in an output folder."""
 KEEP_SECONDS: Final = 7 * 24 * 3600.0
-"""How long a checkpoint waits for its command to be started again."""
+"""How long a checkpoint is kept for its command to be started again."""
 _OUTS: Final = "outs"  # in the cache: the paths of the output folders, for prune
 
 
 def clear(out: Path, claims: Claims, finished: Collection[str] = ()) -> None:
-    """Remove what killed runs left, before new ones begin.
+    """Remove what killed runs left, before new ones start.
 
     Args:
         out: Output folder.
         claims: Claims on it.
-        finished: Keys of fits that have nothing left to do; their checkpoints go at once.
+        finished: Ids of fits that have nothing left to do; their checkpoints are removed now.
     """
     if (out / WORK).exists():
         make_work(out)
     cache = cache_dir()
-    with contextlib.suppress(OSError):  # prune will not find this folder, nothing else
+    with contextlib.suppress(OSError):  # the only effect is that prune does not find this folder
         path = cache / _OUTS / hashlib.sha256(os.fsencode(out.absolute())).hexdigest()[:32]
         if not path.exists():
             write_bytes(path, os.fsencode(out.absolute()))
@@ -85,9 +86,9 @@ def remove_work(folder: Path) -> None:
 
 
 def prune() -> int:
-    """Remove what killed processes left anywhere; return how many files and folders.
+    """Remove everything that killed processes left; return how many files and folders.
 
-    Unlike :func:`clear` it takes the checkpoints of all fits that no process works on.
+    Unlike :func:`clear` this includes all checkpoints of fits that no process works on.
     """
     cache = cache_dir()
     removed = remove_leftovers(Path(tempfile.gettempdir()))
@@ -95,13 +96,13 @@ def prune() -> int:
         removed += remove_leftovers(Path(folder))
         folders[:] = [name for name in folders if not is_temporary(Path(name))]
     removed += remove_unheld(cache / "locks")
-    for note in _children(cache / _OUTS):
+    for note in children(cache / _OUTS):
         with contextlib.suppress(OSError):
             out = Path(os.fsdecode(note.read_bytes()))
             if not out.is_dir():
                 note.unlink()
                 continue
-            with contextlib.suppress(RecordError), Claims(out) as claims:  # one that is read only
+            with contextlib.suppress(RecordError), Claims(out) as claims:  # a read-only one
                 removed += _clear_out(out, claims, 0.0)
     return removed
 
@@ -124,21 +125,14 @@ def _clear_out(out: Path, claims: Claims, older_than: float, finished: Collectio
 
 
 def _age(folder: Path) -> float:
-    """Return the seconds since the last change of a file in a folder; without end where there is none."""
+    """Return the seconds since a file in a folder last changed; the current time if it has none."""
     newest = 0.0
     for path in files_below(folder):
-        with contextlib.suppress(OSError):  # removed since it was listed
+        with contextlib.suppress(OSError):  # removed in the meantime
             newest = max(newest, path.lstat().st_mtime)
     return time.time() - newest
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    # Unlike those of Path these never raise, whoever the folder belongs to.
-    return [p for p in _children(folder) if os.path.isdir(p) and not os.path.islink(p)]  # noqa: PTH112, PTH114
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
+    # Unlike the methods of Path these never raise, whatever the permissions.
+    return [p for p in children(folder) if os.path.isdir(p) and not os.path.islink(p)]  # noqa: PTH112, PTH114

@@ -128,7 +128,7 @@ def test_a_sweep_has_the_threads_of_its_executor(tmp_path, monkeypatch):
     for threads in (Local(lambda spec: None).threads, distributed.Ray().threads, 4, 1):
         _, ((spec,),) = plan_sweep([experiment], tmp_path, threads=threads)
         ids.append(spec.fit_id)
-        assert distributed.order(spec)["threads"] == spec.opened.threads
+        assert distributed.to_task(spec)["threads"] == spec.opened.threads
     assert ids[0] == ids[2] != ids[1] == ids[3]
 
 

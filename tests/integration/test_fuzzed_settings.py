@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clipadapt.core.api.effects import model_within
 from clipadapt.core.api.registry import METHODS
 from clipadapt.core.experiments import config, shipped
 from clipadapt.core.experiments.settings import ExperimentConfig
@@ -32,7 +33,7 @@ def keys_of(model, prefix=""):
     """Every dotted key of a config class, with those of the sections in it."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
-        inner = config._model_within(field.annotation)
+        inner = model_within(field.annotation)
         if inner is not None:
             yield from keys_of(inner, f"{prefix}{name}.")
 

@@ -1,4 +1,4 @@
-"""The main job on real input, without a hub: a small sweep over pictures and reviews, one table, one page.
+"""Run a small sweep over images and reviews without the hub; write one table and one report page.
 
     python scripts/demo.py [--out runs/demo] [--readme README.md]
 

@@ -1,4 +1,4 @@
-"""One cell has one interval, in every table, summary and page, whatever the metric."""
+"""Table, summary and page show the same interval for the same figure, for every metric."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OF_CLASSES = [m.name for m in METRICS.values() if not m.probabilities]
 
 
 def save(store, hits, *, n=100, seed=1, **changes):
-    """Save a run of which the last ``hits`` of ``n`` examples are right; the others are taken for the next class."""
+    """Save a run with the last ``hits`` of ``n`` examples right and the others predicted as the next class."""
     labels = np.arange(n, dtype=np.int64) % CLASSES
     predicted = np.where(np.arange(n) >= n - hits, labels, (labels + 1) % CLASSES)
     scores = 3 * np.eye(CLASSES, dtype=np.float32)[predicted]
@@ -77,9 +77,7 @@ def test_table_summary_page_csv_and_latex_show_the_same_interval(store, counts):
     assert shown in page
 
 
-def test_equal_seeds_have_the_interval_of_one_fit_and_nearly_equal_ones_nearly_that(
-    store, tmp_path
-):
+def test_equal_seeds_have_the_interval_of_one_fit_and_similar_seeds_a_similar_one(store, tmp_path):
     equal = _interval(tmp_path / "a", (90, 90, 90))
     near = _interval(tmp_path / "b", (90, 90, 91))
     one = wilson(90, 100)
@@ -96,7 +94,7 @@ def _interval(folder, counts):
 
 @pytest.mark.parametrize("metric", OF_CLASSES)
 @pytest.mark.parametrize("counts", [(100,), (100, 100, 100), (99, 100, 100), (0, 0), (1, 0)])
-def test_no_interval_is_of_width_zero_or_leaves_its_range(store, metric, counts):
+def test_intervals_have_a_width_and_stay_in_range(store, metric, counts):
     seeds(store, counts)
     found = measured(store, metric)
     assert 0 <= found.low <= found.value + 1e-12
@@ -105,7 +103,7 @@ def test_no_interval_is_of_width_zero_or_leaves_its_range(store, metric, counts)
 
 
 @pytest.mark.parametrize("metric", [*OF_CLASSES, "nll", "brier_calibrated"])
-def test_a_seed_more_that_is_a_copy_changes_nothing(store, metric):
+def test_an_identical_second_seed_changes_nothing(store, metric):
     save(store, 83, seed=1)
     one = measured(store, metric)
     save(store, 83, seed=2)
@@ -114,7 +112,7 @@ def test_a_seed_more_that_is_a_copy_changes_nothing(store, metric):
     assert (two.low, two.high) == pytest.approx((one.low, one.high), abs=1e-9)
 
 
-def test_what_is_no_mean_over_examples_has_no_interval(store):
+def test_a_metric_that_is_not_a_mean_over_examples_has_no_interval(store):
     seeds(store, (90, 91))
     assert (measured(store, "ece").low, measured(store, "aurc").high) == (None, None)
 
@@ -136,7 +134,7 @@ def test_h_of_perfect_accuracies_is_not_certain(store):
     assert (both.harmonic.low, both.harmonic.high) == (h.low, h.high)
 
 
-def test_predictions_that_cannot_be_read_cost_the_interval_and_are_named(store):
+def test_without_readable_predictions_there_is_no_interval_and_a_note_says_so(store):
     seeds(store, (90, 92))
     damaged = next(store.root.rglob("predictions.npz"))
     damaged.write_bytes(b"")
@@ -148,14 +146,14 @@ def test_predictions_that_cannot_be_read_cost_the_interval_and_are_named(store):
     assert any(str(damaged) in note for note in table.notes)
 
 
-def test_the_limit_of_the_data_stands_in_the_table_even_where_all_rows_have_it(store):
+def test_a_limit_of_the_data_is_shown_even_if_all_rows_have_it(store):
     config = {"data": {"name": "x", "limit": 100}, "method": {"name": "clip/coop"}}
     save(store, 90, config=config)
     assert "data.limit=100" in render(build_table(store.load_all(), store=store))
     assert "data.limit=100" in build_summary(store).blocks[0].rows[0].label
 
 
-def test_states_of_a_data_set_that_is_only_judged_are_rows_of_their_own(store):
+def test_each_state_of_a_dataset_that_is_only_evaluated_is_a_row(store):
     for seed, sha in ((1, "11112222"), (1, "33334444"), (2, "33334444")):
         run_id = f"{seed}{sha}0000000"
         save(
@@ -187,3 +185,27 @@ def test_old_and_new_macro_f1_are_not_mixed(store):
     assert build_table(store.load_all(), store=store).lines[0].seeds == 2
     with pytest.raises(Exception, match=r"metrics_version: 1 in .*, 2 in"):
         build_table(store.load_all(), metric="macro_f1", store=store)
+
+
+@pytest.mark.parametrize("command", ["table", "summary", "page"])
+def test_predictions_are_read_once(store, monkeypatch, command):
+    for seed in (1, 2):
+        for classes in ("base", "new"):
+            save(store, 90 + seed, seed=seed, evaluation__classes=classes)
+    per_class = {"classnames": [str(c) for c in range(CLASSES)]}
+    save(store, 80, seed=1, per_class=per_class)
+    save(store, 80, seed=2, per_class=per_class)
+    read, load = [], RunStore.load_predictions
+
+    def counted(folder, record):
+        read.append(record.run_id)
+        return load(folder, record)
+
+    monkeypatch.setattr(RunStore, "load_predictions", staticmethod(counted))
+    if command == "table":
+        render(build_table(store.load_all(), store=store))
+    elif command == "summary":
+        render_summary(build_summary(store))
+    else:
+        report.build_report(store.root, examples=False)
+    assert sorted(read) == sorted(r.run_id for r in store.load_all())

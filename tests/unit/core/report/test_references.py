@@ -21,7 +21,7 @@ from tests.unit.core.records.test_records import make_record, metric
 
 
 def references_for(record):
-    """The numbers that match."""
+    """Return the numbers that match a run."""
     return [p.reference for p in published_for([record]) if not p.differences]
 
 
@@ -111,7 +111,7 @@ def test_the_sentiment_tracks(method, settings, val, test, parameters):
         ({"data__name": "csv:mine.csv"}, "trained on csv:mine.csv, published for training on rotten_tomatoes"),
     ],
 )  # fmt: skip
-def test_what_differs_is_named_and_does_not_fit(changes, words):
+def test_differences_are_named_and_the_number_does_not_match(changes, words):
     record = sentiment(**changes)
 
     assert references_for(record) == []
@@ -144,7 +144,7 @@ def test_other_examples_are_a_caveat():
     assert caveats(val, references_for(val)[0]) == ("evaluated on 1,066 examples only",)
 
 
-def test_the_same_in_all_that_decides_it_is_comparable():
+def test_a_number_is_comparable_if_everything_that_affects_it_is_equal():
     record = zero_shot("imagenet", MODEL, 80)
     (reference,) = references_for(record)
     assert reference.test["accuracy"] == 0.6333
@@ -171,7 +171,7 @@ def test_the_same_in_all_that_decides_it_is_comparable():
         ({"flags": ("not_the_official_data",)}, "not the official data"),
     ],
 )
-def test_what_decides_a_number_is_compared(changes, words):
+def test_everything_that_affects_a_number_is_compared(changes, words):
     record = zero_shot("imagenet", MODEL, 80, **changes)
     (reference,) = references_for(record)
     assert words in caveats(record, reference)
@@ -187,7 +187,7 @@ def test_seven_of_the_200_classes_of_imagenet_r_are_another_task():
     )
 
 
-def test_a_method_that_learnt_the_base_classes_alone_is_not_comparable():
+def test_a_method_trained_on_the_base_classes_alone_is_not_comparable():
     changes = {
         "method__name": "clip/coop",
         "method__uses_train": True,
@@ -213,19 +213,19 @@ def test_templates_are_compared_by_content():
         zero_shot("imagenet", MODEL, 1))[0]))  # fmt: skip
 
 
-def test_the_table_says_why_the_nearest_number_does_not_fit():
+def test_the_table_says_why_the_nearest_number_does_not_match():
     table = build_table([zero_shot("imagenet", MODEL, 7)], reference=True)
     assert table.lines[0].published == ()
     assert "7 templates, published with" in table.notes[-1]
     assert "does not match clip/zero_shot" in table.notes[-1]
 
 
-def test_hashes_of_class_names_in_the_files_are_those_of_the_data_sets():
+def test_hashes_of_class_names_in_the_files_are_those_of_the_datasets():
     hashes = {r.classnames_sha256 for r in all_references()} - {None}
     assert hashes == {classnames_sha256(imagenet_names(WNIDS))}
 
 
-def test_templates_tell_zero_shot_numbers_apart_and_shots_do_not():
+def test_zero_shot_numbers_are_distinguished_by_templates_and_not_by_shots():
     model = "ViT-B-32-quickgelu/openai"
     for shots in (None, 16):
         single = references_for(zero_shot("imagenet_sketch", model, 1, data__shots=shots))
@@ -234,7 +234,7 @@ def test_templates_tell_zero_shot_numbers_apart_and_shots_do_not():
         assert [r.test["accuracy"] for r in ensemble] == [0.4230, 0.4229]
 
 
-def test_a_shift_of_data_needs_the_data_learnt_from():
+def test_a_number_under_shift_needs_the_same_training_data():
     changes = {
         "method__name": "clip/coop",
         "method__uses_train": True,
@@ -267,7 +267,7 @@ def header_and_rows(table):
     return cells[0], cells[2:]
 
 
-def test_the_table_has_published_figures_where_they_fit_and_only_when_asked():
+def test_the_table_shows_published_numbers_that_match_and_only_on_request():
     metrics = {"accuracy": metric(0.80)}
     records = [
         sentiment(run_id="a", metrics=metrics),
@@ -293,7 +293,7 @@ def test_the_table_has_published_figures_where_they_fit_and_only_when_asked():
     assert "published" not in header_and_rows(build_table(records))[0]
 
 
-def test_val_and_other_metrics_have_their_own_published_figures():
+def test_val_and_other_metrics_have_their_own_published_numbers():
     metrics = {"accuracy": metric(0.8), "nll": metric(0.4, unit="nats", higher=False)}
     val = sentiment(evaluation__split="val", metrics=metrics)
     header, (row,) = header_and_rows(build_table([val], reference=True))
@@ -303,7 +303,7 @@ def test_val_and_other_metrics_have_their_own_published_figures():
     assert row[header.index("published")] == "0.432 (1)"
 
 
-def test_a_table_without_a_fit_says_so():
+def test_a_table_without_a_match_says_so():
     table = build_table([make_record()], reference=True)
     assert table.notes[-1].startswith("No published number matches")
     assert header_and_rows(table)[1][0][header_and_rows(table)[0].index("published")] == "-"
@@ -317,7 +317,7 @@ def test_csv_holds_published_fractions_and_sources():
     assert "published" not in render(build_table([sentiment()]), "csv")
 
 
-def test_rows_that_learnt_elsewhere_are_told_apart():
+def test_rows_trained_on_other_data_are_labelled():
     records = [
         make_record(run_id="a", evaluation__dataset="sketch", data__name="sketch"),
         make_record(run_id="b", evaluation__dataset="sketch", data__name="photo", data__sha256="d2"),

@@ -29,14 +29,14 @@ IDS = tuple(f"e{i:02d}" for i in range(N))
 
 
 def right(n_wrong, start=0):
-    """Which of the examples are right: all but ``n_wrong`` in a row from ``start``."""
+    """Return which examples are predicted correctly: all but ``n_wrong`` consecutive ones from ``start``."""
     correct = np.ones(N, dtype=bool)
     correct[(start + np.arange(n_wrong)) % N] = False
     return correct
 
 
 def save(store, method, correct, *, seed=1, split="test", ids=IDS, labels=LABELS, **changes):
-    """Save a run whose predictions are right exactly where ``correct`` is."""
+    """Save a run whose predictions are right where ``correct`` is True, and wrong elsewhere."""
     predicted = np.where(correct, labels, 1 - labels)
     scores = np.eye(2, dtype=np.float32)[predicted]
     history = changes.pop("history", None)
@@ -78,7 +78,7 @@ def rows(store):
     return [r.row for r in only(store).rows]
 
 
-def test_one_row_per_method_with_val_beside_test(store):
+def test_one_row_per_method_with_val_next_to_test(store):
     for seed, wrong in ((1, 6), (2, 9), (3, 12)):
         save(store, "text/lora", right(wrong), seed=seed, n_total_params=1_000_000)
         save(store, "text/lora", right(3), seed=seed, split="val")
@@ -92,7 +92,7 @@ def test_one_row_per_method_with_val_beside_test(store):
     expected = crossed_interval(np.stack([right(6), right(9), right(12)]))
     assert lora.accuracy == expected
     assert lora.accuracy.value == pytest.approx(1 - 27 / 180)
-    assert lora.val_accuracy == wilson(57, 60)  # every seed alike
+    assert lora.val_accuracy == wilson(57, 60)  # the same in every seed
     assert svm.accuracy == wilson(40, 60)
     assert svm.val_accuracy is None
     assert (lora.n_trainable_params, lora.n_total_params) == (8192, 1_000_000)
@@ -123,8 +123,8 @@ def test_means_of_metrics_and_classes_agree_with_scikit_learn(store):
         assert got == pytest.approx(tuple(each[:, c]))
 
 
-def test_a_class_never_given_counts_zero_without_a_warning(store):
-    save(store, "text/svm", LABELS == 1)  # everything is called positive
+def test_the_precision_of_a_class_that_is_never_predicted_is_zero_without_a_warning(store):
+    save(store, "text/svm", LABELS == 1)  # everything is predicted as positive
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (svm,) = rows(store)
@@ -144,7 +144,7 @@ def test_one_seed_each_is_mcnemar_on_examples_joined_by_id(store):
     assert pair.p_adjusted == pair.p_value
     assert pair.difference.value == pytest.approx((n10 - n01) / N)
     difference = a.astype(float) - b
-    # Bonett and Price: one example more that only the first gets right, and one that only the second does.
+    # Bonett and Price add one example that only the first gets right and one that only the second gets right.
     t = stats.ttest_1samp([*difference, 1.0, -1.0], 0).confidence_interval(0.95)
     assert (pair.difference.low, pair.difference.high) == pytest.approx((t.low, t.high))
     assert (pair.first, pair.second, pair.test) == ("text/lora", "text/svm", "McNemar")
@@ -210,10 +210,10 @@ def test_methods_without_a_common_seed_are_not_compared(store):
             save(store, method, right(5 + seed), seed=seed)
     block = only(store)
     assert block.comparisons == ()
-    assert [r.letters for r in block.rows] == ["a", "b"]  # never compared: no letter in common
+    assert [r.letters for r in block.rows] == ["a", "b"]  # never compared, so no common letter
 
 
-def test_one_seed_each_needs_to_be_the_same_and_zero_shot_shares_every_seed(store):
+def test_single_seeds_are_compared_if_equal_and_zero_shot_is_compared_with_every_seed(store):
     save(store, "text/lora", right(5), seed=1)
     save(store, "text/head", right(6), seed=2)
     save(store, "text/zero_shot", right(7), seed=1)
@@ -249,7 +249,7 @@ def test_the_p_value_is_where_the_interval_meets_zero():
         interval = crossed_interval(sign * several, 1 - p)
         assert min(abs(interval.low), abs(interval.high)) == pytest.approx(0, abs=1e-6)
     assert crossed_p_value(np.zeros((3, 10))) == 1.0
-    # Every difference the same: the spread is not known to be 0, it is the sign test of ten examples.
+    # If every difference is the same, the spread is unknown, not 0: the p-value is that of the sign test.
     assert crossed_p_value(np.ones((3, 10))) == stats.binomtest(10, 10).pvalue
 
 
@@ -274,7 +274,7 @@ def test_the_best_is_bold_only_where_it_beats_the_runner_up(store):
     save(store, "text/full_finetune", right(0))
     save(store, "text/head", right(30), method__recipe="far")
     block = only(store)
-    assert [r.best for r in block.rows] == [False] * 4  # 60 to 57 is no proof
+    assert [r.best for r in block.rows] == [False] * 4  # 60 against 57 is not significant
 
 
 def test_a_clear_winner_is_marked(store):
@@ -347,7 +347,7 @@ def test_unlike_runs_are_refused(store):
         build_summary(store)
 
 
-def test_states_of_a_data_set_are_blocks_of_their_own_with_their_hash(store):
+def test_each_state_of_a_dataset_is_a_block_with_its_hash(store):
     states = ("d1" + "0" * 62, "d2" + "0" * 62)
     for sha, seed in zip(states, (1, 2), strict=True):
         save(store, "text/lora", right(5), seed=seed, data__sha256=sha)
@@ -371,12 +371,12 @@ def test_a_run_whose_predictions_cannot_be_read_is_left_out_and_named(store):
     assert str(lost) in summary.notes[0]
 
 
-def test_a_val_run_of_its_own_is_a_block(store):
+def test_a_run_on_val_alone_is_a_block(store):
     save(store, "text/lora", right(5), split="val")
     assert only(store).title == "reviews, val"
 
 
-def test_only_the_records_named_are_summarised_and_none_is_an_error(store):
+def test_only_the_given_records_are_summarised_and_none_is_an_error(store):
     kept = save(store, "text/lora", right(5))
     save(store, "text/svm", right(9))
     assert [r.label for r in only(store, records=[kept, kept]).rows] == ["text/lora"]

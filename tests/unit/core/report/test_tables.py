@@ -61,7 +61,7 @@ def test_without_predictions_a_mean_over_seeds_has_no_interval():
     assert (line.interval.low, line.interval.high) == (None, None)
 
 
-def test_costs_are_means_memory_the_largest_flags_counted():
+def test_costs_are_means_memory_is_the_largest_and_flags_are_counted():
     records = [
         run(1, cost__fit_seconds=1.0, cost__peak_memory_bytes=100, flags=["collapse", "leakage"]),
         run(2, cost__fit_seconds=3.0, cost__peak_memory_bytes=None, flags=["leakage"]),
@@ -97,7 +97,7 @@ def test_groups(changes):
     assert build_table(records).lines == build_table(records[::-1]).lines
 
 
-def test_the_protocol_is_a_column_only_where_it_differs():
+def test_the_protocol_is_a_column_only_if_it_differs():
     assert "protocol" not in markdown([run(1)])[0]
     header, *rows = markdown([run(1), run(2, evaluation__protocol="base_to_new")])
     assert [row[header.index("protocol")] for row in rows] == [r"base\_to\_new", "standard"]
@@ -112,7 +112,7 @@ def test_the_protocol_is_a_column_only_where_it_differs():
         ({"environment": installed("torch", "1.0")}, "environment.packages.torch", TORCH, "'1.0'"),
     ],
 )
-def test_unlike_records_are_refused_by_name_and_values(changes, field, first, second):
+def test_records_that_differ_are_refused_with_names_and_values(changes, field, first, second):
     with pytest.raises(RecordError) as caught:
         build_table([run(1), run(2, **changes)])
     assert str(caught.value) == (
@@ -148,7 +148,7 @@ def test_unlike_records_are_refused_by_name_and_values(changes, field, first, se
         ),
     ],
 )
-def test_other_settings_are_other_rows_that_say_so(changes, first, second):
+def test_rows_with_other_settings_are_labelled_with_them(changes, first, second):
     table = build_table([run(1), run(2), run(1, run_id="b" * 16, **changes)])
 
     assert {(x.seeds, x.row.group.settings) for x in table.lines} == {(2, (first,)), (1, (second,))}
@@ -156,7 +156,7 @@ def test_other_settings_are_other_rows_that_say_so(changes, first, second):
     assert "settings" not in render(build_table([run(1), run(2)]))
 
 
-def test_settings_that_change_no_result_are_passed_over():
+def test_settings_that_do_not_affect_the_result_are_ignored():
     def config(path, **more):
         return {"data": {"name": path}, "method": {"name": "clip/coop"}, **more}
 

@@ -1,4 +1,4 @@
-"""Adapt CLIP to new image tasks: methods, models, data sets and one run record."""
+"""Adapt CLIP to new image tasks: methods, models, datasets and one run record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CLIPClassifier"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import scikit-learn and what needs it only when it is asked for."""
+    """Import scikit-learn and the classes that need it only on first use."""
     if name == "CLIPClassifier":
         from clipadapt.sklearn import CLIPClassifier
 

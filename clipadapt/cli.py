@@ -33,14 +33,14 @@ app = build_app("clip", "Adapt CLIP to new image tasks and compare the ways to d
 
 
 class BadImage(StrEnum):
-    """What to do with an image that cannot be read."""
+    """How to handle an unreadable image."""
 
     error = "error"
     skip = "skip"
 
 
 class SplitChoice(StrEnum):
-    """Which split is evaluated."""
+    """The split to evaluate."""
 
     train = "train"
     val = "val"
@@ -56,7 +56,7 @@ def zeroshot(
         list[str], typer.Option("--model", metavar="NAME", help="Model; may be repeated.")
     ],
     datasets: Annotated[
-        list[str], typer.Option("--dataset", metavar="NAME", help="Data set; may be repeated.")
+        list[str], typer.Option("--dataset", metavar="NAME", help="Dataset; may be repeated.")
     ],
     split: Annotated[SplitChoice, typer.Option(help="Split to evaluate.")] = SplitChoice.test,
     templates: Annotated[
@@ -66,7 +66,7 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Class names: one a line in class order, CLASS<TAB>NAME lines, or YAML or JSON of either.",
+            help="Class names: one per line in class order, CLASS<TAB>NAME lines, or YAML or JSON of either.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate on at most this many images.")] = None,
@@ -78,7 +78,7 @@ def zeroshot(
     out: OutOption = DEFAULT_OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate models zero-shot: class names in, accuracy with its interval out."""
+    """Evaluate models zero-shot; print the accuracy with its confidence interval."""
     from clipadapt.core.experiments import config, shipped
 
     if limit is not None and limit < 1:
@@ -117,7 +117,7 @@ def predict(
     run_dir: RunDirArgument,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE|FOLDER...", help="Images, and folders with images below."),
+        typer.Argument(metavar="IMAGE|FOLDER...", help="Image files, and folders of images."),
     ],
     top: TopOption = 1,
     html: Annotated[
@@ -125,7 +125,7 @@ def predict(
         typer.Option(
             "--html",
             metavar="FILE",
-            help="Write a sheet of thumbnails, one HTML file.",
+            help="Write a sheet of thumbnails to one HTML file.",
             parser=user_path,
         ),
     ] = None,
@@ -134,7 +134,7 @@ def predict(
     ] = BadImage.error,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict class and calibrated probability of images; of a folder all below it, sorted."""
+    """Predict the class of images with a calibrated probability; folders are searched recursively."""
     from collections import Counter
 
     from clipadapt.core.api.data import Inputs
@@ -157,7 +157,7 @@ def predict(
         if not names:
             raise DataError(f"none of the {len(files)} images can be decoded")
         if len(names) < len(files):
-            progress.note(f"unreadable images are left out: {len(files) - len(names)}")
+            progress.note(f"left out {len(files) - len(names)} unreadable images")
         files = _images.ImageFiles(files.root, names)
     run = load_run(run_dir, progress, track="clip")
     found = run.predict(Inputs(files, tuple(map(str, range(len(files))))), top)
@@ -172,12 +172,12 @@ def predict(
 
 @app.command("inspect", epilog="Example: clipadapt inspect RUN_DIR --json")
 def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
-    """Say what a run is: its record's facts, its files and, where the method tells, what it learnt."""
+    """Show a run: the facts of its record, its files and, if the method supports it, the trained parameters."""
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.runs.inference import inspect_run
 
     facts = inspect_run(run_dir, on_stderr())
-    if not as_json:  # a line each
+    if not as_json:  # one line per metric
         facts["metrics"] = {k: _interval(**m) for k, m in facts["metrics"].items()}
     print_facts(facts, as_json=as_json)
 
@@ -197,19 +197,17 @@ def _print_per_class(records: list[RunRecord], out: Path) -> None:
 
 
 def _check_local(name: str) -> None:
-    """Check that a name may be one of this machine's files.
+    """Check that a name can be a local file.
 
     Raises:
-        DataError: If it is an address or stands for stdin.
+        DataError: If it is a URL or ``-`` (stdin).
     """
     if name == "-" and not Path(name).exists():
-        raise DataError(
-            "'-' stands for stdin, which predict does not read", hint="name image files or folders"
-        )
+        raise DataError("predict does not read stdin ('-')", hint="give image files or folders")
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name) and not Path(name).exists():
         raise DataError(
-            f"'{name}' is an address, and predict reads files of this machine",
-            hint="download the image and name its file",
+            f"'{name}' is a URL, and predict only reads local files",
+            hint="download the image and give its path",
         )
 
 
@@ -218,15 +216,15 @@ def _interval(value: float, low: float | None = None, high: float | None = None)
 
 
 def _sheet_file(path: Path) -> Path:
-    """Return where a sheet is to be written, checked before any work.
+    """Return the path of the sheet, checked before any work.
 
     Raises:
-        ClipAdaptError: If the name is none of an HTML file, or it cannot be written.
+        ClipAdaptError: If it is not the name of an HTML file, or cannot be written.
     """
     from clipadapt.core.files.folders import output_file
 
     if path.suffix.lower() not in {".html", ".htm"} or path.is_dir():
         raise ConfigError(
-            f"--html takes the name of an .html file (got '{path}')", hint="--html sheet.html"
+            f"--html needs the name of an .html file (got '{path}')", hint="--html sheet.html"
         )
     return output_file(path, "--html")

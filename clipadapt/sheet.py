@@ -1,4 +1,4 @@
-"""A sheet of predicted pictures: one HTML file that needs nothing beside itself."""
+"""A sheet of predicted images: one self-contained HTML file with thumbnails."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from clipadapt.datasets._images import Thumbnail
 
 MOST_COUNTS: Final = 12
-"""Classes that the heading counts by name."""
+"""Maximum number of classes listed in the heading."""
 
-# The policy lets a browser load nothing from anywhere, whatever a file's name holds.
+# The policy prevents a browser from loading anything, even if a file name contains HTML.
 HEAD: Final = """<!doctype html>
 <html lang="en">
 <head>
@@ -68,18 +68,18 @@ def write_sheet(
     predictions: Sequence[Mapping[str, Any]],
     thumbnails: Iterable[Thumbnail],
 ) -> None:
-    """Write the sheet, whole or not at all; one thumbnail is held at a time.
+    """Write the sheet atomically; one thumbnail is in memory at a time.
 
     Args:
-        path: The HTML file; one that is there is replaced.
-        record: The run that predicted.
-        predictions: As :meth:`~clipadapt.core.runs.inference.LoadedRun.predict` gives them, ``input`` a file's name.
+        path: The HTML file; an existing file is replaced.
+        record: The run that made the predictions.
+        predictions: Result of :meth:`~clipadapt.core.runs.inference.LoadedRun.predict`; ``input`` is a file name.
         thumbnails: One per prediction, in order.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If the file cannot be written.
     """
-    title = f"{len(predictions)} {'picture' if len(predictions) == 1 else 'pictures'}"
+    title = f"{len(predictions)} {'image' if len(predictions) == 1 else 'images'}"
     lines = "".join(f"<p>{escape_html(line)}</p>\n" for line in _about(record, predictions))
     with atomic_file(path) as file:
         file.write(_bytes(HEAD.format(title=escape_html(title), lines=lines)))
@@ -93,16 +93,16 @@ def _about(record: RunRecord, predictions: Sequence[Mapping[str, Any]]) -> list[
     model = f" on {record.model.name}" if record.model else ""
     shots = f", {record.data.shots} shots" if record.data.shots else ""
     temperature = record.calibration.temperature if record.calibration else None
-    trust = "not calibrated: the run fitted no temperature on val"
+    calibration = "not calibrated: the run fitted no temperature on val"
     if temperature is not None:
-        trust = f"calibrated on val, temperature {temperature:.3g}"
+        calibration = f"calibrated on val, temperature {temperature:.3g}"
     counts = Counter(p["label"] for p in predictions)
     shown = ", ".join(f"{label} {n}" for label, n in counts.most_common(MOST_COUNTS))
     more = len(counts) - MOST_COUNTS
     return [
-        f"{title}{model}, learnt on {record.data.name}{shots}, seed {record.seed}, run {record.run_id}.",
-        f"The probabilities are {trust}.",
-        f"Predicted: {shown}{f' and {more} classes more' if more > 0 else ''}.",
+        f"{title}{model}, trained on {record.data.name}{shots}, seed {record.seed}, run {record.run_id}.",
+        f"The probabilities are {calibration}.",
+        f"Predicted: {shown}{f' and {more} more classes' if more > 0 else ''}.",
     ]
 
 

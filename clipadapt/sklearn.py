@@ -1,4 +1,4 @@
-"""scikit-learn's surface: any method that adapts CLIP, as an estimator of pictures.
+"""scikit-learn interface: an image classifier that fits any method for adapting CLIP.
 
 >>> from clipadapt import CLIPClassifier
 >>> from sklearn.model_selection import GridSearchCV
@@ -54,20 +54,20 @@ _loading = threading.Lock()
 
 
 class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Classify pictures with CLIP and one of the methods that adapt it.
+    """Classify images with CLIP and one of the methods that adapt it.
 
-    Pictures are PIL images, paths of image files, or a uint8 array ``(n, height, width, 3)``. The classes' names in
-    prompts are the labels as text, ``_`` as a space. A model is loaded once per process and shared by all estimators;
-    frozen features go through the feature store. There is no validation split: methods that would choose a setting on
-    one keep the setting given, and the probabilities are calibrated only where the method brings a temperature.
+    Images are PIL images, paths of image files, or a uint8 array ``(n, height, width, 3)``. The class names in prompts
+    are the labels as text, with ``_`` replaced by a space. A model is loaded once per process and shared by all
+    estimators; frozen features are cached. There is no validation split: methods that select a hyperparameter on val
+    use its given value, and the probabilities are calibrated only if the method provides a temperature.
 
-    A pickled estimator holds what was learnt, never the model, which is loaded again with it.
+    A pickled estimator contains the trained parameters but not the model, which is loaded again when unpickling.
 
     Args:
-        model: Any name that ``--model`` takes.
-        method: Any name that ``clipadapt ls methods`` lists, with or without ``clip/``.
-        method_params: The method's hyperparameters that differ from its defaults.
-        random_state: Seed, or a generator that one is drawn from.
+        model: Any name that ``--model`` accepts.
+        method: Any name listed by ``clipadapt ls methods``, with or without ``clip/``.
+        method_params: Hyperparameters of the method that differ from its defaults.
+        random_state: Seed, or a generator from which it is drawn.
 
     Attributes:
         classes_: The distinct labels, sorted.
@@ -86,10 +86,10 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> CLIPClassifier:
-        """Fit the method to pictures ``X`` and their labels ``y``; return the estimator.
+        """Fit the method to images ``X`` with labels ``y``; return the estimator.
 
         Raises:
-            ValueError: If pictures, labels or parameters are not accepted.
+            ValueError: If the images, labels or parameters are not valid.
         """
         with _user_errors():
             name, config = self._method()
@@ -99,7 +99,7 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             names = tuple(str(c).replace("_", " ") for c in classes.tolist())
             for pair in duplicate_names(names)[:1]:
                 warnings.warn(
-                    f"no prompt can tell the classes '{pair[0]}' and '{pair[1]}' apart",
+                    f"no prompt can distinguish the classes '{pair[0]}' and '{pair[1]}'",
                     stacklevel=2,
                 )
             task = Task(names, PHOTO_TEMPLATES, Split(inputs, labels, names))
@@ -114,44 +114,44 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
             with scratch_folder() as work:
                 context = RunContext(int(seed), work, services)
-                learnt = method.fit(loaded.backbone if loaded else None, task, context)
+                classifier = method.fit(loaded.backbone if loaded else None, task, context)
         weights = loaded.weights_sha256 if loaded else None
-        self.fitted_ = _Fitted(name, config, self.model, weights, learnt)
+        self.fitted_ = _Fitted(name, config, self.model, weights, classifier)
         self.classes_ = classes
         return self
 
     @property
     def classifier_(self) -> Classifier:
-        """What the method's ``fit`` returned."""
+        """The classifier returned by the method's ``fit``."""
         check_is_fitted(self, "classes_")
         return self.fitted_.classifier
 
     def predict_scores(self, X: Any) -> NDArray[np.float32]:
-        """Return the method's own scores, logits or margins, shape ``(n, C)``.
+        """Return the scores of the method, logits or margins, shape ``(n, C)``.
 
         Raises:
-            NotFittedError: Before ``fit``.
-            ValueError: If the pictures are not accepted.
+            NotFittedError: If the estimator is not fitted.
+            ValueError: If the images are not valid.
         """
         classifier = self.classifier_
         with _user_errors():
             return classifier.predict_scores(_inputs(X))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the label of each picture, shape ``(n,)``."""
+        """Return the predicted label of each image, shape ``(n,)``."""
         best = self.predict_scores(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return a probability per picture and class, in the order of ``classes_``, shape ``(n, C)``."""
+        """Return the class probabilities in the order of ``classes_``, shape ``(n, C)``."""
         scores = self.predict_scores(X).astype(np.float64)
         own = self.classifier_
         temperature = own.temperature if isinstance(own, SelfCalibrated) else None
         return softmax(scores, temperature or 1.0)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Return the accuracy on pictures ``X`` with labels ``y``."""
+        """Return the accuracy on images ``X`` with labels ``y``."""
         predicted = self.predict(X).tolist()
         labels = _labels(y, len(predicted))
         hits = [a == b for a, b in zip(predicted, labels, strict=True)]
@@ -164,7 +164,7 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"{key} must be a name, got {getattr(self, key)!r}")  # noqa: TRY004
         name = METHODS.complete(self.method, "clip")
         if track_of(name) != "clip":
-            raise ValueError(f"the method {name} reads no images; take one of the track clip")
+            raise ValueError(f"the method {name} is not for images; use a method of the track clip")
         given = self.method_params
         if given is not None and not isinstance(given, Mapping):
             raise ValueError(f"method_params must be a mapping or None, got {given!r}")
@@ -182,8 +182,8 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-class _Pictures(Sequence[Image.Image]):
-    """Pictures as they were given, made RGB when they are asked for."""
+class _Images(Sequence[Image.Image]):
+    """The given images, converted to RGB lazily."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
@@ -194,16 +194,16 @@ class _Pictures(Sequence[Image.Image]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return _Pictures(self._items[index])
+            return _Images(self._items[index])
         item = self._items[index]
         if _is_path(item):
             return self._files[index]
         if isinstance(item, Image.Image):
-            return opened_rgb(item, f"picture {index}")
+            return opened_rgb(item, f"image {index}")
         return Image.fromarray(item)
 
     def digest(self, index: int) -> bytes:
-        """Return the hash of one picture's content, of a file's bytes where it is one."""
+        """Return the hash of one image's content, or of the file's bytes if it is a file."""
         return (
             self._files.digest(index) if _is_path(self._items[index]) else digest([self[index]], 0)
         )
@@ -218,15 +218,15 @@ class _Loaded:
 
 
 def _loaded(model: str, name: str, method: Method) -> _Loaded | None:
-    """Return the model of a method, the same one for the same weights in this process; None where it needs none.
+    """Return the model of a method, shared in this process by its weights; None if the method needs no model.
 
     Raises:
-        ModelError: If it cannot be had, or is not what the method requires.
+        ModelError: If the model is not available, or does not have the capability that the method requires.
     """
     if method.requires is None:
         return None
     resolved = MODELS.resolve(model, "clip")
-    options = ModelOptions(precision="fp32")  # as the recipes named after papers have it
+    options = ModelOptions(precision="fp32")  # as in the papers' recipes
     with _loading:
         identity = resolved.provider.identify(resolved.argument, options)
         sha256 = identity.weights_sha256
@@ -245,7 +245,7 @@ def _loaded(model: str, name: str, method: Method) -> _Loaded | None:
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """What was learnt and all that is needed to load it again; a copy or pickle of it leaves the model out."""
+    """A fitted classifier with everything needed to load it again; its copies and pickles do not contain the model."""
 
     name: str
     config: MethodConfig
@@ -268,33 +268,33 @@ class _Fitted:
 def _restore(
     name: str, config: dict[str, Any], model: str, weights: str | None, files: dict[str, bytes]
 ) -> _Fitted:
-    """Load a classifier from the files that it wrote.
+    """Load a classifier from its saved files.
 
     Raises:
-        ModelError: If the model has other weights here.
+        ModelError: If the model has different weights than at fitting time.
     """
     method_class = METHODS.get(name)
     valid = method_class.Config.model_validate(config)
     method = method_class(valid)
     loaded = _loaded(model, name, method)
     if loaded is not None and loaded.weights_sha256 != weights:
-        raise ModelError(f"the estimator was fitted with other weights of '{model}'")
+        raise ModelError(f"the estimator was fitted with different weights of '{model}'")
     with scratch_folder() as folder:
         for file, content in files.items():
             path = folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        learnt = method.load(folder, loaded.backbone if loaded else None)
-    return _Fitted(name, valid, model, weights, learnt)
+        classifier = method.load(folder, loaded.backbone if loaded else None)
+    return _Fitted(name, valid, model, weights, classifier)
 
 
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
-    """Raise what the user can mend as scikit-learn does, as a ValueError."""
+    """Convert user errors to ValueError, as scikit-learn raises them."""
     try:
         yield
     except DataError as err:
-        raise ValueError(err.problem) from err  # the hint names an option of the command line
+        raise ValueError(err.problem) from err  # the hint is about a command-line option
     except ClipAdaptError as err:
         raise ValueError(str(err)) from err
 
@@ -304,13 +304,13 @@ def _is_path(item: Any) -> bool:
 
 
 def _inputs(X: Any) -> Inputs[Image.Image]:
-    """Return pictures as the inputs of a method.
+    """Return images as the inputs of a method.
 
     Raises:
-        ValueError: If they are not what is accepted; the message says what was given.
+        ValueError: If they are not of an accepted type.
     """
-    if isinstance(X, str | bytes | os.PathLike | Image.Image):  # scikit-learn's own kind of error
-        raise ValueError(f"expected several pictures, got one {type(X).__name__}")  # noqa: TRY004
+    if isinstance(X, str | bytes | os.PathLike | Image.Image):  # ValueError, as scikit-learn raises
+        raise ValueError(f"expected several images, got one {type(X).__name__}")  # noqa: TRY004
     if not isinstance(X, np.ndarray) and getattr(X, "ndim", 1) != 1:
         raise ValueError(f"expected {ACCEPTED}; got a {type(X).__name__} of shape {X.shape}")
     items: Any
@@ -324,29 +324,27 @@ def _inputs(X: Any) -> Inputs[Image.Image]:
         except TypeError:
             raise ValueError(f"expected {ACCEPTED}; got {type(X).__name__}") from None
     if len(items) == 0:
-        raise ValueError("found no pictures (n_samples=0) while a minimum of 1 is required")
+        raise ValueError("found no images (n_samples=0) while a minimum of 1 is required")
     for i, item in enumerate(items):
         array = isinstance(item, np.ndarray)
         if array and (item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3):
             raise ValueError(
-                f"picture {i}: expected a uint8 array of shape (height, width, 3), "
+                f"image {i}: expected a uint8 array of shape (height, width, 3), "
                 f"got {item.dtype} {item.shape}"
             )
         if not (array or _is_path(item) or isinstance(item, Image.Image)):
-            raise ValueError(f"picture {i}: expected {ACCEPTED}; got {type(item).__name__}")
-    return Inputs(_Pictures(items), tuple(map(str, range(len(items)))))
+            raise ValueError(f"image {i}: expected {ACCEPTED}; got {type(item).__name__}")
+    return Inputs(_Images(items), tuple(map(str, range(len(items)))))
 
 
 def _labels(y: Any, n: int) -> list[Any]:
-    """Return ``n`` labels as Python's own values.
+    """Return ``n`` labels as Python values.
 
     Raises:
-        ValueError: If there are more or fewer, they are not one value each, or one is missing.
+        ValueError: If there are not ``n`` labels, a label is not a single value, or one is missing.
     """
-    if y is None or isinstance(
-        y, str | bytes | Mapping | AbstractSet
-    ):  # these have no labels in order
-        raise ValueError(f"expected one label per picture, got y={y!r:.80}")
+    if y is None or isinstance(y, str | bytes | Mapping | AbstractSet):  # not a sequence of labels
+        raise ValueError(f"expected one label per image, got y={y!r:.80}")
     if hasattr(y, "detach"):  # a tensor, which may need gradients or be on another device
         y = y.detach().cpu().numpy()
     array = y if isinstance(y, np.ndarray) else getattr(y, "to_numpy", lambda: None)()
@@ -355,7 +353,7 @@ def _labels(y: Any, n: int) -> list[Any]:
     if array is not None and array.ndim != 1:
         raise ValueError(f"y should be a 1d array, got an array of shape {array.shape} instead")
     labels = list(y) if array is None else array.tolist()
-    # Single values of numpy and torch are their own value.
+    # Convert scalars of numpy and torch.
     labels = [v.item() if getattr(v, "ndim", None) == 0 else v for v in labels]
     missing = [i for i, value in enumerate(labels) if _is_missing(value)]
     if missing:
@@ -371,7 +369,7 @@ def _labels(y: Any, n: int) -> list[Any]:
 
 
 def _is_missing(value: Any) -> bool:
-    """Tell whether a label is none: None, NaN, NaT or pandas' NA, which is neither equal to itself nor unequal."""
+    """Return whether a label is None, NaN, NaT or pandas.NA, for which comparisons are undefined."""
     try:
         return value is None or bool(value != value)
     except (TypeError, ValueError):
@@ -379,10 +377,10 @@ def _is_missing(value: Any) -> bool:
 
 
 def _encode(y: Any, n: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the distinct labels in order, shape ``(C,)``, and the index of each example's label.
+    """Return the sorted distinct labels, shape ``(C,)``, and the index of each example's label.
 
     Raises:
-        ValueError: If the labels are no classes, or all the same.
+        ValueError: If the labels are not classes, or all equal.
     """
     labels = _labels(y, n)
     for value in labels:
@@ -393,10 +391,10 @@ def _encode(y: Any, n: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     except TypeError as err:
         raise ValueError(f"labels must be hashable: {err}") from None
     if len(distinct) < 2:
-        raise ValueError(f"labels of at least two classes are needed, got only {labels[0]!r}")
+        raise ValueError(f"labels of at least two classes are required, got only {labels[0]!r}")
     try:
         ordered = sorted(distinct)
-    except TypeError:  # of several types: in an order that does not depend on the hash
+    except TypeError:  # labels of several types: use an order that does not depend on the hash
         ordered = sorted(distinct, key=lambda v: (type(v).__name__, str(v)))
     index = {value: i for i, value in enumerate(ordered)}
     classes: NDArray[Any] = np.empty(len(ordered), dtype=object)

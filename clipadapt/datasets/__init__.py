@@ -1,4 +1,4 @@
-"""Image data sets: one file each; the name before `:` is the file."""
+"""Image datasets, one file each; the name of a dataset before ``:`` is the name of its file."""
 
 DEFAULT = "torchvision"
-"""The file that serves a name which has none of its own."""
+"""File of the datasets that have no file of their own."""

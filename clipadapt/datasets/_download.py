@@ -1,4 +1,4 @@
-"""Downloads through a library's own downloader: fail fast without a network, never leave half a set behind."""
+"""Downloads with a library's own downloader: fail fast without a network and turn failures into one message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def require_reachable(url: str, *, what: str, hint: str) -> None:
 
 @contextlib.contextmanager
 def download_errors(what: str, *, hint: str) -> Iterator[None]:
-    """Turn what a downloader raises into one message, and end a transfer that stalls.
+    """Convert the exceptions of a downloader to :class:`DataError`, and abort transfers that stall.
 
     Raises:
         DataError: If the download fails or its checksum is wrong.

@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face hub: any format that its library reads, decoded when asked for."""
+"""Image datasets of the Hugging Face Hub, in any format that ``datasets`` reads, decoded lazily."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ PATTERNS: Final = (
 
 
 class HubImages(Sequence[Image.Image]):
-    """Images of one split, decoded when asked for; safe to read from several threads.
+    """Lazily decoded images of one split; safe to read from several threads.
 
     Args:
-        rows: The library's table, whose column ``column`` gives ``{"bytes": ..., "path": ...}``.
+        rows: Table of ``datasets`` whose column ``column`` contains ``{"bytes": ..., "path": ...}``.
         column: The image column.
-        origin: What to call the split in a message.
-        roots: Folders that the files named in the table must be in.
+        origin: Name of the split in messages.
+        roots: Folders that must contain the files listed in the table.
     """
 
     def __init__(self, rows: Any, column: str, origin: str, roots: Sequence[Path]) -> None:
@@ -64,10 +64,10 @@ class HubImages(Sequence[Image.Image]):
         return load_rgb(raw, name=name)
 
     def content(self, index: int) -> str:
-        """Return the sha256 of the image's bytes, in hexadecimal digits.
+        """Return the hexadecimal sha256 of the image's bytes.
 
         Raises:
-            DataError: If the row holds no image.
+            DataError: If the row contains no image.
         """
         known = self._contents[index]
         if known is None:
@@ -79,7 +79,7 @@ class HubImages(Sequence[Image.Image]):
         return decoded_digest(self.content(index))
 
     def _raw(self, index: int) -> tuple[bytes, str]:
-        """Return the bytes of one image, and what errors call it."""
+        """Return the bytes of one image, and its name in error messages."""
         cell = self._rows[int(index)][self._column] or {}
         raw, path = cell.get("bytes"), cell.get("path")
         name = f"{self._origin}, row {index + 1}" + (f" ({Path(path).name})" if path else "")
@@ -90,10 +90,10 @@ class HubImages(Sequence[Image.Image]):
                 f"{name}: there is no image in column '{self._column}'",
                 hint="leave such rows out with --on-bad-image skip",
             )
-        # A table may name any file of this machine.
+        # A table may contain the path of any local file.
         if not any(_plain(path).is_relative_to(root) for root in self._roots):
             raise DataError(
-                f"{self._origin}, row {index + 1}: the file '{path}' is outside the data set's folder",
+                f"{self._origin}, row {index + 1}: the file '{path}' is outside the dataset's folder",
                 hint="leave such rows out with --on-bad-image skip",
             )
         try:
@@ -106,7 +106,7 @@ class HubImages(Sequence[Image.Image]):
 
 
 def _plain(path: str | Path) -> Path:
-    """Return an absolute path without ``..``, its links as they are."""
+    """Return an absolute path without ``..``; links are not resolved."""
     return Path(os.path.normpath(Path.cwd() / path))
 
 
@@ -116,7 +116,7 @@ class HubSplit:
 
     Attributes:
         images: Its images.
-        labels: One value per image: a declared label's name, else what the column holds; None where there is none.
+        labels: One value per image: the name of a declared label, else the value in the column, or None.
     """
 
     images: HubImages
@@ -125,12 +125,12 @@ class HubSplit:
 
 @dataclass(frozen=True, slots=True)
 class HubTables:
-    """What a hub data set holds.
+    """Contents of a hub dataset.
 
     Attributes:
-        splits: Published name -> split.
+        splits: Splits by their published names.
         label: The label column.
-        declared: Class names in label order where the column declares them.
+        declared: Class names in label order if the column declares them, else None.
     """
 
     splits: Mapping[str, HubSplit]
@@ -146,17 +146,17 @@ def read(
     label: str | None = None,
     config: str | None = None,
 ) -> HubTables:
-    """Open every split; the library prepares a copy in the cache folder, which is read from the disk.
+    """Open every split; ``datasets`` prepares a memory-mapped copy in the cache folder.
 
     Args:
-        folder: The data set's files.
-        origin: Its name, for messages.
-        image: Column of the images, or None to find it.
-        label: Column of the labels, or None to find it.
-        config: Configuration of a data set that has several.
+        folder: The files of the dataset.
+        origin: Name of the dataset, for messages.
+        image: Image column, or None to find it.
+        label: Label column, or None to find it.
+        config: Configuration, for a dataset that has several.
 
     Raises:
-        DataError: If the files cannot be read, a column is missing, or holds something else.
+        DataError: If the files cannot be read, or a column does not exist or has the wrong type.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -168,7 +168,7 @@ def read(
                 str(folder), name=config, cache_dir=str(cache_dir() / "datasets" / "hf")
             )
         except (DatasetsError, OSError, ValueError) as err:
-            # "An error occurred while generating the dataset": its cause says which.
+            # The message is "An error occurred while generating the dataset"; the details are in its cause.
             raise hub_datasets.unreadable(folder, origin, err) from None
         features: Mapping[str, Any] = next(iter(loaded.values())).features
         image = _image_column(features, origin, image)
@@ -179,14 +179,14 @@ def read(
             else None
         )
         splits = {}
-        # Its own files (links into the hub's cache), and what the library unpacked of archives.
+        # The files of the dataset (links into the hub cache), and the archives unpacked by the library.
         repo = folder.parents[1] if folder.parent.name == "snapshots" else folder
         roots = (repo, cache_dir() / "datasets" / "hf")
         for name, table in loaded.items():
             rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
             labels = list(table[label])
             if names is not None:
-                # The hub's sign for "no label" is -1.
+                # On the hub, -1 means "no label".
                 labels = [None if v is None or v < 0 else names[v] for v in labels]
             labels = [None if isinstance(v, str) and not v.strip() else v for v in labels]
             splits[str(name)] = HubSplit(
@@ -209,8 +209,8 @@ def _image_column(features: Mapping[str, Any], origin: str, named: str | None) -
     if isinstance(feature, datasets.Value) and feature.dtype in {"binary", "large_binary"}:
         return column
     raise DataError(
-        f"{origin}: column '{column}' holds {_described(feature)}, not images; its columns: {', '.join(features)}",
-        hint="name the right column by adding ?image=COLUMN to the data set's name",
+        f"{origin}: column '{column}' contains {_described(feature)}, not images; its columns: {', '.join(features)}",
+        hint="name the right column by adding ?image=COLUMN to the dataset's name",
     )
 
 
@@ -230,9 +230,9 @@ def _label_column(features: Mapping[str, Any], origin: str, named: str | None) -
     ):
         return column
     raise DataError(
-        f"{origin}: column '{column}' holds {_described(feature)}, not one label per image; "
+        f"{origin}: column '{column}' contains {_described(feature)}, not one label per image; "
         f"its columns: {', '.join(features)}",
-        hint="name the right column by adding ?label=COLUMN to the data set's name",
+        hint="name the right column by adding ?label=COLUMN to the dataset's name",
     )
 
 
@@ -242,7 +242,7 @@ def _described(feature: Any) -> str:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Switch the library's progress bars off for a moment; they would break up the program's own."""
+    """Disable the progress bars of ``datasets``, which would interfere with the program's own."""
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""Image files: found in folders, decoded to RGB when asked for, told apart by their bytes."""
+"""Image files: found in folders, decoded lazily to RGB, identified by the hash of their bytes."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import SplitName
 
 SHARES: dict[SplitName, float] = {"train": 0.6, "val": 0.2, "test": 0.2}
-"""Of one folder of classes, split by the hash of each file's bytes."""
-# Named one by one: Pillow would else try every plug-in, among them one that starts Ghostscript and some that decode
-# nothing. It does not load the plug-in of a format that is named, so they are loaded here, before any thread asks.
-# (JPEG covers the MPO of cameras.)
+"""Shares of the splits if a dataset has none: the hash of each file's bytes decides."""
+# An explicit list, because Pillow would otherwise try every plugin, including one that starts Ghostscript and some that
+# cannot decode. Pillow does not load the plugins of an explicit list, so they are loaded here, before any thread uses
+# them. (JPEG includes the MPO files of cameras.)
 _OTHERS: Final = (
     "Ico",
     "Cur",
@@ -73,20 +73,20 @@ _PLUGINS: Final = {
 for _plugin in ("Mpo", *_PLUGINS.values()):
     importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 FORMATS: Final = tuple(_PLUGINS)
-"""The formats that are read."""
+"""Supported image formats."""
 EXTENSIONS: Final = tuple(
     ending for form in FORMATS for ending, its in Image.EXTENSION.items() if its == form
 )
-"""Of files that are images; others are by their first bytes, see :func:`_looks_like_an_image`."""
+"""Extensions of image files; files with other extensions are recognized by :func:`_looks_like_an_image`."""
 _UNREAD: Final = (
     "heic heif hif jxl svg svgz eps ps ai wmf emf fits fit exr hdr raw dng cr2 cr3 nef arw orf rw2 raf pef srw dcm xcf "
     "blp djvu"
 )
 UNREAD: Final = frozenset(f".{ending}" for ending in _UNREAD.split(" "))
-"""Images of formats that are not read."""
+"""Extensions of image formats that are not supported."""
 OTHER_FILES: Final = "other files"
 UNREADABLE: Final = "unreadable images"
-# What archives, desktops and notebooks leave beside images; hidden names need no mention.
+# Files that archives and desktops leave next to images; hidden files are always ignored.
 _JUNK: Final = frozenset({
     "__MACOSX",
     "Thumbs.db",
@@ -95,19 +95,19 @@ _JUNK: Final = frozenset({
     "System Volume Information",
 })
 DECODE_VERSION: Final = 1
-"""Raised when the same bytes come to decode to other pixels; part of every digest."""
+"""Increased when the same bytes are decoded to different pixels; part of every digest."""
 
 THUMBNAIL: Final = 224
-"""Longer side of a small picture, in pixels."""
+"""Longer side of a thumbnail in pixels."""
 THUMBNAILS_AT_ONCE: Final = 64
 
-MEND: Final = (
+FIX_HINT: Final = (
     "fix or remove the file, or leave unreadable images out with --on-bad-image skip "
     "(run: --set data.on_bad_image=skip)"
 )
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-# What Pillow raises on broken bytes: the first three and the last seen by cutting and flipping files of every
-# format, the others by reading its decoders.
+# Exceptions that Pillow raises on corrupt bytes: the first three and the last were found by truncating and altering
+# files of every format, the others by reading its decoders.
 _BROKEN: Final = (
     OSError,
     SyntaxError,
@@ -124,17 +124,17 @@ R = TypeVar("R")
 
 
 def load_rgb(source: Path | str | bytes, *, name: str = "") -> Image.Image:
-    """Decode an image to 8-bit RGB, upright, what is transparent on white.
+    """Decode an image to 8-bit RGB, upright, with transparent areas on white.
 
-    Grey of 16 bits is scaled by 1/257, not clipped; of several frames or pages the first is taken;
-    EXIF orientation is applied.
+    16-bit grayscale is scaled by 1/257, not clipped; the first frame or page is used; EXIF orientation is applied.
 
     Args:
         source: A file, or the bytes of one.
-        name: What errors call it; the path where there is one.
+        name: Name of the image in error messages; by default the path.
 
     Raises:
-        DataError: If the bytes are no whole image of a known format; the message names the file and why.
+        DataError: If the bytes are not a complete image in a supported format; the message names the file and the
+            reason.
     """
     name = name or ("an image in memory" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else _bytes_of(Path(source), name)
@@ -143,10 +143,10 @@ def load_rgb(source: Path | str | bytes, *, name: str = "") -> Image.Image:
     except UnidentifiedImageError:
         raise DataError(
             f"'{name}' is not an image: {_what_it_is(data)}; accepted: {', '.join(FORMATS)}",
-            hint=MEND,
+            hint=FIX_HINT,
         ) from None
     except _BROKEN as err:
-        raise DataError(f"cannot decode the image '{name}': {err}", hint=MEND) from err
+        raise DataError(f"cannot decode the image '{name}': {err}", hint=FIX_HINT) from err
 
 
 def _decoded(data: bytes) -> Image.Image:
@@ -154,7 +154,7 @@ def _decoded(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             return _upright_rgb(opened)
     except ValueError:
-        # Pillow refuses a PNG whose text or colour profile is large; its pixels are whole all the same.
+        # Pillow rejects a PNG with a large text or colour profile, although its pixels are valid.
         plain = _without_text(data)
         if plain == data:
             raise
@@ -163,7 +163,7 @@ def _decoded(data: bytes) -> Image.Image:
 
 
 def _without_text(data: bytes) -> bytes:
-    """Return a PNG without its chunks of text and colour profile, other bytes as they are."""
+    """Return a PNG without its text and colour profile chunks; other bytes are returned unchanged."""
     if not data.startswith(_PNG):
         return data
     kept, at = [_PNG], len(_PNG)
@@ -184,43 +184,43 @@ def _bytes_of(path: Path, name: str) -> bytes:
 
 
 def _cannot_read(name: str, err: OSError) -> DataError:
-    return DataError(f"cannot read the file '{name}': {err.strerror or err}", hint=MEND)
+    return DataError(f"cannot read the file '{name}': {err.strerror or err}", hint=FIX_HINT)
 
 
 def opened_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Return an opened picture as :func:`load_rgb` returns its file: upright, 8-bit RGB, what is transparent on white.
+    """Convert an opened image as :func:`load_rgb` does: 8-bit RGB, upright, with transparent areas on white.
 
     Raises:
-        DataError: If it cannot be decoded; the message gives ``name`` and why.
+        DataError: If it cannot be decoded; the message gives ``name`` and the reason.
     """
     try:
         return _upright_rgb(image)
     except _BROKEN as err:
-        raise DataError(f"cannot decode the image '{name}': {err}", hint=MEND) from err
+        raise DataError(f"cannot decode the image '{name}': {err}", hint=FIX_HINT) from err
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    with contextlib.suppress(*_BROKEN):  # broken metadata do not make a broken picture
+    with contextlib.suppress(*_BROKEN):  # the pixels are valid even if the metadata are not
         image = ImageOps.exif_transpose(image)
     return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image as 8-bit RGB.
+    """Convert an image to 8-bit RGB.
 
     Raises:
-        ValueError: If its pixels have no range that their mode states.
+        ValueError: If the range of its pixel values is unknown.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         if wide.size and not 0 <= int(wide.min()) <= int(wide.max()) <= 65535:
-            raise ValueError(f"pixels of mode {image.mode} lie outside the 16-bit range")
+            raise ValueError(f"pixels of mode {image.mode} are outside the 16-bit range")
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers, whose range no file states")
+        raise ValueError("pixels are floating-point numbers of unknown range")
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         white = Image.new("RGBA", colour.size, "white")
@@ -233,14 +233,14 @@ def _what_it_is(data: bytes) -> str:
         return "the file is empty"
     head = data[:64]
     if b"\0" not in head and all(b >= 32 or b in b"\t\r\n" for b in head):
-        return f"it begins like text, {head[:20].decode('utf-8', 'replace')!r}"
+        return f"it starts like text, {head[:20].decode('utf-8', 'replace')!r}"
     return f"its first bytes are {head[:8].hex(' ')}"
 
 
 class ImageFiles(Sequence[Image.Image]):
-    """Images decoded when asked for; safe to read from several threads.
+    """Lazily decoded images; safe to read from several threads.
 
-    A file's hash is remembered: one that changes while the set is open keeps its first.
+    The hash of a file is cached: a file that changes while the dataset is open keeps its first hash.
 
     Args:
         root: Folder that the names are relative to.
@@ -261,7 +261,7 @@ class ImageFiles(Sequence[Image.Image]):
         return load_rgb(self.root / self.names[index])
 
     def content(self, index: int) -> str:
-        """Return the sha256 of the file's bytes, in hexadecimal digits.
+        """Return the hexadecimal sha256 of the file's bytes.
 
         Raises:
             DataError: If the file cannot be read.
@@ -287,16 +287,16 @@ def decoded_digest(content: str) -> bytes:
 
 
 def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
-    """Return the images a user named: files as they are, of a folder all images below it, sorted.
+    """Return the given image files, and all images below the given folders, sorted per folder.
 
-    The name of each is the user's own, or begins with it.
+    The name of each image is the given path, or starts with it.
 
     Args:
         names: Files and folders.
-        ignored: Counts other files in the folders, see :func:`list_images`.
+        ignored: Counter of the other files in the folders, see :func:`list_images`.
 
     Raises:
-        DataError: If there is no such file or folder, or a folder holds no images.
+        DataError: If a file or folder does not exist, or a folder contains no images.
     """
     found: list[str] = []
     for name in names:
@@ -313,8 +313,8 @@ def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
         below = list_images(path, ignored)
         if not below:
             raise DataError(
-                f"the folder '{name}' holds no images ({listed(ignored)}); accepted: {', '.join(FORMATS)}",
-                hint="name images, or a folder with images in it or below it",
+                f"the folder '{name}' contains no images ({listed(ignored)}); accepted: {', '.join(FORMATS)}",
+                hint="give image files, or a folder with images in it or below it",
             )
         found += [str(path / image) for image in below]
     return ImageFiles(Path(), found)
@@ -322,7 +322,7 @@ def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A small picture: JPEG bytes, width and height."""
+    """A thumbnail: JPEG bytes, width and height."""
 
     jpeg: bytes
     width: int
@@ -330,7 +330,7 @@ class Thumbnail:
 
 
 def thumbnails(files: ImageFiles) -> Iterator[Thumbnail]:
-    """Yield a small picture of every file, in order; a few are held at a time."""
+    """Yield a thumbnail of every file, in order; only a few are in memory at a time."""
 
     def make(index: int) -> Thumbnail:
         image = files[index]
@@ -344,7 +344,7 @@ def thumbnails(files: ImageFiles) -> Iterator[Thumbnail]:
 
 
 def readable(files: Sequence[Image.Image]) -> list[bool]:
-    """Tell of every image whether it decodes; each is decoded once, in threads."""
+    """Return for each image whether it can be decoded; the images are decoded in threads."""
 
     def decodes(index: int) -> bool:
         try:
@@ -357,7 +357,7 @@ def readable(files: Sequence[Image.Image]) -> list[bool]:
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Return ``[function(item) for item in items]``, made by as many threads as there are processors."""
+    """Return ``[function(item) for item in items]``, computed with one thread per CPU."""
     with ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(function, items))
 
@@ -365,16 +365,16 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 def list_images(folder: Path, ignored: Counter[str], *, deep: bool = True) -> list[str]:
     """Return the image files below ``folder`` as sorted relative POSIX paths.
 
-    Linked folders are followed, each once and none that leads back. Hidden files and folders, what archives and
-    desktops leave behind, and folders of runs are passed over.
+    Links to folders are followed once, except links to a parent. Hidden files, files left by archives and desktops, and
+    run folders are skipped.
 
     Args:
-        folder: Where to look.
-        ignored: Counts what is no image or of a format that is not read.
-        deep: Whether to look below its folders.
+        folder: The folder to search.
+        ignored: Counter of files that are not images, or that have an unsupported format.
+        deep: Whether to search subfolders.
 
     Raises:
-        DataError: If a folder cannot be listed or a name is not UTF-8, which no record could hold.
+        DataError: If a folder cannot be listed, or a name is not valid UTF-8 and so cannot be stored in a record.
     """
     found = []
     for entry in _files_below(folder, deep=deep):
@@ -382,19 +382,19 @@ def list_images(folder: Path, ignored: Counter[str], *, deep: bool = True) -> li
         if ending in EXTENSIONS or (ending not in UNREAD and _looks_like_an_image(entry.path)):
             found.append(_as_text(Path(entry.path).relative_to(folder).as_posix()))
         elif ending in UNREAD:
-            ignored[f"images of a format that is not read ({ending})"] += 1
+            ignored[f"images in an unsupported format ({ending})"] += 1
         else:
-            ignored[f"{OTHER_FILES} ({ending or 'no ending'})"] += 1
+            ignored[f"{OTHER_FILES} ({ending or 'no extension'})"] += 1
     return sorted(found)
 
 
 def listed(left_out: Mapping[str, int]) -> str:
-    """Return what was left out, for people."""
+    """Return a readable list of what was left out."""
     return ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n) or "nothing"
 
 
 def _files_below(folder: Path, *, deep: bool) -> Iterator[os.DirEntry[str]]:
-    """Yield the files in ``folder``, and those below it: linked folders after the others, each folder once."""
+    """Yield the files in ``folder`` and below; links to folders come last, and each folder is visited once."""
     seen = {_identity(p) for p in folder.resolve().parents}
     stack, links = [folder], deque[Path]()
     while stack or links:
@@ -404,7 +404,7 @@ def _files_below(folder: Path, *, deep: bool) -> Iterator[os.DirEntry[str]]:
         seen.add(identity)
         entries = _entries(here)
         if any(entry.name == RECORD for entry in entries):
-            continue  # --out lies among the images
+            continue  # a run folder, because --out is below the images
         below = []
         for entry in entries:
             if _is_folder(entry):
@@ -422,7 +422,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder and counts, sorted by name."""
+    """Return the entries of a folder that are not ignored, sorted by name."""
     try:
         with os.scandir(folder) as found:
             return sorted(
@@ -432,17 +432,17 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except OSError as err:
         raise DataError(
             f"cannot list the folder '{folder}': {err.strerror or err}",
-            hint="make it readable, or move it away",
+            hint="make it readable, or move it elsewhere",
         ) from err
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # A link in a loop is no folder, where entry.is_dir() alone raises.
+    # A circular link is not a folder; entry.is_dir() would raise for it.
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir())
 
 
 def _looks_like_an_image(path: str) -> bool:
-    """Tell by its first bytes whether a file of another ending is an image all the same."""
+    """Check by its first bytes whether a file with another extension is an image."""
     try:
         require_regular(Path(path))
         with Path(path).open("rb") as file:
@@ -455,10 +455,10 @@ def _looks_like_an_image(path: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in ``folder`` that count, sorted; a link to itself or above it does not.
+    """Return the sorted names of the subfolders, without ignored ones and links to the folder itself or a parent.
 
     Raises:
-        DataError: If it cannot be listed.
+        DataError: If the folder cannot be listed.
     """
     above = {_identity(p) for p in (folder, *folder.resolve().parents)}
     return [
@@ -469,10 +469,10 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def existing_folder(argument: str, scheme: str) -> Path:
-    """Return the folder a user named after ``scheme:``.
+    """Return the folder given after ``scheme:``.
 
     Raises:
-        DataError: If there is none; the message offers its nearest siblings.
+        DataError: If it does not exist; the message suggests similar names.
     """
     if not argument.strip():
         raise DataError(f"'{scheme}:' names no folder", hint=f"write {scheme}:PATH")
@@ -495,7 +495,7 @@ def existing_folder(argument: str, scheme: str) -> Path:
     }:
         raise DataError(
             f"'{argument}' is an archive, not a folder",
-            hint=f"unpack it and name the folder that it gives: {scheme}:DIR",
+            hint=f"unpack it and give the unpacked folder: {scheme}:DIR",
         )
     if is_file:
         raise DataError(
@@ -507,16 +507,18 @@ def existing_folder(argument: str, scheme: str) -> Path:
 def _missing(
     argument: str, path: Path, what: str, names_in: Callable[[Path], list[str]]
 ) -> DataError:
-    """Return the error for a path that is not there; it offers the names nearest to it."""
+    """Return the error for a path that does not exist; it suggests similar names."""
     if not argument.strip():
-        return DataError(f"an empty name is no {what}")
+        return DataError(f"an empty name is not a {what}")
     whole = path.resolve()
     base = next(p for p in whole.parents if p.is_dir())
     missing = whole.relative_to(base).parts[0]
     names = names_in(base)
     near = did_you_mean(missing, names)
     if not near:
-        near = f"; it holds: {', '.join(names[:8]) or f'no {what}'}{', ...' if names[8:] else ''}"
+        near = (
+            f"; it contains: {', '.join(names[:8]) or f'no {what}'}{', ...' if names[8:] else ''}"
+        )
     return DataError(f"there is no {what} '{argument}': '{base}' has no '{missing}'{near}")
 
 
@@ -533,5 +535,5 @@ def _as_text(name: str) -> str:
 
 
 def hash_split(sha256: str) -> SplitName:
-    """Return the split that a file's hash alone decides, by :data:`SHARES`; it stays when files are added."""
+    """Return the split of a file by its hash and :data:`SHARES`; it does not change when files are added."""
     return split_by_hash(bytes.fromhex(sha256[:16]), SHARES)

@@ -1,4 +1,4 @@
-"""From published splits to train, val and test, where not all three are published."""
+"""Map published splits to train, val and test if not all three are published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VAL_SHARE: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Arranged(Generic[X]):
-    """Splits as they are served, see :class:`clipadapt.core.data.labelled.LabelledSet`."""
+    """The splits of a dataset, see :class:`clipadapt.core.data.labelled.LabelledSet`."""
 
     parts: Mapping[SplitName, Split[X]]
     aliases: Mapping[SplitName, SplitName]
@@ -34,16 +34,16 @@ class Arranged(Generic[X]):
 
 
 def held_out(sha256: str) -> bool:
-    """Tell whether an image of train belongs to the fixed tenth that serves as val."""
+    """Return whether an image of train belongs to the fixed tenth that is used as val."""
     return int(sha256[:16], 16) / 2**64 < VAL_SHARE
 
 
 def with_val(train: Split[X], sha256s: Iterable[str]) -> dict[SplitName, Split[X]]:
-    """Part a fixed tenth from ``train`` as ``val``; either is left out where it is empty.
+    """Split a fixed tenth off ``train`` as ``val``; empty splits are omitted.
 
     Args:
         train: The published train split.
-        sha256s: One hash per image, which decides where it goes; see :func:`split_evenly` for small classes.
+        sha256s: One hash per image, which decides its split; see :func:`split_evenly` for small classes.
     """
     where = split_evenly(list(sha256s), train.labels, {"val": VAL_SHARE, "train": 1 - VAL_SHARE})
     return by_split(train, where)
@@ -67,7 +67,7 @@ def without_unreadable(
 
 
 def by_split(part: Split[X], where: Sequence[SplitName]) -> dict[SplitName, Split[X]]:
-    """Return the splits that examples are put into, those that are not empty, in the order train, val, test."""
+    """Split a part by the split name of each example; empty splits are omitted."""
     at = np.asarray(where)
     rows = {split: np.flatnonzero(at == split) for split in SPLITS}
     return {split: part.take(chosen) for split, chosen in rows.items() if len(chosen)}
@@ -76,10 +76,9 @@ def by_split(part: Split[X], where: Sequence[SplitName]) -> dict[SplitName, Spli
 def val_as_test(
     train: Split[X] | None, val: Split[X] | None, sha256s: Iterable[str] | None = None
 ) -> Arranged[X]:
-    """Serve a published val as ``test``, for sets whose results are reported on it.
+    """Use a published val as ``test``, for datasets whose results are reported on val.
 
-    ``val``, from which methods select, is then a fixed tenth of train; where there is no train, ``val`` too
-    is the published val.
+    ``val``, on which methods select, is then a fixed tenth of train; without train, the published val is ``val`` too.
 
     Args:
         train: The published train split, or None.

@@ -1,4 +1,4 @@
-"""What is worth telling of a set of images before it is used: empty classes and equal images."""
+"""Flags and notes on an image dataset before it is used: empty classes, duplicates, files left out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ X = TypeVar("X")
 
 @dataclass(slots=True)
 class Report:
-    """Flags for every table, and a sentence on each for the user."""
+    """Flags of a dataset, shown in every table, and notes for the user, one sentence each."""
 
     flags: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -33,11 +33,11 @@ class Report:
         self.notes.append(note)
 
     def classes(self, names: Sequence[str], parts: Mapping[SplitName, Split[Any]]) -> None:
-        """Report classes without an image, or without one in train or test alone.
+        """Report classes that have no image, or none in only one of train and test.
 
         Args:
-            names: What to call each class.
-            parts: The splits there are.
+            names: Name of each class in the report.
+            parts: The splits of the dataset.
         """
         counts = {s: np.bincount(p.labels, minlength=len(names)) for s, p in parts.items()}
         total = np.sum(list(counts.values()), axis=0)
@@ -56,7 +56,7 @@ class Report:
                     )
 
     def duplicates(self, rows: Iterable[tuple[str, SplitName, str, int]]) -> None:
-        """Report equal bytes in two splits or two classes.
+        """Report identical files in two splits or two classes.
 
         Args:
             rows: Hash of the bytes, split, id and label of every image.
@@ -69,14 +69,14 @@ class Report:
             example = " = ".join(key for _, key, _ in across[0][:2])
             self.add(
                 "duplicates_across_splits",
-                f"the same bytes lie in two splits (cases: {len(across)}): {example}",
+                f"identical images are in two splits (cases: {len(across)}): {example}",
             )
         conflicts = [g for g in groups.values() if len({label for _, _, label in g}) > 1]
         if conflicts:
             example = " = ".join(key for _, key, _ in conflicts[0][:2])
             self.add(
                 "duplicates_across_classes",
-                f"the same bytes lie in two classes (cases: {len(conflicts)}): {example}",
+                f"identical images are in two classes (cases: {len(conflicts)}): {example}",
             )
 
     def attached(self, data: LabelledSet[X], left_out: Mapping[str, int]) -> LabelledSet[X]:
@@ -102,16 +102,16 @@ class Report:
         )
 
     def empty_splits(self, parts: Mapping[SplitName, Split[Any]]) -> None:
-        """Report splits that a small set leaves without an image."""
-        what = {
+        """Report splits that are empty because the dataset is small."""
+        consequences = {
             "val": "settings are not selected and probabilities are not calibrated",
             "test": "evaluate on another split",
         }
-        for split, so in what.items():
+        for split, consequence in consequences.items():
             if split not in parts:
-                self.notes.append(f"there are too few images for a split '{split}': {so}")
+                self.notes.append(f"there are too few images for a '{split}' split: {consequence}")
 
 
 def shown(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first five names, and the number of further ones."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

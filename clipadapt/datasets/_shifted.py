@@ -1,4 +1,4 @@
-"""Sets that test ImageNet's classes on other pictures: everything is ``test``, no file is fetched."""
+"""Variants of ImageNet for testing distribution shift: every image is ``test``, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shifted:
-    """What is known of a published set.
+    """Facts about a published dataset.
 
     Attributes:
-        name: Its name here.
-        folder: The folder that its archive unpacks to.
-        n_classes: How many of ImageNet's classes it has.
+        name: Name of the dataset.
+        folder: Folder to which its archive unpacks.
+        n_classes: Number of ImageNet classes it contains.
         licence: Its licence.
         citation: Its paper.
-        source: Where it comes from.
+        source: Where it is published.
     """
 
     name: str
@@ -43,19 +43,19 @@ class Shifted:
 
 
 def opened(it: Shifted, argument: str, options: DatasetOptions) -> LabelledSet[Image]:
-    """Open a set of WordNet-id folders; its classes are those that have a folder, in ImageNet's order.
+    """Open a dataset of WordNet-id folders; its classes are those that have a folder, in ImageNet's order.
 
     Args:
-        it: Which set.
-        argument: The unpacked archive, or the folder that holds it.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        it: The dataset.
+        argument: The unpacked archive, or the folder that contains it.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
-        DataError: If the folder is missing, or holds no WordNet-id folders or unknown ones, or no image.
+        DataError: If the folder does not exist, or has no WordNet-id folders, unknown ones, or no images.
     """
     root = existing_folder(argument, it.name) if argument.strip() else needs_folder(it)
     below = locate(root, it.name, ("", it.folder, "images"))
-    # WordNet ids sort as ImageNet's labels do.
+    # ImageNet's labels are in the order of the WordNet ids.
     wnids = wnid_folders(root / below)
     return listed(it, root, below, wnids, imagenet_names(wnids), options)
 
@@ -70,16 +70,16 @@ def listed(
     *,
     hint: str | None = None,
 ) -> LabelledSet[Image]:
-    """Return the set of one split that some folders hold, with what is worth telling of it.
+    """Return the dataset of the given class folders, with all images in ``test``.
 
     Args:
-        it: Which set.
-        root: Folder that a user named.
-        below: Path from there to the folders of the classes.
+        it: The dataset.
+        root: Folder given by the user.
+        below: Path from ``root`` to the class folders.
         folders: Folder of each class.
         classnames: Name of each class.
         options: As for :func:`opened`.
-        hint: What to do where there is no readable image.
+        hint: Advice for the case that there is no readable image.
 
     Raises:
         DataError: If there is no readable image.
@@ -87,7 +87,7 @@ def listed(
     files, labels, left_out = read_folders(root, below, folders, options.on_bad_image)
     if not len(files):
         raise DataError(
-            f"'{root / below}' holds no readable image of the {len(folders)} classes of {it.name}",
+            f"'{root / below}' contains no readable image of the {len(folders)} classes of {it.name}",
             hint=hint or f"{it.name}:DIR takes the archive of {it.source}",
         )
     ids = [path.removeprefix(f"{below}/") for path in files.names]
@@ -98,7 +98,7 @@ def listed(
     if len(test.classnames) != it.n_classes:
         report.add(
             "other_classes",
-            f"it has {len(test.classnames)} classes here, {it.n_classes} as published: accuracies are of another task",
+            f"it has {len(test.classnames)} classes here, {it.n_classes} as published: accuracies are not comparable",
         )
     data = LabelledSet(
         name=it.name,
@@ -113,12 +113,12 @@ def listed(
 
 
 def needs_folder(it: Shifted) -> NoReturn:
-    """Refuse to open a set without a folder.
+    """Raise the error for a dataset that needs a folder.
 
     Raises:
-        DataError: Always; it says where the set comes from.
+        DataError: Always; it says where to get the dataset.
     """
     raise DataError(
-        f"{it.name} is not fetched by itself: it needs a folder",
+        f"{it.name} is not downloaded automatically: it needs a folder",
         hint=f"unpack the archive of {it.source} and write {it.name}:DIR; without a network: openmoji:line",
     )

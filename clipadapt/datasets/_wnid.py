@@ -1,4 +1,4 @@
-"""Image sets laid out as one folder per WordNet id, as ImageNet and its relatives are."""
+"""Image datasets with one folder per WordNet id, as ImageNet and its variants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMED_WNID: Final = re.compile(r"n\d{8}[-_ .]+(\D.*)")
 
 
 def wnid_folders(folder: Path) -> tuple[str, ...]:
-    """Return the WordNet ids that ``folder`` holds folders of, sorted."""
+    """Return the sorted WordNet ids that have a subfolder in ``folder``."""
     return tuple(name for name in subfolders(folder) if _WNID.fullmatch(name))
 
 
@@ -34,29 +34,29 @@ def locate(root: Path, name: str, places: Sequence[str], takes: str = "") -> str
     """Return the path from ``root`` to its WordNet-id folders.
 
     Args:
-        root: The folder that a user named.
-        name: Name of the set, for messages.
-        places: Where they may lie, from ``root``; an empty text is ``root`` itself.
-        takes: What the set takes; the unpacked archive if left out.
+        root: Folder given by the user.
+        name: Name of the dataset, for messages.
+        places: Possible locations relative to ``root``; an empty string is ``root`` itself.
+        takes: Description of the expected folder; by default the unpacked archive.
 
     Raises:
-        DataError: If there are none in any place, or some that are not of ImageNet's thousand.
+        DataError: If there are none, or if some are not among ImageNet's thousand classes.
     """
     for below in places:
         found = wnid_folders(root / below) if (root / below).is_dir() else ()
-        strange = [wnid for wnid in found if wnid not in wnid_index()]
-        if strange:
-            near = did_you_mean(strange[0], WNIDS, most=1)
+        unknown = [wnid for wnid in found if wnid not in wnid_index()]
+        if unknown:
+            near = did_you_mean(unknown[0], WNIDS, most=1)
             raise DataError(
-                f"'{root / below}' holds folders whose WordNet ids are none of ImageNet's thousand: "
-                f"{shown(strange)}{near}",
+                f"'{root / below}' contains folders with WordNet ids that are not classes of ImageNet-1k: "
+                f"{shown(unknown)}{near}",
                 hint="rename or remove them; any other folder of classes opens with folder:PATH",
             )
         if found:
             return below
     wanted = " or ".join("/".join(filter(None, (root.name, p, WNIDS[0]))) for p in places[:2])
     raise DataError(
-        f"'{root}' holds no WordNet-id folders; wanted are folders such as {wanted}",
+        f"'{root}' contains no WordNet-id folders; expected folders such as {wanted}",
         hint=f"{takes or f'{name}:DIR takes the unpacked archive'}; any other folder of classes opens with folder:PATH",
     )
 
@@ -72,9 +72,9 @@ def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...]:
 
 
 def prompt_names(keys: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names of folders or labels: ``_`` as a space, WordNet ids by ImageNet's names.
+    """Return the class names for folders or labels: ``_`` becomes a space, WordNet ids become ImageNet's names.
 
-    ``n02085620-Chihuahua``, as the Stanford Dogs have it, is ``Chihuahua``.
+    ``n02085620-Chihuahua``, as in Stanford Dogs, becomes ``Chihuahua``.
     """
     if wnid_index().keys() >= set(keys):
         return imagenet_names(keys)
@@ -91,13 +91,13 @@ def read_folders(
     """List the images of the given classes.
 
     Args:
-        root: Folder that ids are relative to.
-        below: Path from ``root`` to the folders of the classes, or empty.
-        folders: Folder of each class, in label order; others are passed over.
-        on_bad_image: ``skip`` decodes every image once and leaves the unreadable ones out.
+        root: Folder to which the file names are relative.
+        below: Path from ``root`` to the class folders, or empty.
+        folders: Folder of each class, in label order; other folders are ignored.
+        on_bad_image: ``skip`` decodes every image once and leaves out the unreadable ones.
 
     Returns:
-        The files, their labels of shape ``(n,)``, and what was left out: reason -> files.
+        The files, their labels of shape ``(n,)``, and the number of files left out, by reason.
     """
     prefix = f"{below}/" if below else ""
     names: list[str] = []

@@ -1,12 +1,12 @@
-"""``folder:PATH``: one's own images, one folder per class.
+"""``folder:PATH``: your own images, one folder per class.
 
-Either ``PATH/{train,val,test}/CLASS/*.jpg`` (any of the three, by any usual name: ``Training``, ``valid``,
-``test_set``), or ``PATH/CLASS/*.jpg``, which is split 60/20/20 by a hash of each file's bytes: files added later move
-none of the others, and equal files fall into one split; a class too small for its share has an image in train, then
-test, then val. Linked folders are followed. A folder without an image is no class.
+Either ``PATH/{train,val,test}/CLASS/*.jpg`` (any of the three, with common variants of their names: ``Training``,
+``valid``, ``test_set``), or ``PATH/CLASS/*.jpg``, which is split 60/20/20 by the hash of each file's bytes: adding
+files does not move the others, identical files are in the same split, and a class with few images has one in train
+first, then in test, then in val. Links to folders are followed. A folder without images is not a class.
 
-Classes are in natural order (1, 2, 10) and named like their folders, with ``_`` as a space; WordNet ids have
-ImageNet's names. Folders of two splits whose names differ by case or spaces alone are one class.
+Classes are in natural order (1, 2, 10) and named after their folders, with ``_`` replaced by a space; WordNet ids get
+ImageNet's class names. Folders of different splits whose names differ only in case or spaces are one class.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ ELSEWHERE = "images outside the class folders"
 
 @dataclass(slots=True)
 class _Found:
-    """What lies in the folder, before it is split.
+    """Contents of the folder, before it is split.
 
     Attributes:
-        folders: Name of every class, in natural order.
+        folders: Folder name of every class, in natural order.
         ids: Relative path of every image, sorted.
         labels: Index into ``folders`` of every image.
-        where: Split of every image; empty where the bytes decide.
-        left_out: Reason -> files that are not read.
-        notes: What is worth telling, one sentence each.
+        where: Split of every image; empty if the files' bytes decide.
+        left_out: Number of files that are not read, by reason.
+        notes: Notes for the user, one sentence each.
     """
 
     folders: list[str] = field(default_factory=list)
@@ -85,11 +85,11 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
 
     Args:
         argument: The folder.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
-        DataError: If there is no such folder, it holds no images or fewer than two classes, or it is laid out
-            in another way; the message says how it must look.
+        DataError: If the folder does not exist, contains no images or fewer than two classes, or has an unsupported
+            layout; the message describes the supported ones.
     """
     root = existing_folder(argument, "folder")
     name = f"folder:{root.resolve().name or root.resolve().anchor}"
@@ -127,7 +127,7 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
 def _find(root: Path) -> _Found:
     found = _Found()
     places = _places(root, found)
-    # Of every place: its class folders, and the images below each.
+    # Class folders of every place, and the images below each.
     held: dict[str, dict[str, list[str]]] = {}
     for prefix in places:
         place = root / prefix
@@ -151,34 +151,34 @@ def _find(root: Path) -> _Found:
 
 
 def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
-    """Return where class folders lie, as prefixes of ids, and the split of each; None where the bytes decide."""
+    """Return the locations of class folders, as prefixes of ids, with their split; None if the bytes decide."""
     children = subfolders(root)
     split_of = {c: split for c in children if (split := split_named(c)) is not None}
-    # A class may be called "test": what makes a split is that it holds class folders.
+    # A class may be named "test": only a folder that contains class folders is a split.
     holding = {c: split for c, split in split_of.items() if subfolders(root / c)}
     alike = [] if holding else _alike(root, children)
     if alike and all(split_within(c) for c in alike):  # seg_train, seg_test
         split_of = holding = {c: split for c in alike if (split := split_within(c)) is not None}
     elif alike:
         found.notes.append(
-            f"taken for classes, though they hold folders of the same names: {shown(alike)}; if those are the classes, "
-            "call the outer folders train, val and test"
+            f"read as classes, although they contain folders with the same names: {shown(alike)}; if those are the "
+            "classes, rename the outer folders to train, val and test"
         )
     wrapped = [c for c in children if _wraps_folders(root / c)]
     if wrapped and not holding and not alike:  # seg_train/seg_train/CLASS, as archives unpack
         found.notes.append(
-            f"taken for classes, though each holds one folder of folders: {shown(wrapped)}; if the classes are deeper, "
-            f"lay the images out as {LAYOUTS}"
+            f"read as classes, although each contains one folder of folders: {shown(wrapped)}; if the classes are "
+            f"deeper, arrange the images as {LAYOUTS}"
         )
     if not holding:
         if split_of and len(split_of) == len(children):
             raise DataError(
-                f"'{root}' holds {', '.join(split_of)} but no class folders in them",
-                hint=f"lay the images out as {LAYOUTS}",
+                f"'{root}' contains {', '.join(split_of)} but no class folders in them",
+                hint=f"arrange the images as {LAYOUTS}",
             )
         if split_of:
             found.notes.append(
-                "read as classes although they are named like splits, as they hold no class folders: "
+                "read as classes although they are named like splits, because they contain no class folders: "
                 + shown([*split_of])
             )
         return {"": None}
@@ -187,23 +187,23 @@ def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
         both = [c for c, split in split_of.items() if split in twice]
         raise DataError(
             f"'{root}' has more than one folder for the split '{twice[0]}': {', '.join(both)}",
-            hint="merge them, or move one away",
+            hint="merge them, or move one of them elsewhere",
         )
-    beside = {c: len(list_images(root / c, Counter())) for c in children if c not in holding}
-    images = sum(beside.values())
+    others = {c: len(list_images(root / c, Counter())) for c in children if c not in holding}
+    images = sum(others.values())
     found.left_out[ELSEWHERE] += images + len(list_images(root, Counter(), deep=False))
     if images:
         found.notes.append(
-            f"folders beside {', '.join(holding)} that are no split of class folders are not read: "
-            + shown([c for c, n in beside.items() if n])
+            f"folders next to {', '.join(holding)} that are not splits are not read: "
+            + shown([c for c, n in others.items() if n])
         )
     return {f"{c}/": split for c, split in holding.items()}
 
 
 def _alike(root: Path, children: list[str]) -> list[str]:
-    """Return the folders that hold folders of the same names, as splits do, where every folder that counts does."""
+    """Return the folders that contain folders of the same names, as splits do, or none if some folder does not."""
     inside = {c: frozenset(subfolders(root / c)) for c in children}
-    names = [held for held in inside.values() if len(held) > 1]
+    names = [inner for inner in inside.values() if len(inner) > 1]
     shared = len(names) > 1 and frozenset.intersection(*names)
     return [c for c in children if inside[c]] if shared and len(names) == len(children) else []
 
@@ -214,18 +214,18 @@ def _wraps_folders(folder: Path) -> bool:
 
 
 def _class_of(held: Mapping[str, Mapping[str, list[str]]], notes: list[str]) -> dict[str, str]:
-    """Return the class of every folder with an image: folders of two splits may differ by case or spaces."""
-    spelt: dict[str, dict[str, None]] = {}
+    """Return the class of every folder with images; names in different splits may differ in case or spaces."""
+    spelled: dict[str, dict[str, None]] = {}
     empty: dict[str, None] = {}
     apart: set[str] = set()
     for folders in held.values():
         here: Counter[str] = Counter()
         for folder, images in folders.items():
-            (spelt.setdefault(class_key(folder), {}) if images else empty)[folder] = None
+            (spelled.setdefault(class_key(folder), {}) if images else empty)[folder] = None
             here[class_key(folder)] += bool(images)
         apart |= {key for key, n in here.items() if n > 1}
     class_of: dict[str, str] = {}
-    for key, folders_ in spelt.items():
+    for key, folders_ in spelled.items():
         first = next(iter(folders_))
         class_of |= {f: f if key in apart else first for f in folders_}
         if len(folders_) > 1 and key not in apart:
@@ -238,30 +238,35 @@ def _class_of(held: Mapping[str, Mapping[str, list[str]]], notes: list[str]) -> 
 def _require_classes(
     root: Path, held: Mapping[str, Mapping[str, list[str]]], found: _Found
 ) -> None:
-    """Raise where there is nothing to classify; the message says what is there."""
-    layouts = f"lay the images out as {LAYOUTS}"
+    """Check that there are at least two classes with images.
+
+    Raises:
+        DataError: If there are not; the message says what the folder contains.
+    """
+    layouts = f"arrange the images as {LAYOUTS}"
     direct = list_images(root, Counter(), deep=False)
     if not found.folders and direct:
         raise DataError(
-            f"'{root}' holds {len(direct)} images but no class folders: '{direct[0]}'", hint=layouts
+            f"'{root}' contains {len(direct)} images but no class folders: '{direct[0]}'",
+            hint=layouts,
         )
     folders = [folder for place in held.values() for folder in place]
     if not found.folders:
         raise DataError(
-            f"no images in '{root}': it holds {len(folders)} class folders; in them: {listed(found.left_out)}",
-            hint=f"{layouts}; formats that are read: {', '.join(FORMATS)}",
+            f"no images in '{root}': it contains {len(folders)} class folders; in them: {listed(found.left_out)}",
+            hint=f"{layouts}; supported formats: {', '.join(FORMATS)}",
         )
     odd = next((f for f in found.folders if any(category(c) == "Cc" for c in f)), None)
     if odd is not None:
         raise DataError(
-            f"the name of the class folder {odd!r} holds a character that cannot be shown",
+            f"the name of the class folder {odd!r} contains a control character",
             hint="rename it",
         )
     if len(found.folders) < 2:
         only = root / next(iter(held)) / found.folders[0]
         below = subfolders(only) if only.is_dir() else []
         raise DataError(
-            f"'{root}' holds one class only, '{found.folders[0]}'; at least two are needed",
+            f"'{root}' contains only one class, '{found.folders[0]}'; at least two are needed",
             hint=f"its folders may be the classes: try folder:{only.as_posix()}"
             if len(below) > 1
             else layouts,

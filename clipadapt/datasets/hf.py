@@ -1,21 +1,21 @@
-"""``hf:REPO[@REVISION]``: any image classification set of the Hugging Face hub.
+"""``hf:REPO[@REVISION]``: any image classification dataset of the Hugging Face Hub.
 
-The columns of image and label are found by their type and their usual names, or named:
-``hf:ORG/NAME?image=COL&label=COL``; ``config=NAME`` chooses among several configurations. With ``HF_HUB_OFFLINE=1``
-the hub cache serves. Class names are those the label column declares, with ``_`` as a space (WordNet ids become
-ImageNet's names), else its values.
+The image and label columns are found by their type and by common names, or given by the user:
+``hf:ORG/NAME?image=COL&label=COL``; ``config=NAME`` selects one of several configurations. With ``HF_HUB_OFFLINE=1``,
+only the hub cache is used. Class names are those declared by the label column, with ``_`` replaced by a space (WordNet
+ids become ImageNet's class names), or else the values in the column.
 
 =========================  ============================================================================
-published                  served
+published                  used
 =========================  ============================================================================
-train, val and test        as they are
+train, val and test        unchanged
 train and test             val is a fixed tenth of train
 train and val              test is the published val, val a fixed tenth of train
 one split, not val, test   60/20/20, as ``folder:`` does
-test, or val and test      as they are; val alone is test too
+test, or val and test      unchanged; val alone is test too
 =========================  ============================================================================
 
-Where a split is made, a hash of each image's bytes decides: equal images fall on one side.
+New splits are made by the hash of each image's bytes, so identical images are in the same split.
 """
 
 from __future__ import annotations
@@ -50,24 +50,26 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 OPTIONS: Final = ("image", "label", "config")
-WAY_OUT: Final = "without a network give your own images with folder:PATH, or take openmoji:color or openmoji:line"
+WAY_OUT: Final = (
+    "without a network, use your own images with folder:PATH, or openmoji:color or openmoji:line"
+)
 
 
 def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
-    """Open a data set of the hub; every image is hashed once.
+    """Open a dataset of the hub; every image is hashed once.
 
     Args:
-        argument: ``ORG/NAME``, ``ORG/NAME@REVISION``, with ``?image=COL&label=COL&config=NAME`` where needed.
-        options: With ``on_bad_image="skip"`` images that do not decode and rows without a label are left out.
+        argument: ``ORG/NAME`` or ``ORG/NAME@REVISION``, optionally with ``?image=COL&label=COL&config=NAME``.
+        options: With ``on_bad_image="skip"``, unreadable images and rows without a label are left out.
 
     Raises:
-        DataError: If the data set cannot be had or read, or has no usable images and labels.
+        DataError: If the dataset is not available or cannot be read, or has no usable images and labels.
     """
     name, query = split_query(argument, OPTIONS)
     repo, _, given = name.partition("@")
     revision = None if given in {"", "main"} else given
     if not repo:
-        raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+        raise DataError("hf: names no dataset", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
     files = hub_datasets.dataset(
         repo, revision, _hub.PATTERNS, way_out=WAY_OUT, config=query.get("config")
@@ -132,23 +134,23 @@ def _parts(
 
 
 def _values(title: str, tables: _hub.HubTables, used: Iterable[str]) -> tuple[str, ...]:
-    """Return the different labels of a column that declares none: numbers by value, others by alphabet."""
+    """Return the distinct values of a label column that declares no names, numbers in numerical order."""
     values = [v for found in used for v in tables.splits[found].labels if v is not None]
-    different = set(map(_text, values))
-    if len(different) > 10 and len(different) > len(values) / 2:
+    distinct = set(map(_text, values))
+    if len(distinct) > 10 and len(distinct) > len(values) / 2:
         raise DataError(
-            f"{title}: column '{tables.label}' holds {len(different)} different values in {len(values)} rows; "
+            f"{title}: column '{tables.label}' has {len(distinct)} distinct values in {len(values)} rows; "
             "these are not classes",
-            hint="name the right column by adding ?label=COLUMN to the data set's name",
+            hint="name the right column by adding ?label=COLUMN to the dataset's name",
         )
-    if len(different) < 2:
+    if len(distinct) < 2:
         raise DataError(
-            f"{title}: all {len(values)} rows have one label in column '{tables.label}', '{min(different)}'; "
+            f"{title}: all {len(values)} rows have the same label in column '{tables.label}', '{min(distinct)}'; "
             "at least two classes are needed"
         )
     if all(isinstance(v, int) for v in values):
-        return tuple(sorted(different, key=int))
-    return tuple(sorted(different, key=natural_key))
+        return tuple(sorted(distinct, key=int))
+    return tuple(sorted(distinct, key=natural_key))
 
 
 def _text(value: Any) -> str:
@@ -187,7 +189,7 @@ def _rows(
 def _arranged(
     parts: Mapping[SplitName, Split[Image]], contents: Mapping[str, str]
 ) -> Arranged[Image]:
-    """Serve what is published as train, val and test; see the head of this file."""
+    """Map the published splits to train, val and test; see the module docstring."""
     train, val = parts.get("train"), parts.get("val")
     hashes = [] if train is None else [contents[key] for key in train.inputs.ids]
     if "test" in parts:

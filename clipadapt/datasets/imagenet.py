@@ -1,11 +1,11 @@
-"""``imagenet:DIR``: ImageNet-1k (ILSVRC 2012), which its owners give to those who ask.
+"""``imagenet:DIR``: ImageNet-1k (ILSVRC 2012), available from its owners on request.
 
-``DIR`` holds ``train/`` and ``val/`` of WordNet-id folders, or ``val/`` alone, as torchvision lays them out; or all
-that in ``images/``, as CoOp's instructions have it.
+``DIR`` contains ``train/`` and ``val/`` with WordNet-id folders, or only ``val/``, in torchvision's layout; or these
+folders in ``images/``, as in CoOp's instructions.
 
-Published are train, val and a test split without labels; results are reported on val. So ``test`` is the published val,
-and ``val``, from which methods select, is a fixed tenth of the published train (by a hash of the file's name). CoOp's
-code selects on the published val itself. Class names are the curated ones, in ImageNet's order.
+The published splits are train, val, and a test split without labels; results are reported on val. Therefore ``test`` is
+the published val, and ``val``, on which methods select, is a fixed tenth of the published train (by the hash of the
+file name). CoOp's code selects on the published val itself. Class names are the curated ones, in ImageNet's order.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
 
     Args:
         argument: The folder.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
-        DataError: If the folder is missing or not laid out as above, or holds no readable image.
+        DataError: If the folder does not exist, has another layout, or contains no readable image.
     """
     if not argument.strip():
         raise DataError(
-            "imagenet is not fetched by itself: its owners ask for an agreement",
+            "imagenet is not downloaded automatically: its owners require an agreement",
             hint=f"get it from https://image-net.org; {LAYOUT}; without a network: openmoji:color",
         )
     root = existing_folder(argument, "imagenet")
     base = root if any((root / s).is_dir() for s in ("train", "val")) else root / "images"
     if not any((base / s).is_dir() for s in ("train", "val")):
-        raise DataError(f"'{root}' holds neither train/ nor val/", hint=LAYOUT)
+        raise DataError(f"'{root}' contains neither train/ nor val/", hint=LAYOUT)
     classnames = imagenet_names(WNIDS)
     left_out: Counter[str] = Counter()
 
@@ -64,14 +64,14 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
     train, val = read("train"), read("val")
     served = val_as_test(train, val)
     if not served.parts:
-        raise DataError(f"'{base}' holds no readable image", hint=LAYOUT)
+        raise DataError(f"'{base}' contains no readable image", hint=LAYOUT)
     report = Report()
     report.classes(classnames, served.parts)
     data = LabelledSet(
         name="imagenet",
         classnames=classnames,
         templates=PHOTO_TEMPLATES,
-        licence="ImageNet's terms: research, not commercial",
+        licence="ImageNet's terms: non-commercial research",
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015, "
         "arXiv:1409.0575",
         source="https://image-net.org",

@@ -1,7 +1,7 @@
-"""``imagenet-a:DIR``: 7,500 photos of 200 ImageNet classes that a ResNet-50 got wrong.
+"""``imagenet-a:DIR``: 7,500 photos of 200 ImageNet classes that a ResNet-50 misclassifies.
 
-``DIR`` is the unpacked archive, 200 WordNet-id folders, or a folder that holds it as ``imagenet-a/`` or ``images/``.
-All is ``test``. Class names are ImageNet's curated ones; accuracies are among the 200 classes, as in CoOp's.
+``DIR`` is the unpacked archive, 200 WordNet-id folders, or a folder that contains it as ``imagenet-a/`` or ``images/``.
+All images are ``test``. Class names are ImageNet's curated ones; classification is among the 200 classes, as in CoOp.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def open_imagenet_a(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
 
     Args:
         argument: The folder.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
         DataError: As :func:`clipadapt.datasets._shifted.opened`.

@@ -1,7 +1,7 @@
 """``imagenet-r:DIR``: 30,000 renditions (art, cartoons, toys and others) of 200 ImageNet classes.
 
-``DIR`` is the unpacked archive, 200 WordNet-id folders, or a folder that holds it as ``imagenet-r/`` or ``images/``.
-All is ``test``. Class names are ImageNet's curated ones; accuracies are among the 200 classes, as in CoOp's.
+``DIR`` is the unpacked archive, 200 WordNet-id folders, or a folder that contains it as ``imagenet-r/`` or ``images/``.
+All images are ``test``. Class names are ImageNet's curated ones; classification is among the 200 classes, as in CoOp.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def open_imagenet_r(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
 
     Args:
         argument: The folder.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
         DataError: As :func:`clipadapt.datasets._shifted.opened`.

@@ -1,7 +1,8 @@
 """``imagenet-v2:DIR``: new test photos for ImageNet's thousand classes, ten of each (matched frequency).
 
-``DIR`` is the unpacked archive, folders ``0`` to ``999`` named by ImageNet's label, or a folder that holds it. All is
-``test``. Class names are ImageNet's curated ones; all thousand are there, also where a folder holds fewer.
+``DIR`` is the unpacked archive with the folders ``0`` to ``999``, named by ImageNet's labels, or a folder that contains
+it. All images are ``test``. Class names are ImageNet's curated ones; there are always a thousand, even if a folder has
+fewer.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def open_imagenet_v2(argument: str, options: DatasetOptions, /) -> LabelledSet[I
 
     Args:
         argument: The folder.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
-        DataError: If the folder is missing, or holds no folders named by a label, or others, or no image.
+        DataError: If the folder does not exist, has no folders named by labels, other folders, or no images.
     """
     root = existing_folder(argument, SET.name) if argument.strip() else needs_folder(SET)
     return listed(SET, root, _locate(root), LABELS, CLASSNAMES, options)
@@ -53,15 +54,15 @@ def _locate(root: Path) -> str:
         found = subfolders(root / below) if (root / below).is_dir() else []
         if set(found).isdisjoint(LABELS):
             continue
-        strange = [name for name in found if name not in LABELS]
-        if strange:
+        unknown = [name for name in found if name not in LABELS]
+        if unknown:
             raise DataError(
-                f"'{root / below}' holds folders that are no label of 0 to 999: {shown(strange)}",
-                hint="move them away; any other folder of classes opens with folder:PATH",
+                f"'{root / below}' contains folders that are not labels from 0 to 999: {shown(unknown)}",
+                hint="move them elsewhere; any other folder of classes opens with folder:PATH",
             )
         return below
     raise DataError(
-        f"'{root}' holds no folders named by ImageNet's labels, 0 to 999",
+        f"'{root}' contains no folders named by ImageNet's labels, 0 to 999",
         hint=f"imagenet-v2:DIR takes the unpacked archive of {SET.source}",
     )
 

@@ -1,12 +1,12 @@
-"""``imagenette[:full|320|160|DIR]``: ten ImageNet classes that are easy to tell apart.
+"""``imagenette[:full|320|160|DIR]``: ten easily distinguished ImageNet classes.
 
-Without a folder, torchvision's downloader fetches the set (``full`` by default, or scaled to a short side of 320 or
-160 pixels) and checks its MD5. ``DIR`` is a folder with ``train/`` and ``val/``, or ``val/`` alone, of WordNet-id
-folders; or those folders themselves, which are then the published ``val``.
+Without a folder, torchvision downloads the dataset (``full`` by default, or with a shorter side of 320 or 160 pixels)
+and checks its MD5. ``DIR`` is a folder with ``train/`` and ``val/``, or only ``val/``, of WordNet-id folders; or these
+folders themselves, which are then the published ``val``.
 
-Published are train and val; results are reported on val. So ``test`` is the published val, and ``val``, from which
-methods select, is a fixed tenth of the published train (by a hash of the file's name, the same in all sizes).
-Where there is no train, ``val`` too is the published val: such a set serves zero-shot.
+The published splits are train and val; results are reported on val. Therefore ``test`` is the published val, and
+``val``, on which methods select, is a fixed tenth of the published train (by the hash of the file name, equal for all
+sizes). Without train, the published val is ``val`` too, which is enough for zero-shot classification.
 """
 
 from __future__ import annotations
@@ -54,13 +54,16 @@ SIZES: Final = {
     "160px": "160px",
 }
 FOLDERS: Final = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
-HOST: Final = "https://s3.amazonaws.com/fast-ai-imageclas"  # where torchvision fetches it
-OFFLINE: Final = "give a folder with imagenette:DIR, or take a set that needs no network: openmoji:color, openmoji:line"
+HOST: Final = "https://s3.amazonaws.com/fast-ai-imageclas"  # torchvision downloads from here
+OFFLINE: Final = (
+    "give a folder with imagenette:DIR, or use a dataset that needs no network: openmoji:color, "
+    "openmoji:line"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """Where the published splits lie, as paths from ``root``; None where there is none."""
+    """Locations of the published splits, relative to ``root``; None if there is no such split."""
 
     root: Path
     train: str | None
@@ -71,11 +74,11 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
     """Open ImageNette.
 
     Args:
-        argument: ``full``, ``320``, ``160``, a folder, or nothing for ``full``.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        argument: ``full``, ``320``, ``160``, a folder, or empty for ``full``.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
-        DataError: If the folder is missing or holds none of the ten classes, or the set cannot be downloaded.
+        DataError: If the folder does not exist or has none of the ten classes, or the dataset cannot be downloaded.
     """
     size = SIZES.get(argument.strip())
     published = _locate(_downloaded(size) if size else existing_folder(argument, "imagenette"))
@@ -87,21 +90,21 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
             return None
         files, labels, lost = read_folders(published.root, below, WNIDS, options.on_bad_image)
         left_out.update(lost)
-        # The same wherever the folders lie.
+        # The ids do not depend on the location of the folders.
         ids = [f"{split}/{name.removeprefix(f'{below}/')}" for name in files.names]
         return make_split(files, ids, labels, classnames) if ids else None
 
     train, val = read("train", published.train), read("val", published.val)
-    served = val_as_test(train, val)  # by ids, train/WNID/file, which are the same in every size
+    served = val_as_test(train, val)  # by ids, train/WNID/file, which are equal for all sizes
     if not served.parts:
-        raise DataError(f"'{argument}' holds no readable image of the ten classes of ImageNette")
+        raise DataError(f"'{argument}' contains no readable image of the ten classes of ImageNette")
     report = Report()
     report.classes(classnames, served.parts)
     data = LabelledSet(
         name="imagenette" if size in {None, "full"} else f"imagenette:{size[:-2]}",
         classnames=classnames,
         templates=PHOTO_TEMPLATES,
-        licence="Apache-2.0 for the selection; the images under ImageNet's terms: research, not commercial",
+        licence="Apache-2.0 for the selection; the images under ImageNet's terms: non-commercial research",
         citation="J. Howard, Imagenette, 2019; J. Deng et al., ImageNet: A Large-Scale Hierarchical Image "
         "Database, CVPR 2009",
         source="https://github.com/fastai/imagenette",
@@ -123,7 +126,7 @@ def _locate(root: Path) -> _Published:
         if _ours(base):
             return _Published(base, None, "")
     raise DataError(
-        f"'{root}' holds none of the ten classes of ImageNette; wanted are folders such as "
+        f"'{root}' contains none of the ten classes of ImageNette; expected folders such as "
         f"{root.name}/val/{WNIDS[0]} (train/ or val/, or the WordNet-id folders themselves)",
         hint="any other folder of classes opens with folder:PATH",
     )
@@ -134,7 +137,7 @@ def _ours(folder: Path) -> bool:
 
 
 def _downloaded(size: str) -> Path:
-    """Return the folder of one size, fetched if it is not there whole."""
+    """Return the folder of one size; download it if necessary."""
     target = cache_dir() / "datasets" / "imagenette" / FOLDERS[size]
     if target.is_dir():
         return target
@@ -144,7 +147,7 @@ def _downloaded(size: str) -> Path:
         Imagenette,  # seconds: after the question whether there is a network
     )
 
-    # torchvision takes any folder of that name for the whole set, also a half-unpacked one.
+    # torchvision accepts any folder of that name as complete, even a partly unpacked one.
     with atomic_directory(target) as temporary, download_errors(what, hint=OFFLINE):
         Imagenette(temporary, size=size, download=True)
         unpacked = temporary / FOLDERS[size]

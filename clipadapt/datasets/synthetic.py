@@ -1,7 +1,7 @@
-"""``synthetic[:CLASSES[xN]]``: coloured shapes on noise, made by numbers; for tests and first trials.
+"""``synthetic[:CLASSES[xN]]``: generated coloured shapes on noise, for tests and first experiments.
 
-``synthetic:8x32`` has 8 classes with 32 images each in train, val and test; ``synthetic`` is ``5x16``. The pictures
-depend on split, class and index alone.
+``synthetic:8x32`` has 8 classes with 32 images each in train, val and test; ``synthetic`` is ``5x16``. The images
+depend only on split, class and index.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLOURS: Final = {
     "orange": (245, 140, 30),
     "brown": (120, 75, 40),
 }
-# Corners and degrees of rotation; none for the circle.
+# Number of corners and rotation in degrees; None for the circle.
 SHAPES: Final = {
     "circle": None,
     "square": (4, 0),
@@ -41,7 +41,7 @@ SHAPES: Final = {
     "hexagon": (6, 0),
     "diamond": (4, 45),
 }
-# One step in both at once: the first classes differ in colour and in shape. 8 and 5 have no common factor.
+# Colour and shape advance together, so the first classes differ in both; 8 and 5 have no common factor.
 CLASSNAMES: Final = tuple(
     f"{list(COLOURS)[i % len(COLOURS)]} {list(SHAPES)[i % len(SHAPES)]}"
     for i in range(len(COLOURS) * len(SHAPES))
@@ -51,7 +51,7 @@ DEFAULT_IMAGES: Final = 16
 
 
 class SyntheticImages(Sequence[Image.Image]):
-    """Pictures drawn when asked for: ``n`` of each of ``n_classes`` classes, in the order of the classes."""
+    """Lazily drawn images: ``n`` of each of ``n_classes`` classes, in the order of the classes."""
 
     def __init__(self, split: SplitName, n_classes: int, n: int) -> None:
         self.split = split
@@ -71,7 +71,7 @@ class SyntheticImages(Sequence[Image.Image]):
 
 
 def draw(split: SplitName, label: int, row: int) -> Image.Image:
-    """Draw one picture of class ``label``, ``SIZE`` pixels wide and high."""
+    """Draw one image of class ``label``, ``SIZE`` pixels wide and high."""
     seed = hashlib.sha256(f"{split}:{label}:{row}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little")))
     noise = rng.integers(150, 256, size=(SIZE, SIZE, 3), dtype=np.uint8)
@@ -89,14 +89,14 @@ def draw(split: SplitName, label: int, row: int) -> Image.Image:
 
 
 def open_synthetic(argument: str, options: DatasetOptions, /) -> LabelledSet[Image.Image]:  # noqa: ARG001
-    """Make the set.
+    """Generate the dataset.
 
     Args:
-        argument: Number of classes and of images per class and split, as in ``8x32``; either may be left out.
-        options: Not used; no picture is unreadable.
+        argument: Number of classes, and of images per class and split, as in ``8x32``; either may be omitted.
+        options: Not used; all images are readable.
 
     Raises:
-        DataError: If the numbers are not of that form or out of range.
+        DataError: If the argument has another form or is out of range.
     """
     given = re.fullmatch(r"(\d*)(?:x(\d+))?", argument.strip())
     n_classes = int((given and given[1]) or DEFAULT_CLASSES)
@@ -104,7 +104,7 @@ def open_synthetic(argument: str, options: DatasetOptions, /) -> LabelledSet[Ima
     if given is None or not 2 <= n_classes <= len(CLASSNAMES) or n < 1:
         raise DataError(
             f"'synthetic:{argument}' is not synthetic:CLASSESxN with 2 to {len(CLASSNAMES)} classes "
-            f"and 1 or more images per class and split",
+            f"and at least 1 image per class and split",
             hint=f"for example synthetic:{DEFAULT_CLASSES}x{DEFAULT_IMAGES}",
         )
     classnames = CLASSNAMES[:n_classes]

@@ -1,13 +1,13 @@
-"""``tiny-imagenet[:DIR]``: 200 ImageNet classes at 64 pixels, 500 images of each to train on.
+"""``tiny-imagenet[:DIR]``: 200 ImageNet classes at 64 pixels, with 500 training images each.
 
-Without a folder, the set comes from the hub at a pinned commit; from the hub cache without a network. ``DIR`` is the
-original archive unpacked (``tiny-imagenet-200``): ``wnids.txt``, ``train/WNID/images/*.JPEG`` and ``val/images`` with
-``val/val_annotations.txt``. Its ``words.txt`` is not read: class names are ImageNet's curated ones, by WordNet id.
+Without a folder, the dataset comes from the hub at a pinned commit, or from the hub cache without a network. ``DIR`` is
+the unpacked original archive (``tiny-imagenet-200``): ``wnids.txt``, ``train/WNID/images/*.JPEG`` and ``val/images``
+with ``val/val_annotations.txt``. ``words.txt`` is not read: class names are ImageNet's curated ones, by WordNet id.
 
-Published are train, val and a test split without labels; results are reported on val. So ``test`` is the published
-val, and ``val``, from which methods select, is a fixed tenth of the published train. Classes are in the order of
-their WordNet ids. The hub's label column names eighteen classes by another sense of the same word (the state of
-Chihuahua for the dog, a unit of mass for the slug): :data:`MISNAMED` says which are meant.
+The published splits are train, val, and a test split without labels; results are reported on val. Therefore ``test`` is
+the published val, and ``val``, on which methods select, is a fixed tenth of the published train. Classes are in the
+order of their WordNet ids. The hub's label column names eighteen classes by another sense of the same word (the state
+of Chihuahua for the dog, a unit of mass for the slug); :data:`MISNAMED` maps them to the right ids.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ LAYOUT: Final = (
     "val/val_annotations.txt"
 )
 WAY_OUT: Final = (
-    "give the unpacked tiny-imagenet-200.zip with tiny-imagenet:DIR, or take a set that needs no network: "
+    "give the unpacked tiny-imagenet-200.zip with tiny-imagenet:DIR, or use a dataset that needs no network: "
     "openmoji:color, openmoji:line"
 )
 
@@ -72,11 +72,12 @@ def open_tiny_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet
     """Open Tiny ImageNet.
 
     Args:
-        argument: The folder, or nothing for the hub.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the bad ones.
+        argument: The folder, or empty for the hub.
+        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
-        DataError: If the folder is missing or not laid out as the archive, or the hub's copy cannot be had.
+        DataError: If the folder does not exist or has another layout than the archive, or the hub's copy is not
+            available.
     """
     if argument.strip():
         return _from_folder(existing_folder(argument, "tiny-imagenet"), options)
@@ -93,7 +94,7 @@ def _set(
 ) -> LabelledSet[Image]:
     if train is None and val is None:
         raise DataError(
-            f"tiny-imagenet holds no readable image of its {len(wnids)} classes", hint=LAYOUT
+            f"tiny-imagenet contains no readable image of its {len(wnids)} classes", hint=LAYOUT
         )
     served = val_as_test(train, val)
     report = Report(notes=list(notes))
@@ -102,7 +103,7 @@ def _set(
         name="tiny-imagenet",
         classnames=imagenet_names(wnids),
         templates=PHOTO_TEMPLATES,
-        licence="ImageNet's terms: research, not commercial",
+        licence="ImageNet's terms: non-commercial research",
         citation="Y. Le and X. Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS 231N, 2015; "
         "J. Deng et al., ImageNet: A Large-Scale Hierarchical Image Database, CVPR 2009",
         source=source,
@@ -168,16 +169,17 @@ def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
         val = val if len(val) else None
     if train is None and val is None and not left_out[UNREADABLE]:
         raise DataError(
-            f"'{root}' holds no images in train/ or val/ of the classes in wnids.txt", hint=LAYOUT
+            f"'{root}' contains no images in train/ or val/ of the classes in wnids.txt",
+            hint=LAYOUT,
         )
     return _set(wnids, train, val, left_out, (), "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
 
 
 def _read_wnids_txt(path: Path) -> list[str]:
-    """Return the classes that ``wnids.txt`` names, sorted.
+    """Return the sorted WordNet ids in ``wnids.txt``.
 
     Raises:
-        DataError: If there is no such file, or a line is not a WordNet id of ImageNet's thousand.
+        DataError: If the file does not exist, or a line is not a WordNet id of ImageNet-1k.
     """
     found = []
     for number, line in enumerate(_lines(path), start=1):
@@ -185,23 +187,23 @@ def _read_wnids_txt(path: Path) -> list[str]:
         if wnid and wnid not in wnid_index():
             near = did_you_mean(wnid, WNIDS, most=1)
             raise DataError(
-                f"{path.name}, line {number}: '{wnid}' is not a WordNet id of ImageNet's thousand classes{near}",
+                f"{path.name}, line {number}: '{wnid}' is not a WordNet id of ImageNet-1k{near}",
                 hint="one id per line, such as n01443537",
             )
         found.append(wnid)
     wnids = sorted(set(filter(None, found)))
     if len(wnids) < 2:
         raise DataError(
-            f"'{path}' names {len(wnids)} classes; at least two are needed", hint=LAYOUT
+            f"'{path}' lists {len(wnids)} classes; at least two are needed", hint=LAYOUT
         )
     return wnids
 
 
 def _read_val(root: Path, wnids: Sequence[str]) -> Split[Image]:
-    """Return the published val, whose labels stand in a table beside the images.
+    """Return the published val, whose labels are in a table next to the images.
 
     Raises:
-        DataError: If there is no table, a line of it is wrong, or an image it names is not there.
+        DataError: If the table does not exist, a line is wrong, or an image in it does not exist.
     """
     path = root / "val" / "val_annotations.txt"
     index = {wnid: label for label, wnid in enumerate(wnids)}
@@ -222,13 +224,11 @@ def _read_val(root: Path, wnids: Sequence[str]) -> Split[Image]:
                 hint="a line is FILE, WNID and four numbers, separated by tabs",
             )
         labels[name] = index[wnid]
-    gone = [name for name in labels if not (root / "val" / "images" / name).is_file()]
-    if gone or not labels:
-        what = (
-            f"names '{gone[0]}', which is not in val/images (cases: {len(gone)} of {len(labels)})"
-            if gone
-            else "is empty"
-        )
+    missing = [name for name in labels if not (root / "val" / "images" / name).is_file()]
+    if missing or not labels:
+        what = "is empty"
+        if missing:
+            what = f"lists '{missing[0]}', which is not in val/images (cases: {len(missing)} of {len(labels)})"
         raise DataError(f"{path} {what}", hint="unpack the archive again; " + LAYOUT)
     files = ImageFiles(root, [f"val/images/{name}" for name in labels])
     ids = [f"val/{name}" for name in labels]
@@ -239,7 +239,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise DataError(f"'{path.parent}' holds no {path.name}", hint=LAYOUT) from None
+        raise DataError(f"'{path.parent}' contains no {path.name}", hint=LAYOUT) from None
     except (OSError, UnicodeDecodeError) as err:
         raise DataError(f"cannot read '{path}': {err}", hint=LAYOUT) from err
 

@@ -1,8 +1,8 @@
-"""Image sets that torchvision downloads, by name: ``dtd``, ``eurosat``, ``oxford_iiit_pet`` and others.
+"""Image datasets that torchvision downloads, by name: ``dtd``, ``eurosat``, ``oxford_iiit_pet`` and others.
 
-``NAME:DIR`` reads what torchvision has downloaded to the root ``DIR`` before. Splits are the published ones; where
-there is no val, it is a fixed tenth of train, and where there is no split at all (EuroSAT), 60/20/20 by a hash of
-the file's name, which the flag ``not_the_official_split`` says. Templates are CoOp's (``trainers/zsclip.py``).
+``NAME:DIR`` reads a dataset that torchvision has downloaded to the root ``DIR``. Splits are the published ones; without
+val, a fixed tenth of train is val; without any split (EuroSAT), the dataset is split 60/20/20 by the hash of the file
+name and flagged ``not_the_official_split``. Templates are CoOp's (``trainers/zsclip.py``).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from clipadapt.core.api.errors import UnknownNameError
 
 OFFLINE: Final = (
-    "give what torchvision has downloaded before with NAME:DIR, your own images with folder:PATH, "
-    "or take a set that needs no network: openmoji:color, openmoji:line"
+    "use a copy that torchvision has downloaded with NAME:DIR, your own images with folder:PATH, "
+    "or a dataset that needs no network: openmoji:color, openmoji:line"
 )
 
 _Splits: TypeAlias = "Mapping[SplitName, Mapping[str, Any]]"
@@ -45,13 +45,13 @@ _Splits: TypeAlias = "Mapping[SplitName, Mapping[str, Any]]"
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What torchvision does not say of a set.
+    """Facts about a dataset that torchvision does not provide.
 
     Attributes:
         kind: Name of the class in ``torchvision.datasets``.
-        url: Asked before the download starts.
-        splits: Arguments of that class for each published split; empty where there are none.
-        classnames: Curated names, in label order; empty where torchvision's serve.
+        url: Address that is checked before the download starts.
+        splits: Arguments of that class for each published split; empty if there are no splits.
+        classnames: Curated names in label order; empty to use torchvision's.
     """
 
     kind: str
@@ -161,7 +161,7 @@ KNOWN: Final[dict[str, _Known]] = {
 
 
 class ArrayImages(Sequence["Image"]):
-    """Images that torchvision holds as one array in memory."""
+    """Images that torchvision keeps as one array in memory."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
@@ -177,15 +177,15 @@ class ArrayImages(Sequence["Image"]):
 
 
 def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
-    """Open a set of torchvision's, downloading it at the first time.
+    """Open a torchvision dataset; download it at first use.
 
     Args:
-        argument: ``NAME`` or ``NAME:DIR``; case, ``-`` and ``_`` make no difference in the name.
-        options: With ``on_bad_image="skip"`` every image file is decoded once, to find the bad ones.
+        argument: ``NAME`` or ``NAME:DIR``; case, ``-`` and ``_`` in the name are ignored.
+        options: With ``on_bad_image="skip"`` every image file is decoded once, to find the unreadable ones.
 
     Raises:
-        UnknownNameError: If no set has that name.
-        DataError: If it cannot be downloaded, or the folder does not hold it whole.
+        UnknownNameError: If no dataset has that name.
+        DataError: If it cannot be downloaded, or the folder does not contain all of it.
     """
     given, _, folder = argument.strip().partition(":")
     name = {_plain(known): known for known in KNOWN}.get(_plain(given))
@@ -222,7 +222,7 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
 
 
 def _open_splits(known: _Known, root: Path, name: str, **download: bool) -> dict[SplitName, Any]:
-    """Return torchvision's own object for every published split."""
+    """Return torchvision's dataset object for each published split."""
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, known.kind)
@@ -233,8 +233,8 @@ def _open_splits(known: _Known, root: Path, name: str, **download: bool) -> dict
         if download:
             raise
         raise DataError(
-            f"'{root}' does not hold {name} as torchvision lays it out: {err}",
-            hint=f"name the root folder that torchvision.datasets.{known.kind} was given",
+            f"'{root}' does not contain {name} in torchvision's layout: {err}",
+            hint=f"give the root folder that was passed to torchvision.datasets.{known.kind}",
         ) from err
 
 
@@ -248,7 +248,7 @@ def _downloaded(name: str, known: _Known) -> Path:
 
 
 def _rows(base: Any, root: Path, split: SplitName) -> tuple[Sequence[Image], list[str], list[int]]:
-    """Return images, ids and labels of one of torchvision's objects: files where it keeps files."""
+    """Return images, ids and labels of a torchvision dataset; the images are files if it stores files."""
     if hasattr(base, "samples"):
         paths, labels = zip(*base.samples, strict=True)
     elif hasattr(base, "_labels"):
@@ -269,7 +269,7 @@ def _classnames(base: Any) -> tuple[str, ...]:
 def _by_name(
     part: Split[Image], place: Callable[[str], SplitName]
 ) -> dict[SplitName, Split[Image]]:
-    """Split by a hash of the ids' last two components: the class folder and the file."""
+    """Split by the hash of the last two components of each id: the class folder and the file."""
     names = ("/".join(key.split("/")[-2:]) for key in part.inputs.ids)
     return by_split(part, [place(hashlib.sha256(n.encode()).hexdigest()) for n in names])
 

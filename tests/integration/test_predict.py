@@ -235,12 +235,12 @@ def test_what_is_no_image(wrong, fitted, module_pictures, tmp_path):
     (tmp_path / "none" / "notes.txt").write_text("x")
     good = module_pictures / "test"
 
-    assert "a.txt' is not an image: it begins like text" in wrong(
+    assert "a.txt' is not an image: it starts like text" in wrong(
         "predict", fitted, tmp_path / "a.txt"
     )
     assert "the file is empty" in wrong("predict", fitted, good, tmp_path / "empty.png")
     text = wrong("predict", fitted, tmp_path / "none", "--html", tmp_path / "s.html")
-    assert f"the folder '{tmp_path / 'none'}' holds no images" in text
+    assert f"the folder '{tmp_path / 'none'}' contains no images" in text
     assert "JPEG" in text
 
 
@@ -269,7 +269,7 @@ def test_a_sheet_that_cannot_be_written(wrong, fitted, module_pictures, tmp_path
 
     for name in ("mine.jpg", "dir.html"):
         text = wrong("predict", fitted, module_pictures, "--html", tmp_path / name)
-        assert "--html takes the name of an .html file" in text
+        assert "--html needs the name of an .html file" in text
     inside = wrong("predict", fitted, module_pictures, "--html", tmp_path / "file" / "s.html")
 
     assert "cannot write to the folder" in inside
@@ -480,10 +480,10 @@ def test_a_folder_that_has_the_name_of_the_model_is_not_taken_for_it(
 
 
 def test_an_address_and_stdin_are_no_images(wrong, fitted):
-    assert "'https://example.org/a.png' is an address" in wrong(
+    assert "'https://example.org/a.png' is a URL" in wrong(
         "predict", fitted, "https://example.org/a.png"
     )
-    assert "'-' stands for stdin, which predict does not read" in wrong("predict", fitted, "-")
+    assert "predict does not read stdin ('-')" in wrong("predict", fitted, "-")
 
 
 def test_an_image_named_twice_is_predicted_twice_alike(predicted, module_pictures):

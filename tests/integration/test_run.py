@@ -292,7 +292,7 @@ def test_what_was_read_is_said_and_recorded_once(cli, records, tiny_clip, pictur
     assert "gone.png" in refused.text
     assert "--on-bad-image skip" in refused.text
     (record,) = records(done)
-    reasons = {"images of a format that is not read (.heic)": 1, "unreadable images": 1}
+    reasons = {"images in an unsupported format (.heic)": 1, "unreadable images": 1}
     assert record["data"]["left_out"] == reasons
     assert (record["data"]["n_found"], record["data"]["n_read"]) == (44, 42)
     assert done.err.count("42 read of 44 found in 3 classes (train 18, val 12, test 12)") == 1

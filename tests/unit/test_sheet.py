@@ -80,12 +80,12 @@ def test_the_heading_says_what_predicted_and_whether_to_trust_it(sheet):
     plain = " ".join(sheet(rows).text)
     calibrated = " ".join(sheet(rows, calibration=Calibration(temperature=1.25)).text)
 
-    assert "28 pictures" in plain
-    assert "clip/coop (coop-quick) on stitched, learnt on folder:photo, 4 shots, seed 1" in plain
+    assert "28 images" in plain
+    assert "clip/coop (coop-quick) on stitched, trained on folder:photo, 4 shots, seed 1" in plain
     assert "not calibrated" in plain
     assert "calibrated on val, temperature 1.25" in calibrated
     assert "class 0 2" in plain
-    assert "and 2 classes more" in plain
+    assert "and 2 more classes" in plain
 
 
 def test_it_serves_phones_and_dark_rooms(sheet, tmp_path):
@@ -97,7 +97,7 @@ def test_it_serves_phones_and_dark_rooms(sheet, tmp_path):
     ]
     assert "prefers-color-scheme: dark" in text
     assert "color-scheme: light dark" in text
-    assert "1 picture</h1>" in text
+    assert "1 image</h1>" in text
 
 
 def test_a_sheet_that_fails_leaves_the_old_one(sheet, tmp_path):

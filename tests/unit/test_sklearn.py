@@ -187,7 +187,7 @@ def test_classes_that_no_prompt_tells_apart_are_warned_of(classifier, pictures):
     array, labels = pictures
     y = ["Red thing" if i < 3 else name for i, name in enumerate(labels)]
 
-    with pytest.warns(UserWarning, match="the classes 'Red thing' and 'red thing' apart"):
+    with pytest.warns(UserWarning, match="distinguish the classes 'Red thing' and 'red thing'"):
         classifier.fit(array, y)
 
 
@@ -275,7 +275,7 @@ def test_other_weights_are_told_when_it_is_loaded(pictures, tmp_path):
     save_file(state, weights)
     os.utime(weights, ns=(1, 1))
 
-    with pytest.raises(Exception, match="was fitted with other weights of 'local-dir:"):
+    with pytest.raises(Exception, match="was fitted with different weights of 'local-dir:"):
         pickle.loads(raw)
 
 
@@ -316,7 +316,7 @@ def test_random_state_decides_the_seed(classifier, pictures, monkeypatch):
     ("change", "message"),
     [
         ({"method": "linear_prob"}, r"unknown method 'clip/linear_prob'; did you mean"),
-        ({"method": "text/svm"}, "text/svm reads no images"),
+        ({"method": "text/svm"}, "text/svm is not for images"),
         ({"method": None}, "method must be a name, got None"),
         ({"model": "stiched"}, "did you mean 'stitched'"),
         (
@@ -339,15 +339,15 @@ def test_wrong_parameters(classifier, pictures, change, message):
         (lambda a: a.astype(float), r"got an array of float64 and shape \(24, 40, 40, 3\)"),
         (lambda a: a[..., 0], r"got an array of uint8 and shape \(24, 40, 40\)"),
         (lambda a: a[0], "got an array of uint8"),
-        (lambda a: a[:0], "found no pictures"),
-        (lambda a: [], "found no pictures"),
-        (lambda a: "a.png", "expected several pictures, got one str"),
-        (lambda a: Image.fromarray(a[0]), "expected several pictures, got one Image"),
+        (lambda a: a[:0], "found no images"),
+        (lambda a: [], "found no images"),
+        (lambda a: "a.png", "expected several images, got one str"),
+        (lambda a: Image.fromarray(a[0]), "expected several images, got one Image"),
         (lambda a: 5, "got int"),
-        (lambda a: [*a[:3], 5], "picture 3: expected PIL images"),
-        (lambda a: [a[0][..., 0]], r"picture 0: expected a uint8 array .* got uint8 \(40, 40\)"),
+        (lambda a: [*a[:3], 5], "image 3: expected PIL images"),
+        (lambda a: [a[0][..., 0]], r"image 0: expected a uint8 array .* got uint8 \(40, 40\)"),
         (lambda a: ["/nowhere/at.png"] * 2, "cannot read the file '/nowhere/at.png'"),
-        (lambda a: [__file__] * 2, r"is not an image: it begins like text"),
+        (lambda a: [__file__] * 2, r"is not an image: it starts like text"),
     ],
 )
 def test_wrong_pictures(classifier, pictures, make, message):
@@ -385,15 +385,15 @@ def test_series_are_taken(classifier, pictures, tmp_path):
     ("y", "message"),
     [
         (["a", "b"], r"inconsistent numbers of samples: \[24, 2\]"),
-        (dict.fromkeys(range(24), "a"), "expected one label per picture"),
-        (set(range(24)), "expected one label per picture"),
-        (["a"] * 24, "at least two classes are needed, got only 'a'"),
+        (dict.fromkeys(range(24), "a"), "expected one label per image"),
+        (set(range(24)), "expected one label per image"),
+        (["a"] * 24, "at least two classes are required, got only 'a'"),
         (np.zeros((24, 2)), r"y should be a 1d array, got an array of shape \(24, 2\)"),
         (np.linspace(0, 1, 24), "Unknown label type"),
         ([float("nan")] * 24, "missing values: nan at position 0"),
         ([["a"]] * 24, "labels must be hashable"),
-        (None, "expected one label per picture"),
-        ("ab" * 12, "expected one label per picture"),
+        (None, "expected one label per image"),
+        ("ab" * 12, "expected one label per image"),
     ],
     ids=str,
 )

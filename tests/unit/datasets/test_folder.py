@@ -130,7 +130,7 @@ def test_the_same_bytes_in_two_splits_are_reported(split_folder):
     data = open_(split_folder)
     assert data.flags == ("duplicates_across_splits",)
     assert data.notes == (
-        "folder:pets: the same bytes lie in two splits (cases: 1): test/cat/copy.png = train/cat/0.png",
+        "folder:pets: identical images are in two splits (cases: 1): test/cat/copy.png = train/cat/0.png",
     )
 
 
@@ -161,10 +161,10 @@ def test_other_files_are_ignored_and_counted(split_folder):
     data = open_(split_folder)
     assert (data.notes, data.flags) == ((), ())
     assert (data.n_read, data.found) == (18, 21)
-    assert data.left_out == {"other files (no ending)": 1, "other files (.txt)": 2, **NOTHING}
+    assert data.left_out == {"other files (no extension)": 1, "other files (.txt)": 2, **NOTHING}
     assert data.inventory == (
         "18 read of 21 found in 2 classes (train 6, val 6, test 6); "
-        "left out: 1 other files (no ending), 2 other files (.txt)"
+        "left out: 1 other files (no extension), 2 other files (.txt)"
     )
 
 
@@ -219,14 +219,12 @@ def test_an_archive_is_no_folder(tmp_path):
 def test_an_empty_folder_says_what_is_accepted(tmp_path):
     with pytest.raises(
         DataError,
-        match=r"no images in .*: it holds 0 class folders; in them: nothing\n.*that are read: JPEG",
+        match=r"no images in .*: it contains 0 class folders; in them: nothing\n.*supported formats: JPEG",
     ):
         open_(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.heic").touch()
-    with pytest.raises(
-        DataError, match=r"in them: 1 images of a format that is not read \(\.heic\)"
-    ):
+    with pytest.raises(DataError, match=r"in them: 1 images in an unsupported format \(\.heic\)"):
         open_(tmp_path)
 
 
@@ -234,14 +232,14 @@ def test_images_without_class_folders_say_how_it_must_look(tmp_path):
     write(tmp_path / "x.png", "red")
     with pytest.raises(
         DataError,
-        match=r"holds 1 images but no class folders: 'x\.png'\n  hint: lay the images out as PATH/",
+        match=r"contains 1 images but no class folders: 'x\.png'\n  hint: arrange the images out as PATH/",
     ):
         open_(tmp_path)
 
 
 def test_one_class_is_not_enough(tmp_path):
     write(tmp_path / "only" / "x.png", "red")
-    with pytest.raises(DataError, match="holds one class only, 'only'; at least two"):
+    with pytest.raises(DataError, match="contains only one class, 'only'; at least two"):
         open_(tmp_path)
 
 
@@ -286,7 +284,7 @@ def test_folders_beside_the_splits_are_named(split_folder):
     write(split_folder / "drafts" / "x.png", "red")
     data = open_(split_folder)
     assert data.notes == (
-        "folder:pets: folders beside test, train, valid that are no split of class folders are not read: drafts",
+        "folder:pets: folders next to test, train, valid that are not splits are not read: drafts",
         "folder:pets: left out: 1 images outside the class folders",
     )
     assert data.flags == ("many_left_out",)
@@ -414,7 +412,7 @@ def test_every_format_that_is_read_counts_as_an_image(tmp_path):
     assert np.bincount(data.split("test").labels).tolist() == [len(endings), 2]
     assert all(data.split("test").inputs.examples[i].mode == "RGB" for i in range(len(endings)))
     assert data.notes == (
-        f"folder:{tmp_path.name}: left out: 1 images of a format that is not read (.heic)",
+        f"folder:{tmp_path.name}: left out: 1 images in an unsupported format (.heic)",
     )
 
 
@@ -481,7 +479,7 @@ def test_too_few_images_for_val_are_told(tmp_path):
         write(tmp_path / name / "2.png", (7, name == "a", 0))
     data = open_(tmp_path)
     assert data.splits == ("train", "test")
-    assert "too few images for a split 'val'" in data.notes[0]
+    assert "too few images for a 'val' split" in data.notes[0]
 
 
 def test_a_folder_around_the_classes_is_offered(tmp_path):
@@ -506,14 +504,14 @@ def test_outer_folders_that_hold_the_same_folders_are_pointed_out(tmp_path):
             write(tmp_path / outer / colour / "1.png", (i, len(outer), int(outer[-1])))
     data = open_(tmp_path)
     assert data.classnames == ("fold1", "fold2")
-    assert any("hold folders of the same names: fold1, fold2" in note for note in data.notes)
+    assert any("contain folders with the same names: fold1, fold2" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("name", ["new\nline", "esc\x1b[31m"])
 def test_a_class_folder_whose_name_cannot_be_shown(tmp_path, name):
     write(tmp_path / name / "1.png", "red")
     write(tmp_path / "blue" / "1.png", "blue")
-    with pytest.raises(DataError, match="holds a character that cannot be shown") as caught:
+    with pytest.raises(DataError, match="contains a control character") as caught:
         open_(tmp_path)
     assert repr(name) in str(caught.value)
 
@@ -523,4 +521,4 @@ def test_folders_of_one_folder_of_folders_are_pointed_out(tmp_path):
         for i, colour in enumerate(("red", "blue")):
             write(tmp_path / split / split / colour / "1.png", (i, len(split), 0))
     data = open_(tmp_path)
-    assert any("each holds one folder of folders: seg_test, seg_train" in n for n in data.notes)
+    assert any("each contains one folder of folders: seg_test, seg_train" in n for n in data.notes)

@@ -142,10 +142,10 @@ def test_columns_by_name_and_by_type(open_, files):
     with pytest.raises(DataError, match="no column 'scam'; did you mean 'scan'"):
         open_("hf:org/pets?image=scam&label=kind")
     with pytest.raises(
-        DataError, match="column 'note' holds string, not images; its columns: scan"
+        DataError, match="column 'note' contains string, not images; its columns: scan"
     ):
         open_("hf:org/pets?image=note&label=kind")
-    with pytest.raises(DataError, match="column 'scan' holds dict, not one label per image"):
+    with pytest.raises(DataError, match="column 'scan' contains dict, not one label per image"):
         open_("hf:org/pets?image=scan&label=scan")
     with pytest.raises(DataError, match="'imag=scan' in .* is not an option; did you mean 'image'"):
         open_("hf:org/pets?imag=scan")
@@ -207,7 +207,7 @@ def test_rows_without_an_image_or_a_label(open_, files):
     with pytest.raises(DataError, match="split test, row 3: there is no image in column 'image'"):
         open_("hf:org/pets")
     pq.write_table(pa.table({"image": images[:2], "label": labels[:2]}), files / "test.parquet")
-    with pytest.raises(DataError, match=r"row 2 \(x\.png\)' is not an image: it begins like text"):
+    with pytest.raises(DataError, match=r"row 2 \(x\.png\)' is not an image: it starts like text"):
         open_("hf:org/pets").split("test").inputs.examples[1]
 
 
@@ -221,7 +221,7 @@ def test_a_table_names_no_file_outside_its_folder(open_, files, tmp_path, to):
     images = [{"bytes": None, "path": path} for path in paths]
     pq.write_table(pa.table({"image": images, "label": ["a", "b", "b"]}), files / "test.parquet")
     with pytest.raises(
-        DataError, match=r"split test, row 3: the file '.*' is outside the data set's folder"
+        DataError, match=r"split test, row 3: the file '.*' is outside the dataset's folder"
     ):
         open_("hf:org/pets")
     data = open_("hf:org/pets", "skip")
@@ -230,10 +230,10 @@ def test_a_table_names_no_file_outside_its_folder(open_, files, tmp_path, to):
 
 def test_a_label_column_that_holds_no_classes(open_, files):
     write(files, "train", [f"id{i}" for i in range(30)])
-    with pytest.raises(DataError, match="column 'label' holds 30 different values in 30 rows"):
+    with pytest.raises(DataError, match="column 'label' has 30 distinct values in 30 rows"):
         open_("hf:org/pets")
     write(files, "train", ["a", "a", "a"])
-    with pytest.raises(DataError, match="all 3 rows have one label in column 'label', 'a'"):
+    with pytest.raises(DataError, match="all 3 rows have the same label in column 'label', 'a'"):
         open_("hf:org/pets")
 
 
@@ -262,7 +262,7 @@ def test_equal_images_in_two_splits_are_reported(open_, files):
 
 
 def test_refusals(open_, files, monkeypatch):
-    with pytest.raises(DataError, match="names no data set"):
+    with pytest.raises(DataError, match="names no dataset"):
         open_("hf:")
     with pytest.raises(DataError, match="'a/b/c' is not a valid name of a hub dataset"):
         open_("hf:a/b/c")

@@ -29,7 +29,7 @@ def write(folder, names, n=2):
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-v2", "imagenet-a", "imagenet-r"])
 def test_they_are_registered_and_say_what_to_do_without_a_folder(name):
     with pytest.raises(
-        DataError, match=rf"^{name} is not fetched by itself.*\n  hint: .*{name}:DIR"
+        DataError, match=rf"^{name} is not downloaded automatically.*\n  hint: .*{name}:DIR"
     ):
         DATASETS.resolve(name, "clip").provider("", STRICT)
 
@@ -65,11 +65,11 @@ def test_imagenet_of_val_alone_serves_zero_shot(tmp_path):
 def test_imagenet_of_another_layout_is_refused(tmp_path):
     write(tmp_path, SOME)
     with pytest.raises(
-        DataError, match=r"holds neither train/ nor val/\n  hint: imagenet:DIR takes"
+        DataError, match=r"contains neither train/ nor val/\n  hint: imagenet:DIR takes"
     ):
         open_imagenet(str(tmp_path), STRICT)
     write(tmp_path / "val", ("tench",))
-    with pytest.raises(DataError, match="holds no WordNet-id folders"):
+    with pytest.raises(DataError, match="contains no WordNet-id folders"):
         open_imagenet(str(tmp_path), STRICT)
 
 

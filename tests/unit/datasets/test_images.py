@@ -182,7 +182,7 @@ def test_text_named_jpg_is_named_with_what_it_is(tmp_path):
     path.write_text("these are notes, not pixels")
 
     with pytest.raises(
-        DataError, match=r"notes\.jpg' is not an image: it begins like text, 'these are notes"
+        DataError, match=r"notes\.jpg' is not an image: it starts like text, 'these are notes"
     ):
         load_rgb(path)
 
@@ -196,7 +196,7 @@ def test_an_empty_and_a_missing_file(tmp_path):
 
 
 def test_other_formats_are_refused_by_their_first_bytes():
-    with pytest.raises(DataError, match=r"it begins like text, '%!PS.*accepted: JPEG"):
+    with pytest.raises(DataError, match=r"it starts like text, '%!PS.*accepted: JPEG"):
         load_rgb(encoded(two_halves(), "EPS"))
     with pytest.raises(DataError, match=r"its first bytes are 00 01 02 03.*accepted: JPEG"):
         load_rgb(bytes(range(64)))
@@ -334,7 +334,7 @@ def test_listing_passes_over_hidden_files_and_counts_others(tmp_path):
     ignored: Counter[str] = Counter()
 
     assert list_images(tmp_path, ignored) == ["b/deep/a.tiff", "z.JPG"]
-    assert ignored == {"other files (.txt)": 2, "other files (no ending)": 1}
+    assert ignored == {"other files (.txt)": 2, "other files (no extension)": 1}
 
 
 def test_sixteen_bit_big_endian_tiff():

@@ -38,10 +38,10 @@ def test_what_is_not_read_is_counted_recorded_and_flagged(tmp_path, name, below,
 
     assert (data.n_read, data.found, data.skipped) == (6, 9, 1)
     assert {reason: n for reason, n in data.left_out.items() if n} == {
-        "images of a format that is not read (.heic)": 1,
+        "images in an unsupported format (.heic)": 1,
         "other files (.txt)": 1,
         "unreadable images": 1,
     }
     assert "many_left_out" in data.flags
     assert "6 read of 9 found in" in data.inventory
-    assert any("left out: 1 images of a format that is not read (.heic)" in n for n in data.notes)
+    assert any("left out: 1 images in an unsupported format (.heic)" in n for n in data.notes)

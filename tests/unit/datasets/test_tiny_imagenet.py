@@ -88,17 +88,17 @@ def test_what_is_missing_or_wrong_is_named(original):
         assert caught.value.hint
 
     annotations.write_text(good + "val_6.JPEG\tn02124075\t0\t0\t1\t1\n")
-    refused(r"names 'val_6\.JPEG', which is not in val/images \(cases: 1 of 7\)")
+    refused(r"lists 'val_6\.JPEG', which is not in val/images \(cases: 1 of 7\)")
     annotations.write_text(good.replace("n04067472", "n04067473"))
     refused(r"val_annotations\.txt, line 2: 'n04067473' is not a class of wnids\.txt")
     annotations.write_text(good.replace("\t", " "))
     refused(r"line 1: '' is not a class of wnids\.txt \(the line is 'val_0\.JPEG n02124075")
     annotations.unlink()
-    refused(r"val' holds no val_annotations\.txt")
+    refused(r"val' contains no val_annotations\.txt")
     (original / "wnids.txt").write_text("n02124075\nn99999999\n")
-    refused(r"wnids\.txt, line 2: 'n99999999' is not a WordNet id of ImageNet's thousand")
+    refused(r"wnids\.txt, line 2: 'n99999999' is not a WordNet id of ImageNet-1k")
     (original / "wnids.txt").unlink()
-    refused(r"tiny-imagenet-200' holds no wnids\.txt")
+    refused(r"tiny-imagenet-200' contains no wnids\.txt")
     with pytest.raises(DataError, match=r"did you mean 'tiny-imagenet-200'\?"):
         open_tiny_imagenet(str(original.parent / "tiny-imagenet-20"), STRICT)
 

@@ -140,7 +140,7 @@ def test_an_unknown_name_offers_the_nearest_of_all_sets(tmp_path):
 
 def test_a_folder_that_does_not_hold_the_set(tmp_path):
     with pytest.raises(
-        DataError, match=r"does not hold dtd as torchvision lays it out.*\n  hint: .*datasets\.DTD"
+        DataError, match=r"does not contain dtd in torchvision.s layout.*\n  hint: .*datasets\.DTD"
     ):
         open_torchvision(f"dtd:{tmp_path}", STRICT)
 

@@ -1,7 +1,7 @@
-"""Reference numbers of official code: where a fixture lies, what it holds, how close is close enough.
+"""Reference numbers computed by official code: fixtures, their contents, and their tolerances.
 
-``CLIPADAPT_PARITY`` names another folder of fixtures in the same format; without it the compact copies
-under ``tests/reference/data`` are read.
+``CLIPADAPT_PARITY`` selects another folder of fixtures in the same format; by default the compact copies in
+``tests/reference/data`` are used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fixture(name: str) -> Fixture:
 
 
 class _Copies(dict[str, NDArray[Any]]):
-    """Gives a copy at every look-up: what a test trains in place must not reach the next one."""
+    """Mapping that returns copies, so that a test that trains in place does not affect other tests."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return super().__getitem__(name).copy()
@@ -66,12 +66,12 @@ class Fixture:
 
     @cached_property
     def inputs(self) -> dict[str, NDArray[Any]]:
-        """Tensors to start from: int64, float64 or float32 (stored halves are cast)."""
+        """Input tensors: int64, float64 or float32 (stored half-precision tensors are cast)."""
         return self._of_role(INPUT)
 
     @cached_property
     def expected(self) -> dict[str, NDArray[Any]]:
-        """Tensors to reproduce, in the order of the spec; informational ones are in neither dictionary."""
+        """Expected tensors, in the order of the spec; informational tensors are in neither dictionary."""
         return self._of_role(EXPECTED)
 
     def _of_role(self, role: str) -> dict[str, NDArray[Any]]:
@@ -105,7 +105,7 @@ class Fixture:
         tolerance = self.spec["tensors"][name]["tolerance"]
         allowed = tolerance["atol"] + tolerance["rtol"] * np.abs(expected)
         excess = np.abs(got - expected) - allowed
-        # A nan on one side only, or an infinity, is as far off as can be.
+        # A nan on one side only, or an infinity, counts as an infinite difference.
         excess = np.where(np.isfinite(excess), excess, np.inf)
         excess[(got == expected) | (np.isnan(got) & np.isnan(expected))] = -np.inf
         if where is not None:

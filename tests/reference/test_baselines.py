@@ -1,4 +1,4 @@
-"""The plain baselines of the benchmarks against the official code: what a speed is compared with computes the same."""
+"""The reference implementations of the benchmarks give the numbers of the official code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def baseline(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -76,7 +76,7 @@ def prompt_learner(clip: Any, spec: dict[str, Any], ctx: np.ndarray | None) -> A
 @pytest.mark.parametrize("name", COOP.spec["variants"])
 def test_coop_features_loss_and_gradient(name, model):
     spec, given = COOP.spec["variants"][name], COOP.inputs[f"{name}.ctx"]
-    # With words to start from the learner finds the vectors itself.
+    # With ctx_init the learner computes the vectors itself.
     method = prompt_learner(model, spec, None if spec["ctx_init"] else given)
     pixels, labels = next(iter(batches(COOP, COOP_SIZE)(0)))
 
@@ -135,7 +135,7 @@ def adapted(clip: Any, spec: dict[str, Any], prefix: str) -> Any:
         dropout=0.0,
     )
     given = {n for n in LORA.inputs if n.startswith(f"{prefix}.") and n[-2:] in {".A", ".B"}}
-    # A training is given A only: B starts at zero.
+    # The fixture of a training contains only A; B is initialized to zero.
     wanted = {f"{prefix}.{n}" for n in method.parameters}
     assert given in (wanted, {n for n in wanted if n.endswith(".A")})
     for name in given:
@@ -258,7 +258,7 @@ def test_the_search_of_tip_adapter():
         steps=given["search_step"],
     )
 
-    # Ties in the last bit may fall to another class in a handful of cells.
+    # Rounding may break ties differently in a few cells.
     assert (np.abs(np.array(grid) - TIP.expected["search.val_acc_grid"]) > 1e-3).sum() <= 4
     TIP.assert_close("search.best_beta_alpha64", np.array([beta, alpha]))
     test, test_labels = tip("test_features", "test_labels")
@@ -283,8 +283,8 @@ ZERO = fixture("zero_shot")
 ZERO_NAMES = ZERO.spec["classnames_used_by_clip_benchmark_part"]
 
 
-class Pictures(torch.utils.data.Dataset):
-    """The fixture's pixels and labels, as a data set that has classes."""
+class Images(torch.utils.data.Dataset):
+    """The fixture's pixels and labels as a dataset with classes."""
 
     classes = ZERO_NAMES
 
@@ -300,7 +300,7 @@ def test_zero_shot_as_clip_benchmark(ensemble, model):
     templates = [t.replace("{c}", "{}") for t in ZERO.spec["templates"][ensemble]]
 
     weights = zero_shot.classifier(model.module, model.tokenizer, ZERO_NAMES, templates)
-    scores = zero_shot.scores(model.module, weights, zero_shot.loader(Pictures(), workers=0))
+    scores = zero_shot.scores(model.module, weights, zero_shot.loader(Images(), workers=0))
 
     ZERO.assert_close(f"{ensemble}.classifier", weights)
     ZERO.assert_close(f"{ensemble}.logits", scores)
@@ -313,7 +313,7 @@ def test_zero_shot_by_the_package_itself(ensemble, model):
 
     found = zero_shot.package().evaluate(
         model.module,
-        zero_shot.loader(Pictures(), workers=0),
+        zero_shot.loader(Images(), workers=0),
         model.tokenizer,
         ZERO_NAMES,
         templates,
@@ -326,7 +326,7 @@ def test_zero_shot_by_the_package_itself(ensemble, model):
 
 
 def test_zero_shot_by_the_pipeline_of_transformers(model):
-    """Its model holds the same weights: equal features, and equal probabilities from picture to label."""
+    """The model has the same weights, so features and probabilities are equal."""
     pixels = torch.from_numpy(ZERO.inputs["images"])
     transformer = zero_shot.transformers_model(model.module)
     with torch.no_grad():
@@ -334,16 +334,14 @@ def test_zero_shot_by_the_pipeline_of_transformers(model):
             "image_features", transformer.get_image_features(pixel_values=pixels).pooler_output
         )
     rng = np.random.default_rng(0)
-    pictures = [
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)
-    ]
+    images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
     found = zero_shot.pipeline_of(model.module, model.tokenizer)(
-        pictures, candidate_labels=ZERO_NAMES, hypothesis_template="a photo of a {}."
+        images, candidate_labels=ZERO_NAMES, hypothesis_template="a photo of a {}."
     )
 
     weights = zero_shot.classifier(model.module, model.tokenizer, ZERO_NAMES, ["a photo of a {}."])
     expected = zero_shot.scores(
-        model.module, weights, [(torch.stack([model.preprocess()(p) for p in pictures]), None)]
+        model.module, weights, [(torch.stack([model.preprocess()(p) for p in images]), None)]
     )
     expected *= model.logit_scale / zero_shot.LOGIT_SCALE
     by_name = [{each["label"]: each["score"] for each in row} for row in found]

@@ -1,4 +1,4 @@
-"""Tower outputs against the official CLIP's numbers, through the shipped adapter."""
+"""Tower outputs of the shipped adapter against the official CLIP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def filled(spec: dict, names: list[str], template: str) -> list[str]:
     return [template.replace("{c}", "{}").replace("{}", n) for n in names]
 
 
-def test_logit_scale_is_the_checkpoints_and_not_100(model: ImageTextModel) -> None:
+def test_logit_scale_comes_from_the_checkpoint(model: ImageTextModel) -> None:
     config = json.loads((parity_dir("clip") / "config.json").read_text(encoding="utf-8"))
     assert model.logit_scale == pytest.approx(config["logit_scale_exp"], rel=1e-6)
     assert model.logit_bias == 0.0
@@ -38,7 +38,7 @@ def test_image_features(model: ImageTextModel) -> None:
     zero_shot.assert_close("image_features_normalized", model.encode_image(pixels))
 
 
-def test_features_before_the_projection_give_the_projected_ones(model: ImageTextModel) -> None:
+def test_projecting_pre_projection_features_gives_the_projected_ones(model: ImageTextModel) -> None:
     zero_shot = fixture("zero_shot")
     pixels = torch.from_numpy(zero_shot.inputs["images"])
 
@@ -55,7 +55,7 @@ def test_text_features_and_logits(model: ImageTextModel, through_store: bool) ->
     names = [n.replace("_", " ") for n in zero_shot.spec["classnames"]]
     texts = filled(zero_shot.spec, names, zero_shot.spec["coop_zs_template"])
 
-    if through_store:  # cut to the texts' own length
+    if through_store:  # truncated to the length of the texts
         text = torch.from_numpy(model.encode(Inputs(texts, tuple(texts)), "text"))
     else:
         text = model.encode_text(model.tokenize(texts))

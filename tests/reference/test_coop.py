@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 
 
 def config(spec: dict[str, Any], **more: Any) -> CoOpConfig:
-    """The method's settings of a variant or trajectory of the fixture."""
+    """Return the method's settings for a variant or trajectory of the fixture."""
     names = ("class_token_position", "CSC", "n_ctx")
     settings = {k: spec[k] for k in names} | {"batch_size": SIZE, "augment": "none"}
     if spec.get("ctx_init"):
@@ -38,11 +38,11 @@ def test_forward_loss_and_gradient(name, model, tmp_path):
     split = tinyclip.split_of(DATA.inputs["images"][:SIZE], DATA.inputs["labels"][:SIZE], NAMES)
     spec = DATA.spec["variants"][name]
     given = DATA.inputs[f"{name}.ctx"]
-    # With words to start from the method finds the vectors itself.
+    # With ctx_init the method computes the vectors itself.
     start = {} if spec["ctx_init"] else {"ctx": given}
     context = tinyclip.context(tmp_path, start=start, observe=seen)
 
-    # The first epoch's rate is 1e-5: what is observed stands before the step.
+    # The learning rate of the first epoch is 1e-5; the values are observed before the step.
     CoOp(config(spec, epochs=1)).fit(model, Task(NAMES, TEMPLATES, split), context)
     fitted = CoOp(config(spec, epochs=0)).fit(
         model, Task(NAMES, TEMPLATES, split), tinyclip.context(tmp_path, start=start)

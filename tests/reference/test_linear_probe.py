@@ -27,7 +27,7 @@ CB_TRAIN = sorted({
 
 
 class GivenFeatures:
-    """A backbone whose features are the fixture's; ids are row numbers."""
+    """A backbone with the features of the fixture; ids are row numbers."""
 
     def __init__(self, features: np.ndarray) -> None:
         self.features = features
@@ -62,7 +62,7 @@ def case() -> SimpleNamespace:
 
 
 def fit(case: SimpleNamespace, config: dict[str, Any], train=None, val=None, **context: Any):
-    """Fit the shipped method; return the classifier, its test logits, the history and what it showed."""
+    """Fit the shipped method; return the classifier, its test logits, the history and the observed values."""
     seen: list[tuple[str, Any]] = []
     ctx = RunContext(
         0,
@@ -85,9 +85,9 @@ def in_order(size: int):
     ("name", "layer"), [("openai", "projected"), ("openai_normalized", "output")]
 )
 def test_the_readme_probe_of_clip(case, name, layer):
-    told = case.data.spec["hyperparameters"]["openai"]
-    C = float(re.search(r"C=([\d.e-]+)", told)[1])
-    max_iter = int(re.search(r"max_iter=(\d+)", told)[1])
+    text = case.data.spec["hyperparameters"]["openai"]
+    C = float(re.search(r"C=([\d.e-]+)", text)[1])
+    max_iter = int(re.search(r"max_iter=(\d+)", text)[1])
 
     classifier, logits, _, _ = fit(
         case, {"layer": layer, "search": "none", "C": C, "max_iter": max_iter}
@@ -135,16 +135,16 @@ def test_the_bisection_of_lpclip(case, draw):
 
 @pytest.mark.parametrize("name", CB_TRAIN)
 def test_the_linear_layer_of_clip_benchmark(case, name):
-    told = case.data.spec["tensors"][f"{name}.weight"]["meaning"]
-    decay = float(re.search(r"weight_decay ([\d.e+-]+\d)", told)[1])
-    size = int(re.search(r"batches of (\d+)", told)[1])
+    text = case.data.spec["tensors"][f"{name}.weight"]["meaning"]
+    decay = float(re.search(r"weight_decay ([\d.e+-]+\d)", text)[1])
+    size = int(re.search(r"batches of (\d+)", text)[1])
     config = {
         "layer": "output",
         "solver": "adamw",
         "search": "none",
         "weight_decay": decay,
-        "lr": float(re.search(r"AdamW\(lr ([\d.]+)", told)[1]),
-        "epochs": int(re.search(r"after (\d+) epochs", told)[1]),
+        "lr": float(re.search(r"AdamW\(lr ([\d.]+)", text)[1]),
+        "epochs": int(re.search(r"after (\d+) epochs", text)[1]),
         "batch_size": size,
     }
     start = {k: case.data.inputs[f"cb.init_{k}"] for k in ("weight", "bias")}
@@ -182,14 +182,14 @@ def test_the_whole_evaluation_of_clip_benchmark(case, with_val):
         case.data.assert_close(f"{name}.weight_decay64", np.array([chosen]))
 
 
-def test_without_val_nothing_is_searched(case):
+def test_without_val_there_is_no_search(case):
     classifier, _, history, _ = fit(case, {"layer": "projected"})
 
     assert classifier.selection is None
     assert history == []
 
 
-def test_the_span_of_the_examples_holds_the_same_solution(case):
+def test_solving_in_the_span_of_the_examples_gives_the_same_solution(case):
     rows = np.sort(
         np.argsort(case.labels["train"], kind="stable")[:: max(1, len(case.labels["train"]) // 24)]
     )

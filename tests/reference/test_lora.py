@@ -27,13 +27,13 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 
 
 def layer_of(name: str) -> str:
-    """``visual.0.q.A`` of the fixture as the method names it."""
+    """Return the method's name of a matrix of the fixture such as ``visual.0.q.A``."""
     tower, block, role, kind = name.split(".")
     return f"{TOWERS[tower]}.resblocks.{block}.attn.{ROLES[role]}.{kind}"
 
 
 def matrices(prefix: str, source: dict[str, np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
-    """The fixture's matrices below a prefix, by the method's names: ``{ours: (theirs, value)}``."""
+    """Return the fixture's matrices with a prefix, by the method's names: ``{ours: (theirs, value)}``."""
     found = [n for n in source if n.startswith(f"{prefix}.") and n.split(".")[-1] in {"A", "B"}]
     return {layer_of(n.removeprefix(f"{prefix}.")): (n, source[n]) for n in found}
 

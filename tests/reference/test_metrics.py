@@ -60,7 +60,7 @@ def _informational(set_name: str, key: str) -> bool:
         scope, _, keys = entry.split("(")[0].rpartition(":")
         if scope.strip() in {"", set_name}:
             for listed in keys.split(","):
-                # "ece10" stands for all of ece10_*, not for ece100.
+                # "ece10" matches ece10_*, not ece100.
                 if re.fullmatch(rf"{re.escape(listed.strip())}(_.*)?", key):
                     return True
     return False
@@ -90,7 +90,7 @@ def test_reproduces(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in FIXTURE.expected if n.endswith(".values64")])
-def test_record_holds_the_same_numbers(name: str) -> None:
+def test_record_contains_the_same_numbers(name: str) -> None:
     set_name = name.rpartition(".")[0]
     scores, labels = FIXTURE.inputs[f"{set_name}.logits"], FIXTURE.inputs[f"{set_name}.labels"]
     keys = sorted(FIXTURE.spec["values"][set_name])
@@ -112,7 +112,7 @@ def test_record_holds_the_same_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [3e-6, -3e-6, float("nan"), float("inf")])
-def test_a_wrong_number_is_reported(wrong: float) -> None:
+def test_wrong_number_is_reported(wrong: float) -> None:
     name = next(n for n in FIXTURE.expected if n.endswith(".per_class_recall"))
     got = FIXTURE.expected[name].astype(np.float64)
     FIXTURE.assert_close(name, got)

@@ -1,4 +1,4 @@
-"""The frozen features of a tiny DistilBERT and the parameter counts, through the shipped encoder."""
+"""Frozen features and parameter counts of a tiny DistilBERT with the shipped encoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def baseline() -> Fixture:
 
 @pytest.fixture(scope="module")
 def encoder(baseline: Fixture, tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
-    """The fixture's model as a folder; its tokenizer has one word for each id, ``w7`` for 7."""
+    """The fixture's model as a folder; its tokenizer has one word per id, such as ``w7`` for 7."""
     folder = tmp_path_factory.mktemp("models") / "distilbert"
     folder.mkdir()
     config = {"model_type": "distilbert", **baseline.spec["config"]}

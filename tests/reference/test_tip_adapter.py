@@ -34,7 +34,7 @@ AB = {"ab0": (1.0, 1.0), "ab1": (2.0, 5.5), "ab2": (7.3, 11.0)}
 
 
 class GivenFeatures:
-    """A backbone whose image features are the fixture's; texts go through the tiny CLIP."""
+    """A backbone with the image features of the fixture; texts are encoded by the tiny CLIP."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -53,7 +53,7 @@ class GivenFeatures:
             assert (view, layer) == (0, "output")
             return DATA.inputs[f"{part}_features"][rows]
         assert crop == 0.5
-        if view >= FIRST_TRAINING_VIEW:  # every epoch of the fixture sees the first pass
+        if view >= FIRST_TRAINING_VIEW:  # every epoch of the fixture uses the first view
             assert layer == "output"
             return DATA.expected["F.batch_features"][rows]
         assert layer == "projected"
@@ -113,7 +113,7 @@ def test_the_search_on_val(backbone, tmp_path):
 
     (grid,) = got.seen["grid"]
     expected = DATA.expected["search.val_acc_grid"] / 100
-    # Ties in the last bit may fall to another class in a handful of cells.
+    # Rounding may break ties differently in a few cells.
     assert (np.abs(grid - expected) > 1e-5).sum() <= 4
     chosen = np.array([got.classifier.beta, got.classifier.alpha])
     DATA.assert_close("search.best_beta_alpha64", chosen)
@@ -139,7 +139,7 @@ def test_the_training_of_the_keys(name, backbone, tmp_path):
     scores = got.classifier.predict_scores(split("test").inputs)
     DATA.assert_close(f"{name}.test_logits_last_epoch", scores)
 
-    # The official code chooses the epoch on test: the method does so where val is that split.
+    # The official code selects the epoch on test; here val is that split.
     best = TipAdapterF(TipAdapterFConfig(**settings))
     chosen = fit(best, backbone, tmp_path, val="test").classifier
     DATA.assert_close(f"{name}.adapter_weight_best_on_test", chosen.cache.keys)
@@ -173,7 +173,7 @@ def test_the_defaults_are_the_papers():
     assert trained.smallest_crop == plain.smallest_crop == 0.5
 
 
-def test_the_cache_votes_as_the_formula_says():
+def test_cache_votes_follow_the_formula():
     rng = np.random.default_rng(0)
     keys = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(5, 3))).float(), dim=1)
     cache = _cache_model.CacheModel(keys, np.array([0, 1, 1, 0, 2]), 3)

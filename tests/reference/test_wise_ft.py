@@ -1,4 +1,4 @@
-"""``clip/wise_ft`` against the official merge: a fine-tuned end is given as the start of a training of no steps."""
+"""``clip/wise_ft`` against the official merge; the fine-tuned weights are the initial values of a fit without steps."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_interpolated_weights_and_logits(alpha, model, tmp_path):
     start = fine_tuned()
     fitted, images = fit(model, tmp_path, alpha, start)
 
-    assert set(start) == set(fitted.tuned.parameters)  # every weight of tower and head takes part
+    assert set(start) == set(fitted.tuned.parameters)  # all weights of tower and head
     DATA.assert_close(f"conv1_alpha{alpha:g}", fitted.tuned.parameters["visual.conv1.weight"])
     DATA.assert_close(f"logits_alpha{alpha:g}", fitted.predict_scores(images))
 
 
-def test_the_head_starts_as_the_zero_shot_classifier(model, tmp_path):
+def test_head_is_initialized_from_the_zero_shot_classifier(model, tmp_path):
     fitted, _ = fit(model, tmp_path, 1.0, {})
 
     weight, bias = fitted.tuned.head

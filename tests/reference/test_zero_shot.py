@@ -25,7 +25,7 @@ CLIP_BENCHMARK_SCALE = 100.0
 
 
 class GivenPixels:
-    """The shipped adapter, whose images are the fixture's preprocessed tensors; ids are row numbers."""
+    """The shipped adapter with the fixture's preprocessed images; ids are row numbers."""
 
     def __init__(self, model: ImageTextModel, pixels: np.ndarray) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""The tiny CLIP of the reference fixtures as an open_clip folder, loaded through the shipped adapter."""
+"""The tiny CLIP of the reference fixtures as an open_clip folder, loaded with the shipped adapter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_folder(target: Path) -> Path:
                 "layers": given["transformer_layers"],
             },
         },
-        # The fixtures' images are preprocessed already: this leaves a tensor as it is.
+        # The fixtures' images are already preprocessed, so tensors are returned unchanged.
         "preprocess_cfg": {"mean": [0.0] * 3, "std": [1.0] * 3},
     }
     target.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def in_order(stream: str, n: int, size: int, epoch: int) -> list[np.ndarray]:
 
 
 class Seen:
-    """Collects what a method shows at the points a test compares."""
+    """Observer that collects the values compared by a test."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Any]] = {}
@@ -102,13 +102,13 @@ class Seen:
 
 
 def context(folder: Path, **given: Any) -> RunContext:
-    """Return a context whose batches come in the order of the rows."""
+    """Return a context whose batches are in the order of the rows."""
     given.setdefault("order", in_order)
     return RunContext(0, folder, Services(FeatureCache(enabled=False)), **given)
 
 
 def load(target: Path) -> ImageTextModel:
-    """Load the folder through the registry, in float32, without a store."""
+    """Load the folder through the registry in float32, without a feature cache."""
     found = MODELS.resolve(f"local-dir:{target}", "clip")
     services = Services(FeatureCache(enabled=False))
     model = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)

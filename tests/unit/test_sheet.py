@@ -1,4 +1,4 @@
-"""The sheet is one file that is well formed, asks for nothing and believes no name."""
+"""The sheet is one well-formed file that loads nothing and escapes all names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = 'a/<img src=x onerror="alert(1)">&\'.png'
 
 
 class Reader(HTMLParser):
-    """Collects elements and text; complains of what is not closed."""
+    """Parser that collects elements and text, and fails for unclosed elements."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ def sheet(tmp_path):
     return write
 
 
-def test_names_are_text_and_nothing_is_loaded(sheet):
+def test_names_are_escaped_and_nothing_is_loaded(sheet):
     found = sheet([prediction(NAME, ("<b>cat", 0.75), ("dog", 0.25))])
 
     images = [attrs for tag, attrs in found.found if tag == "img"]
@@ -74,7 +74,7 @@ def test_names_are_text_and_nothing_is_loaded(sheet):
     assert {"style": "--p:75.0%"} in [attrs for tag, attrs in found.found if tag == "li"]
 
 
-def test_the_heading_says_what_predicted_and_whether_to_trust_it(sheet):
+def test_heading_describes_the_run_and_the_calibration(sheet):
     rows = [prediction(f"{i}.png", (f"class {i % 14}", 0.5)) for i in range(28)]
 
     plain = " ".join(sheet(rows).text)
@@ -88,7 +88,7 @@ def test_the_heading_says_what_predicted_and_whether_to_trust_it(sheet):
     assert "and 2 more classes" in plain
 
 
-def test_it_serves_phones_and_dark_rooms(sheet, tmp_path):
+def test_responsive_and_dark_mode_styles(sheet, tmp_path):
     found = sheet([prediction("a.png", ("cat", 1.0))])
 
     text = (tmp_path / "sheet.html").read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def test_it_serves_phones_and_dark_rooms(sheet, tmp_path):
     assert "1 image</h1>" in text
 
 
-def test_a_sheet_that_fails_leaves_the_old_one(sheet, tmp_path):
+def test_failed_write_keeps_the_old_sheet(sheet, tmp_path):
     sheet([prediction("a.png", ("cat", 1.0))])
     before = (tmp_path / "sheet.html").read_bytes()
 

@@ -1,4 +1,4 @@
-"""CLIPClassifier is an estimator as scikit-learn's tools expect one."""
+"""CLIPClassifier follows scikit-learn's conventions for estimators."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ COLOURS = {"red_thing": (210, 40, 40), "blue_thing": (40, 60, 210), "green_thing
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """``(24, 40, 40, 3)`` noisy colours, and their labels."""
+def images():
+    """Return noisy colours of shape ``(24, 40, 40, 3)``, and their labels."""
     rng = np.random.default_rng(0)
     labels = list(COLOURS) * 8
     noise = rng.normal(0, 25, (24, 40, 40, 3))
@@ -47,7 +47,7 @@ def classifier(tiny_clip):
     return clipadapt.CLIPClassifier(tiny_clip)
 
 
-def test_it_is_found_without_importing_anything_before():
+def test_lazy_import_from_the_package():
     code = (
         "import sys, clipadapt; assert 'CLIPClassifier' in clipadapt.__all__\n"
         "assert not {'sklearn', 'PIL', 'torch'} & set(sys.modules)\n"
@@ -59,8 +59,8 @@ def test_it_is_found_without_importing_anything_before():
         clipadapt.CLIPClasifier  # noqa: B018
 
 
-def test_scores_are_those_of_the_method_itself(classifier, tiny_clip, pictures, tmp_path):
-    array, labels = pictures
+def test_scores_equal_those_of_the_method(classifier, tiny_clip, images, tmp_path):
+    array, labels = images
     ours = classifier.set_params(method_params={"C": 2.0}, random_state=3).fit(array, labels)
 
     found = MODELS.resolve(tiny_clip, "clip")
@@ -86,8 +86,8 @@ def test_scores_are_those_of_the_method_itself(classifier, tiny_clip, pictures, 
     assert ours.score(array, labels, sample_weight=weights) == np.average(hits, weights=weights)
 
 
-def test_prompts_hold_the_labels_as_text(classifier, pictures):
-    array, labels = pictures
+def test_prompts_contain_the_labels_as_text(classifier, images):
+    array, labels = images
     zero_shot = classifier.set_params(method="zero_shot").fit(array, labels)
     named = clone(classifier).fit(array, [name.replace("_", " ") for name in labels])
 
@@ -95,8 +95,8 @@ def test_prompts_hold_the_labels_as_text(classifier, pictures):
     np.testing.assert_array_equal(zero_shot.predict_scores(array), named.predict_scores(array))
 
 
-def test_pictures_may_be_arrays_images_or_paths(classifier, pictures, tmp_path):
-    array, labels = pictures
+def test_images_may_be_arrays_pil_images_or_paths(classifier, images, tmp_path):
+    array, labels = images
     images = [Image.fromarray(a) for a in array]
     paths = [tmp_path / f"{i}.png" for i in range(24)]
     for image, path in zip(images, paths, strict=True):
@@ -131,8 +131,8 @@ def test_pictures_may_be_arrays_images_or_paths(classifier, pictures, tmp_path):
     ],
     ids=str,
 )
-def test_labels_may_be_anything_hashable(classifier, pictures, values):
-    array, labels = pictures
+def test_labels_may_be_anything_hashable(classifier, images, values):
+    array, labels = images
     y = [values[list(COLOURS).index(name)] for name in labels]
 
     fitted = classifier.fit(array, y)
@@ -143,8 +143,8 @@ def test_labels_may_be_anything_hashable(classifier, pictures, values):
     assert fitted.score(array, y) > 0.8
 
 
-def test_numbers_of_numpy_are_labels_too(classifier, pictures):
-    array, labels = pictures
+def test_numpy_scalars_are_labels(classifier, images):
+    array, labels = images
     y = np.array([list(COLOURS).index(name) for name in labels], dtype=np.int16)
 
     fitted = classifier.fit(array, y)
@@ -154,8 +154,8 @@ def test_numbers_of_numpy_are_labels_too(classifier, pictures):
     assert fitted.classifier_.classnames == ("0", "1", "2")
 
 
-def test_tensors_are_labels_by_value(classifier, pictures):
-    array, labels = pictures
+def test_tensors_are_labels_by_value(classifier, images):
+    array, labels = images
     y = [list(COLOURS).index(name) for name in labels]
     for given in (
         torch.tensor(y),
@@ -171,8 +171,8 @@ def test_tensors_are_labels_by_value(classifier, pictures):
 @pytest.mark.parametrize(
     "missing", [None, float("nan"), np.float32("nan"), np.datetime64("NaT"), "pandas"], ids=str
 )
-def test_missing_labels_are_refused_as_scikit_learn_does(classifier, pictures, missing):
-    array, labels = pictures
+def test_missing_labels_are_refused_as_scikit_learn_does(classifier, images, missing):
+    array, labels = images
     if missing == "pandas":
         missing = pytest.importorskip("pandas").NA
     y = [labels[0], missing, *labels[2:]]
@@ -183,16 +183,16 @@ def test_missing_labels_are_refused_as_scikit_learn_does(classifier, pictures, m
             classifier.fit(array, given)
 
 
-def test_classes_that_no_prompt_tells_apart_are_warned_of(classifier, pictures):
-    array, labels = pictures
+def test_indistinguishable_class_names_give_a_warning(classifier, images):
+    array, labels = images
     y = ["Red thing" if i < 3 else name for i, name in enumerate(labels)]
 
     with pytest.warns(UserWarning, match="distinguish the classes 'Red thing' and 'red thing'"):
         classifier.fit(array, y)
 
 
-def test_scikit_learns_tools_take_it(classifier, tiny_clip, pictures):
-    array, labels = pictures
+def test_works_with_scikit_learns_tools(classifier, tiny_clip, images):
+    array, labels = images
     images = [Image.fromarray(a) for a in array]
     pipeline = Pipeline([("same", FunctionTransformer()), ("clip", classifier)])
     grid = [
@@ -213,15 +213,15 @@ def test_scikit_learns_tools_take_it(classifier, tiny_clip, pictures):
         assert np.isfinite(get_scorer(scorer)(search, images, labels))
 
 
-def test_a_grid_of_wrong_parameters_fails_there_alone(classifier, pictures):
+def test_grid_search_with_invalid_parameters(classifier, images):
     grid = {"method_params": [{"C": 1.0}, {"max_itr": 9}]}
     with pytest.warns(Warning, match=r"did you mean 'max_iter'"):
-        search = GridSearchCV(classifier, grid, cv=2).fit(*pictures)
+        search = GridSearchCV(classifier, grid, cv=2).fit(*images)
     assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [False, True]
 
 
-def test_the_model_is_loaded_once_and_shared(tiny_models, pictures, monkeypatch):
-    array, labels = pictures
+def test_the_model_is_loaded_once_and_shared(tiny_models, images, monkeypatch):
+    array, labels = images
     monkeypatch.setattr(surface, "_models", {})
     loaded = []
     provider = MODELS.get("clip/openclip")
@@ -238,8 +238,8 @@ def test_the_model_is_loaded_once_and_shared(tiny_models, pictures, monkeypatch)
     assert len({id(f.classifier_.model) for f in fitted}) == 1
 
 
-def test_a_pickle_holds_no_model(classifier, pictures, tiny_clip):
-    array, labels = pictures
+def test_pickle_does_not_contain_the_model(classifier, images, tiny_clip):
+    array, labels = images
     fitted = clone(classifier).fit(array, labels)
     saved = io.BytesIO()
     joblib.dump(classifier, saved)
@@ -255,19 +255,19 @@ def test_a_pickle_holds_no_model(classifier, pictures, tiny_clip):
         assert other.classifier_.model is fitted.classifier_.model
     saved.seek(0)
     assert joblib.load(saved).get_params() == classifier.get_params()
-    fitted.set_params(method="zero_shot")  # what was fitted stays what it is
+    fitted.set_params(method="zero_shot")  # does not affect the fitted classifier
     other = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(other.predict_scores(array), restored.predict_scores(array))
 
 
-def test_other_weights_are_told_when_it_is_loaded(pictures, tmp_path):
+def test_different_weights_are_detected_when_unpickling(images, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
     from tests.unit.models import tiny
 
     folder = tiny.write(tmp_path / "model", "clip")
-    fitted = clipadapt.CLIPClassifier(f"local-dir:{folder}").fit(*pictures)
+    fitted = clipadapt.CLIPClassifier(f"local-dir:{folder}").fit(*images)
     raw = pickle.dumps(fitted)
     weights = folder / "open_clip_model.safetensors"
     state = load_file(weights)
@@ -280,8 +280,8 @@ def test_other_weights_are_told_when_it_is_loaded(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_give_the_same(classifier, pictures):
-    array, labels = pictures
+def test_other_processes_give_the_same_result(classifier, images):
+    array, labels = images
     done = cross_validate(classifier, array, labels, cv=2, n_jobs=2, return_estimator=True)
 
     np.testing.assert_array_equal(
@@ -290,7 +290,7 @@ def test_processes_of_their_own_give_the_same(classifier, pictures):
     assert done["estimator"][0].predict(array[:1]).tolist() == labels[:1]
 
 
-def test_random_state_decides_the_seed(classifier, pictures, monkeypatch):
+def test_random_state_determines_the_seed(classifier, images, monkeypatch):
     seeds = []
     method = METHODS.get("clip/zero_shot")
     fit = method.fit
@@ -300,16 +300,16 @@ def test_random_state_decides_the_seed(classifier, pictures, monkeypatch):
     classifier.set_params(method="zero_shot")
     generators = [np.random.RandomState(5), np.random.RandomState(5)]
     for state in (7, np.int64(7), *generators):
-        classifier.set_params(random_state=state).fit(*pictures)
+        classifier.set_params(random_state=state).fit(*images)
 
     assert seeds[:2] == [7, 7]
     assert seeds[2] == seeds[3]
     classifier.set_params(random_state="x")
     with pytest.raises(ValueError, match="cannot be used to seed"):
-        classifier.fit(*pictures)
+        classifier.fit(*images)
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -328,9 +328,9 @@ def test_random_state_decides_the_seed(classifier, pictures, monkeypatch):
     ],
     ids=str,
 )
-def test_wrong_parameters(classifier, pictures, change, message):
+def test_wrong_parameters(classifier, images, change, message):
     with pytest.raises(ValueError, match=message):
-        classifier.set_params(**change).fit(*pictures)
+        classifier.set_params(**change).fit(*images)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +350,8 @@ def test_wrong_parameters(classifier, pictures, change, message):
         (lambda a: [__file__] * 2, r"is not an image: it starts like text"),
     ],
 )
-def test_wrong_pictures(classifier, pictures, make, message):
-    array, labels = pictures
+def test_wrong_images(classifier, images, make, message):
+    array, labels = images
     given = make(array)
     with pytest.raises(ValueError, match=message):
         classifier.fit(given, labels[: len(given)] if isinstance(given, list) else labels)
@@ -360,7 +360,7 @@ def test_wrong_pictures(classifier, pictures, make, message):
         fitted.predict(given)
 
 
-def test_a_data_frame_is_no_list_of_pictures(classifier):
+def test_data_frame_is_not_a_list_of_images(classifier):
     import pandas as pd
 
     frame = pd.DataFrame({"path": ["a.png", "b.png"], "label": ["a", "b"]})
@@ -368,10 +368,10 @@ def test_a_data_frame_is_no_list_of_pictures(classifier):
         classifier.fit(frame, frame["label"])
 
 
-def test_series_are_taken(classifier, pictures, tmp_path):
+def test_series_are_accepted(classifier, images, tmp_path):
     import pandas as pd
 
-    array, labels = pictures
+    array, labels = images
     paths = pd.Series([str(tmp_path / f"{i}.png") for i in range(24)], index=range(100, 124))
     for a, path in zip(array, paths, strict=True):
         Image.fromarray(a).save(path)
@@ -397,22 +397,22 @@ def test_series_are_taken(classifier, pictures, tmp_path):
     ],
     ids=str,
 )
-def test_wrong_labels(classifier, pictures, y, message):
+def test_wrong_labels(classifier, images, y, message):
     with pytest.raises(ValueError, match=message):
-        classifier.fit(pictures[0], y)
+        classifier.fit(images[0], y)
 
 
 @pytest.mark.parametrize("call", ["predict", "predict_proba", "predict_scores"])
-def test_before_fit(classifier, pictures, call):
+def test_before_fit(classifier, images, call):
     with pytest.raises(NotFittedError, match="is not fitted yet"):
-        getattr(classifier, call)(pictures[0])
+        getattr(classifier, call)(images[0])
     assert not hasattr(classifier, "classifier_")
 
 
-def test_a_model_that_is_none_for_the_method(classifier, pictures, monkeypatch):
+def test_model_without_the_required_capability(classifier, images, monkeypatch):
     class Other:
         pass
 
     monkeypatch.setattr(METHODS.get("clip/zero_shot"), "requires", Other)
     with pytest.raises(ValueError, match="clip/zero_shot needs a model that is a Other"):
-        classifier.set_params(method="zero_shot").fit(*pictures)
+        classifier.set_params(method="zero_shot").fit(*images)

@@ -1,4 +1,4 @@
-"""A folder of one's own images: both layouts, what is reported, and every error's words."""
+"""A folder of images: both layouts, notes and flags, and error messages."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_split_names_in_capitals(split_folder):
     assert open_(split_folder).split("test").inputs.ids[0] == "Test/big_dog/0.png"
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path):
+def test_class_may_be_named_like_a_split(tmp_path):
     write(tmp_path / "test" / "a.png", "red")
     write(tmp_path / "exam" / "b.png", "blue")
     assert open_(tmp_path).classnames == ("exam", "test")
 
 
-def test_one_folder_of_classes_is_split_by_the_bytes(class_folder):
+def test_class_folders_without_splits_are_split_by_content(class_folder):
     data = open_(class_folder)
 
     sizes = {s: len(data.split(s)) for s in data.splits}
@@ -85,7 +85,7 @@ def test_one_folder_of_classes_is_split_by_the_bytes(class_folder):
     assert 12 <= sizes["test"] <= 36
 
 
-def test_added_files_move_none_of_the_others(class_folder):
+def test_adding_files_does_not_move_others(class_folder):
     before = {s: set(open_(class_folder).split(s).inputs.ids) for s in ("train", "val", "test")}
     for i in range(30):
         write(class_folder / "cup" / f"new{i}.png", (99, i, 1))
@@ -96,7 +96,7 @@ def test_added_files_move_none_of_the_others(class_folder):
     assert all(before[s] <= after[s] for s in before)
 
 
-def test_equal_bytes_fall_into_one_split(class_folder):
+def test_identical_files_are_in_the_same_split(class_folder):
     for i in range(40):
         shutil.copy(
             class_folder / "cup" / f"{i:02d}.png", class_folder / "cup" / f"copy{i:02d}.png"
@@ -110,7 +110,7 @@ def test_equal_bytes_fall_into_one_split(class_folder):
         }
 
 
-def test_the_fingerprint_follows_bytes_names_and_splits(split_folder, tmp_path):
+def test_fingerprint_depends_on_bytes_names_and_splits(split_folder, tmp_path):
     first = open_(split_folder).fingerprint
     copy = tmp_path / "elsewhere"
     shutil.copytree(split_folder, copy)
@@ -123,7 +123,7 @@ def test_the_fingerprint_follows_bytes_names_and_splits(split_folder, tmp_path):
     assert open_(copy).fingerprint not in {first, changed}
 
 
-def test_the_same_bytes_in_two_splits_are_reported(split_folder):
+def test_identical_files_in_two_splits_are_reported(split_folder):
     shutil.copy(
         split_folder / "train" / "cat" / "0.png", split_folder / "test" / "cat" / "copy.png"
     )
@@ -134,14 +134,14 @@ def test_the_same_bytes_in_two_splits_are_reported(split_folder):
     )
 
 
-def test_the_same_bytes_in_two_classes_are_reported(split_folder):
+def test_identical_files_in_two_classes_are_reported(split_folder):
     shutil.copy(
         split_folder / "train" / "cat" / "0.png", split_folder / "train" / "big_dog" / "copy.png"
     )
     assert open_(split_folder).flags == ("duplicates_across_classes",)
 
 
-def test_a_class_that_train_lacks_and_an_empty_class_are_reported(split_folder):
+def test_class_missing_in_train_and_empty_class_are_reported(split_folder):
     write(split_folder / "test" / "fox" / "0.png", (5, 5, 5))
     (split_folder / "train" / "wolf").mkdir()
     data = open_(split_folder)
@@ -168,7 +168,7 @@ def test_other_files_are_ignored_and_counted(split_folder):
     )
 
 
-def test_a_bad_image_is_an_error_when_loaded_and_left_out_on_request(split_folder):
+def test_unreadable_image_is_an_error_or_skipped(split_folder):
     bad = split_folder / "test" / "cat" / "1.png"
     bad.write_bytes(bad.read_bytes()[:40])
 
@@ -186,7 +186,7 @@ def test_a_bad_image_is_an_error_when_loaded_and_left_out_on_request(split_folde
     assert lenient.inventory.startswith("17 read of 18 found in 2 classes")
 
 
-def test_nothing_readable_is_an_error(tmp_path):
+def test_no_readable_image_is_an_error(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jpg").write_text("text")
@@ -194,7 +194,7 @@ def test_nothing_readable_is_an_error(tmp_path):
         open_(tmp_path, SKIP)
 
 
-def test_a_missing_folder_offers_its_neighbours(split_folder):
+def test_missing_folder_suggests_similar_names(split_folder):
     with pytest.raises(
         DataError, match=r"there is no folder '.*pest': .* has no 'pest'; did you mean 'pets'\?"
     ):
@@ -203,20 +203,20 @@ def test_a_missing_folder_offers_its_neighbours(split_folder):
         open_(split_folder.parent / "nowhere" / "deep" / "down")
 
 
-def test_a_file_is_no_folder(split_folder):
+def test_file_is_not_a_folder(split_folder):
     with pytest.raises(
         DataError, match=r"0\.png' is a file, not a folder\n  hint: try folder:.*/train/cat$"
     ):
         open_(split_folder / "train" / "cat" / "0.png")
 
 
-def test_an_archive_is_no_folder(tmp_path):
+def test_archive_is_not_a_folder(tmp_path):
     (tmp_path / "pets.zip").touch()
     with pytest.raises(DataError, match=r"is an archive, not a folder\n.*unpack it"):
         open_(tmp_path / "pets.zip")
 
 
-def test_an_empty_folder_says_what_is_accepted(tmp_path):
+def test_empty_folder_lists_supported_formats(tmp_path):
     with pytest.raises(
         DataError,
         match=r"no images in .*: it contains 0 class folders; in them: nothing\n.*supported formats: JPEG",
@@ -228,7 +228,7 @@ def test_an_empty_folder_says_what_is_accepted(tmp_path):
         open_(tmp_path)
 
 
-def test_images_without_class_folders_say_how_it_must_look(tmp_path):
+def test_images_without_class_folders_are_an_error_with_the_layout(tmp_path):
     write(tmp_path / "x.png", "red")
     with pytest.raises(
         DataError,
@@ -249,7 +249,7 @@ def test_two_folders_for_one_split(split_folder):
         open_(split_folder)
 
 
-def test_a_split_that_is_not_there_names_those_there_are(split_folder):
+def test_missing_split_lists_the_available_ones(split_folder):
     shutil.rmtree(split_folder / "test")
     with pytest.raises(
         DataError,
@@ -263,7 +263,7 @@ def test_no_path(tmp_path):
         open_folder("", STRICT)
 
 
-def test_real_pictures(shared):
+def test_real_images(shared):
     resolved = DATASETS.resolve(f"folder:{shared}/data/pacs-mini/photo", "clip")
     data = resolved.provider(resolved.argument, STRICT)
     assert data.name == "folder:photo"
@@ -273,14 +273,14 @@ def test_real_pictures(shared):
     assert data.flags == ()
 
 
-def test_splits_without_class_folders_are_not_taken_for_classes(tmp_path):
+def test_splits_without_class_folders_are_not_read_as_classes(tmp_path):
     write(tmp_path / "train" / "a.png", "red")
     write(tmp_path / "test" / "b.png", "blue")
     with pytest.raises(DataError, match=r"holds test, train but no class folders in them"):
         open_(tmp_path)
 
 
-def test_folders_beside_the_splits_are_named(split_folder):
+def test_folders_next_to_the_splits_are_reported(split_folder):
     write(split_folder / "drafts" / "x.png", "red")
     data = open_(split_folder)
     assert data.notes == (
@@ -290,7 +290,7 @@ def test_folders_beside_the_splits_are_named(split_folder):
     assert data.flags == ("many_left_out",)
 
 
-def test_names_in_any_script_and_one_that_is_no_text(split_folder):
+def test_names_in_any_script_and_invalid_utf8(split_folder):
     write(split_folder / "test" / "cat" / "köttur 🐈.png", "red")
     assert "test/cat/köttur 🐈.png" in open_(split_folder).split("test").inputs.ids
     assert open_(split_folder).fingerprint
@@ -304,7 +304,7 @@ def test_names_in_any_script_and_one_that_is_no_text(split_folder):
         open_(split_folder)
 
 
-def test_a_name_that_is_too_long_for_a_folder():
+def test_folder_name_too_long():
     with pytest.raises(ConfigError, match=r"cannot use the path .*: File name too long"):
         open_folder("x" * 5000, STRICT)
 
@@ -319,7 +319,7 @@ def classes_of(data, split):
 @pytest.mark.parametrize(
     "names", [("Training", "Testing"), ("TRAIN", "Test"), ("training_set", "eval")]
 )
-def test_splits_by_any_usual_name(tmp_path, names):
+def test_common_variants_of_split_names(tmp_path, names):
     for split, name in zip(("train", "test"), names, strict=True):
         for c in ("cat", "dog"):
             write(tmp_path / name / c / "x.png", {"cat": 1, "dog": 2}[c] + len(split))
@@ -328,7 +328,7 @@ def test_splits_by_any_usual_name(tmp_path, names):
     assert data.split("test").inputs.ids == (f"{names[1]}/cat/x.png", f"{names[1]}/dog/x.png")
 
 
-def test_a_split_without_class_folders_is_counted_and_named(tmp_path):
+def test_split_without_class_folders_is_counted_and_reported(tmp_path):
     for i in range(4):
         write(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", (i, 0, 0))
         write(tmp_path / "test" / f"{i}.png", (0, i, 0))
@@ -348,7 +348,7 @@ def test_numbered_classes_are_in_natural_order(tmp_path):
     assert data.split("test").inputs.ids[1] == "test/10/x.png"  # ids keep their order
 
 
-def test_wordnet_ids_get_their_names(tmp_path):
+def test_wordnet_ids_become_class_names(tmp_path):
     for i, name in enumerate(("n01440764", "n02099601", "n03445777")):
         write(tmp_path / "wnid" / "val" / name / "x.png", (i, i, i))
         write(tmp_path / "dogs" / "val" / f"{name}-Some_{i}_dog" / "x.png", (i, i, i))
@@ -360,7 +360,7 @@ def test_wordnet_ids_get_their_names(tmp_path):
     assert open_(tmp_path / "mixed").classnames == ("cat", "n02099601", "n03445777")
 
 
-def test_folders_of_two_splits_that_differ_by_case_are_one_class(tmp_path):
+def test_folders_of_two_splits_that_differ_in_case_are_one_class(tmp_path):
     for name in ("train/Cat", "test/cat", "train/big_dog", "test/Big dog ", "test/0.0", "train/0"):
         write(tmp_path / name / "x.png", len(name))
     data = open_(tmp_path)
@@ -369,7 +369,7 @@ def test_folders_of_two_splits_that_differ_by_case_are_one_class(tmp_path):
     assert sum("are read as one class" in note for note in data.notes) == 3
 
 
-def test_folders_of_one_place_that_differ_by_case_stay_two_classes(tmp_path):
+def test_folders_of_one_split_that_differ_in_case_are_two_classes(tmp_path):
     for i, name in enumerate(("test/Cat", "test/cat", "test/dog")):
         write(tmp_path / name / "x.png", i)
     assert open_(tmp_path).classnames == (
@@ -379,7 +379,7 @@ def test_folders_of_one_place_that_differ_by_case_stay_two_classes(tmp_path):
     )  # and are reported: duplicate_classnames
 
 
-def test_linked_folders_are_followed_and_loops_end(class_folder, tmp_path):
+def test_linked_folders_are_followed_without_loops(class_folder, tmp_path):
     shutil.move(class_folder / "cup", tmp_path / "cups")
     (class_folder / "cup").symlink_to(tmp_path / "cups")
     shutil.move(class_folder / "plate", tmp_path / "plates")
@@ -398,7 +398,7 @@ def test_linked_folders_are_followed_and_loops_end(class_folder, tmp_path):
     assert "plate/more/00.png" in {i for s in data.splits for i in data.split(s).inputs.ids}
 
 
-def test_every_format_that_is_read_counts_as_an_image(tmp_path):
+def test_every_supported_format_is_found(tmp_path):
     endings = ["jpg", "JPEG", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp"]
     endings += ["ppm", "pgm", "pbm", "avif", "jp2", "tga", "ico", "dib", "pcx"]
     for i, ending in enumerate(endings):
@@ -417,7 +417,7 @@ def test_every_format_that_is_read_counts_as_an_image(tmp_path):
 
 
 def make_unreadable(folder):
-    """Files that cannot be read, each for another reason."""
+    """Create files that cannot be read, each for another reason."""
     (folder / "gone.png").symlink_to("/nonexistent/x.png")
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "zero.png").symlink_to("/dev/zero")
@@ -427,7 +427,7 @@ def make_unreadable(folder):
     return 5
 
 
-def test_what_cannot_be_read_is_skipped_and_counted_and_never_waited_for(split_folder):
+def test_unreadable_files_are_skipped_and_counted_without_blocking(split_folder):
     n = make_unreadable(split_folder / "test" / "cat")
     with pytest.raises(
         DataError,
@@ -452,7 +452,7 @@ def test_a_file_without_permission(split_folder):
     assert open_(split_folder, SKIP).skipped == 1
 
 
-def test_run_records_among_the_images_are_no_class(class_folder):
+def test_run_folders_below_the_images_are_not_classes(class_folder):
     before = open_(class_folder)
     for out in (class_folder / "runs", class_folder / "cup" / "runs"):
         run = out / "folder-things" / "zero_shot" / "abc"
@@ -473,7 +473,7 @@ def test_small_classes_have_an_image_in_train_then_test_then_val(tmp_path):
     assert data.flags == ("class_missing_in_test",)
 
 
-def test_too_few_images_for_val_are_told(tmp_path):
+def test_too_few_images_for_val_are_reported(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name / "1.png", name == "a")
         write(tmp_path / name / "2.png", (7, name == "a", 0))
@@ -482,14 +482,14 @@ def test_too_few_images_for_val_are_told(tmp_path):
     assert "too few images for a 'val' split" in data.notes[0]
 
 
-def test_a_folder_around_the_classes_is_offered(tmp_path):
+def test_inner_folder_of_classes_is_suggested(tmp_path):
     for name in ("cat", "dog"):
         write(tmp_path / "archive" / name / "x.png", len(name))
     with pytest.raises(DataError, match=r"one class only, 'archive'.*\n.*try folder:.*/archive$"):
         open_(tmp_path)
 
 
-def test_splits_named_by_one_word_of_several_are_splits(tmp_path):
+def test_split_names_with_additional_words(tmp_path):
     for split in ("seg_train", "seg_test"):
         for colour in ("red", "blue"):
             write(tmp_path / split / colour / "1.png", colour)
@@ -498,7 +498,7 @@ def test_splits_named_by_one_word_of_several_are_splits(tmp_path):
     assert data.classnames == ("blue", "red")
 
 
-def test_outer_folders_that_hold_the_same_folders_are_pointed_out(tmp_path):
+def test_outer_folders_with_the_same_subfolders_are_reported(tmp_path):
     for outer in ("fold1", "fold2"):
         for i, colour in enumerate(("red", "blue")):
             write(tmp_path / outer / colour / "1.png", (i, len(outer), int(outer[-1])))
@@ -508,7 +508,7 @@ def test_outer_folders_that_hold_the_same_folders_are_pointed_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["new\nline", "esc\x1b[31m"])
-def test_a_class_folder_whose_name_cannot_be_shown(tmp_path, name):
+def test_class_folder_with_a_control_character(tmp_path, name):
     write(tmp_path / name / "1.png", "red")
     write(tmp_path / "blue" / "1.png", "blue")
     with pytest.raises(DataError, match="contains a control character") as caught:
@@ -516,7 +516,7 @@ def test_a_class_folder_whose_name_cannot_be_shown(tmp_path, name):
     assert repr(name) in str(caught.value)
 
 
-def test_folders_of_one_folder_of_folders_are_pointed_out(tmp_path):
+def test_nested_single_folders_are_reported(tmp_path):
     for split in ("seg_train", "seg_test"):
         for i, colour in enumerate(("red", "blue")):
             write(tmp_path / split / split / colour / "1.png", (i, len(split), 0))

@@ -1,4 +1,4 @@
-"""Image sets of the hub: columns found and named, which split is which, and every error's words."""
+"""Image datasets of the hub: columns, splits, and error messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def png(*colour):
 
 
 def write(files, split, labels, *, blue=0, image="image", label="label", names=None, **columns):
-    """Write one split as Parquet; with ``names`` the label column declares its classes."""
+    """Write one split as Parquet; with ``names``, the label column declares the class names."""
     import datasets
 
     table = {image: [png(i, 0, blue) for i in range(len(labels))], label: labels, **columns}
@@ -75,7 +75,7 @@ def test_declared_names_three_splits_and_lazy_images(open_, files):
     assert len(set(map(bytes, train.inputs.digests()))) == 3
 
 
-def test_train_and_test_leave_a_tenth_for_val(open_, files):
+def test_without_val_a_tenth_of_train_is_val(open_, files):
     write(files, "train", [i % 2 for i in range(100)], names=["a", "b"])
     write(files, "test", [0, 1], blue=9, names=["a", "b"])
     data = open_("hf:org/pets")
@@ -85,7 +85,7 @@ def test_train_and_test_leave_a_tenth_for_val(open_, files):
     assert data.flags == ()
 
 
-def test_train_and_val_test_on_the_published_val(open_, files):
+def test_without_test_the_published_val_is_test(open_, files):
     write(files, "train", [i % 2 for i in range(60)], names=["a", "b"])
     write(files, "valid", [0, 1], blue=9, names=["a", "b"])
     write(files, "test", [-1, -1], blue=8, names=["a", "b"])
@@ -96,7 +96,7 @@ def test_train_and_val_test_on_the_published_val(open_, files):
     assert any("'test' has no labels" in note for note in data.notes)
 
 
-def test_one_split_is_parted_by_the_bytes_and_equal_images_stay_together(open_, files):
+def test_single_split_is_split_by_content(open_, files):
     labels = [("cat", "dog")[i % 2] for i in range(120)]
     write(files, "train", labels)
     data = open_("hf:org/pets")
@@ -116,7 +116,7 @@ def test_one_split_is_parted_by_the_bytes_and_equal_images_stay_together(open_, 
 
 
 @pytest.mark.parametrize(("split", "served"), [("test", ("test",)), ("valid", ("val", "test"))])
-def test_a_set_to_test_on_is_not_parted(open_, files, split, served):
+def test_test_only_dataset_is_not_split(open_, files, split, served):
     write(files, split, [0, 1, 0, 1], names=["a", "b"])
     data = open_("hf:org/pets")
     assert data.splits == served
@@ -151,7 +151,7 @@ def test_columns_by_name_and_by_type(open_, files):
         open_("hf:org/pets?imag=scan")
 
 
-def test_bytes_alone_and_wordnet_ids(open_, files):
+def test_bytes_column_and_wordnet_ids(open_, files):
     table = {
         "image": [png(i, 0, 0)["bytes"] for i in range(4)],
         "label": ["n01440764", "n03888257"] * 2,
@@ -212,7 +212,7 @@ def test_rows_without_an_image_or_a_label(open_, files):
 
 
 @pytest.mark.parametrize("to", ["{outside}", "../../../{outside}", "relative.png", "/dev/null"])
-def test_a_table_names_no_file_outside_its_folder(open_, files, tmp_path, to):
+def test_files_outside_the_folder_of_the_table_are_refused(open_, files, tmp_path, to):
     outside = tmp_path / "secret.png"
     outside.write_bytes(png(9, 9, 9)["bytes"])
     own = files / "own.png"
@@ -228,7 +228,7 @@ def test_a_table_names_no_file_outside_its_folder(open_, files, tmp_path, to):
     assert (data.skipped, len(data.split("test"))) == (1, 2)
 
 
-def test_a_label_column_that_holds_no_classes(open_, files):
+def test_label_column_without_classes(open_, files):
     write(files, "train", [f"id{i}" for i in range(30)])
     with pytest.raises(DataError, match="column 'label' has 30 distinct values in 30 rows"):
         open_("hf:org/pets")
@@ -253,7 +253,7 @@ def test_several_configurations(open_, files):
     assert set(data.classnames) == {"b one", "b two"}
 
 
-def test_equal_images_in_two_splits_are_reported(open_, files):
+def test_identical_images_in_two_splits_are_reported(open_, files):
     for split in ("train", "validation", "test"):
         write(files, split, [0, 1], names=["a", "b"])
     data = open_("hf:org/pets")

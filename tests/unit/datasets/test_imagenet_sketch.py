@@ -1,4 +1,4 @@
-"""ImageNet-Sketch and its ten ImageNette classes: every layout of the folder, and the archive from the hub."""
+"""ImageNet-Sketch and ImageNette-Sketch: every layout of the folder, and the archive from the hub."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_all_thousand_classes_and_one_split(sketches):
         data.split("train")
 
 
-def test_the_ten_classes_are_those_of_imagenette_in_its_order(sketches, tmp_path):
+def test_classes_equal_those_of_imagenette(sketches, tmp_path):
     data = open_imagenette_sketch(str(sketches), STRICT)
     write(tmp_path / "photos" / "val", imagenette.WNIDS, n=1)
     photos = imagenette.open_imagenette(str(tmp_path / "photos"), STRICT)
@@ -66,7 +66,7 @@ def test_the_ten_classes_are_those_of_imagenette_in_its_order(sketches, tmp_path
     assert (data.flags, data.notes) == ((), ())
 
 
-def test_every_layout_is_the_same_set(sketches, tmp_path):
+def test_every_layout_gives_the_same_dataset(sketches, tmp_path):
     (tmp_path / "b").mkdir()
     first = open_imagenet_sketch(str(sketches), STRICT).fingerprint
     assert open_imagenet_sketch(str(sketches / "sketch"), STRICT).fingerprint == first
@@ -74,7 +74,7 @@ def test_every_layout_is_the_same_set(sketches, tmp_path):
     assert open_imagenet_sketch(str(tmp_path / "b"), STRICT).fingerprint == first
 
 
-def test_a_bad_image_is_named_and_left_out_on_request(sketches):
+def test_unreadable_image_is_reported_or_skipped(sketches):
     bad = sketches / "sketch" / imagenette.WNIDS[1] / "sketch_0.JPEG"
     bad.write_text("text")
     strict = open_imagenette_sketch(str(sketches), STRICT).split("test")
@@ -86,7 +86,7 @@ def test_a_bad_image_is_named_and_left_out_on_request(sketches):
     assert data.notes == ("imagenette-sketch: left out: 1 unreadable images",)
 
 
-def test_folders_that_are_none_of_it(sketches, tmp_path):
+def test_other_folders_are_errors(sketches, tmp_path):
     with pytest.raises(DataError, match=r"no 'sketchs'; did you mean 'sketch'\?"):
         open_imagenet_sketch(str(sketches / "sketchs"), STRICT)
     (tmp_path / "empty" / "tench").mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_folders_that_are_none_of_it(sketches, tmp_path):
 
 @pytest.fixture
 def archive(hub_cache, tmp_path, monkeypatch):
-    """The archive in the hub cache, small, with the folder that macOS adds; and an empty cache of our own."""
+    """A small archive in the hub cache, with the folder that macOS adds, and an empty cache folder."""
     write(tmp_path / "src" / "sketch", (*imagenette.WNIDS, *OTHERS), n=1)
     path = cached_repo(hub_cache, imagenet_sketch.REPO, "a" * 40) / imagenet_sketch.ARCHIVE
     path.parent.mkdir()
@@ -123,7 +123,7 @@ def archive(hub_cache, tmp_path, monkeypatch):
     return path
 
 
-def test_the_archive_is_unpacked_once_and_serves_both(archive, tmp_path):
+def test_archive_is_unpacked_once_for_both_datasets(archive, tmp_path):
     data = DATASETS.resolve("imagenet-sketch", "clip").provider("", STRICT)
     assert len(data.split("test")) == 12
     unpacked = tmp_path / "cache" / "datasets" / "imagenet-sketch"
@@ -139,7 +139,7 @@ def test_the_archive_is_unpacked_once_and_serves_both(archive, tmp_path):
     np.testing.assert_array_equal(ten.split("test").labels, np.arange(10))
 
 
-def test_another_archive_is_refused_and_leaves_nothing(archive, tmp_path):
+def test_wrong_archive_is_an_error_and_leaves_nothing(archive, tmp_path):
     archive.write_bytes(archive.read_bytes()[:-1])
     with pytest.raises(DataError, match="has changed: its sha256 is"):
         open_imagenet_sketch("", STRICT)

@@ -1,4 +1,4 @@
-"""ImageNet and the sets that test its classes on other pictures, on small folders in their layouts."""
+"""ImageNet and its variants for distribution shift, on small folders in their layouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(folder, names, n=2):
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-v2", "imagenet-a", "imagenet-r"])
-def test_they_are_registered_and_say_what_to_do_without_a_folder(name):
+def test_without_a_folder_the_error_explains_what_to_do(name):
     with pytest.raises(
         DataError, match=rf"^{name} is not downloaded automatically.*\n  hint: .*{name}:DIR"
     ):
@@ -35,7 +35,7 @@ def test_they_are_registered_and_say_what_to_do_without_a_folder(name):
 
 
 @pytest.mark.parametrize("below", ["", "images"])
-def test_imagenet_serves_its_val_as_test_and_a_tenth_of_train_as_val(below, tmp_path):
+def test_imagenet_uses_val_as_test_and_a_tenth_of_train_as_val(below, tmp_path):
     write(tmp_path / below / "train", SOME, n=40)
     write(tmp_path / below / "val", SOME)
 
@@ -47,12 +47,12 @@ def test_imagenet_serves_its_val_as_test_and_a_tenth_of_train_as_val(below, tmp_
     assert sizes["train"] + sizes["val"] == 120
     assert 4 <= sizes["val"] <= 24
     assert sizes["test"] == 6
-    # Classes stand in ImageNet's order, however the folders were listed.
+    # Classes are in ImageNet's order, whatever the order of the folders.
     assert data.split("test").labels.tolist() == [2, 2, 5, 5, 700, 700]
     assert data.split("test").inputs.ids[0] == f"val/{WNIDS[2]}/{WNIDS[2]}_0.JPEG"
 
 
-def test_imagenet_of_val_alone_serves_zero_shot(tmp_path):
+def test_imagenet_with_only_val(tmp_path):
     write(tmp_path / "val", SOME)
 
     data = open_imagenet(str(tmp_path), STRICT)
@@ -62,7 +62,7 @@ def test_imagenet_of_val_alone_serves_zero_shot(tmp_path):
         data.split("train")
 
 
-def test_imagenet_of_another_layout_is_refused(tmp_path):
+def test_other_layout_of_imagenet_is_an_error(tmp_path):
     write(tmp_path, SOME)
     with pytest.raises(
         DataError, match=r"contains neither train/ nor val/\n  hint: imagenet:DIR takes"
@@ -89,7 +89,7 @@ def test_a_and_r_have_the_classes_of_their_folders(open_it, name, tmp_path):
     assert open_it(str(tmp_path / name), STRICT).fingerprint == data.fingerprint
 
 
-def test_all_two_hundred_classes_are_as_published(tmp_path):
+def test_all_two_hundred_classes_give_no_flag(tmp_path):
     write(tmp_path, WNIDS[:200], n=1)
 
     data = open_imagenet_r(str(tmp_path), STRICT)
@@ -98,7 +98,7 @@ def test_all_two_hundred_classes_are_as_published(tmp_path):
     assert data.classnames == CLASSNAMES[:200]
 
 
-def test_v2_reads_labels_from_the_names_of_folders(tmp_path):
+def test_v2_reads_labels_from_folder_names(tmp_path):
     write(tmp_path / "imagenetv2-matched-frequency-format-val", ("10", "9", "999"))
 
     data = open_imagenet_v2(str(tmp_path), STRICT)
@@ -114,7 +114,7 @@ def test_v2_reads_labels_from_the_names_of_folders(tmp_path):
         open_imagenet_v2(str(tmp_path / "other"), STRICT)
 
 
-def test_bad_images_are_left_out_on_request(tmp_path):
+def test_unreadable_images_are_skipped(tmp_path):
     write(tmp_path, SOME)
     (tmp_path / SOME[0] / f"{SOME[0]}_0.JPEG").write_text("text")
 

@@ -1,4 +1,4 @@
-"""ImageNette: published splits, the part held out for val, every layout of the folder, and the download."""
+"""ImageNette: published splits, the held-out val, every layout of the folder, and the download."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_train_and_val(both):
     assert data.flags == ("test_is_published_val",)
 
 
-def test_val_alone_serves_zero_shot(tmp_path):
+def test_only_val(tmp_path):
     write_split(tmp_path / "val", 1)
     data = open_imagenette(str(tmp_path), STRICT)
     assert data.splits == ("val", "test")
@@ -72,7 +72,7 @@ def test_val_alone_serves_zero_shot(tmp_path):
         data.split("train")
 
 
-def test_every_layout_is_the_same_set(tmp_path):
+def test_every_layout_gives_the_same_dataset(tmp_path):
     write_split(tmp_path / FOLDERS["320px"] / "val", 1)
     opened = [
         open_imagenette(str(path), STRICT)
@@ -82,7 +82,7 @@ def test_every_layout_is_the_same_set(tmp_path):
     assert {data.name for data in opened} == {"imagenette"}
 
 
-def test_of_the_whole_imagenet_its_ten_classes_are_taken(tmp_path):
+def test_ten_classes_are_read_from_the_whole_imagenet(tmp_path):
     write_split(tmp_path / "val", 1, (*WNIDS[:8], "n01443537"))
     data = open_imagenette(str(tmp_path), STRICT)
     assert len(data.split("test")) == 8
@@ -90,7 +90,7 @@ def test_of_the_whole_imagenet_its_ten_classes_are_taken(tmp_path):
     assert data.notes == ("imagenette: classes without a readable image: golf ball, parachute",)
 
 
-def test_a_bad_image_is_left_out_on_request(both):
+def test_unreadable_image_is_skipped(both):
     (both / "val" / WNIDS[3] / f"{WNIDS[3]}_1.JPEG").write_text("text")
     data = open_imagenette(str(both), DatasetOptions(on_bad_image="skip"))
     assert data.skipped == 1
@@ -98,7 +98,7 @@ def test_a_bad_image_is_left_out_on_request(both):
     assert data.split("test").labels.tolist().count(3) == 1
 
 
-def test_another_folder_says_what_is_wanted(tmp_path):
+def test_other_folder_is_an_error_with_the_layout(tmp_path):
     write_split(tmp_path, 1, ("n02086240",))
     with pytest.raises(
         DataError, match=r"none of the ten classes of ImageNette; wanted.*\n  hint: .*folder:PATH"
@@ -106,12 +106,12 @@ def test_another_folder_says_what_is_wanted(tmp_path):
         open_imagenette(str(tmp_path), STRICT)
 
 
-def test_a_misspelt_folder_offers_its_neighbour(both):
+def test_misspelled_folder_suggests_a_similar_name(both):
     with pytest.raises(DataError, match=r"did you mean 'train'\?"):
         open_imagenette(str(both / "trian"), STRICT)
 
 
-def test_no_network_is_told_within_ten_seconds(monkeypatch):
+def test_missing_network_is_reported_within_ten_seconds(monkeypatch):
     monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
 
     def hang(*_, **__):
@@ -130,7 +130,7 @@ def test_no_network_is_told_within_ten_seconds(monkeypatch):
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """A small archive, served from this machine in the place of the published one."""
+    """A small local archive in place of the published one."""
     from torchvision.datasets import Imagenette
 
     write_split(tmp_path / "src" / FOLDERS["160px"] / "train", 3)
@@ -156,7 +156,7 @@ def archive(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_the_download_is_unpacked_whole_and_kept(archive, tmp_path):
+def test_download_is_unpacked_once(archive, tmp_path):
     data = open_imagenette("160", STRICT)
     assert data.name == "imagenette:160"
     assert len(data.split("test")) == 10
@@ -167,14 +167,14 @@ def test_the_download_is_unpacked_whole_and_kept(archive, tmp_path):
     assert len(open_imagenette("160px", STRICT).split("test")) == 10
 
 
-def test_a_download_with_another_checksum_is_refused_and_leaves_nothing(archive, tmp_path):
+def test_wrong_checksum_is_an_error_and_leaves_nothing(archive, tmp_path):
     archive.write_bytes(b"something else")
     with pytest.raises(DataError, match=r"the download of imagenette \(160px\) failed: "):
         open_imagenette("160", STRICT)
     assert list((tmp_path / "cache" / "datasets" / "imagenette").iterdir()) == []
 
 
-def test_real_pictures(shared):
+def test_real_images(shared):
     data = open_imagenette(f"{shared}/data/imagenette-mini", STRICT)
     assert data.classnames == NAMES
     assert len(data.split("val")) == len(data.split("test")) == 10

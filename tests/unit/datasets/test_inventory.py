@@ -1,4 +1,4 @@
-"""Every reader of image folders says what it found and what it did not read."""
+"""Every reader of image folders reports what it found and what it left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WNIDS = ("n01440764", "n02102040")
         ("imagenet-v2", "", ("0", "217")),
     ],
 )
-def test_what_is_not_read_is_counted_recorded_and_flagged(tmp_path, name, below, folders):
+def test_files_left_out_are_counted_recorded_and_flagged(tmp_path, name, below, folders):
     for c, folder in enumerate(folders):
         place = tmp_path / below / folder
         place.mkdir(parents=True)

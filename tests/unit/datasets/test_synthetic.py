@@ -1,4 +1,4 @@
-"""The made pictures: repeatable, told apart by class, sized as asked."""
+"""Generated images are deterministic, distinguishable by class, and of the requested number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_sizes(argument, classes, images):
         assert np.bincount(data.split(split).labels).tolist() == [images] * classes
 
 
-def test_the_same_pictures_every_time_and_others_in_every_split():
+def test_images_are_deterministic_and_differ_between_splits():
     first, second = open_synthetic("3x2", STRICT), open_synthetic("3x2", STRICT)
     assert first.fingerprint == second.fingerprint
     images = {s: first.split(s).inputs.examples[0].tobytes() for s in first.splits}
@@ -31,7 +31,7 @@ def test_the_same_pictures_every_time_and_others_in_every_split():
     assert images["val"] == second.split("val").inputs.examples[0].tobytes()
 
 
-def test_more_images_keep_those_there_were():
+def test_larger_dataset_contains_the_smaller_one():
     few, many = (
         open_synthetic("3x2", STRICT).split("train"),
         open_synthetic("4x5", STRICT).split("train"),
@@ -41,7 +41,7 @@ def test_more_images_keep_those_there_were():
     assert few.inputs.examples[5].tobytes() == many.inputs.examples[row].tobytes()
 
 
-def test_classes_are_told_apart_by_colour():
+def test_classes_are_distinguishable_by_colour():
     part = open_synthetic("5x8", STRICT).split("train")
     means = np.stack([
         np.asarray(image, dtype=float).reshape(-1, 3).mean(0) for image in part.inputs.examples
@@ -57,6 +57,6 @@ def test_forty_different_classes():
 
 
 @pytest.mark.parametrize("argument", ["1", "41", "3x0", "many", "3x", "-2"])
-def test_a_form_that_is_not_known(argument):
+def test_invalid_argument(argument):
     with pytest.raises(DataError, match="is not synthetic:CLASSESxN with 2 to 40 classes"):
         open_synthetic(argument, STRICT)

@@ -1,4 +1,4 @@
-"""Tiny ImageNet: the original archive's layout, the hub's copy with its misnamed classes, and what is refused."""
+"""Tiny ImageNet: the layout of the original archive, the hub's copy with misnamed classes, and errors."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_the_original_layout(original):
     assert open_tiny_imagenet(str(original.parent), STRICT).fingerprint == data.fingerprint
 
 
-def test_val_alone_serves_zero_shot(original):
+def test_only_val(original):
     (original / "train").rename(original.parent / "away")
     data = open_tiny_imagenet(str(original), STRICT)
     assert data.splits == ("val", "test")
     assert data.aliases == {"val": "test"}
 
 
-def test_a_bad_image_is_named_and_left_out_on_request(original):
+def test_unreadable_image_is_reported_or_skipped(original):
     (original / "val" / "images" / "val_2.JPEG").write_bytes(b"")
     with pytest.raises(DataError, match=r"val_2\.JPEG' is not an image: the file is empty"):
         open_tiny_imagenet(str(original), STRICT).split("test").inputs.examples[2]
@@ -78,7 +78,7 @@ def test_a_bad_image_is_named_and_left_out_on_request(original):
     assert data.split("test").labels.tolist() == [1, 2, 1, 2, 0]
 
 
-def test_what_is_missing_or_wrong_is_named(original):
+def test_missing_or_wrong_files_are_reported(original):
     annotations = original / "val" / "val_annotations.txt"
     good = annotations.read_text()
 
@@ -113,7 +113,7 @@ def png(colour):
 
 
 def hub_copy(cache, names, revision=tiny_imagenet.REVISION, ref=None):
-    """Write Parquet files as the hub holds them, the class names declared in their metadata."""
+    """Write Parquet files as on the hub, with the class names declared in their metadata."""
     import datasets
 
     files = cached_repo(cache, tiny_imagenet.REPO, revision, ref=ref)
@@ -132,8 +132,8 @@ def hub_copy(cache, names, revision=tiny_imagenet.REVISION, ref=None):
     return files
 
 
-def test_the_pinned_hub_copy_with_its_misnamed_classes(hub_cache):
-    """The hub's column declares the music's reel and the state of Chihuahua."""
+def test_pinned_hub_copy_with_misnamed_classes(hub_cache):
+    """The hub's column declares the dance reel and the state of Chihuahua."""
     hub_copy(hub_cache, ("n01443537", "n02124075", "n07056680", "n08742578"))
     data = open_tiny_imagenet("", STRICT)
 
@@ -147,19 +147,19 @@ def test_the_pinned_hub_copy_with_its_misnamed_classes(hub_cache):
     assert data.notes == ()
 
 
-def test_every_misnamed_class_is_one_of_imagenets():
+def test_every_misnamed_class_maps_to_an_imagenet_class():
     assert set(MISNAMED.values()) <= set(wnid_index())
     assert set(MISNAMED).isdisjoint(wnid_index())
     assert len(set(MISNAMED.values())) == 18
 
 
-def test_another_cached_revision_serves_and_says_so(hub_cache):
+def test_another_cached_revision_is_used_and_reported(hub_cache):
     hub_copy(hub_cache, LISTED, revision="b" * 40, ref="main")
     data = open_tiny_imagenet("", STRICT)
     assert "read from the hub cache, commit " + "b" * 40 in data.notes[0]
 
 
-def test_a_hub_copy_with_other_classes_is_refused(hub_cache):
+def test_hub_copy_with_other_classes_is_an_error(hub_cache):
     hub_copy(hub_cache, ("cat", "dog"))
     with pytest.raises(DataError, match="is not as expected: the class 'cat'"):
         open_tiny_imagenet("", STRICT)
@@ -175,7 +175,7 @@ def test_neither_network_nor_folder(hub_cache):
 @pytest.mark.parametrize(
     "name", ["../../secret.png", "/etc/passwd", "a/../b.JPEG", "..", "sub\\x.JPEG"]
 )
-def test_annotations_may_not_leave_the_folder(original, name):
+def test_annotations_outside_the_folder_are_an_error(original, name):
     image(original.parent / "secret.png", "red")
     table = original / "val" / "val_annotations.txt"
     table.write_text(f"{name}\t{LISTED[0]}\t0\t0\t1\t1\n" + table.read_text())

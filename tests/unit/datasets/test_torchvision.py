@@ -1,4 +1,4 @@
-"""Sets by name: small hand-made copies of torchvision's layouts, names, and the errors."""
+"""torchvision datasets: small copies of their layouts, names, and errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def eurosat(tmp_path):
     return tmp_path
 
 
-def test_a_set_without_splits_is_split_by_name(eurosat):
+def test_dataset_without_splits_is_split_by_name(eurosat):
     data = open_torchvision(f"EuroSAT:{eurosat}", STRICT)
     assert data.name == "eurosat"
     assert data.classnames[0] == "Annual Crop Land"
@@ -55,7 +55,7 @@ def test_a_set_without_splits_is_split_by_name(eurosat):
     assert first.inputs.examples[0].size == (4, 4)
 
 
-def test_a_set_with_its_own_splits(tmp_path):
+def test_dataset_with_published_splits(tmp_path):
     root = tmp_path / "dtd" / "dtd"
     for c, name in enumerate(["banded", "polka-dotted"]):
         for i, split in enumerate(["train", "val", "test"]):
@@ -80,7 +80,7 @@ def test_a_set_with_its_own_splits(tmp_path):
     assert (lenient.skipped, lenient.split("test").labels.tolist()) == (1, [1])
 
 
-def test_a_set_in_memory_holds_out_a_tenth_for_val(tmp_path, monkeypatch):
+def test_dataset_in_memory_holds_out_a_tenth_for_val(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     base = tmp_path / CIFAR10.base_folder
@@ -108,7 +108,7 @@ def test_a_set_in_memory_holds_out_a_tenth_for_val(tmp_path, monkeypatch):
     assert len(data.fingerprint) == 64
 
 
-def test_every_known_set_is_one_of_torchvision():
+def test_every_known_dataset_exists_in_torchvision():
     import torchvision.datasets
 
     for known in KNOWN.values():
@@ -118,13 +118,13 @@ def test_every_known_set_is_one_of_torchvision():
         assert known.citation
 
 
-def test_names_without_a_scheme_come_here():
+def test_names_without_a_scheme_are_torchvision_datasets():
     resolved = DATASETS.resolve("OxfordIIITPet", "clip")
     assert resolved.entry == "clip/torchvision"
     assert resolved.argument == "OxfordIIITPet"
 
 
-def test_an_unknown_name_offers_the_nearest_of_all_sets(tmp_path):
+def test_unknown_name_suggests_the_nearest_datasets(tmp_path):
     with pytest.raises(
         UnknownNameError,
         match=r"unknown dataset 'euroset'; did you mean 'eurosat'\?.*folder, .*synthetic",
@@ -138,14 +138,14 @@ def test_an_unknown_name_offers_the_nearest_of_all_sets(tmp_path):
         open_torchvision(str(tmp_path), STRICT)
 
 
-def test_a_folder_that_does_not_hold_the_set(tmp_path):
+def test_folder_without_the_dataset(tmp_path):
     with pytest.raises(
         DataError, match=r"does not contain dtd in torchvision.s layout.*\n  hint: .*datasets\.DTD"
     ):
         open_torchvision(f"dtd:{tmp_path}", STRICT)
 
 
-def test_no_network_says_what_works_without(monkeypatch):
+def test_missing_network_is_an_error_with_alternatives(monkeypatch):
     def refuse(*_, **__):
         raise network.urllib.error.URLError("Name or service not known")
 
@@ -157,7 +157,7 @@ def test_no_network_says_what_works_without(monkeypatch):
         open_torchvision("dtd", STRICT)
 
 
-def test_a_failed_download_leaves_nothing_behind(monkeypatch, cache):
+def test_failed_download_leaves_nothing_behind(monkeypatch, cache):
     monkeypatch.setattr("clipadapt.datasets.torchvision.require_reachable", lambda *_, **__: None)
 
     def fail(*_, **__):

@@ -1,4 +1,4 @@
-"""What the tests of the trained methods share: models loaded once, a small task, fits and what they show."""
+"""Fixtures for the tests of the methods: models loaded once, a small task, contexts and observers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAMILIES = ("clip", "custom", "hf", "siglip")
 
 
 def load(name: str, **services: Any) -> Any:
-    """Load a model in float32, without a store unless one is given."""
+    """Load a model in float32, without a feature cache unless one is given."""
     found = MODELS.resolve(name, "clip")
     given = {"store": FeatureCache(enabled=False), "workers": 1, **services}
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), Services(**given))
@@ -29,7 +29,7 @@ def load(name: str, **services: Any) -> Any:
 def models(
     tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Any]:
-    """Load the tiny model of a family, once: methods leave it as it is. They share a store."""
+    """Load the tiny model of a family once, which is safe because methods do not change it; all share a cache."""
     loaded: dict[str, Any] = {}
     store = FeatureCache(tmp_path_factory.mktemp("store"))
 
@@ -43,7 +43,7 @@ def models(
 
 @pytest.fixture(scope="session")
 def small() -> tuple[Task[Any], Inputs[Any]]:
-    """Three classes of four generated pictures each in train and val, and the test inputs."""
+    """A task with three classes of four generated images each in train and val, and the test inputs."""
     found = DATASETS.resolve("synthetic:3x4", "clip")
     data = found.provider(found.argument, DatasetOptions())
     task = Task(data.classnames, data.templates, data.split("train"), data.split("val"))
@@ -51,7 +51,7 @@ def small() -> tuple[Task[Any], Inputs[Any]]:
 
 
 class Seen:
-    """Collects what a fit shows, and may stop it there."""
+    """Observer that collects the values of a fit, and can interrupt it."""
 
     def __init__(self, name: str = "", after: int = 0) -> None:
         self.values: dict[str, list[Any]] = {}
@@ -65,18 +65,18 @@ class Seen:
 
 
 def context(folder: Path, seed: int = 1, **given: Any) -> RunContext:
-    """A context without a store."""
+    """Return a context without a feature cache."""
     return RunContext(seed, folder, Services(FeatureCache(enabled=False), workers=1), **given)
 
 
 def method(name: str, **settings: Any) -> Any:
-    """A method with some settings; the defaults are the papers'."""
+    """Return a method with some settings; the defaults are those of the paper."""
     kind = METHODS.get(f"clip/{name}")
     return kind(kind.Config(**settings))
 
 
 def recorded(name: str) -> str:
-    """Return what a recipe's comment says of the trainable parameters."""
+    """Return the number of trainable parameters in the comment of a recipe."""
     path = Path(__file__).parents[3] / "configs" / "methods" / "clip" / f"{name}.yaml"
     (line,) = [
         line for line in path.read_text().splitlines() if line.startswith("# trainable parameters:")
@@ -85,7 +85,7 @@ def recorded(name: str) -> str:
 
 
 def arrays_of(fitted: Any, folder: Path) -> dict[str, np.ndarray]:
-    """Return what a classifier saves."""
+    """Return the arrays that a classifier saves."""
     from safetensors.numpy import load_file
 
     fitted.save(folder)

@@ -1,4 +1,4 @@
-"""Tip-Adapter's search: val in blocks gives the grid of val as a whole, and of a plain loop."""
+"""Tip-Adapter's search: blocks of val give the same grid as all of val at once, and as a simple loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ M, C, D, N = 23, 4, 8, 12
 
 
 @pytest.mark.parametrize("block_bytes", [1, 4 * 3 * C * 5, 1 << 30])
-def test_the_search_is_a_loop_over_alpha_and_beta(block_bytes, monkeypatch):
+def test_search_equals_a_loop_over_alpha_and_beta(block_bytes, monkeypatch):
     draw = torch.Generator().manual_seed(0)
     keys, features, weights = (
         F.normalize(torch.randn(n, D, generator=draw), dim=-1) for n in (N, M, C)
@@ -54,8 +54,8 @@ def test_the_search_is_a_loop_over_alpha_and_beta(block_bytes, monkeypatch):
 
 @pytest.mark.parametrize("counts", [[2] * 30, [1, 7, 0, 3, 2] * 6])
 @pytest.mark.parametrize("scale", [100.0, 5.0])
-def test_classes_that_cannot_win_are_left_out_without_a_difference(counts, scale):
-    """With many classes only some are computed; the grid of accuracies is that of all of them."""
+def test_skipping_impossible_classes_does_not_change_the_grid(counts, scale):
+    """With many classes only some are computed; the grid of accuracies is the same."""
     C, m = len(counts), 40
     draw = torch.Generator().manual_seed(1)
     labels = np.repeat(np.arange(C), counts)
@@ -81,7 +81,7 @@ def test_classes_that_cannot_win_are_left_out_without_a_difference(counts, scale
             assert seen["grid"][i, j] == pytest.approx((scores.argmax(1) == val).mean())
 
 
-def test_a_search_computes_few_of_many_classes_and_says_what_a_long_one_costs(monkeypatch):
+def test_search_computes_few_classes_and_announces_a_long_duration(monkeypatch):
     C = 2000
     draw = torch.Generator().manual_seed(2)
     keys = F.normalize(torch.randn(C, 64, generator=draw), dim=-1)

@@ -1,4 +1,4 @@
-"""``clip/coop``: where the context starts, other classes, chunks, words, export."""
+"""``clip/coop``: initialization of the context, other classes, chunks, inspection, export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT = {"epochs": 2, "batch_size": 4, "augment": "none", "lr": 0.1, "warmup_epo
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("words", "n"), [("a photo of a", 4), ("a_photo_of", 3), ("the", 1)])
-def test_words_to_start_from_set_the_number_of_vectors(family, words, n, models, small, tmp_path):
+def test_ctx_init_sets_the_number_of_vectors(family, words, n, models, small, tmp_path):
     model = models(family)
 
     fitted = method("coop", n_ctx=9, ctx_init=words, epochs=0).fit(
@@ -31,7 +31,7 @@ def test_words_to_start_from_set_the_number_of_vectors(family, words, n, models,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_words_untrained_are_the_hand_written_prompt(family, models, small, tmp_path):
+def test_untrained_ctx_init_equals_the_hand_written_prompt(family, models, small, tmp_path):
     task, inputs = small
     written = Task(task.classnames, ("a photo of a {}.",), task.train)
 
@@ -46,7 +46,7 @@ def test_words_untrained_are_the_hand_written_prompt(family, models, small, tmp_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inspect_names_the_words_a_context_starts_from(family, models, small, tmp_path):
+def test_inspect_returns_the_words_of_ctx_init(family, models, small, tmp_path):
     fitted = method("coop", ctx_init="a photo of a", epochs=0).fit(
         models(family), small[0], context(tmp_path)
     )
@@ -64,7 +64,7 @@ def test_inspect_names_the_words_a_context_starts_from(family, models, small, tm
     json.dumps(vectors, allow_nan=False)
 
 
-def test_inspect_of_class_specific_context_goes_by_class(models, small, tmp_path):
+def test_inspect_of_class_specific_context_is_per_class(models, small, tmp_path):
     fitted = method("coop", CSC=True, n_ctx=2, **SHORT).fit(
         models("clip"), small[0], context(tmp_path)
     )
@@ -73,7 +73,7 @@ def test_inspect_of_class_specific_context_goes_by_class(models, small, tmp_path
 
     assert [f["class"] for f in found] == list(small[0].classnames)
     assert [len(f["vectors"]) for f in found] == [2, 2, 2]
-    # The same distance, computed another way.
+    # The distance to a token equals that to the embedding table, computed in another way.
     near = found[1]["vectors"][0]["nearest"][0]
     table = models("clip")._towers.token_embedding.weight.detach().numpy()
     distances = np.sqrt(((fitted.context[1, 0] - table) ** 2).sum(axis=1))
@@ -82,7 +82,7 @@ def test_inspect_of_class_specific_context_goes_by_class(models, small, tmp_path
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("CSC", [False, True])
-def test_the_size_and_spread_of_a_context_that_is_drawn(position, CSC, models, small, tmp_path):
+def test_shape_and_distribution_of_a_random_context(position, CSC, models, small, tmp_path):
     settings = {"n_ctx": 16, "CSC": CSC, "class_token_position": position, "epochs": 0}
 
     fitted = method("coop", **settings).fit(models("clip"), small[0], context(tmp_path))
@@ -94,7 +94,7 @@ def test_the_size_and_spread_of_a_context_that_is_drawn(position, CSC, models, s
     assert not np.array_equal(fitted.context, other.context)
 
 
-def test_words_for_class_specific_context_are_refused(models, small, tmp_path):
+def test_ctx_init_with_class_specific_context_is_an_error(models, small, tmp_path):
     with pytest.raises(ConfigError, match="'a photo of a' initializes a shared context, but CSC is on"):  # fmt: skip
         method("coop", CSC=True, ctx_init="a photo of a").fit(
             models("clip"), small[0], context(tmp_path)
@@ -102,14 +102,14 @@ def test_words_for_class_specific_context_are_refused(models, small, tmp_path):
 
 
 @pytest.mark.parametrize("words", ["", "  ", "_"])
-def test_words_that_are_none_are_refused(words, models, small, tmp_path):
+def test_ctx_init_without_words_is_an_error(words, models, small, tmp_path):
     with pytest.raises(ConfigError, match="ctx_init"):
         method("coop", ctx_init=words).fit(models("clip"), small[0], context(tmp_path))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["words", "vectors"])
-def test_a_context_longer_than_the_model_reads_is_refused(family, kind, models, small, tmp_path):
+def test_context_longer_than_the_context_length_is_an_error(family, kind, models, small, tmp_path):
     limit = models(family).context_length
     given, message, hint = {
         "words": ({"ctx_init": "a photo " * limit}, f"leave no room .* reads {limit}", "ctx_init"),
@@ -124,9 +124,9 @@ def test_a_context_longer_than_the_model_reads_is_refused(family, kind, models, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_longest_context_that_is_read(family, models):
+def test_longest_possible_context(family, models):
     model, names = models(family), ("red dog", "a cat")
-    # Two words of a name, and what a tokenizer puts round a text: first, full stop, last.
+    # Two words of a name, and the tokens around a text: start, full stop, end.
     most = model.context_length - 2 - {"siglip": 1}.get(family, 3)
 
     tokens, slots = model.prompt_slots(names, most)
@@ -139,7 +139,7 @@ def test_the_longest_context_that_is_read(family, models):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_shared_context_carries_over_to_other_classes(family, position, models, small, tmp_path):
+def test_shared_context_transfers_to_other_classes(family, position, models, small, tmp_path):
     task, inputs = small
     settings = {"n_ctx": 3, "class_token_position": position, **SHORT}
     fitted = method("coop", **settings).fit(models(family), task, context(tmp_path))
@@ -155,7 +155,7 @@ def test_shared_context_carries_over_to_other_classes(family, position, models, 
     np.testing.assert_allclose(same.start, fitted.start, atol=1e-6)
 
 
-def test_class_specific_context_is_permuted_with_its_classes(models, small, tmp_path):
+def test_class_specific_context_is_permuted_with_the_classes(models, small, tmp_path):
     task, inputs = small
     fitted = method("coop", CSC=True, n_ctx=2, **SHORT).fit(
         models("custom"), task, context(tmp_path)
@@ -174,7 +174,7 @@ def test_class_specific_context_is_permuted_with_its_classes(models, small, tmp_
 
 @pytest.mark.parametrize("CSC", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_classes_in_chunks_learn_the_same(family, CSC, models, small, tmp_path):
+def test_class_chunks_give_the_same_result(family, CSC, models, small, tmp_path):
     def fit(chunk):
         learner = method("coop", class_chunk=chunk, n_ctx=2, CSC=CSC, **SHORT)
         return learner.fit(models(family), small[0], context(tmp_path / f"{chunk}"))
@@ -187,7 +187,7 @@ def test_classes_in_chunks_learn_the_same(family, CSC, models, small, tmp_path):
         np.testing.assert_allclose(part.weights, whole.weights, atol=1e-4)
 
 
-def test_training_lowers_the_loss_and_moves_every_vector(models, small, tmp_path):
+def test_training_reduces_the_loss_and_changes_every_vector(models, small, tmp_path):
     ctx = context(tmp_path)
     learner = method("coop", **SHORT | {"epochs": 15, "n_ctx": 2, "lr": 1.0})
     start = method("coop", epochs=0, n_ctx=2).fit(models("clip"), small[0], context(tmp_path))
@@ -199,7 +199,7 @@ def test_training_lowers_the_loss_and_moves_every_vector(models, small, tmp_path
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_exported_classifier_rebuilt_by_hand(family, models, small, tmp_path):
+def test_exported_classifier_recomputed_by_hand(family, models, small, tmp_path):
     model, (task, inputs) = models(family), small
     fitted = method("coop", n_ctx=2, **SHORT).fit(model, task, context(tmp_path))
 
@@ -221,7 +221,7 @@ def test_the_exported_classifier_rebuilt_by_hand(family, models, small, tmp_path
         fitted.export("peft", tmp_path / "other")
 
 
-def test_without_augmentation_training_reads_the_store_alone(tiny_clip, small, tmp_path, monkeypatch):  # fmt: skip
+def test_training_without_augmentation_only_reads_the_cache(tiny_clip, small, tmp_path, monkeypatch):  # fmt: skip
     from clipadapt.core.features.cache import FeatureCache
     from clipadapt.models._encode import Towers
     from tests.unit.methods.conftest import load
@@ -242,7 +242,7 @@ def test_without_augmentation_training_reads_the_store_alone(tiny_clip, small, t
     encoded = len(calls)
     method("coop", n_ctx=2, **SHORT | {"epochs": 5}).fit(model, task, context(tmp_path / "b"))
 
-    # Train and val once each, in one padded batch; and the prompts.
+    # Train and val once each, in one padded batch, and the prompts.
     assert encoded == 2
     assert once == 12 + 12 + 3
     assert len(calls) == 2
@@ -250,4 +250,4 @@ def test_without_augmentation_training_reads_the_store_alone(tiny_clip, small, t
     method("coop", n_ctx=2, **SHORT | {"augment": "crop_flip"}).fit(
         model, task, context(tmp_path / "c")
     )
-    assert len(calls) == 2 + 6  # fresh views at each of the steps
+    assert len(calls) == 2 + 6  # new views at each step

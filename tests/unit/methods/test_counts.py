@@ -1,4 +1,4 @@
-"""Trainable parameters on ViT-B/16 are those that each recipe's comment states."""
+"""The number of trainable parameters on ViT-B/16 equals that in the comment of each recipe."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_counts(name, model, small, tmp_path):
     fitted = method(name, **UNTRAINED.get(name, {"epochs": 0})).fit(model, task, context(tmp_path))
 
     assert fitted.n_trainable_params == EXPECTED[name]
-    told = recorded(name)
-    numbers = [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", told.split("(")[0])]
-    if "per class" in told:
+    stated = recorded(name)
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", stated.split("(")[0])]
+    if "per class" in stated:
         base, each = numbers
         assert base + each * C == EXPECTED[name]
-    elif "per training image" in told:
+    elif "per training image" in stated:
         assert [n * N for n in numbers] == [EXPECTED[name]]
     else:
         assert numbers == [EXPECTED[name]]

@@ -1,4 +1,4 @@
-"""``clip/full_finetune`` and ``clip/wise_ft``: which units, head, interpolation, export; the caches' search."""
+"""``clip/full_finetune`` and ``clip/wise_ft``: units, head, interpolation, export; the search of Tip-Adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = {"head.weight", "head.bias"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_untrained_it_scores_as_zero_shot(family, models, small, tmp_path):
+def test_untrained_scores_equal_zero_shot(family, models, small, tmp_path):
     task, inputs = small
 
     fitted = method("full_finetune", epochs=0).fit(models(family), task, context(tmp_path))
@@ -32,7 +32,7 @@ def test_untrained_it_scores_as_zero_shot(family, models, small, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("blocks", [1, 2, None])
-def test_the_last_units_are_trained_and_no_others(family, blocks, models, small, tmp_path):
+def test_only_the_last_units_are_trained(family, blocks, models, small, tmp_path):
     model = models(family)
     before = {n: p.clone() for n, p in model.module.named_parameters()}
     units = model.image_units()
@@ -40,22 +40,22 @@ def test_the_last_units_are_trained_and_no_others(family, blocks, models, small,
 
     fitted = method("full_finetune", **SHORT, blocks=blocks).fit(model, small[0], context(tmp_path))
 
-    learnt = {n for n in before if n.startswith("visual.") and n.startswith(begins)}
-    assert set(fitted.tuned.parameters) == learnt | HEAD
+    trained = {n for n in before if n.startswith("visual.") and n.startswith(begins)}
+    assert set(fitted.tuned.parameters) == trained | HEAD
     after = dict(fitted.tuned.tower.model.module.named_parameters())
     moved = {n for n, p in after.items() if not torch.equal(p, before[n])}
-    assert moved <= learnt
-    # Key biases have no effect on attention, and so no gradient; everything else moves.
-    still = {n for n in learnt - moved if not n.endswith("bias")}
+    assert moved <= trained
+    # Key biases have no effect on attention, so they have no gradient; everything else changes.
+    still = {n for n in trained - moved if not n.endswith("bias")}
     assert not still
-    assert fitted.n_trainable_params == sum(before[n].numel() for n in learnt) + 3 * (
+    assert fitted.n_trainable_params == sum(before[n].numel() for n in trained) + 3 * (
         model.embed_dim + 1
     )
     assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["full_finetune", "wise_ft"])
-def test_more_units_than_there_are_is_refused(name, models, small, tmp_path):
+def test_too_many_blocks_is_an_error(name, models, small, tmp_path):
     with pytest.raises(
         ConfigError, match="method.blocks is 9; the image tower .* has 4 units"
     ) as e:
@@ -65,7 +65,7 @@ def test_more_units_than_there_are_is_refused(name, models, small, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_exported_model_and_head_give_equal_logits(family, models, small, tmp_path):
+def test_exported_model_and_head_give_equal_logits(family, models, small, tmp_path):
     task, inputs = small
     fitted = method("full_finetune", **SHORT).fit(models(family), task, context(tmp_path / "fit"))
 
@@ -92,7 +92,7 @@ def test_interpolated_weights_are_the_mean_of_both_ends(models, small, tmp_path)
         return arrays_of(fitted, tmp_path / f"saved{alpha}")
 
     start, quarter, end = weights(0.0), weights(0.25), weights(1.0)
-    without = weights(None)  # no val: a half
+    without = weights(None)  # without val: 0.5
 
     tuned = method("full_finetune", **SHORT).fit(models("clip"), task, context(tmp_path / "full"))
     for name in end:
@@ -121,7 +121,7 @@ def test_alpha_is_the_best_on_val(models, small, tmp_path):
 # ---------------------------------------------------------------- Tip-Adapter
 
 
-def test_a_cache_scores_as_the_formula_says(models, small, tmp_path):
+def test_cache_scores_follow_the_formula(models, small, tmp_path):
     task, inputs = small
     model = models("clip")
     settings = {"search": False, "alpha": 2.0, "beta": 3.0, "views": 0}
@@ -137,7 +137,7 @@ def test_a_cache_scores_as_the_formula_says(models, small, tmp_path):
     assert fitted.selection is None
 
 
-def test_the_search_takes_the_first_best_of_its_grid(models, small, tmp_path):
+def test_search_selects_the_first_best_value_of_the_grid(models, small, tmp_path):
     task, _ = small
     model = models("siglip")
     settings = {"alpha_steps": 4, "beta_steps": 3, "alpha_max": 3.0, "beta_max": 6.0, "views": 2}
@@ -158,7 +158,7 @@ def test_the_search_takes_the_first_best_of_its_grid(models, small, tmp_path):
     assert found.selection["value"] == pytest.approx(best)
 
 
-def test_trained_keys_start_as_the_cache(models, small, tmp_path):
+def test_trained_keys_are_initialized_from_the_cache(models, small, tmp_path):
     task, inputs = small
     settings = {"views": 2, "search": False}
     plain = method("tip_adapter", **settings).fit(models("custom"), task, context(tmp_path))
@@ -172,13 +172,13 @@ def test_trained_keys_start_as_the_cache(models, small, tmp_path):
 
     np.testing.assert_array_equal(start.predict_scores(inputs), plain.predict_scores(inputs))
     assert trained.n_trainable_params == trained.cache.keys.numel() == 12 * 24
-    # Accuracy of the kept epoch is the best of all, and the first that reached it.
+    # The kept epoch is the first with the best accuracy.
     right = [line["val_accuracy"] for line in ctx.history]
     assert trained.selection["value"] == max(right)
     assert trained.selection["epoch"] == right.index(max(right)) + 1
 
 
-def test_clip_adapter_scores_as_the_formula_says(models, small, tmp_path):
+def test_clip_adapter_scores_follow_the_formula(models, small, tmp_path):
     task, inputs = small
     model = models("custom")
     fitted = method("clip_adapter", augment="none", epochs=3, lr=0.1, ratio=0.3).fit(
@@ -208,7 +208,7 @@ CROPPED = {
 
 
 @pytest.mark.parametrize("name", CROPPED)
-def test_augmented_fits_are_deterministic_and_see_other_pictures(name, small, models, tmp_path):
+def test_augmented_fits_are_deterministic_and_use_other_views(name, small, models, tmp_path):
     task, inputs = small
     shared = {"epochs": 3, "batch_size": 6, "lr": 1e-2, **CROPPED[name]}
 
@@ -230,7 +230,7 @@ def test_augmented_fits_are_deterministic_and_see_other_pictures(name, small, mo
 
 
 @pytest.mark.parametrize(("views", "expected"), [(None, 4), (2, 2), (0, 1)])
-def test_tip_adapter_f_trains_on_as_many_views_as_it_is_told(
+def test_tip_adapter_f_trains_on_the_given_number_of_views(
     views, expected, models, small, tmp_path, monkeypatch
 ):
     model, asked = models("clip"), []

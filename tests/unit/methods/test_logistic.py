@@ -1,4 +1,4 @@
-"""Logistic regressions of many penalties at once: the optima are scikit-learn's."""
+"""Logistic regressions with many penalties: the optima equal scikit-learn's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PENALTIES = np.logspace(-6, 6, 7)
 
 
 def case(n: int, D: int, C: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping classes on correlated features of unequal spread."""
+    """Return overlapping classes with correlated features of different variance."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, C, n)
     y[:C] = np.arange(C)
@@ -27,10 +27,10 @@ def case(n: int, D: int, C: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 def objective(weight, bias, x, y, penalty) -> float:
-    """Scikit-learn's, by hand, in float64: the mean loss and the penalty."""
+    """Compute scikit-learn's objective in float64: the mean loss plus the penalty."""
     z = x.astype(np.float64) @ np.asarray(weight, np.float64).T + bias
     z -= z[np.arange(len(y)), y][:, None]
-    z[np.arange(len(y)), y] = -np.inf  # log(1 + the others), exact where these are next to nothing
+    z[np.arange(len(y)), y] = -np.inf  # log(1 + sum of the others), accurate if the sum is tiny
     loss = np.logaddexp(0, np.logaddexp.reduce(z, axis=1)).mean()
     halves = 2 if len(bias) == 2 else 1
     return float(
@@ -55,7 +55,7 @@ def solve(x, y, penalties, n_classes):
 
 
 def separable(n: int, D: int, C: int) -> tuple[np.ndarray, np.ndarray]:
-    """A few examples of each class in more dimensions than there are examples."""
+    """Return a few examples of each class, with more dimensions than examples."""
     rng = np.random.default_rng(0)
     y = np.arange(n) % C
     x = rng.normal(size=(C, D))[y] * 0.5 + rng.normal(size=(n, D))
@@ -63,7 +63,7 @@ def separable(n: int, D: int, C: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("n", "D", "C"), [(300, 20, 5), (300, 20, 2), (30, 60, 4)])
-def test_the_optimum_is_that_of_scikit_learn(n, D, C):
+def test_optimum_equals_scikit_learns(n, D, C):
     x, y = case(n, D, C)
 
     found = solve([x], y, PENALTIES, C)
@@ -72,30 +72,30 @@ def test_the_optimum_is_that_of_scikit_learn(n, D, C):
         ours = objective(weight, bias, x, y, penalty)
         theirs = objective(*by_sklearn(x, y, penalty), x, y, penalty)
         assert ours <= theirs * (1 + 1e-7), penalty
-        if penalty <= 1:  # beyond it theirs stops early where nearly nothing is penalised
+        if penalty <= 1:  # scikit-learn stops early for weaker penalties
             assert ours >= theirs * (1 - 1e-4), penalty
 
 
 @pytest.mark.parametrize(("n", "D", "C"), [(80, 512, 20), (8, 64, 2), (48, 40, 12)])
-def test_separable_data_are_solved_at_every_penalty(n, D, C):
+def test_separable_data_is_solved_for_every_penalty(n, D, C):
     x, y = separable(n, D, C)
 
     found = solve([x], y, PENALTIES, C)
 
     basis = np.linalg.qr(x.T.astype(np.float64))[0]
     for (weight, bias), penalty in zip(found, PENALTIES, strict=True):
-        # Theirs by the exact Hessian; the solution lies in the span of the examples.
+        # scikit-learn's solver with the exact Hessian; the solution is in the span of the examples.
         coef, intercept = by_sklearn(x @ basis, y, penalty, "newton-cholesky")
         ours = objective(weight, bias, x, y, penalty)
         theirs = objective(coef @ basis.T, intercept, x, y, penalty)
         assert ours <= theirs * (1 + 1e-6), penalty
-        if penalty <= 1e4:  # theirs measures its gradient by a tolerance that is not relative
+        if penalty <= 1e4:  # scikit-learn's tolerance of the gradient is not relative
             np.testing.assert_allclose(
                 x @ weight.T + bias, x @ (coef @ basis.T).T + intercept, rtol=1e-3, atol=2e-3
             )
 
 
-def test_the_objective_is_small_where_scikit_learn_s_default_stops_early():
+def test_objective_is_smaller_than_with_scikit_learns_default_tolerance():
     x, y = separable(80, 512, 20)
 
     ((weight, bias),) = solve([x], y, [1e6], 20)
@@ -105,7 +105,7 @@ def test_the_objective_is_small_where_scikit_learn_s_default_stops_early():
 
 
 @pytest.mark.parametrize(("n", "D", "C"), [(200, 16, 3), (80, 512, 20), (240, 64, 60)])
-def test_a_problem_does_not_depend_on_the_others(n, D, C):
+def test_solutions_do_not_depend_on_the_other_penalties(n, D, C):
     x, y = separable(n, D, C)
 
     together = solve([x], y, PENALTIES, C)
@@ -118,7 +118,7 @@ def test_a_problem_does_not_depend_on_the_others(n, D, C):
 
 
 @pytest.mark.parametrize(("n", "D", "C"), [(200, 16, 3), (80, 512, 20)])
-def test_probabilities_that_are_not_kept_change_nothing(n, D, C, monkeypatch):
+def test_recomputing_probabilities_changes_nothing(n, D, C, monkeypatch):
     x, y = separable(n, D, C)
     kept = solve([x], y, PENALTIES, C)
     monkeypatch.setattr(_logistic, "KEPT_BYTES", 1)
@@ -132,7 +132,7 @@ def test_probabilities_that_are_not_kept_change_nothing(n, D, C, monkeypatch):
         )
 
 
-def test_what_is_not_solved_says_so(monkeypatch):
+def test_missing_convergence_is_reported(monkeypatch):
     x, y = separable(80, 512, 20)
     monkeypatch.setattr(_logistic, "MAX_STEPS", 1)
 
@@ -141,12 +141,12 @@ def test_what_is_not_solved_says_so(monkeypatch):
     assert found.gap > _logistic.TOLERANCE
 
 
-def test_parts_and_halves_are_read_as_one(monkeypatch):
+def test_features_in_parts_and_half_precision(monkeypatch):
     x, y = case(500, 12, 4)
     x = x.astype(np.float16).astype(np.float32)
     whole = solve([x], y, [1.0], 4)[0]
-    monkeypatch.setattr(_logistic, "BLOCK_BYTES", 1)  # blocks of the least size
-    monkeypatch.setattr(_logistic, "ROTATED_BYTES", 1)  # and nothing kept
+    monkeypatch.setattr(_logistic, "BLOCK_BYTES", 1)  # the smallest blocks
+    monkeypatch.setattr(_logistic, "ROTATED_BYTES", 1)  # and no rotated features
     monkeypatch.setattr(_logistic, "KEPT_BYTES", 1)
 
     parts = solve([x[:123], x[123:].astype(np.float16)], y, [1.0], 4)[0]
@@ -157,7 +157,7 @@ def test_parts_and_halves_are_read_as_one(monkeypatch):
 
 def test_classes_without_examples_are_never_predicted(tmp_path):
     x, y = case(120, 10, 3)
-    labels = y * 2  # classes 1, 3 and 5 have none
+    labels = y * 2  # classes 1, 3 and 5 have no examples
 
     ctx = RunContext(0, tmp_path, Services(FeatureCache(enabled=False)))
     (fast,) = Batched([x], labels, 6, ctx)([1.0])

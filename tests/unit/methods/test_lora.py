@@ -1,4 +1,4 @@
-"""``clip/lora``: which layers, dropout, DoRA, and what is exported."""
+"""``clip/lora``: adapted layers, dropout, DoRA, export."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def layers(model, **settings) -> list[str]:
         ),
     ],
 )  # fmt: skip
-def test_roles_and_encoder_choose_the_layers(settings, expected, models):
+def test_roles_and_encoder_select_the_layers(settings, expected, models):
     wanted = {e.format(i=i) for e in expected for i in (0, 1)}
 
     found = layers(models("clip"), **settings)
@@ -59,7 +59,7 @@ def test_roles_and_encoder_choose_the_layers(settings, expected, models):
 @pytest.mark.parametrize(
     ("blocks", "expected"),
     [
-        # The image tower's units are: the stem, block 0, block 1, the projection.
+        # The units of the image tower are the stem, block 0, block 1 and the projection.
         (2, ["visual.transformer.resblocks.1.attn.q", *(f"transformer.resblocks.{i}.attn.q" for i in (0, 1))]),
         (None, [f"{t}transformer.resblocks.{i}.attn.q" for t in ("visual.", "") for i in (0, 1)]),
     ],
@@ -76,12 +76,12 @@ def test_blocks_count_from_the_end(blocks, expected, models):
         (9, "text", "method.blocks is 9; the text tower of .* has 2"),
     ],
 )
-def test_blocks_that_are_not_there_are_refused(blocks, encoder, message, models):
+def test_too_many_blocks_is_an_error(blocks, encoder, message, models):
     with pytest.raises(ClipAdaptError, match=message):
         layers(models("clip"), roles=["q"], blocks=blocks, encoder=encoder)
 
 
-def test_what_lies_below_the_first_adapted_unit_is_computed_once(models, small, tmp_path):
+def test_input_of_the_first_adapted_unit_is_computed_once(models, small, tmp_path):
     model = models("clip")
     settings = {**SHORT, "encoder": "image", "blocks": 2, "roles": ["q", "v"]}
     fitted = method("lora", **settings).fit(model, small[0], context(tmp_path))
@@ -93,7 +93,7 @@ def test_what_lies_below_the_first_adapted_unit_is_computed_once(models, small, 
     np.testing.assert_allclose(stored, model.encode_image(pixels, "unit:2"), atol=1e-5)
 
 
-def test_every_family_names_its_towers_layers(models):
+def test_every_family_has_adapter_targets(models):
     counts = {
         family: {
             tower: {role: len(names) for role, names in split.adapter_targets(tower).items()}
@@ -111,7 +111,7 @@ def test_every_family_names_its_towers_layers(models):
     assert set(counts["siglip"]["image"]) == set(attention)
 
 
-def test_a_role_that_a_tower_lacks(models, small, tmp_path):
+def test_missing_role_is_an_error(models, small, tmp_path):
     message = "the image tower of .* has no layer with the role 'q'.*it has: pointwise"
     with pytest.raises(ModelError, match=message) as error:
         method("lora", **SHORT).fit(models("hf"), small[0], context(tmp_path))
@@ -119,7 +119,7 @@ def test_a_role_that_a_tower_lacks(models, small, tmp_path):
     assert error.value.hint == "set method.roles=[pointwise] or method.encoder=text"
 
 
-def test_blocks_that_hold_no_layer(models, small, tmp_path):
+def test_blocks_without_matching_layers_are_an_error(models, small, tmp_path):
     message = "the last 1 units of .* have no layer with the roles q, k, v"
     with pytest.raises(ModelError, match=message) as error:
         method("lora", **SHORT, blocks=1, encoder="image").fit(
@@ -134,7 +134,7 @@ def test_blocks_that_hold_no_layer(models, small, tmp_path):
 
 @pytest.fixture(scope="module")
 def start(models) -> dict[str, np.ndarray]:
-    """Start values of every matrix of the tiny CLIP; PEFT's B is zero, and hides the dropout."""
+    """Initial values of every matrix of the tiny CLIP; PEFT initializes B to zero, which hides the dropout."""
     rng = np.random.default_rng(0)
     matrices = Adapted.of(models("clip"), LoRAConfig(), None).parameters
     return {n: rng.normal(0, 0.3, tuple(p.shape)).astype(np.float32) for n, p in matrices.items()}
@@ -149,7 +149,7 @@ def losses(model, task, folder, seed, start, **settings) -> list[float]:
 
 @pytest.mark.parametrize("encoder", ["image", "text", "both"])
 def test_dropout_is_active_in_training(encoder, models, small, start, tmp_path):
-    """One batch of everything, weights that do not move: what differs is dropout."""
+    """With one batch of all examples and a negligible learning rate, the losses differ only by dropout."""
     model, task = models("clip"), small[0]
 
     def run(seed, dropout, name):
@@ -160,7 +160,7 @@ def test_dropout_is_active_in_training(encoder, models, small, start, tmp_path):
     off = run(1, 0.0, "d") + run(2, 0.0, "e")
 
     assert one == again
-    # Two epochs and two seeds: four different losses. The look at val between the epochs does not turn it off.
+    # Two epochs and two seeds give four different losses; evaluating on val between the epochs keeps dropout on.
     assert len({round(v, 3) for v in one + two}) == 4
     np.testing.assert_allclose(off, off[0], rtol=1e-4)
 
@@ -183,7 +183,7 @@ def test_dropout_is_off_when_predicting(models, small, start, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_start_without_training_is_the_zero_shot_model(family, models, small, tmp_path):
+def test_untrained_adapters_equal_the_zero_shot_model(family, models, small, tmp_path):
     task, inputs = small
     settings = SHORT | {"epochs": 0, "logit_scale": None} | ROLES[family]
 
@@ -198,7 +198,7 @@ def test_a_start_without_training_is_the_zero_shot_model(family, models, small, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dora_learns_a_magnitude_of_each_output(family, models, small, tmp_path):
+def test_dora_trains_one_magnitude_per_output(family, models, small, tmp_path):
     task, inputs = small
     learner = method("lora", **SHORT | {"use_dora": True} | ROLES[family])
     plain = method("lora", **SHORT | ROLES[family])
@@ -238,7 +238,7 @@ def test_updates_are_scaled(rslora, r, alpha, factor, models, small, tmp_path):
     assert torch.equal(merged[name][32:], before[32:])
 
 
-def test_steps_go_by_the_largest_class(models, small, tmp_path):
+def test_steps_depend_on_the_largest_class(models, small, tmp_path):
     ctx = context(tmp_path, observe=Seen())
 
     task = dataclasses.replace(small[0], few_shot=True)
@@ -248,7 +248,7 @@ def test_steps_go_by_the_largest_class(models, small, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_classes_are_read_by_the_adapted_tower(family, models, small, tmp_path):
+def test_other_classes_are_encoded_by_the_adapted_tower(family, models, small, tmp_path):
     task, inputs = small
     fitted = method("lora", **SHORT | ROLES[family]).fit(models(family), task, context(tmp_path))
 
@@ -285,7 +285,7 @@ def fitted(request, models, small, tmp_path):
     return method("lora", **settings).fit(models(family), small[0], context(tmp_path / "fit"))
 
 
-def test_a_merged_checkpoint_gives_equal_logits(fitted, small, tmp_path):
+def test_merged_checkpoint_gives_equal_logits(fitted, small, tmp_path):
     inputs = small[1]
     fitted.export("openclip", tmp_path / "out")
 
@@ -296,7 +296,7 @@ def test_a_merged_checkpoint_gives_equal_logits(fitted, small, tmp_path):
         text = merged.encode_text(merged.tokenize(prompts)).numpy()
         image = merged.encode_image(merged.pixels(inputs, np.arange(len(inputs)))).numpy()
     moved = np.abs(fitted.predict_scores(inputs) - 100 * image_of(fitted, inputs) @ fitted.start.T)
-    assert moved.max() > 0.01  # there was something to merge
+    assert moved.max() > 0.01  # the adapters have an effect
     np.testing.assert_allclose(100 * image @ text.T, fitted.predict_scores(inputs), atol=2e-3)
     np.testing.assert_allclose(text, fitted.weights, atol=1e-5)
     with safe_open(tmp_path / "out" / "classifier.safetensors", framework="np") as file:
@@ -313,11 +313,11 @@ def image_of(fitted, inputs) -> np.ndarray:
 
 
 def has_plain_attention(fitted) -> bool:
-    """Whether an adapted layer is one of torch's own attention, for which PEFT has no DoRA."""
+    """Return whether an adapted layer is in torch's attention module, for which PEFT has no DoRA."""
     return any(".attn.q" in name and "trunk" not in name for name in fitted.adapted.parameters)
 
 
-def test_peft_loads_the_adapter_onto_an_ordinary_network(fitted, small, tmp_path):
+def test_peft_loads_the_adapter(fitted, small, tmp_path):
     from peft import PeftModel
 
     if has_plain_attention(fitted) and "out" in fitted.adapted.config.roles:
@@ -356,7 +356,7 @@ def test_peft_loads_the_adapter_onto_an_ordinary_network(fitted, small, tmp_path
         ("siglip", ["q", "k", "v", "out", "mlp"]),
     ],
 )
-def test_any_roles_fit_into_the_attention_of_open_clip(family, roles, models, small, tmp_path):
+def test_any_roles_can_be_exported_for_open_clips_attention(family, roles, models, small, tmp_path):
     from peft import PeftModel
 
     settings = SHORT | {"roles": roles, "lr": 0.1, "encoder": "image"}
@@ -369,7 +369,7 @@ def test_any_roles_fit_into_the_attention_of_open_clip(family, roles, models, sm
     inputs = small[1]
     with torch.no_grad():
         image = copy.encode_image(copy.pixels(inputs, np.arange(len(inputs)))).numpy()
-    assert np.abs(image - image_of(fitted, inputs)).max() > 1e-4  # there was something to carry
+    assert np.abs(image - image_of(fitted, inputs)).max() > 1e-4  # the adapters have an effect
     np.testing.assert_allclose(image, fitted.adapted.image_features(inputs), atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""A fit that was killed goes on and ends equal to the bit; a checkpoint that is not its own is passed over."""
+"""An interrupted fit resumes bit-identically; checkpoints of other fits and damaged ones are ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipadapt.methods import _training
 from clipadapt.methods._training import Objective, TrainingConfig
 from tests.unit.methods.conftest import Seen, arrays_of, context, method
 
-EPOCHS, SIZE = 2, 5  # 12 pictures: two full batches and a short one
+EPOCHS, SIZE = 2, 5  # 12 images: two full batches and a smaller one
 BASE = {"epochs": EPOCHS, "batch_size": SIZE, "augment": "none"}
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "coop": ("coop", "clip", {"n_ctx": 3, "drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
@@ -39,7 +39,7 @@ def a_checkpoint_after_each_step(monkeypatch):
 
 
 @pytest.mark.parametrize("case", METHODS)
-def test_a_fit_killed_at_any_step_ends_equal_to_the_bit(case, models, small, tmp_path):
+def test_fit_killed_at_any_step_resumes_bit_identically(case, models, small, tmp_path):
     name, family, settings = METHODS[case]
     learner, backbone = method(name, **BASE | settings), models(family)
     task, inputs = small
@@ -67,7 +67,7 @@ def test_a_fit_killed_at_any_step_ends_equal_to_the_bit(case, models, small, tmp
         np.testing.assert_array_equal(got.predict_scores(inputs), expected.predict_scores(inputs))
 
 
-def test_a_fit_killed_twice_too(models, small, tmp_path):
+def test_fit_killed_twice_resumes_bit_identically(models, small, tmp_path):
     name, family, settings = METHODS["lora"]
     learner, (task, inputs) = method(name, **BASE | settings), small
     expected = learner.fit(models(family), task, context(tmp_path / "whole"))
@@ -82,7 +82,7 @@ def test_a_fit_killed_twice_too(models, small, tmp_path):
     np.testing.assert_array_equal(got.predict_scores(inputs), expected.predict_scores(inputs))
 
 
-def test_the_shortest_time_between_checkpoints_is_kept(models, small, tmp_path, monkeypatch):
+def test_checkpoints_respect_the_minimum_interval(models, small, tmp_path, monkeypatch):
     monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 3600.0)
 
     method("coop", **BASE, n_ctx=2).fit(models("clip"), small[0], context(tmp_path / "work"))
@@ -90,11 +90,11 @@ def test_the_shortest_time_between_checkpoints_is_kept(models, small, tmp_path, 
     assert not (tmp_path / "work").exists()
 
 
-# ---------------------------------------------------------------- what is not one's own
+# ---------------------------------------------------------------- other checkpoints
 
 
 def toy(folder, *, seed=1, after=None, start=0.0, key="", **settings) -> tuple[float, int]:
-    """Fit two numbers with noise; return their sum and the steps taken."""
+    """Fit two numbers with noise; return their sum and the number of steps."""
     p = torch.full((2,), start, requires_grad=True)
     seen = Seen() if after is None else Seen("lr", after)
     ctx = context(folder, seed, observe=seen)
@@ -111,7 +111,7 @@ def toy(folder, *, seed=1, after=None, start=0.0, key="", **settings) -> tuple[f
     "other",
     [{"seed": 2}, {"lr": 0.2}, {"epochs": 3}, {"keep": "best"}, {"start": 1.0}, {"key": "other data"}],
 )  # fmt: skip
-def test_a_checkpoint_of_another_fit_is_passed_over(other, tmp_path):
+def test_checkpoint_of_another_fit_is_ignored(other, tmp_path):
     expected, steps = toy(tmp_path / "fresh", **other)
     toy(tmp_path / "w", after=4)
 
@@ -136,7 +136,7 @@ def damage(kind: str, raw: bytes) -> bytes:
     "kind",
     ["truncated", "empty", "text", "zeros", "a byte of the tensors", "a byte of the header"],
 )
-def test_a_damaged_checkpoint_is_passed_over(kind, tmp_path):
+def test_damaged_checkpoint_is_ignored(kind, tmp_path):
     expected = toy(tmp_path / "fresh")
     toy(tmp_path / "w", after=4)
     (path,) = (tmp_path / "w").iterdir()
@@ -145,24 +145,22 @@ def test_a_damaged_checkpoint_is_passed_over(kind, tmp_path):
     assert toy(tmp_path / "w") == expected
 
 
-def test_a_whole_checkpoint_is_not(tmp_path):
+def test_valid_checkpoint_is_used(tmp_path):
     expected, steps = toy(tmp_path / "fresh")
     toy(tmp_path / "w", after=4)
 
     assert toy(tmp_path / "w") == (expected, steps - 4)
 
 
-@pytest.mark.parametrize("what", ["labels", "pictures", "val", "model"])
-def test_the_same_folder_with_other_data_or_another_model_begins_anew(
-    what, models, small, tmp_path
-):
+@pytest.mark.parametrize("what", ["labels", "images", "val", "model"])
+def test_checkpoint_of_other_data_or_another_model_is_ignored(what, models, small, tmp_path):
     settings = {"n_ctx": 2, "lr": 0.1, "keep": "best", "warmup_epochs": 0, "drop_last": False}
     learner, task = method("coop", **BASE | settings), small[0]
     train, val = task.train, task.val
     order = np.roll(np.arange(len(train)), 1)
     other = {
         "labels": Task(task.classnames, task.templates, train_of(train, labels=train.labels[order]), val),
-        "pictures": Task(task.classnames, task.templates, train_of(train, inputs=train.inputs.take(order)), val),
+        "images": Task(task.classnames, task.templates, train_of(train, inputs=train.inputs.take(order)), val),
         "val": Task(task.classnames, task.templates, train, train_of(val, labels=val.labels[order])),
         "model": task,
     }[what]  # fmt: skip

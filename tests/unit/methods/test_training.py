@@ -1,4 +1,4 @@
-"""The training loop by itself: numbers worked out by hand."""
+"""The training loop alone, compared with hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipadapt.methods import _training
 from clipadapt.methods._training import Objective, TrainingConfig
 from tests.unit.methods.conftest import Seen, context, method
 
-# One unit down the slope each step: after k steps the parameter is k.
+# Each step increases the parameter by one, so after k steps it is k.
 PLAIN = {
     "lr": 1.0,
     "momentum": 0.0,
@@ -36,7 +36,7 @@ def objective_of(p: torch.Tensor, n: int = 4, **more) -> Objective:
 @pytest.mark.parametrize(
     ("settings", "epochs", "steps", "expected"),
     [
-        # An epoch of warm-up, then a cosine over all four epochs that starts from its top and ends at a half.
+        # One warm-up epoch, then a cosine over all four epochs, which starts at the maximum and ends at half of it.
         (
             {"lr": 2.0, "schedule": "dassl", "warmup_epochs": 1, "warmup_lr": 0.5},
             4,
@@ -83,13 +83,13 @@ def test_schedules(settings, epochs, steps, expected, tmp_path):
         ("last", [2, 3, 3, 1], 8.0, None),
     ],
 )
-def test_the_first_of_equally_good_epochs_is_kept(keep, right, kept, epoch, tmp_path):
+def test_first_of_equally_good_epochs_is_kept(keep, right, kept, epoch, tmp_path):
     config = TrainingConfig(**PLAIN, epochs=4, keep=keep)
     p, looks = counter(), iter(right)
     truth = np.array([0, 1, 0, 1])
 
     def val_scores() -> np.ndarray:
-        scores = np.eye(2, dtype=np.float32)[1 - truth]  # all wrong
+        scores = np.eye(2, dtype=np.float32)[1 - truth]  # all predictions are wrong
         hits = next(looks)
         scores[:hits] = scores[:hits, ::-1]
         return scores
@@ -140,14 +140,14 @@ def test_epochs_or_steps(epochs, steps, n, drop_last, taken, lines, tmp_path):
     assert [line["epoch"] for line in ctx.history] == list(range(1, len(lines) + 1))
 
 
-def test_the_history_holds_the_mean_loss_of_the_epoch(tmp_path):
+def test_history_contains_the_mean_loss_of_the_epoch(tmp_path):
     ctx = context(tmp_path)
     scores = np.log(np.array([[0.75, 0.25], [0.75, 0.25]], dtype=np.float32))
     val = {"val_scores": lambda: scores, "val": np.array([0, 1])}
 
     _training.train(objective_of(counter(), **val), TrainingConfig(**PLAIN, epochs=2), ctx)
 
-    # The loss is minus the parameter as it is before the step: 0, -1 and -2, -3.
+    # The loss is minus the parameter before the step: 0, -1 and -2, -3.
     assert [line["train_loss"] for line in ctx.history] == [-0.5, -2.5]
     assert [line["learning_rate"] for line in ctx.history] == [1.0, 1.0]
     for line in ctx.history:
@@ -155,7 +155,7 @@ def test_the_history_holds_the_mean_loss_of_the_epoch(tmp_path):
         assert line["val_loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
 
 
-def test_val_is_looked_at_twenty_times_where_no_epoch_is_chosen_by_it(tmp_path):
+def test_val_is_evaluated_twenty_times_unless_it_selects_the_epoch(tmp_path):
     looks = []
     val = {
         "val_scores": lambda: looks.append(1) or np.eye(2, dtype=np.float32),
@@ -174,7 +174,7 @@ def test_val_is_looked_at_twenty_times_where_no_epoch_is_chosen_by_it(tmp_path):
 @pytest.mark.parametrize(
     ("norm", "expected"), [(None, (-3.0, -4.0)), (10.0, (-3.0, -4.0)), (2.5, (-1.5, -2.0))]
 )
-def test_gradients_are_clipped_by_their_common_norm(norm, expected, tmp_path):
+def test_gradients_are_clipped_by_their_total_norm(norm, expected, tmp_path):
     a, b = counter(), counter()
     fit = Objective("toy", {"a": a, "b": b}, lambda rows, view: (3 * a + 4 * b).sum(), 2)
 
@@ -188,11 +188,11 @@ def test_gradients_are_clipped_by_their_common_norm(norm, expected, tmp_path):
     [
         # lr 0.5, gradient 1 and 1, start 2. SGD: 2 - .5, then velocity .5 + 1.
         ({"optimizer": "sgd", "momentum": 0.5}, 2 - 0.5 - 0.75),
-        # The decay of SGD stands in the gradient: 1 + .1 * 2, then 1 + .1 * 1.4.
+        # SGD adds the decay to the gradient: 1 + .1 * 2, then 1 + .1 * 1.4.
         ({"optimizer": "sgd", "weight_decay": 0.1}, 2 - 0.5 * 1.2 - 0.5 * 1.14),
-        # Adam's step is lr whatever the gradient's size; its decay stands in the gradient and has no effect here.
+        # Adam's step is lr for any gradient; the decay is part of the gradient and has no effect here.
         ({"optimizer": "adam", "weight_decay": 0.1}, 1.0),
-        # AdamW shrinks by lr * decay beside each step.
+        # AdamW additionally shrinks the parameter by lr * decay in each step.
         ({"optimizer": "adamw", "weight_decay": 0.1}, (2 * 0.95 - 0.5) * 0.95 - 0.5),
         # The denominator is sqrt(1) + eps.
         ({"optimizer": "adamw", "eps": 1.0}, 2 - 0.25 - 0.25),
@@ -210,7 +210,7 @@ def test_optimizers(settings, expected, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_stops_the_fit(bad, tmp_path):
+def test_non_finite_loss_stops_the_fit(bad, tmp_path):
     p, calls = counter(), []
 
     def loss(rows, view):
@@ -232,15 +232,15 @@ def test_a_loss_that_is_not_finite_stops_the_fit(bad, tmp_path):
         (12, "the scores on val are not finite at step 1 of 9"),
     ],
 )
-def test_a_method_that_diverges_says_so(size, message, models, small, tmp_path):
-    """At the next step, or at the look at val before it."""
+def test_divergence_of_a_method_is_reported(size, message, models, small, tmp_path):
+    """At the next step, or at the evaluation on val before it."""
     settings = {"lr": 1e30, "schedule": "constant", "epochs": 9, "augment": "none", "n_ctx": 2}
 
     with pytest.raises(DivergedError, match=f"coop: {message}"):
         method("coop", batch_size=size, **settings).fit(models("clip"), small[0], context(tmp_path))
 
 
-def test_each_epoch_sees_a_view_of_its_own_or_the_plain_picture(tmp_path):
+def test_each_epoch_has_its_own_view_unless_augmentation_is_off(tmp_path):
     seen = {}
     for augment, seed in (("none", 1), ("crop_flip", 1), ("crop_flip", 2)):
         p, views = counter(), []
@@ -254,11 +254,11 @@ def test_each_epoch_sees_a_view_of_its_own_or_the_plain_picture(tmp_path):
         _training.train(Objective("toy", {"p": p}, loss, 4), config, ctx)
         seen[augment, seed] = views
     assert seen["none", 1] == [0, 0, 0]
-    assert len({*seen["crop_flip", 1], *seen["crop_flip", 2]}) == 6  # a seed has crops of its own
+    assert len({*seen["crop_flip", 1], *seen["crop_flip", 2]}) == 6  # each seed has its own crops
     assert 0 not in seen["crop_flip", 1]
 
 
-def test_what_is_drawn_comes_from_the_seed_and_leaves_the_global_generator_alone(tmp_path):
+def test_random_numbers_depend_on_the_seed_and_not_on_the_global_generator(tmp_path):
     def drawn(seed: int, name: str) -> list[float]:
         values, p = [], counter()
 
@@ -278,7 +278,7 @@ def test_what_is_drawn_comes_from_the_seed_and_leaves_the_global_generator_alone
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_rows_come_in_the_contexts_order(tmp_path):
+def test_batches_follow_the_order_of_the_context(tmp_path):
     p, rows_seen = counter(), []
 
     def loss(rows, view):

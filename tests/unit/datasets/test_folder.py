@@ -199,7 +199,7 @@ def test_missing_folder_suggests_similar_names(split_folder):
         DataError, match=r"there is no folder '.*pest': .* has no 'pest'; did you mean 'pets'\?"
     ):
         open_(split_folder.parent / "pest")
-    with pytest.raises(DataError, match=r"has no 'nowhere'; it holds: pets"):
+    with pytest.raises(DataError, match=r"has no 'nowhere'; it contains: pets"):
         open_(split_folder.parent / "nowhere" / "deep" / "down")
 
 
@@ -232,7 +232,7 @@ def test_images_without_class_folders_are_an_error_with_the_layout(tmp_path):
     write(tmp_path / "x.png", "red")
     with pytest.raises(
         DataError,
-        match=r"contains 1 images but no class folders: 'x\.png'\n  hint: arrange the images out as PATH/",
+        match=r"contains 1 images but no class folders: 'x\.png'\n  hint: arrange the images as PATH/",
     ):
         open_(tmp_path)
 
@@ -276,7 +276,7 @@ def test_real_images(shared):
 def test_splits_without_class_folders_are_not_read_as_classes(tmp_path):
     write(tmp_path / "train" / "a.png", "red")
     write(tmp_path / "test" / "b.png", "blue")
-    with pytest.raises(DataError, match=r"holds test, train but no class folders in them"):
+    with pytest.raises(DataError, match=r"contains test, train but no class folders in them"):
         open_(tmp_path)
 
 
@@ -485,7 +485,7 @@ def test_too_few_images_for_val_are_reported(tmp_path):
 def test_inner_folder_of_classes_is_suggested(tmp_path):
     for name in ("cat", "dog"):
         write(tmp_path / "archive" / name / "x.png", len(name))
-    with pytest.raises(DataError, match=r"one class only, 'archive'.*\n.*try folder:.*/archive$"):
+    with pytest.raises(DataError, match=r"only one class, 'archive'.*\n.*try folder:.*/archive$"):
         open_(tmp_path)
 
 

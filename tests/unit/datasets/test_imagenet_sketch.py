@@ -78,7 +78,7 @@ def test_unreadable_image_is_reported_or_skipped(sketches):
     bad = sketches / "sketch" / imagenette.WNIDS[1] / "sketch_0.JPEG"
     bad.write_text("text")
     strict = open_imagenette_sketch(str(sketches), STRICT).split("test")
-    with pytest.raises(DataError, match=r"n02102040/sketch_0\.JPEG' is not an image: it begins"):
+    with pytest.raises(DataError, match=r"n02102040/sketch_0\.JPEG' is not an image: it starts"):
         strict.inputs.examples[2]
     data = open_imagenette_sketch(str(sketches), DatasetOptions(on_bad_image="skip"))
     assert data.skipped == 1
@@ -92,7 +92,7 @@ def test_other_folders_are_errors(sketches, tmp_path):
     (tmp_path / "empty" / "tench").mkdir(parents=True)
     with pytest.raises(
         DataError,
-        match=r"contains no WordNet-id folders; wanted.*empty/n01440764 .*\n  hint: imagenette-sketch:DIR",
+        match=r"contains no WordNet-id folders; expected.*empty/n01440764 .*\n  hint: imagenette-sketch:DIR",
     ):
         open_imagenette_sketch(str(tmp_path / "empty"), STRICT)
     (sketches / "sketch" / "n01440763").mkdir()

@@ -107,7 +107,7 @@ def test_v2_reads_labels_from_folder_names(tmp_path):
     np.testing.assert_array_equal(data.split("test").labels, [9, 9, 10, 10, 999, 999])
     assert data.flags == ("empty_class",)
     (tmp_path / "imagenetv2-matched-frequency-format-val" / "1000").mkdir()
-    with pytest.raises(DataError, match="no label of 0 to 999: 1000"):
+    with pytest.raises(DataError, match="not labels from 0 to 999: 1000"):
         open_imagenet_v2(str(tmp_path), STRICT)
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="no folders named by ImageNet's labels"):

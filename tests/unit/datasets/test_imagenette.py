@@ -101,7 +101,7 @@ def test_unreadable_image_is_skipped(both):
 def test_other_folder_is_an_error_with_the_layout(tmp_path):
     write_split(tmp_path, 1, ("n02086240",))
     with pytest.raises(
-        DataError, match=r"none of the ten classes of ImageNette; wanted.*\n  hint: .*folder:PATH"
+        DataError, match=r"none of the ten classes of ImageNette; expected.*\n  hint: .*folder:PATH"
     ):
         open_imagenette(str(tmp_path), STRICT)
 

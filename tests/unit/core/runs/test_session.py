@@ -1,0 +1,74 @@
+"""The pipeline: each draw is made once, and each fit has services of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipadapt.core.experiments import config
+from clipadapt.core.runs import plan, session
+from clipadapt.core.runs.models import ModelLoader
+
+
+@pytest.fixture
+def experiment(tiny_clip, monkeypatch, tmp_path):
+    """A linear probe with two seeds, evaluated on test and val."""
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "cache"))
+    raw = {
+        "data": {"name": "synthetic:3x8", "shots": 2},
+        "model": {"name": tiny_clip, "device": "cpu", "precision": "fp32"},
+        "method": {"name": "clip/linear_probe", "max_iter": 20},
+        "evaluation": {"also": [{"split": "val"}]},
+        "seeds": [1, 2],
+    }
+    return config.build([("test", raw)], source="test")
+
+
+def test_a_fit_draws_its_examples_once(experiment, tmp_path, monkeypatch):
+    seeds = []
+
+    def counted(target, experiment, manifest, seed):
+        seeds.append(seed)
+        return draw_task(target, experiment, manifest, seed)
+
+    draw_task = plan.draw_task
+    monkeypatch.setattr(plan, "draw_task", counted)
+    monkeypatch.setattr(session, "draw_task", counted)
+
+    records = session.run_experiments([experiment], tmp_path / "runs")
+    assert [(r.seed, r.evaluation.split) for r in records] == [
+        (1, "test"), (1, "val"), (2, "test"), (2, "val"),
+    ]  # fmt: skip
+    assert seeds == [1, 2]
+
+    assert session.run_experiments([experiment], tmp_path / "runs") == records
+    assert seeds == [1, 2]  # complete fits are not drawn
+
+
+def test_every_record_counts_the_encoding_of_its_own_features(experiment, tmp_path):
+    records = session.run_experiments([experiment], tmp_path / "runs")
+
+    assert all(r.cost.encode_seconds > 0 for r in records)
+    assert len({r.cost.fit_seconds for r in records if r.seed == 1}) == 1
+    assert len({r.fit_id for r in records}) == 2
+
+
+def test_a_model_is_loaded_once_and_bound_to_the_services_of_each_fit(experiment, tmp_path):
+    loader = ModelLoader()
+    opened = plan.open_experiment(experiment, tmp_path)
+
+    one, other = loader.load(opened), loader.load(opened)
+
+    assert one.backbone.module is other.backbone.module
+    assert one.backbone.services is one.services
+    assert one.services is not other.services
+    assert one.services.meter is not other.services.meter
+    assert one.services.flags is not other.services.flags
+    one.services.report("texts_cut", "reported once for both")
+    other.services.report("texts_cut", "reported once for both")
+    assert one.services.flags == other.services.flags == {"texts_cut": "reported once for both"}
+
+
+def test_a_plan_has_one_fit_per_seed(experiment, tmp_path):
+    specs = session.Session(tmp_path).plan([plan.open_experiment(experiment, tmp_path)])
+    assert [[s.seed for s in of_one] for of_one in specs] == [[1, 2]]
+    assert all(spec.is_open() and spec.draw is not None for spec in specs[0])

@@ -29,7 +29,7 @@ from clipadapt.core.cli.streams import run_app
 if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
 
-app = build_app("clip", "Adapt CLIP to new image tasks and compare the ways to do it.")
+app = build_app("clip", "Adapt CLIP to new image tasks and compare methods.")
 
 
 class BadImage(StrEnum):
@@ -150,7 +150,7 @@ def predict(
     ignored: Counter[str] = Counter()
     files = _images.find_images(images, ignored)
     if ignored:
-        progress.note(f"left out: {_images.listed(ignored)}")
+        progress.note(f"left out: {_images.counts_text(ignored)}")
     if on_bad_image is BadImage.skip:
         keep = _images.readable(files)
         names = [name for name, good in zip(files.names, keep, strict=True) if good]

@@ -313,7 +313,7 @@ def find_images(names: Sequence[str], ignored: Counter[str]) -> ImageFiles:
         below = list_images(path, ignored)
         if not below:
             raise DataError(
-                f"the folder '{name}' contains no images ({listed(ignored)}); accepted: {', '.join(FORMATS)}",
+                f"the folder '{name}' contains no images ({counts_text(ignored)}); accepted: {', '.join(FORMATS)}",
                 hint="give image files, or a folder with images in it or below it",
             )
         found += [str(path / image) for image in below]
@@ -388,7 +388,7 @@ def list_images(folder: Path, ignored: Counter[str], *, deep: bool = True) -> li
     return sorted(found)
 
 
-def listed(left_out: Mapping[str, int]) -> str:
+def counts_text(left_out: Mapping[str, int]) -> str:
     """Return a readable list of what was left out."""
     return ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n) or "nothing"
 

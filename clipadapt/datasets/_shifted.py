@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Shifted:
+class Variant:
     """Facts about a published dataset.
 
     Attributes:
@@ -42,26 +42,26 @@ class Shifted:
     source: str
 
 
-def opened(it: Shifted, argument: str, options: DatasetOptions) -> LabelledSet[Image]:
+def open_variant(variant: Variant, argument: str, options: DatasetOptions) -> LabelledSet[Image]:
     """Open a dataset of WordNet-id folders; its classes are those that have a folder, in ImageNet's order.
 
     Args:
-        it: The dataset.
+        variant: The dataset.
         argument: The unpacked archive, or the folder that contains it.
         options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
         DataError: If the folder does not exist, or has no WordNet-id folders, unknown ones, or no images.
     """
-    root = existing_folder(argument, it.name) if argument.strip() else needs_folder(it)
-    below = locate(root, it.name, ("", it.folder, "images"))
+    root = existing_folder(argument, variant.name) if argument.strip() else needs_folder(variant)
+    below = locate(root, variant.name, ("", variant.folder, "images"))
     # ImageNet's labels are in the order of the WordNet ids.
     wnids = wnid_folders(root / below)
-    return listed(it, root, below, wnids, imagenet_names(wnids), options)
+    return variant_of(variant, root, below, wnids, imagenet_names(wnids), options)
 
 
-def listed(
-    it: Shifted,
+def variant_of(
+    variant: Variant,
     root: Path,
     below: str,
     folders: Sequence[str],
@@ -73,12 +73,12 @@ def listed(
     """Return the dataset of the given class folders, with all images in ``test``.
 
     Args:
-        it: The dataset.
+        variant: The dataset.
         root: Folder given by the user.
         below: Path from ``root`` to the class folders.
         folders: Folder of each class.
         classnames: Name of each class.
-        options: As for :func:`opened`.
+        options: As for :func:`open_variant`.
         hint: Advice for the case that there is no readable image.
 
     Raises:
@@ -87,38 +87,39 @@ def listed(
     files, labels, left_out = read_folders(root, below, folders, options.on_bad_image)
     if not len(files):
         raise DataError(
-            f"'{root / below}' contains no readable image of the {len(folders)} classes of {it.name}",
-            hint=hint or f"{it.name}:DIR takes the archive of {it.source}",
+            f"'{root / below}' contains no readable image of the {len(folders)} classes of {variant.name}",
+            hint=hint or f"{variant.name}:DIR takes the archive of {variant.source}",
         )
     ids = [path.removeprefix(f"{below}/") for path in files.names]
     test = make_split(files, ids, labels, classnames)
     parts: dict[SplitName, Split[Image]] = {"test": test}
     report = Report()
     report.classes(test.classnames, parts)
-    if len(test.classnames) != it.n_classes:
+    if len(test.classnames) != variant.n_classes:
         report.add(
             "other_classes",
-            f"it has {len(test.classnames)} classes here, {it.n_classes} as published: accuracies are not comparable",
+            f"it has {len(test.classnames)} classes here, {variant.n_classes} as published: accuracies are not "
+            "comparable",
         )
     data = LabelledSet(
-        name=it.name,
+        name=variant.name,
         classnames=test.classnames,
         templates=PHOTO_TEMPLATES,
-        licence=it.licence,
-        citation=it.citation,
-        source=it.source,
+        licence=variant.licence,
+        citation=variant.citation,
+        source=variant.source,
         parts=parts,
     )
     return report.attached(data, left_out)
 
 
-def needs_folder(it: Shifted) -> NoReturn:
+def needs_folder(variant: Variant) -> NoReturn:
     """Raise the error for a dataset that needs a folder.
 
     Raises:
         DataError: Always; it says where to get the dataset.
     """
     raise DataError(
-        f"{it.name} is not downloaded automatically: it needs a folder",
-        hint=f"unpack the archive of {it.source} and write {it.name}:DIR; without a network: openmoji:line",
+        f"{variant.name} is not downloaded automatically: it needs a folder",
+        hint=f"unpack the archive of {variant.source} and write {variant.name}:DIR; without a network: openmoji:line",
     )

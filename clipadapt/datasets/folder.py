@@ -34,10 +34,10 @@ from clipadapt.datasets._images import (
     SHARES,
     UNREADABLE,
     ImageFiles,
+    counts_text,
     existing_folder,
     in_threads,
     list_images,
-    listed,
     readable,
     subfolders,
 )
@@ -253,7 +253,7 @@ def _require_classes(
     folders = [folder for place in held.values() for folder in place]
     if not found.folders:
         raise DataError(
-            f"no images in '{root}': it contains {len(folders)} class folders; in them: {listed(found.left_out)}",
+            f"no images in '{root}': it contains {len(folders)} class folders; in them: {counts_text(found.left_out)}",
             hint=f"{layouts}; supported formats: {', '.join(FORMATS)}",
         )
     odd = next((f for f in found.folders if any(category(c) == "Cc" for c in f)), None)

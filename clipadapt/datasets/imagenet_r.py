@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from clipadapt.datasets._shifted import Shifted, opened
+from clipadapt.datasets._shifted import Variant, open_variant
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import DatasetOptions
     from clipadapt.core.data.labelled import LabelledSet
 
-SET: Final = Shifted(
+SET: Final = Variant(
     name="imagenet-r",
     folder="imagenet-r",
     n_classes=200,
@@ -35,9 +35,9 @@ def open_imagenet_r(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
         options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
 
     Raises:
-        DataError: As :func:`clipadapt.datasets._shifted.opened`.
+        DataError: As :func:`clipadapt.datasets._shifted.open_variant`.
     """
-    return opened(SET, argument, options)
+    return open_variant(SET, argument, options)
 
 
 DATASET = open_imagenet_r

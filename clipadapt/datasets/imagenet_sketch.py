@@ -20,7 +20,7 @@ from clipadapt.core.files.checksums import sha256_file
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._imagenet import WNIDS
 from clipadapt.datasets._images import existing_folder
-from clipadapt.datasets._shifted import Shifted, listed
+from clipadapt.datasets._shifted import Variant, variant_of
 from clipadapt.datasets._wnid import imagenet_names, locate
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 REPO: Final = "songweig/imagenet_sketch"
 ARCHIVE: Final = "data/ImageNet-Sketch.zip"
 ARCHIVE_SHA256 = "4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed"
-BELOW: Final = ("", "sketch", "images")
+LOCATIONS: Final = ("", "sketch", "images")
 """Locations of the WordNet-id folders: directly, as in the archive, or as in CoOp's instructions."""
 
 
@@ -68,10 +68,10 @@ def open_sketches(
         DataError: As :func:`open_imagenet_sketch`.
     """
     root = existing_folder(argument, name) if argument.strip() else _unpacked(name)
-    below = locate(root, name, BELOW)
-    it = Shifted(
+    below = locate(root, name, LOCATIONS)
+    variant = Variant(
         name=name,
-        folder=BELOW[1],
+        folder=LOCATIONS[1],
         n_classes=len(wnids),
         licence="unknown (found by image search; the authors state no licence for the images)",
         citation="H. Wang et al., Learning Robust Global Representations by Penalizing Local Predictive Power, "
@@ -79,7 +79,7 @@ def open_sketches(
         source=f"https://github.com/HaohanWang/ImageNet-Sketch; {ARCHIVE} of the hub's {REPO}",
     )
     hint = f"expected images such as {root.name}/{wnids[0]}/sketch_0.JPEG"
-    return listed(it, root, below, wnids, imagenet_names(wnids), options, hint=hint)
+    return variant_of(variant, root, below, wnids, imagenet_names(wnids), options, hint=hint)
 
 
 def _unpacked(name: str) -> Path:
@@ -102,7 +102,7 @@ def _unpacked(name: str) -> Path:
     try:
         with atomic_directory(target) as temporary, zipfile.ZipFile(archive) as packed:
             packed.extractall(
-                temporary, [m for m in packed.namelist() if m.startswith(f"{BELOW[1]}/n")]
+                temporary, [m for m in packed.namelist() if m.startswith(f"{LOCATIONS[1]}/n")]
             )
     except OSError as err:
         raise DataError(

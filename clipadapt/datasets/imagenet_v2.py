@@ -13,7 +13,7 @@ from clipadapt.core.api.errors import DataError
 from clipadapt.datasets._imagenet import CLASSNAMES
 from clipadapt.datasets._images import existing_folder, subfolders
 from clipadapt.datasets._report import shown
-from clipadapt.datasets._shifted import Shifted, listed, needs_folder
+from clipadapt.datasets._shifted import Variant, needs_folder, variant_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import DatasetOptions
     from clipadapt.core.data.labelled import LabelledSet
 
-SET: Final = Shifted(
+SET: Final = Variant(
     name="imagenet-v2",
     folder="imagenetv2-matched-frequency-format-val",
     n_classes=len(CLASSNAMES),
@@ -45,7 +45,7 @@ def open_imagenet_v2(argument: str, options: DatasetOptions, /) -> LabelledSet[I
         DataError: If the folder does not exist, has no folders named by labels, other folders, or no images.
     """
     root = existing_folder(argument, SET.name) if argument.strip() else needs_folder(SET)
-    return listed(SET, root, _locate(root), LABELS, CLASSNAMES, options)
+    return variant_of(SET, root, _locate(root), LABELS, CLASSNAMES, options)
 
 
 def _locate(root: Path) -> str:

@@ -244,7 +244,7 @@ class _Loop:
                     bar.advance(1, epoch=state.epoch + 1, **shown)
                     if state.step == self.steps:
                         break
-                    self._save_sometimes()
+                    self._save_if_due()
                 accuracy = self._end_epoch()
                 if accuracy is not None:
                     shown["val_accuracy"] = accuracy
@@ -356,7 +356,7 @@ class _Loop:
     def _path(self) -> Path:
         return self.ctx.work_dir / CHECKPOINT
 
-    def _save_sometimes(self) -> None:
+    def _save_if_due(self) -> None:
         if time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
             self._save()
             self.saved_at = time.monotonic()

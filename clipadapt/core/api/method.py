@@ -173,6 +173,7 @@ class Method(Protocol):
     A method may add ``open_vocabulary = False``: its classifiers know the classes they learnt and no others, so a
     run on others is refused before it begins and not after the fit. A method that ends by learning from val says so
     with ``refits_on_val(*, few_shot: bool) -> bool``: such a fit is flagged, and is not evaluated on val.
+    A method that uses no training data declares ``uses_train = False``; the default is True.
     """
 
     Config: ClassVar[type[MethodConfig]]

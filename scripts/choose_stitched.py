@@ -4,7 +4,7 @@ usage: python scripts/choose_stitched.py [DATA]     DATA holds photo/train and s
 
 One line per candidate: top-1 in percent on photo and on sketch, each with the prompts "{}", "a photo of a {}." and the
 7-template ensemble. ``form`` is ``image`` for P = Tᵀ(WWᵀ + ridge I)⁻¹W and ``text`` for P = (TᵀT + ridge I)⁻¹TᵀW.
-Rule: among the candidates that reach 70 on photo with every prompt, the best mean of the six. val and test are
+Rule: among the candidates that reach 70 on photo with every prompt, take the best mean of the six. val and test are
 not read.
 """
 
@@ -55,7 +55,7 @@ def features(tower: torch.nn.Module, folder: Path) -> tuple[np.ndarray, np.ndarr
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """Return rows of unit norm."""
+    """Return the rows with unit norm."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 

@@ -2,8 +2,8 @@
 
 usage: python scripts/compact_parity.py PARITY [FIXTURE...]     PARITY is the folder of all fixtures
 
-Fixtures are copied as they are. Of the tiny CLIP, whose values are all exact in float16, everything is stored as
-float16, and of its token embeddings only the rows that some fixture's texts use
+Fixtures are copied as they are. The tiny CLIP, whose values are all exact in float16, is stored as float16, with only
+the token embeddings that the texts of some fixture use
 (``token_embedding.rows`` and ``.values``).
 """
 
@@ -46,7 +46,7 @@ def strings(value: Any) -> set[str]:
 
 
 def tokens_in_use(parity: Path) -> np.ndarray:
-    """Return the sorted token ids of every text that a fixture may build."""
+    """Return the sorted token ids of every text that a fixture can contain."""
     tokenizer = SimpleTokenizer()
     used = {0, tokenizer.sot_token_id, tokenizer.eot_token_id}
     for spec_path in sorted(parity.glob("*/spec.json")):
@@ -59,7 +59,7 @@ def tokens_in_use(parity: Path) -> np.ndarray:
         for template in templates:
             for name in names | {n.replace("_", " ") for n in names}:
                 texts.add(template.replace("{c}", "{}").replace("{}", name))
-        # A prompt of learnt context, fixed words and a name.
+        # A prompt of trained context, fixed words and a name.
         texts |= {f"X {n.replace('_', ' ')}." for n in names}
         for text in texts:
             used.update(tokenizer.encode(text))
@@ -93,7 +93,7 @@ def compact_clip(parity: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Write the copies and say how large they are."""
+    """Write the copies and print their sizes."""
     if len(sys.argv) < 2:
         sys.exit(str(__doc__))
     parity = Path(sys.argv[1])

@@ -1,8 +1,8 @@
-"""What the benchmarks share: a process per measurement, ways that alternate, medians, and one table each.
+"""Shared code of the benchmarks: one process per measurement, alternating variants, medians, and one table each.
 
-A script names its measurements, functions from settings to figures. ``Bench.measure`` calls one in a process of its
-own with a feature store of its own, ``Bench.alternate`` several in turn, and ``Bench.write`` puts the table and what
-belongs to it into ``results``. ``--quick`` measures nothing worth keeping: a tiny model, one repeat, one process.
+A script defines measurements, functions from settings to figures. ``Bench.measure`` calls one in a new process with
+an empty feature cache, ``Bench.alternate`` calls several in turn, and ``Bench.write`` writes the table and its notes
+to ``results``. ``--quick`` only checks that the script works: a tiny model, one repeat, one process.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Inputs, Split, Task
 
     Measurement = Callable[[dict[str, Any]], dict[str, Any]]
-    """From settings to figures, both plain data; ``seconds`` is what medians are taken of."""
+    """From settings to figures, both reference data; medians are taken over ``seconds``."""
 
 RESULTS: Final = Path(__file__).parent / "results"
 SEED: Final = 1
 TEMPLATE: Final = "a photo of a {}."
 FASTEST: Final = 1e-9
-"""Seconds below which no clock tells anything."""
+"""Seconds below which a measurement is meaningless."""
 STORE: Final = "CLIPADAPT_CACHE"
 
 
-# ---------------------------------------------------------------- the frame of a script
+# ---------------------------------------------------------------- structure of a script
 
 
 @dataclass(slots=True)
 class Runs:
-    """The repeats of one way.
+    """The repeats of one variant.
 
     Attributes:
-        results: What each gave.
+        results: Result of each repeat.
     """
 
     results: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def first(self) -> dict[str, Any]:
-        """What the first repeat gave."""
+        """Result of the first repeat."""
         return self.results[0]
 
     def of(self, name: str = "seconds") -> float:
@@ -72,7 +72,7 @@ class Runs:
         return float(median(r[name] for r in self.results))
 
     def span(self, name: str = "seconds") -> str:
-        """Return the least and the most of a figure."""
+        """Return the minimum and maximum of a figure."""
         values = [r[name] for r in self.results]
         return f"{figure(min(values))} to {figure(max(values))}"
 
@@ -88,7 +88,7 @@ class Bench:
     """One script: its options, its measurements and its table."""
 
     def __init__(self, name: str, doc: str, measurements: Mapping[str, Measurement]) -> None:
-        """Begin a parser with the options of every script.
+        """Create the parser with the options that every script has.
 
         Args:
             name: Name of the script and of its file of results.
@@ -100,8 +100,12 @@ class Bench:
         self.parser = argparse.ArgumentParser(description=doc.splitlines()[0])
         add = self.parser.add_argument
         add("--repeats", type=int, default=3)
-        add("--threads", type=int, default=0, help="0 takes the framework's own choice")
-        add("--quick", action="store_true", help="a few seconds, only to see that it works")
+        add("--threads", type=int, default=0, help="0 leaves the choice to the framework")
+        add(
+            "--quick",
+            action="store_true",
+            help="takes a few seconds, only to check that the script works",
+        )
         add("--isolate", action=argparse.BooleanOptionalAction, help="a process per measurement")
         add("--output", type=Path, default=RESULTS / f"{name}.md")
         add(
@@ -109,7 +113,7 @@ class Bench:
             action="append",
             default=[],
             metavar="KEY=VALUE",
-            help="setting of ours, as clipadapt takes it",
+            help="setting for clipadapt, as on its command line",
         )
         add("--worker", nargs=3, help=argparse.SUPPRESS)
         self.o = argparse.Namespace()
@@ -118,10 +122,10 @@ class Bench:
     def parse(
         self, argv: Sequence[str] | None = None, quick: Mapping[str, Any] | None = None
     ) -> argparse.Namespace:
-        """Return the options; in the process of a measurement, measure and leave.
+        """Return the options; in the process of a measurement, measure and exit.
 
         Args:
-            argv: Command line; None takes the process's own.
+            argv: Command line; None uses ``sys.argv``.
             quick: Defaults of ``--quick``.
         """
         given = list(sys.argv[1:] if argv is None else argv)
@@ -140,13 +144,13 @@ class Bench:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Keep a folder for pictures, models and stores while the script runs."""
+        """Keep a folder for images, models and feature caches while the script runs."""
         with tempfile.TemporaryDirectory(prefix=f"bench-{self.name}-") as folder:
             self.folder = Path(folder)
             yield self.folder
 
     def measure(self, part: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """Measure once, with an empty feature store unless the settings name one (``store``)."""
+        """Measure once, with an empty feature cache unless the settings name one (``store``)."""
         given = settings | {"threads": self.o.threads, "set": list(self.o.set)}
         store = Path(given.get("store") or tempfile.mkdtemp(dir=self.folder))
         environment = {STORE: str(store)}
@@ -161,22 +165,22 @@ class Bench:
         print(f"{self.name} {part}{shown}", file=sys.stderr)
         return found
 
-    def alternate(self, ways: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Runs]:
-        """Measure several ways in turn, every second time backwards.
+    def alternate(self, variants: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Runs]:
+        """Measure several variants in turn, reversing the order every second time.
 
         Args:
-            ways: Name -> measurement and settings.
+            variants: Name -> measurement and settings.
         """
-        runs = {name: Runs() for name in ways}
+        runs = {name: Runs() for name in variants}
         for i in range(self.o.repeats):
-            for name in list(ways) if i % 2 == 0 else list(ways)[::-1]:
-                runs[name].results.append(self.measure(*ways[name]))
+            for name in list(variants) if i % 2 == 0 else list(variants)[::-1]:
+                runs[name].results.append(self.measure(*variants[name]))
         return runs
 
     def write(self, title: str, table: Sequence[str], notes: Sequence[str]) -> None:
         """Write and print the table."""
         how = (
-            "each in a process of its own, ways alternating"
+            "each in a new process, variants alternating"
             if self.o.isolate
             else "all in one process"
         )
@@ -185,8 +189,8 @@ class Bench:
             "",
             f"{', '.join(machine(self.o.threads))}.",
             f"Written by `scripts/bench/{self.name}.py`; repeats: {self.o.repeats}, {how}; medians.",
-            f"Settings of ours that were changed: {', '.join(self.o.set) or 'none'}.",
-            *(["**A quick run: the figures say nothing.**"] * self.o.quick),
+            f"Changed settings of clipadapt: {', '.join(self.o.set) or 'none'}.",
+            *(["**A quick run: these figures mean nothing.**"] * self.o.quick),
             "",
         ]
         text = "\n".join([*head, *table, "", *notes]).rstrip() + "\n"
@@ -222,7 +226,7 @@ class Bench:
 
 
 def machine(threads: int = 0) -> list[str]:
-    """Return what a reader must know of where the figures come from."""
+    """Return the machine and the versions behind the figures."""
     from clipadapt.core.records.environment import environment
 
     where = environment(threads=threads or None)
@@ -242,25 +246,25 @@ def machine(threads: int = 0) -> list[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 2) -> list[str]:
-    """Return a Markdown table; the first ``words`` columns hold words, the others figures.
+    """Return a Markdown table; the first ``words`` columns are text, the others figures.
 
     Raises:
-        ValueError: If a row has another number of cells than the head.
+        ValueError: If a row and the header differ in their number of cells.
     """
     wrong = [row for row in rows if len(row) != len(head)]
     if wrong:
-        raise ValueError(f"rows with other than {len(head)} cells: {wrong}")
+        raise ValueError(f"rows without {len(head)} cells: {wrong}")
     marks = ["---"] * words + ["---:"] * (len(head) - words)
     return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
 
 
 def figure(value: float) -> str:
-    """Return a figure of three digits."""
+    """Return a figure with three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def times(slow: float, fast: float) -> str:
-    """Return how many times as fast, as a cell."""
+    """Return the speed-up, as a cell."""
     return f"{slow / max(fast, FASTEST):.2f}"
 
 
@@ -276,7 +280,7 @@ def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
 
 
 def use_threads(settings: Mapping[str, Any]) -> None:
-    """Give torch the threads of the settings."""
+    """Set the number of threads of torch."""
     if settings.get("threads"):
         import torch
 
@@ -284,25 +288,25 @@ def use_threads(settings: Mapping[str, Any]) -> None:
 
 
 def precision_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return what sets a trained method's precision: of frozen features, and of what gradients run through."""
+    """Return the settings for the precision of frozen features and of layers with gradients."""
     chosen = settings["precision"]
     through = [] if chosen == "auto" else [f"method.precision={chosen}"]
     return [f"model.precision={chosen}", *through]
 
 
 class Clock:
-    """An observer of a fit that notes when each step's loss is known."""
+    """Observe a fit and record the time of each step's loss."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
 
     def __call__(self, name: str, _value: Any) -> None:
-        """Note the time of a loss."""
+        """Record the time of a loss."""
         if name == "loss":
             self.at.append(time.perf_counter())
 
     def seconds(self, drop: int) -> list[float]:
-        """Return the seconds between losses but for the first ``drop``."""
+        """Return the seconds between losses without the first ``drop``."""
         return np.diff(self.at)[drop:].tolist()
 
 
@@ -311,13 +315,13 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The shipped method with its backbone, as ``run_experiments`` makes them.
+    """The shipped method with its backbone, as ``clipadapt run`` creates them.
 
     Attributes:
         method: The method.
         backbone: The model, or None.
-        open: Opens the data set anew.
-        context: Returns a context of a fit.
+        open: Opens the dataset again.
+        context: Returns the context of a fit.
     """
 
     method: Any
@@ -331,9 +335,9 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
 
     Args:
         recipe: Recipe.
-        settings: Of the measurement: its threads, and what the command line sets.
-        given: ``KEY=VALUE`` texts; the command line's stand over them.
-        folder: Where records and checkpoints may go.
+        settings: Settings of the measurement: threads and those of the command line.
+        given: ``KEY=VALUE`` texts; those of the command line override them.
+        folder: Folder for records and checkpoints.
     """
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.progress import Silent
@@ -362,7 +366,7 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
 
 
 class GivenFeatures:
-    """A backbone whose image features are given; ids are row numbers."""
+    """A backbone with given image features; ids are row numbers."""
 
     def __init__(self, features: np.ndarray[Any, np.dtype[np.float32]]) -> None:
         self.features = features
@@ -373,7 +377,7 @@ class GivenFeatures:
 
 
 def given_split(rows: Sequence[int], labels: np.ndarray[Any, Any], n_classes: int) -> Split[Any]:
-    """Return examples that stand for rows of :class:`GivenFeatures`."""
+    """Return inputs that refer to rows of :class:`GivenFeatures`."""
     from clipadapt.core.api.data import Inputs, Split
 
     ids = tuple(map(str, rows))
@@ -383,7 +387,7 @@ def given_split(rows: Sequence[int], labels: np.ndarray[Any, Any], n_classes: in
 def clusters(
     n: int, width: int, n_classes: int, seed: int = SEED
 ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Return made-up features of unit norm round one centre per class, and labels; a probe gets most right."""
+    """Return synthetic unit-norm features around one centre per class, and labels; a probe gets most of them right."""
     centres = np.random.default_rng(SEED).normal(size=(n_classes, width))
     rng = np.random.default_rng([seed, n])
     labels = np.arange(n) % n_classes
@@ -393,17 +397,17 @@ def clusters(
 
 
 def class_names(n: int) -> tuple[str, ...]:
-    """Return the first ``n`` class names of ImageNet that differ and may name a folder."""
+    """Return the first ``n`` distinct class names of ImageNet that can be folder names."""
     from clipadapt.datasets._imagenet import CLASSNAMES
 
     usable = dict.fromkeys(name for name in CLASSNAMES if "/" not in name)
-    # Two names stand twice in the list; numbers fill the rest.
+    # Two names occur twice in the list; numbers fill the rest.
     extra = (f"thing {i}" for i in range(n))
     return tuple([*usable, *extra][:n])
 
 
 def train_task(dataset: Any, n: int, n_classes: int) -> Task[Any]:
-    """Return a task of ``n`` pictures of a data set with drawn labels of ``n_classes`` classes."""
+    """Return a task of ``n`` images of a dataset with random labels of ``n_classes`` classes."""
     from clipadapt.core.api.data import Split, Task
 
     inputs = dataset.split("train").inputs.take(np.arange(n))
@@ -412,7 +416,7 @@ def train_task(dataset: Any, n: int, n_classes: int) -> Task[Any]:
     return Task(names, (TEMPLATE,), Split(inputs, labels.astype(np.int64), names))
 
 
-def pictures(
+def write_images(
     folder: Path,
     split: str,
     n: int,
@@ -421,15 +425,15 @@ def pictures(
     *,
     distinct: int | None = None,
 ) -> None:
-    """Write ``n`` different JPEGs as ``folder/split/CLASS/NUMBER.jpg``: coarse shapes with some grain.
+    """Write ``n`` different JPEGs as ``folder/split/CLASS/NUMBER.jpg``: coarse shapes with noise.
 
     Args:
-        folder: Where to.
-        split: Split; another one gets other pictures.
+        folder: Folder to write to.
+        split: Name of the split; each split gets different images.
         n: Files.
         size: Side in pixels.
-        classnames: Names of the classes, which take turns.
-        distinct: So many pictures only; the files then differ in a few bytes behind the picture's end.
+        classnames: Class names, used in turn.
+        distinct: Number of different images; the files then differ only in a few bytes after the end of the image.
     """
     rng = np.random.default_rng([SEED, *split.encode()])
     drawn = [_jpeg(rng, size) for _ in range(min(n, distinct or n))]
@@ -473,7 +477,7 @@ def tiny_model(folder: Path) -> str:
 
 
 def steps_of(it: Ours, settings: Mapping[str, Any], drop: int) -> dict[str, Any]:
-    """Fit a shipped method and return the median seconds of a step after the first ``drop``, and what went before."""
+    """Fit a shipped method; return the median seconds of a step after the first ``drop``, and those before."""
     from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
     task = train_task(it.open().dataset, settings["n"], settings["classes"])

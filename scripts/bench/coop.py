@@ -1,10 +1,10 @@
-"""A step of CoOp: ours through the shipped method, and a plain float32 implementation of the official code.
+"""Time a training step of CoOp: the shipped method against a float32 reference implementation of the official code.
 
     python scripts/bench/coop.py [--model random:ViT-B-32] [--classes 10 100] [--large]
 
-Ours is ``clip/coop``'s own ``fit``; the seconds between the losses of successive steps are taken, the first ones left
-out, so reading the features once is set-up. The plain way runs the image tower and 77 positions at every step. Without
-augmentation it is given ready pixels; with it, both ways decode, crop and flip, its loader with a process per core.
+Ours is ``clip/coop``'s ``fit``. The seconds between the losses of successive steps are measured without the first
+ones, so reading the features is set-up. The reference runs the image tower and 77 positions at every step. Without
+augmentation it gets prepared pixels; with it, both decode, crop and flip, the reference with one process per core.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from _common import (
     class_names,
     figure,
     ours,
-    pictures,
     precision_of,
     steps_of,
     table,
     times,
     train_task,
+    write_images,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 DROP: Final = 2
-"""Steps that warm up."""
+"""Warm-up steps, not measured."""
 
 
 def opened(settings: dict[str, Any], folder: str, given: Sequence[str]) -> Any:
-    """Return CoOp and its model, with as many epochs as the steps take."""
+    """Return CoOp and its model, with enough epochs for the steps."""
     n, size = settings["n"], settings["batch_size"]
     epochs = -(-(settings["steps"] + DROP + 1) // max(n // size, 1))
     whole = [
@@ -60,7 +60,7 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
         return steps_of(opened(settings, folder, precision_of(settings)), settings, DROP)
 
 
-def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
+def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the baseline's steps."""
     import torch
     from baselines import coop
@@ -73,7 +73,7 @@ def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
         task = train_task(it.open().dataset, settings["n"], settings["classes"])
         clip, tokenizer = it.backbone.module, it.backbone.tokenizer
         learner = coop.PromptLearner(clip, tokenizer, task.classnames, settings["n_ctx"])
-        batches = plain_batches(it.backbone, task, settings)
+        batches = reference_batches(it.backbone, task, settings)
         at = []
         reset_peak_memory()
         begun = time.perf_counter()
@@ -89,12 +89,12 @@ def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def plain_batches(backbone: Any, task: Any, settings: dict[str, Any]) -> Callable[[int], Any]:
-    """Return the epochs of the plain way: ready pixels, or pictures that a loader crops and flips.
+def reference_batches(backbone: Any, task: Any, settings: dict[str, Any]) -> Callable[[int], Any]:
+    """Return the epochs of the reference: prepared pixels, or images that a loader crops and flips.
 
     Args:
-        backbone: Says size and normalisation.
-        task: Pictures and labels.
+        backbone: Defines size and normalisation.
+        task: Images and labels.
         settings: ``batch_size``, ``augment`` and ``workers``.
     """
     import torch
@@ -119,7 +119,7 @@ def plain_batches(backbone: Any, task: Any, settings: dict[str, Any]) -> Callabl
     ])
     data = [(split.inputs.examples, i, int(split.labels[i])) for i in range(len(split))]
     loader = torch.utils.data.DataLoader(
-        Pictures(data, transform),
+        Images(data, transform),
         size,
         shuffle=True,
         drop_last=len(split) >= size,
@@ -129,8 +129,8 @@ def plain_batches(backbone: Any, task: Any, settings: dict[str, Any]) -> Callabl
     return lambda _epoch: loader
 
 
-class Pictures:
-    """Pictures through a transform, with labels."""
+class Images:
+    """Transformed images with labels."""
 
     def __init__(self, data: list[tuple[Any, int, int]], transform: Any) -> None:
         self.data, self.transform = data, transform
@@ -143,31 +143,31 @@ class Pictures:
         return self.transform(examples[row]), label
 
 
-MEASUREMENTS: Final = {"ours": by_ours, "plain": by_plain}
-WAYS: Final = {
-    "plain, fp32": ("plain", "fp32"),
+MEASUREMENTS: Final = {"ours": by_ours, "reference": by_reference}
+VARIANTS: Final = {
+    "reference, fp32": ("reference", "fp32"),
     "ours, fp32": ("ours", "fp32"),
     "ours, bf16": ("ours", "bf16"),
 }
 
 
 def rows_of(work: str, runs: dict[str, _common.Runs], base: str) -> list[list[str]]:
-    """Return the rows of one piece of work: seconds of a step, against the plain way's."""
+    """Return the rows of one case: seconds of a step, against the reference."""
     return [
         [
             work,
-            way,
+            variant,
             figure(found.of()),
             found.span(),
             times(runs[base].of(), found.of()),
             figure(found.of("set_up")),
             found.memory,
         ]
-        for way, found in runs.items()
+        for variant, found in runs.items()
     ]
 
 
-HEAD: Final = ["work", "way", "seconds a step", "least to most", "times as fast"]
+HEAD: Final = ["task", "variant", "seconds a step", "min to max", "speed-up"]
 HEAD_COST: Final = ["seconds to the first step", "peak memory, MiB"]
 
 
@@ -179,13 +179,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--classes", type=int, nargs="+", default=[10, 100])
     add("--large", action="store_true", help="1,000 classes too")
     add("--augment", nargs="+", choices=["none", "crop_flip"], default=["none", "crop_flip"])
-    add("--n", type=int, default=160, help="training pictures")
-    add("--size", type=int, default=227, help="side of a picture in pixels")
+    add("--n", type=int, default=160, help="training images")
+    add("--size", type=int, default=227, help="side of an image in pixels")
     add("--n-ctx", type=int, default=16)
     add("--batch-size", type=int, default=32)
     add("--steps", type=int, default=6, help="steps measured")
     add(
-        "--workers", type=int, default=_common.cpu_count(), help="loader processes of the plain way"
+        "--workers", type=int, default=_common.cpu_count(), help="loader processes of the reference"
     )
     quick = {
         "classes": [3],
@@ -199,8 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     o = bench.parse(argv, {**quick, "model": ""})
     names = ("n", "n_ctx", "batch_size", "steps", "workers")
     with bench.scratch() as folder:
-        pictures(folder / "data", "train", o.n, o.size, class_names(2))
-        pictures(folder / "data", "test", 2, o.size, class_names(2))
+        write_images(folder / "data", "train", o.n, o.size, class_names(2))
+        write_images(folder / "data", "test", 2, o.size, class_names(2))
         settings = {name: getattr(o, name) for name in names} | {
             "data": f"folder:{folder / 'data'}",
             "model": o.model or _common.tiny_model(folder / "model"),
@@ -209,17 +209,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for augment in o.augment:
             for n in [*o.classes, *([1000] if o.large else [])]:
                 runs = bench.alternate({
-                    way: (part, settings | {"augment": augment, "classes": n, "precision": p})
-                    for way, (part, p) in WAYS.items()
+                    variant: (part, settings | {"augment": augment, "classes": n, "precision": p})
+                    for variant, (part, p) in VARIANTS.items()
                 })
                 work = f"{n} classes, augmentation {'off' if augment == 'none' else 'on'}"
-                rows += rows_of(work, runs, "plain, fp32")
+                rows += rows_of(work, runs, "reference, fp32")
     notes = [
         f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
-        "In bf16 ours computes so what gradients run through, too (`method.precision`).",
+        "In bf16, ours also uses bf16 in layers with gradients (`method.precision`).",
         "Memory is that of the main process.",
     ]
-    title = f"A step of CoOp (`{o.model or 'a tiny model'}`)"
+    title = f"A training step of CoOp (`{o.model or 'a tiny model'}`)"
     bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)
 
 

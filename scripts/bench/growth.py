@@ -1,10 +1,10 @@
-"""How time and memory of ours grow with images, classes and shots.
+"""Measure how time and memory of clipadapt grow with images, classes and shots.
 
     python scripts/bench/growth.py [--images 1000 10000 100000] [--classes 10 100 1000] [--shots 1 2 4 8 16]
 
-Growth with images is measured with a tiny tower, so that what is not the tower shows: reading, decoding, storing and
-scoring of small files, then reading features back, then a probe on them. Growth with classes is that of a step of CoOp
-and of the text classifier; growth with shots is that of a probe's whole search and of Tip-Adapter's.
+Growth with images uses a tiny tower, so that the rest dominates: reading, decoding, caching and scoring small files,
+then reading features back, then a probe on them. Growth with classes is measured on a step of CoOp and on the text
+classifier; growth with shots on the whole search of a probe and of Tip-Adapter.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from _common import (
     given_split,
     measured,
     ours,
-    pictures,
     table,
     use_threads,
+    write_images,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ PENALTIES: Final = (0.01, 1.0, 100.0)
 
 
 def stored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure reading ``n`` features that the store holds."""
+    """Measure reading ``n`` cached features."""
     from clipadapt.core.api.features import Space
     from clipadapt.core.features.cache import FeatureCache
 
@@ -64,12 +64,12 @@ def stored(settings: dict[str, Any]) -> dict[str, Any]:
     FeatureCache().get_or_compute(space, digests, compute)
     got, seconds, memory = measured(lambda: FeatureCache().get_or_compute(space, digests, compute))
     if got.computed:
-        raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
+        raise RuntimeError(f"{got.computed} of {n} features were recomputed")
     return {"seconds": seconds, "memory": memory}
 
 
 def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure reading ``n`` float16 features back from the store and fitting probes on them."""
+    """Measure reading ``n`` float16 features back from the cache and fitting probes on them."""
     from clipadapt.core.api.features import Space
     from clipadapt.core.features.cache import FeatureCache
     from clipadapt.methods.linear_probe import Batched
@@ -93,7 +93,7 @@ def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
     def work() -> int:
         got = FeatureCache().get_or_compute(space, digests, compute)
         if got.computed:
-            raise RuntimeError(f"the store gave {got.computed} of {n} features anew")
+            raise RuntimeError(f"{got.computed} of {n} features were recomputed")
         rows = got.rows
         Batched([rows], labels, N_CLASSES)(PENALTIES)
         return int(rows.nbytes)
@@ -104,10 +104,10 @@ def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class AnonymousMemory:
-    """Watches how much memory of its own, files mapped aside, a process takes beyond what it had.
+    """Watch how much a process's own memory grows, without mapped files.
 
     Attributes:
-        growth: The most, in bytes.
+        growth: Largest growth in bytes.
     """
 
     def __init__(self) -> None:
@@ -116,12 +116,12 @@ class AnonymousMemory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> AnonymousMemory:
-        """Begin to watch."""
+        """Start watching."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._done.set()
         self._thread.join()
 
@@ -155,7 +155,7 @@ def fit_probe(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_classifier(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure the text classifier of ``classes`` names, nothing stored."""
+    """Measure the text classifier of ``classes`` names, without the cache."""
     from clipadapt.core.api.data import Task
 
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +172,7 @@ def text_classifier(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def search_probe(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure the shipped probe with its search and refit on made-up features."""
+    """Measure the shipped probe with its search and refit on synthetic features."""
     from clipadapt.core.api.context import RunContext, Services
     from clipadapt.core.api.data import Task
     from clipadapt.core.features.cache import FeatureCache
@@ -212,7 +212,7 @@ MEASUREMENTS: Final = {
 def rows_of(
     bench: Bench, work: str, unit: str, part: str, sizes: dict[int, dict[str, Any]]
 ) -> list[list[str]]:
-    """Measure one kind of work at all sizes and return its rows."""
+    """Measure one task at all sizes and return its rows."""
     runs = bench.alternate({str(n): (part, settings) for n, settings in sizes.items()})
     first = next(iter(sizes))
     base = runs[str(first)].of()
@@ -236,13 +236,15 @@ def growth_with_images(bench: Bench, folder: Path) -> list[list[str]]:
     tiny = _common.tiny_model(folder / "tiny")
     files = {}
     for n in o.images:
-        pictures(folder / f"{n}", "test", n, 64, class_names(N_CLASSES), distinct=DISTINCT)
+        write_images(folder / f"{n}", "test", n, 64, class_names(N_CLASSES), distinct=DISTINCT)
         data = f"folder:{folder / f'{n}'}"
         files[n] = {"data": data, "model": tiny, "images": n, "precision": "fp32"}
     features = {n: {"n": n, "width": o.width} for n in o.images}
     return [
         *rows_of(bench, "zero-shot from files, a tiny tower", "images", "images", files),
-        *rows_of(bench, f"read of stored features of {o.width}", "images", "stored", features),
+        *rows_of(
+            bench, f"reading cached features of width {o.width}", "images", "stored", features
+        ),
         *rows_of(
             bench, f"a probe of {len(PENALTIES)} penalties on them", "images", "probe", features
         ),
@@ -254,7 +256,7 @@ def growth_with_classes(bench: Bench, folder: Path) -> list[list[str]]:
     o = bench.o
     data, batch = folder / "classes", min(32, o.n)
     for split in ("train", "test"):
-        pictures(data, split, o.n if split == "train" else 2, 227, class_names(2))
+        write_images(data, split, o.n if split == "train" else 2, 227, class_names(2))
     common = {
         "data": f"folder:{data}",
         "model": o.model or _common.tiny_model(folder / "tiny"),
@@ -272,7 +274,7 @@ def growth_with_classes(bench: Bench, folder: Path) -> list[list[str]]:
 def growth_with_shots(bench: Bench) -> list[list[str]]:
     """Return the rows of growth with shots."""
     o = bench.o
-    common = {"width": o.width, "classes": N_CLASSES, "way": "ours", "val": 40}
+    common = {"width": o.width, "classes": N_CLASSES, "variant": "ours", "val": 40}
     grid = {"betas": o.betas, "alphas": o.alphas}
     shots = {n: {**common, **grid, "shots": n} for n in o.shots}
     return [
@@ -282,14 +284,14 @@ def growth_with_shots(bench: Bench) -> list[list[str]]:
 
 
 def at_scale_notes(bench: Bench) -> list[str]:
-    """Return what a probe on very many stored features took."""
+    """Return the cost of a probe on very many cached features."""
     o = bench.o
     found = bench.measure("at scale", {"n": o.scale, "width": o.width})
-    # The store maps results of some size, see SCRATCH_BYTES; of others the features are part of the growth.
+    # The cache maps large results, see SCRATCH_BYTES; smaller ones are part of the growth.
     mib = {name: f"{found[name] / 2**20:,.0f} MiB" for name in ("features", "own")}
     return [
         "",
-        f"{o.scale:,} x {o.width} float16 features, read from the store and fitted with {len(PENALTIES)} penalties,",
+        f"{o.scale:,} x {o.width} float16 features, read from the cache and fitted with {len(PENALTIES)} penalties,",
         f"once: {figure(found['seconds'])} s. The features are {mib['features']}, mapped from a file; the memory of",
         f"the process itself grew by {mib['own']} at the most.",
     ]
@@ -304,9 +306,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--images", type=int, nargs="*", default=[1000, 10_000, 100_000])
     add("--classes", type=int, nargs="*", default=[10, 100, 1000])
     add("--shots", type=int, nargs="*", default=[1, 2, 4, 8, 16])
-    add("--scale", type=int, default=1_000_000, help="float16 features of one more probe; 0: none")
+    add(
+        "--scale",
+        type=int,
+        default=1_000_000,
+        help="float16 features of one more probe; 0 for none",
+    )
     add("--width", type=int, default=512)
-    add("--n", type=int, default=64, help="training pictures of CoOp")
+    add("--n", type=int, default=64, help="training images of CoOp")
     add("--betas", type=int, default=200)
     add("--alphas", type=int, default=20)
     quick = {
@@ -332,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes = [
         f"Files are JPEGs of 64 pixels; probes and searches have {N_CLASSES} classes.",
         f"CoOp has 16 vectors and batches of {min(32, o.n)}.",
-        "Memory holds what the process had loaded before, some of it imports.",
+        "Memory includes what the process had loaded before, such as imports.",
         *scale,
     ]
     bench.write(

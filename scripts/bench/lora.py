@@ -1,9 +1,9 @@
-"""A step of CLIP-LoRA: ours through the shipped method, and a plain float32 implementation of the official code.
+"""Time a step of CLIP-LoRA: the shipped method against a float32 reference implementation of the official code.
 
     python scripts/bench/lora.py [--model random:ViT-B-32] [--classes 10 100] [--blocks 3]
 
-As in ``coop.py``, ours is ``clip/lora``'s own ``fit``. The plain way runs both towers at every step and the texts of
-all classes at 77 positions; with the image tower alone it reads the texts once, but knows no frozen blocks.
+As in ``coop.py``, ours is ``clip/lora``'s ``fit``. The reference runs both towers at every step and the texts of all
+classes at 77 positions. With the image tower only, it encodes the texts once, but has no frozen blocks.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from _common import (
     Bench,
     class_names,
     ours,
-    pictures,
     precision_of,
     steps_of,
     table,
     train_task,
+    write_images,
 )
-from coop import DROP, HEAD, HEAD_COST, plain_batches, rows_of
+from coop import DROP, HEAD, HEAD_COST, reference_batches, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def opened(settings: dict[str, Any], folder: str, given: Sequence[str]) -> Any:
-    """Return CLIP-LoRA and its model, with as many epochs as the steps take."""
+    """Return CLIP-LoRA and its model, with enough epochs for the steps."""
     n, size = settings["n"], settings["batch_size"]
     epochs = -(-(settings["steps"] + DROP + 1) // -(-n // size))
     whole = [
@@ -58,7 +58,7 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
         return steps_of(opened(settings, folder, precision_of(settings)), settings, DROP)
 
 
-def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
+def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the baseline's steps."""
     import torch
     from baselines import clip_lora
@@ -70,7 +70,7 @@ def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
         it = opened(settings, folder, ["model.precision=fp32"])
         task = train_task(it.open().dataset, settings["n"], settings["classes"])
         tokens = it.backbone.tokenizer([TEMPLATE.replace("{}", name) for name in task.classnames])
-        batches = plain_batches(it.backbone, task, settings)
+        batches = reference_batches(it.backbone, task, settings)
         encoder = {"image": "vision"}.get(settings["encoder"], settings["encoder"])
         method = clip_lora.CLIPLoRA(it.backbone.module, encoder)
         steps = settings["steps"] + DROP + 1
@@ -85,16 +85,16 @@ def by_plain(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-MEASUREMENTS: Final = {"ours": by_ours, "plain": by_plain}
-WAYS: Final = {
-    "plain, fp32": ("plain", "fp32"),
+MEASUREMENTS: Final = {"ours": by_ours, "reference": by_reference}
+VARIANTS: Final = {
+    "reference, fp32": ("reference", "fp32"),
     "ours, fp32": ("ours", "fp32"),
     "ours, bf16": ("ours", "bf16"),
 }
 
 
 def works(classes: Sequence[int], blocks: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
-    """Return title and settings of each piece of work."""
+    """Return title and settings of each case."""
     found: list[tuple[str, dict[str, Any]]] = [
         (f"both towers, {n} classes", {"encoder": "both", "blocks": 0, "classes": n})
         for n in classes
@@ -117,21 +117,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         nargs="*",
         default=[0, 3],
-        help="image tower alone, its last units; 0 all",
+        help="last units of the image tower that are adapted; 0 for all",
     )
     add("--augment", nargs="+", choices=["none", "crop_flip"], default=["none"])
-    add("--n", type=int, default=160, help="training pictures")
-    add("--size", type=int, default=227, help="side of a picture in pixels")
+    add("--n", type=int, default=160, help="training images")
+    add("--size", type=int, default=227, help="side of an image in pixels")
     add("--batch-size", type=int, default=32)
     add("--steps", type=int, default=4, help="steps measured")
     add(
-        "--workers", type=int, default=_common.cpu_count(), help="loader processes of the plain way"
+        "--workers", type=int, default=_common.cpu_count(), help="loader processes of the reference"
     )
     quick = {"classes": [3], "blocks": [2], "n": 8, "size": 40, "batch_size": 4, "steps": 2}
     o = bench.parse(argv, {**quick, "workers": 0, "model": ""})
     with bench.scratch() as folder:
-        pictures(folder / "data", "train", o.n, o.size, class_names(2))
-        pictures(folder / "data", "test", 2, o.size, class_names(2))
+        write_images(folder / "data", "train", o.n, o.size, class_names(2))
+        write_images(folder / "data", "test", 2, o.size, class_names(2))
         settings = {name: getattr(o, name) for name in ("n", "batch_size", "steps", "workers")} | {
             "data": f"folder:{folder / 'data'}",
             "model": o.model or _common.tiny_model(folder / "model"),
@@ -140,18 +140,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         for augment in o.augment:
             for title, own in works(o.classes, o.blocks):
                 runs = bench.alternate({
-                    way: (part, {**settings, **own, "augment": augment, "precision": p})
-                    for way, (part, p) in WAYS.items()
+                    variant: (part, {**settings, **own, "augment": augment, "precision": p})
+                    for variant, (part, p) in VARIANTS.items()
                 })
                 work = f"{title}, augmentation {'off' if augment == 'none' else 'on'}"
-                rows += rows_of(work, runs, "plain, fp32")
+                rows += rows_of(work, runs, "reference, fp32")
     notes = [
         f"Updates of q, k and v, r 2, dropout 0.25, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
-        "Where only the last units are adapted (`method.blocks`; the head is one of them), the plain way adapts all",
-        "of the image tower. In bf16 ours computes so what gradients run through, too (`method.precision`).",
+        "Where only the last units are adapted (`method.blocks`; the head is one of them), the reference adapts all",
+        "of the image tower. In bf16, ours also uses bf16 in layers with gradients (`method.precision`).",
         "Memory is that of the main process.",
     ]
-    title = f"A step of CLIP-LoRA (`{o.model or 'a tiny model'}`)"
+    title = f"A training step of CLIP-LoRA (`{o.model or 'a tiny model'}`)"
     bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)
 
 

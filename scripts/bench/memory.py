@@ -1,8 +1,8 @@
-"""Peak memory against the number of images: the same pictures under new names, feature store off.
+"""Measure peak memory against the number of images: the same images under new names, feature cache off.
 
     python scripts/bench/memory.py [--model stitched] [--counts 1000 10000]
 
-Each count runs in a process of its own; the figure is the peak resident memory of its record.
+Each count runs in a new process; the figure is the peak resident memory in its record.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ RESULTS = Path(__file__).parent / "results" / "memory.md"
 DISTINCT, CLASSES = 50, 10
 
 
-def pictures(folder: Path) -> list[Path]:
-    """Write the distinct pictures, 500 x 375 pixels of noise, as JPEG."""
+def write_images(folder: Path) -> list[Path]:
+    """Write distinct images, 500 x 375 pixels of noise, as JPEG."""
     rng = np.random.default_rng(0)
     made = []
     for i in range(DISTINCT):
@@ -40,7 +40,7 @@ def measure(model: str, count: int, source: list[Path], folder: Path) -> float:
     for i in range(count):
         place = folder / "data" / "test" / f"class {i % CLASSES}"
         place.mkdir(parents=True, exist_ok=True)
-        # A few bytes behind the end of the picture make each file another one: none is encoded for two.
+        # A few bytes after the end of the image make each file different, so each one is encoded.
         (place / f"{i:06}.jpg").write_bytes(source[i % len(source)].read_bytes() + i.to_bytes(4))
     command = [
         str(Path(sys.executable).parent / "clipadapt"), "zeroshot", "--model", model, "--dataset",
@@ -62,7 +62,7 @@ def main() -> None:
     for count in arguments.counts:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "source").mkdir()
-            source = pictures(Path(folder) / "source")
+            source = write_images(Path(folder) / "source")
             rows.append((count, measure(arguments.model, count, source, Path(folder))))
     lines = [
         f"# Peak memory against the number of images (`{arguments.model}`, zero-shot, store off)",

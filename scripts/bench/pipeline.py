@@ -1,9 +1,9 @@
-"""The whole zero-shot pipeline against its two limits: the image tower on ready tensors, and decoding on all cores.
+"""Measure the zero-shot pipeline against its two limits: the image tower on tensors, and decoding on all cores.
 
     python scripts/bench/pipeline.py [--model random:ViT-B-32] [--images 1000]
 
-The pipeline reads, decodes, encodes, stores and scores pictures that it has never seen. No pipeline is faster than
-the slower of its limits; two that share the same cores cannot both be reached at once.
+The pipeline reads, decodes, encodes, caches and scores new images. No pipeline is faster than the slower of its
+limits; because both use the same cores, they cannot be reached together.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import _common
 import numpy as np
-from _common import Bench, class_names, figure, measured, ours, pictures, table, times
+from _common import Bench, class_names, figure, measured, ours, table, times, write_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CHUNK: Final = 256
-"""Pictures decoded for one call; only so many are held."""
+"""Number of images decoded per call and held in memory."""
 
 
 def opened(settings: dict[str, Any], folder: str) -> Any:
@@ -34,7 +34,7 @@ def opened(settings: dict[str, Any], folder: str) -> Any:
 
 
 def batch_of(it: Any) -> tuple[Any, int]:
-    """Return a batch of pixels as the pipeline makes it."""
+    """Return a batch of pixels as the pipeline creates it."""
     from clipadapt.models._features import IMAGE_BATCH
 
     size = it.backbone.services.batch_size or IMAGE_BATCH
@@ -79,7 +79,7 @@ def tower(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def decode(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure reading, decoding and preprocessing alone, in as many threads as there are cores."""
+    """Measure reading, decoding and preprocessing alone, with one thread per core."""
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder)
         inputs = it.open().examples(None).inputs
@@ -102,32 +102,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = bench.parser.add_argument
     add("--model", default="random:ViT-B-32")
     add("--images", type=int, default=1000)
-    add("--size", type=int, default=227, help="side of a picture in pixels")
+    add("--size", type=int, default=227, help="side of an image in pixels")
     add("--precisions", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
     o = bench.parse(argv, {"images": 40, "size": 40, "model": ""})
     with bench.scratch() as folder:
-        pictures(folder / "data", "test", o.images, o.size, class_names(10))
+        write_images(folder / "data", "test", o.images, o.size, class_names(10))
         model = o.model or _common.tiny_model(folder / "model")
         settings = {"data": f"folder:{folder / 'data'}", "model": model, "images": o.images}
         rows = []
         for precision in o.precisions:
             own = settings | {"precision": precision}
-            runs = bench.alternate({way: (way, own) for way in MEASUREMENTS})
-            limit = min(runs[way].of("rate") for way in ("tower alone", "decode alone"))
+            runs = bench.alternate({variant: (variant, own) for variant in MEASUREMENTS})
+            limit = min(runs[variant].of("rate") for variant in ("tower alone", "decode alone"))
             rows += [
                 [
                     precision,
-                    way,
+                    variant,
                     figure(found.of("rate")),
                     found.span("rate"),
                     times(limit, found.of("rate")),
                     found.memory,
                 ]
-                for way, found in runs.items()
+                for variant, found in runs.items()
             ]
-    head = ["precision", "work", "images/s", "least to most", "slower limit / images/s"]
+    head = ["precision", "work", "images/s", "min to max", "slower limit / images/s"]
     notes = [
-        f"{o.images:,} JPEG files of {o.size} pixels, all different; the store is on and empty."
+        f"{o.images:,} JPEG files of {o.size} pixels, all different; the feature cache is on and empty."
     ]
     bench.write(
         f"The zero-shot pipeline and its limits (`{o.model or 'a tiny model'}`)",

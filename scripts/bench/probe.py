@@ -1,9 +1,9 @@
-"""The linear probe's sweep of penalties against scikit-learn, and Tip-Adapter's search against a loop in Python.
+"""Compare the linear probe's sweep of penalties with scikit-learn, and Tip-Adapter's search with a Python loop.
 
     python scripts/bench/probe.py [--n 10000] [--penalties 96] [--val 40 4000]
 
-Features are made up, round one centre per class. Of the probe the objective of every optimum is compared: mean
-cross-entropy plus the penalty, in float64. Of the search the chosen pair and the accuracies of the whole grid are.
+Features are synthetic, around one centre per class. For the probe, the objective of every optimum is compared: mean
+cross-entropy plus the penalty, in float64. For the search, the chosen pair and the accuracies of the whole grid are.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from _common import Runs
     from numpy.typing import NDArray
 
-WAYS: Final = ("scikit-learn", "ours")
+VARIANTS: Final = ("scikit-learn", "ours")
 LARGEST_GAP: Final = 1e-4
-"""How far an optimum's objective may lie from scikit-learn's."""
+"""Largest allowed difference from scikit-learn's objective."""
 TIGHT: Final = 1e-9
-"""Tolerance at which scikit-learn's own objective is taken for the optimum."""
+"""Tolerance at which scikit-learn's objective counts as the optimum."""
 
 
 # ---------------------------------------------------------------- the probe
 
 
 def sweep(settings: dict[str, Any]) -> dict[str, Any]:
-    """Fit with every penalty by one of the ways."""
+    """Fit with every penalty by one of the variants."""
     from baselines import linear_probe
 
     use_threads(settings)
@@ -39,7 +39,7 @@ def sweep(settings: dict[str, Any]) -> dict[str, Any]:
     x, y = clusters(n, width, C)
     xv, yv = clusters(max(n // 5, C), width, C, seed=2)
     values = np.logspace(-6, 6, settings["penalties"])
-    solve = linear_probe.sweep if settings["way"] == "scikit-learn" else sweep_of_ours
+    solve = linear_probe.sweep if settings["variant"] == "scikit-learn" else sweep_of_ours
     solve(x[:200], y[:200], xv, yv, values[:2], 5)  # imports and first kernels
     found, seconds, memory = measured(lambda: solve(x, y, xv, yv, values, settings["max_iter"]))
     return {
@@ -84,7 +84,7 @@ def sweep_of_ours(
 def objective(
     weight: NDArray[Any], bias: NDArray[Any], x: NDArray[Any], y: NDArray[Any], C: float
 ) -> float:
-    """Return what logistic regression minimises, a mean over examples."""
+    """Return the objective of logistic regression, a mean over examples."""
     w = weight.astype(np.float64)
     logits = x.astype(np.float64) @ w.T + bias.astype(np.float64)  # (n, C)
     top = logits.max(axis=1)
@@ -97,7 +97,7 @@ def objective(
 
 
 def search(settings: dict[str, Any]) -> dict[str, Any]:
-    """Search alpha and beta by one of the ways."""
+    """Search alpha and beta by one of the variants."""
     import torch
     from baselines import tip_adapter
 
@@ -135,7 +135,7 @@ def search(settings: dict[str, Any]) -> dict[str, Any]:
 
     # A matrix product of the same shapes first: thread pools start at the first use.
     tip_adapter.logits(features, cache.keys.T, cache.values(), weights.T, 1.0, 1.0)
-    work = by_ours if settings["way"] == "ours" else by_loop
+    work = by_ours if settings["variant"] == "ours" else by_loop
     (beta, alpha, grid), seconds, memory = measured(work)
     return {
         "seconds": seconds,
@@ -149,48 +149,48 @@ MEASUREMENTS: Final = {"sweep": sweep, "optimum": optimum, "search": search}
 
 
 def rows_of(work: str, runs: dict[str, Runs]) -> list[list[str]]:
-    """Return the rows of one piece of work; the first way is what ours is compared with."""
+    """Return the rows of one case; ours is compared with the first variant."""
     base = next(iter(runs.values())).of()
     return [
         [
             work,
-            way,
+            variant,
             figure(found.of()),
             found.span(),
             times(base, found.of()),
             found.memory,
         ]
-        for way, found in runs.items()
+        for variant, found in runs.items()
     ]
 
 
 def compared_probe(runs: dict[str, Runs]) -> str:
-    """Say how far ours lies from scikit-learn's optima."""
-    theirs, own = (np.array(runs[way].first["objective"]) for way in WAYS)
-    # Below is no fault: scikit-learn stops at a tolerance of its own.
+    """Report the difference from scikit-learn's optima."""
+    theirs, own = (np.array(runs[variant].first["objective"]) for variant in VARIANTS)
+    # Below is fine: scikit-learn stops at its own tolerance.
     agree = np.mean(
-        np.isclose(runs[WAYS[0]].first["accuracy"], runs["ours"].first["accuracy"], atol=1e-9)
+        np.isclose(runs[VARIANTS[0]].first["accuracy"], runs["ours"].first["accuracy"], atol=1e-9)
     )
     above, below = max((own - theirs).max(), 0.0), max((theirs - own).max(), 0.0)
     verdict = "within" if above <= LARGEST_GAP else "NOT within"
     return (
-        f"- Objective of the {len(own)} optima: ours lies above scikit-learn's by {above:.2g} at the most "
+        f"- Objective of the {len(own)} optima: ours is above scikit-learn's by at most {above:.2g} "
         f"({verdict} {LARGEST_GAP:g}), below by {below:.2g}; equal val accuracy at {agree:.0%} of the penalties."
     )
 
 
 def compared_optimum(own: Sequence[float], tight: Sequence[float]) -> str:
-    """Say how far ours lies from the optima themselves."""
+    """Report the difference from the exact optima."""
     gap = float(np.abs(np.array(own) - np.array(tight)).max())
     verdict = "within" if gap <= LARGEST_GAP else "NOT within"
     return (
-        f"- Against scikit-learn at a tolerance of {TIGHT:g}, {len(tight)} of the penalties: ours differs by {gap:.2g} "
-        f"at the most ({verdict} {LARGEST_GAP:g})."
+        f"- Against scikit-learn at a tolerance of {TIGHT:g}, {len(tight)} of the penalties: ours differs by at most "
+        f"{gap:.2g} ({verdict} {LARGEST_GAP:g})."
     )
 
 
 def compared_search(work: str, runs: dict[str, Runs]) -> str:
-    """Say whether both searches come to the same."""
+    """Report whether both searches agree."""
     loop, own = runs["loop in Python"].first, runs["ours"].first
     differ = np.mean(np.abs(np.array(loop["grid"]) - np.array(own["grid"])) > 1e-3)
     same = "the same pair" if np.allclose(loop["pair"], own["pair"]) else "ANOTHER pair"
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--classes", type=int, default=10)
     add("--penalties", type=int, default=96)
     add("--max-iter", type=int, default=1000)
-    add("--check", type=int, default=7, help="penalties whose optimum is computed to the end")
+    add("--check", type=int, default=7, help="penalties whose optimum is computed exactly")
     add("--shots", type=int, default=16, help="keys per class of the cache")
     add("--val", type=int, nargs="+", default=[40, 4000], help="val examples of the search")
     add("--betas", type=int, default=200)
@@ -224,7 +224,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with bench.scratch():
         common = {"width": o.width, "classes": o.classes}
         settings = common | {"n": o.n, "penalties": o.penalties, "max_iter": o.max_iter}
-        runs = bench.alternate({way: ("sweep", settings | {"way": way}) for way in WAYS})
+        runs = bench.alternate({
+            variant: ("sweep", settings | {"variant": variant}) for variant in VARIANTS
+        })
         work = f"sweep of {o.penalties} penalties, {o.n:,} x {o.width}, {o.classes} classes"
         rows, notes = rows_of(work, runs), [compared_probe(runs)]
         chosen = np.unique(np.linspace(0, o.penalties - 1, o.check).round().astype(int))
@@ -235,13 +237,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for val in o.val:
             settings = common | {"shots": o.shots, "val": val, "betas": o.betas, "alphas": o.alphas}
             runs = bench.alternate({
-                way: ("search", settings | {"way": way}) for way in ("loop in Python", "ours")
+                variant: ("search", settings | {"variant": variant})
+                for variant in ("loop in Python", "ours")
             })
             keys = o.shots * o.classes
             work = f"search of {o.betas} x {o.alphas}, {keys} keys, {val:,} val examples"
             rows += rows_of(work, runs)
             notes.append(compared_search(work, runs))
-    head = ["work", "way", "seconds", "least to most", "times as fast", "peak memory, MiB"]
+    head = ["task", "variant", "seconds", "min to max", "speed-up", "peak memory, MiB"]
     bench.write("Linear probe and Tip-Adapter's search", table(head, rows), notes)
 
 

@@ -1,10 +1,10 @@
-"""Where the seconds of ``clipadapt zeroshot`` on ten pictures go: wall time, and what is imported.
+"""Measure where the seconds of ``clipadapt zeroshot`` on ten images go: wall time and imports.
 
     python scripts/bench/startup.py [--model stitched] [--images 10]
 
-Cold is the first run on this machine: the store is empty and the model's weights have not been hashed. Warm is the
-next run on the same pictures. The profile is python's own (``-X importtime``), with what each package's modules take
-themselves; under it everything is a little slower.
+Cold is the first run on this machine: the cache is empty and the model's weights have not been hashed. Warm is the next
+run on the same images. The profile is Python's own (``-X importtime``), by the time of each package's own modules;
+everything is a little slower with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import _common
-from _common import Bench, class_names, figure, pictures, table
+from _common import Bench, class_names, figure, table, write_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--images", type=int, default=10)
     o = bench.parse(argv, {"model": "", "images": 3})
     with bench.scratch() as folder:
-        pictures(folder / "data", "test", o.images, 227, class_names(min(5, o.images)))
+        write_images(folder / "data", "test", o.images, 227, class_names(min(5, o.images)))
         model = o.model or _common.tiny_model(folder / "model")
         data = f"folder:{folder / 'data'}"
         zero_shot = ["zeroshot", "--model", model, "--dataset", data]
@@ -109,9 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "",
         *table(["package", "seconds"], listed, words=1),
     ]
-    head = ["work", "seconds", "least to most", "of a warm run"]
+    head = ["work", "seconds", "min to max", "of a warm run"]
     bench.write(
-        f"Start-up: `clipadapt zeroshot` on {o.images} pictures (`{o.model or 'a tiny model'}`)",
+        f"Start-up: `clipadapt zeroshot` on {o.images} images (`{o.model or 'a tiny model'}`)",
         table(head, rows, words=1),
         notes,
     )

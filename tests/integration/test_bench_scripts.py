@@ -16,8 +16,8 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 # Script -> what the first two cells of its rows must hold, and how many rows a quick run has.
 QUICK: dict[str, tuple[set[str], int]] = {
     "zeroshot": ({"ours, bf16", "ours, fp32", "clip-benchmark --no_amp"}, 4),
-    "coop": ({"plain, fp32", "ours, fp32", "ours, bf16"}, 6),
-    "lora": ({"plain, fp32", "ours, fp32", "ours, bf16"}, 6),
+    "coop": ({"reference, fp32", "ours, fp32", "ours, bf16"}, 6),
+    "lora": ({"reference, fp32", "ours, fp32", "ours, bf16"}, 6),
     "probe": ({"scikit-learn", "loop in Python", "ours"}, 4),
     "pipeline": ({"pipeline", "tower alone", "decode alone"}, 6),
     "growth": ({"40 images", "3 classes", "2 shots"}, 14),
@@ -80,7 +80,7 @@ def test_a_quick_run_writes_its_table(name, script, tmp_path, capsys):
 
     text = target.read_text(encoding="utf-8")
     assert capsys.readouterr().out == text
-    assert "say nothing" in text  # nobody takes a smoke run for a measurement
+    assert "mean nothing" in text  # nobody takes a smoke run for a measurement
     rows = checked(text)
     expected, count = QUICK[name]
     assert expected <= {cell for row in rows for cell in row[:2]}
@@ -136,13 +136,13 @@ def test_ways_alternate_and_medians_are_taken(script, tmp_path):
     seen: list[str] = []
 
     def measure(settings: dict[str, Any]) -> dict[str, Any]:
-        seen.append(settings["way"])
+        seen.append(settings["variant"])
         return {"seconds": float(len(seen)), "memory": None}
 
     bench = common.Bench("probe", "Doc.", {"one": measure})
     bench.parse(["--no-isolate", "--repeats", "3"])
     with bench.scratch():
-        runs = bench.alternate({w: ("one", {"way": w}) for w in "ab"})
+        runs = bench.alternate({w: ("one", {"variant": w}) for w in "ab"})
 
     assert "".join(seen) == "abbaab"
     assert runs["a"].of() == 4.0
@@ -174,7 +174,7 @@ def test_each_measurement_has_an_empty_store_unless_it_names_one(script, monkeyp
 
 
 def test_a_ragged_table_is_refused(script):
-    with pytest.raises(ValueError, match="other than 2 cells"):
+    with pytest.raises(ValueError, match="rows without 2 cells"):
         script("_common").table(["a", "b"], [["1", "2"], ["3"]])
 
 
@@ -189,8 +189,8 @@ def test_the_clock_leaves_out_the_first_steps(script):
 
 def test_pictures_are_different_files(script, tmp_path):
     common = script("_common")
-    common.pictures(tmp_path, "test", 9, 16, ("a", "b"), distinct=4)
-    common.pictures(tmp_path, "train", 4, 16, ("a", "b"))
+    common.write_images(tmp_path, "test", 9, 16, ("a", "b"), distinct=4)
+    common.write_images(tmp_path, "train", 4, 16, ("a", "b"))
 
     files = sorted(tmp_path.glob("*/*/*.jpg"))
     assert len(files) == 13
@@ -256,8 +256,8 @@ def test_tables_of_a_sweep_that_differ_are_told(script):
     compared = script("sweep").compared
     fast = {"accuracy": {"a": 0.5, "b": 0.25}}
 
-    assert "all 2 accuracies are equal" in compared(fast, {"accuracy": {"a": 0.5, "b": 0.25}})
-    assert "1 of 2 accuracies DIFFER, by 25.00%" in compared(
+    assert "all 2 accuracies agree" in compared(fast, {"accuracy": {"a": 0.5, "b": 0.25}})
+    assert "1 of 2 accuracies DIFFER, by at most 25.00%" in compared(
         fast, {"accuracy": {"a": 0.5, "b": 0.5}}
     )
     assert "DIFFERENT runs" in compared(fast, {"accuracy": {"a": 0.5}})

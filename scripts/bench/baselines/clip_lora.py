@@ -1,7 +1,7 @@
-"""CLIP-LoRA the plain way: both towers at every step, the texts of all classes at full length, float32.
+"""Reference CLIP-LoRA: both towers at every step, the texts of all classes at full length, float32.
 
-M. Zanella and I. Ben Ayed, CVPRW 2024, arXiv:2405.18541. Where the sources leave two ways open, the cheaper one
-stands here: the update is computed as ``B (A x)``, never as a matrix of the layer's size.
+M. Zanella and I. Ben Ayed, CVPRW 2024, arXiv:2405.18541. Where the sources allow two
+implementations, this is the cheaper one: the update is computed as ``B (A x)``, never as a matrix of the layer's size.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class LoRALinear(torch.nn.Module):
 
 
 class Attention(torch.nn.Module):
-    """Self-attention with separate projections, in the place of an ``nn.MultiheadAttention``."""
+    """Self-attention with separate projections that replaces an ``nn.MultiheadAttention``."""
 
-    def __init__(self, plain: Any, roles: Sequence[str], settings: dict[str, Any]) -> None:
+    def __init__(self, reference: Any, roles: Sequence[str], settings: dict[str, Any]) -> None:
         super().__init__()
-        self.heads = plain.num_heads
-        weights = [*plain.in_proj_weight.chunk(3), plain.out_proj.weight]
-        biases = [*plain.in_proj_bias.chunk(3), plain.out_proj.bias]
+        self.heads = reference.num_heads
+        weights = [*reference.in_proj_weight.chunk(3), reference.out_proj.weight]
+        biases = [*reference.in_proj_bias.chunk(3), reference.out_proj.bias]
         for role, weight, bias in zip("qkvo", weights, biases, strict=True):
             if role in roles:
                 layer: torch.nn.Module = LoRALinear(weight, bias, **settings)
@@ -79,12 +79,12 @@ class Attention(torch.nn.Module):
 
 
 class CLIPLoRA:
-    """A CLIP whose attention carries updates; the network is changed in place.
+    """A CLIP with low-rank updates in its attention; the network is changed in place.
 
     Attributes:
         clip: open_clip's ``CLIP``, float32.
         encoder: Towers with updates: ``both``, ``vision`` or ``text``.
-        parameters: The updates' matrices, ``TOWER.BLOCK.ROLE.A`` and ``.B``.
+        parameters: Matrices of the updates, ``TOWER.BLOCK.ROLE.A`` and ``.B``.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class CLIPLoRA:
         return F.normalize(self.clip.encode_image(pixels), dim=-1)
 
     def logits(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Return logits ``(b, C)``; the factor is constant."""
+        """Return logits ``(b, C)``; the scale is constant."""
         return LOGIT_SCALE * self.image_features(pixels) @ text.T
 
     def train(

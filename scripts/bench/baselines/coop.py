@@ -1,6 +1,6 @@
-"""CoOp the plain way: prompts of the whole context, the image tower at every step, float32, SGD.
+"""Reference CoOp: prompts of full context length, the image tower at every step, float32, SGD.
 
-K. Zhou et al., IJCV 2022, arXiv:2109.01134. Where the sources leave two ways open, the cheaper one stands here.
+K. Zhou et al., IJCV 2022, arXiv:2109.01134. Where the sources allow two implementations, this is the cheaper one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INIT_STD: Final = 0.02
 
 
 class PromptLearner(torch.nn.Module):
-    """Context vectors and what surrounds them; the towers are frozen and not among its parameters."""
+    """Context vectors and the fixed embeddings around them; the towers are frozen and not among its parameters."""
 
     def __init__(
         self,
@@ -34,16 +34,16 @@ class PromptLearner(torch.nn.Module):
         position: str = "end",
         csc: bool = False,
     ) -> None:
-        """Tokenize ``X ... X name.`` and keep the embeddings of all but the places of the ``X``.
+        """Tokenize ``X ... X name.`` and keep the embeddings except those of the ``X``.
 
         Args:
             clip: open_clip's ``CLIP``.
             tokenizer: Its tokenizer.
-            classnames: ``C`` names; ``_`` stands for a space.
-            n_ctx: Context vectors; with ``ctx_init`` its words are counted instead.
+            classnames: ``C`` names; ``_`` means a space.
+            n_ctx: Number of context vectors; ignored with ``ctx_init``, whose words are counted.
             ctx_init: Words to start from.
-            position: Where the name stands: ``end``, ``middle`` or ``front``.
-            csc: Every class learns vectors of its own.
+            position: Position of the class name: ``end``, ``middle`` or ``front``.
+            csc: Whether each class has its own vectors.
         """
         super().__init__()
         words = ctx_init.replace("_", " ")

@@ -1,4 +1,4 @@
-"""The linear probe the plain way: scikit-learn's logistic regression, one fit per penalty, judged on val.
+"""Reference linear probe: scikit-learn's logistic regression, one fit per penalty, evaluated on val.
 
 A. Radford et al., ICML 2021, appendix A.3, arXiv:2103.00020.
 """
@@ -48,7 +48,7 @@ def sweep(
     max_iter: int = 1000,
     tol: float = 1e-4,
 ) -> list[Probe]:
-    """Fit with each penalty, from nothing; the tolerance is scikit-learn's own."""
+    """Fit with each penalty from zero; the tolerance is scikit-learn's default."""
     probes = []
     for C in penalties:
         with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""The plain way to do what textsent does, with transformers and PEFT as their guides show it.
+"""Reference implementation of what textsent does, with transformers and PEFT as their guides show.
 
-float32, every text of a split padded to the split's longest, no feature store, no sorting by length.
+float32, every text padded to the longest of its split, no feature cache, no sorting by length.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LORA_TARGETS: Final = {
 
 
 def extractor(model: str) -> Callable[[Sequence[str]], NDArray[np.float32]]:
-    """Return the pipeline that gives the last layer's first state of each text, shape ``(n, D)``."""
+    """Return a pipeline that computes the first hidden state of the last layer of each text, shape ``(n, D)``."""
     import torch
     from transformers import pipeline
 
     made = pipeline("feature-extraction", model=model, dtype=torch.float32, device="cpu")
 
     def extract(texts: Sequence[str]) -> NDArray[np.float32]:
-        # Tensors, not the nested lists of the default: building those would count against the pipeline.
+        # Tensors, not the nested lists of the default, which would slow the pipeline down.
         states = made(
             list(texts),
             batch_size=BATCH,
@@ -46,18 +46,18 @@ def extractor(model: str) -> Callable[[Sequence[str]], NDArray[np.float32]]:
 def trainer(
     model: str, n_classes: int, settings: dict[str, Any], folder: Path, *, lora: bool
 ) -> tuple[Callable[..., None], Callable[[Sequence[str]], NDArray[np.float32]]]:
-    """Load a classifier and return how to train it and how to use it.
+    """Load a classifier and return functions that train and apply it.
 
     Args:
         model: Hugging Face id or folder.
         n_classes: ``C``.
         settings: ``learning_rate``, ``batch_size``, ``weight_decay``, ``warmup_steps``, ``max_length``, ``seed``,
             and for LoRA ``r``, ``lora_alpha``, ``lora_dropout``.
-        folder: Where the Trainer may write.
+        folder: Folder for the Trainer.
         lora: Train low-rank updates instead of every weight.
 
     Returns:
-        ``train(texts, labels)``: one epoch, tokenising included; ``scores(texts)``: logits, shape ``(n, C)``.
+        ``train(texts, labels)``: one epoch, including tokenization; ``scores(texts)``: logits, shape ``(n, C)``.
     """
     import torch
     from datasets import Dataset
@@ -88,7 +88,7 @@ def trainer(
         network = get_peft_model(network, config)
 
     def train(texts: Sequence[str], labels: Sequence[int]) -> None:
-        cut = settings["max_length"]  # None: where the tokenizer's own limit is
+        cut = settings["max_length"]  # None: the tokenizer's own limit
         rows = dict(tokenizer(list(texts), truncation=True, max_length=cut, padding="longest"))
         arguments = TrainingArguments(
             output_dir=str(folder),

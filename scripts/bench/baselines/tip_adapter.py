@@ -1,4 +1,4 @@
-"""Tip-Adapter's search the plain way: a loop over beta, a loop over alpha, and the cache's votes at every step.
+"""Reference search of Tip-Adapter: a loop over beta, a loop over alpha, and the cache logits at every step.
 
 R. Zhang et al., ECCV 2022, arXiv:2207.09519.
 """
@@ -43,7 +43,7 @@ def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def grid_of(end: float, steps: int) -> list[float]:
-    """Return the values searched; the end itself is not reached."""
+    """Return the values searched; the end is excluded."""
     return [START + i * (end - START) / steps for i in range(steps)]
 
 
@@ -65,8 +65,8 @@ def search(
         keys: Shape ``(D, N)``.
         values: One-hot labels, shape ``(N, C)``.
         weights: Text classifier, shape ``(D, C)``.
-        scale: Ends of the ranges of beta and alpha.
-        steps: Values of beta and alpha.
+        scale: Upper ends of the ranges of beta and alpha.
+        steps: Number of values of beta and alpha.
     """
     best, best_beta, best_alpha, grid = 0.0, 0.0, 0.0, []
     for beta in grid_of(scale[0], steps[0]):

@@ -1,4 +1,4 @@
-"""Zero-shot classification as others do it: CLIP_benchmark's way, its package, the pipeline of transformers."""
+"""Zero-shot classification of others: CLIP_benchmark reimplemented, its package, the pipeline of transformers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SPECIAL: Final = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endo
 """open_clip's names of the two special tokens, and those of transformers."""
 
 
-# ---------------------------------------------------------------- as CLIP_benchmark does it
+# ---------------------------------------------------------------- CLIP_benchmark reimplemented
 
 
 @torch.no_grad()
 def classifier(
     clip: Any, tokenizer: Any, classnames: Sequence[str], templates: Sequence[str]
 ) -> torch.Tensor:
-    """Return one column per class, shape ``(D, C)``: texts at full length, a class at a time.
+    """Return one column per class, shape ``(D, C)``: texts at full length, one class at a time.
 
     Args:
         clip: A network of open_clip.
@@ -63,10 +63,10 @@ def loader(data: Any, *, batch: int = BATCH, workers: int = WORKERS) -> Any:
 
 
 def package() -> ModuleType:
-    """Return ``clip_benchmark.metrics.zeroshot_classification``, mended for numpy 2.4.
+    """Return ``clip_benchmark.metrics.zeroshot_classification``, fixed for numpy 2.4.
 
-    Its ``accuracy`` makes a float of an array of one entry, which numpy refuses since 2.4; the one put in its place
-    counts the same.
+    Its ``accuracy`` converts an array with one entry to float, which numpy refuses since 2.4; the replacement counts
+    the same.
 
     Raises:
         ModuleNotFoundError: If the package is not installed.
@@ -85,7 +85,7 @@ def package() -> ModuleType:
 
 
 def its_templates(templates: Sequence[str]) -> list[str]:
-    """Return templates as the package fills them."""
+    """Return templates in the format of the package."""
     return [template.replace("{}", "{c}") for template in templates]
 
 
@@ -152,7 +152,7 @@ def transformers_model(clip: Any) -> Any:
     lacking, left = model.load_state_dict(state, strict=False)
     unknown = [n for n in lacking if not n.endswith("position_ids")]
     if unknown or left:
-        raise ValueError(f"transformers names its weights otherwise: {unknown or left}")
+        raise ValueError(f"transformers has other weight names: {unknown or left}")
     return model
 
 

@@ -71,7 +71,7 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder, ["model.precision=fp32"])
         task = train_task(it.open().dataset, settings["n"], settings["classes"])
-        clip, tokenizer = it.backbone.module, it.backbone.tokenizer
+        clip, tokenizer = it.backbone.module, it.backbone.tokenizer.inner
         learner = coop.PromptLearner(clip, tokenizer, task.classnames, settings["n_ctx"])
         batches = reference_batches(it.backbone, task, settings)
         at = []

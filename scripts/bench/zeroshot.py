@@ -99,7 +99,7 @@ def by_package(settings: dict[str, Any]) -> dict[str, Any]:
             evaluate(
                 backbone.module,
                 zero_shot.loader(data, workers=settings["workers"]),
-                backbone.tokenizer,
+                backbone.tokenizer.inner,
                 data.classes,
                 zero_shot.its_templates([TEMPLATE]),
                 "cpu",
@@ -135,7 +135,7 @@ def by_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
         root = Path(settings["data"].removeprefix("folder:"), "test")
         files = sorted(str(p) for p in root.glob("*/*.jpg"))[: settings["pipeline_images"]]
         names = sorted(p.name for p in root.iterdir())
-        pipe = zero_shot.pipeline_of(backbone.module, backbone.tokenizer)
+        pipe = zero_shot.pipeline_of(backbone.module, backbone.tokenizer.inner)
 
         def work(files: list[str]) -> Any:
             return pipe(files, candidate_labels=names, hypothesis_template=TEMPLATE)
@@ -172,7 +172,7 @@ def reference_scores(backbone: Any, target: Any, split: Any) -> Any:
     from baselines import zero_shot
 
     weights = zero_shot.classifier(
-        backbone.module, backbone.tokenizer, target.classnames, target.templates
+        backbone.module, backbone.tokenizer.inner, target.classnames, target.templates
     )
     transform, size = backbone.preprocess(), zero_shot.BATCH
     parts = [split.inputs.examples[i : i + size] for i in range(0, len(split), size)]

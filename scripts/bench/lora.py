@@ -69,7 +69,9 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder, ["model.precision=fp32"])
         task = train_task(it.open().dataset, settings["n"], settings["classes"])
-        tokens = it.backbone.tokenizer.inner([TEMPLATE.replace("{}", name) for name in task.classnames])
+        tokens = it.backbone.tokenizer.inner([
+            TEMPLATE.replace("{}", name) for name in task.classnames
+        ])
         batches = reference_batches(it.backbone, task, settings)
         encoder = {"image": "vision"}.get(settings["encoder"], settings["encoder"])
         method = clip_lora.CLIPLoRA(it.backbone.module, encoder)

@@ -102,8 +102,8 @@ def test_a_measurement_runs_in_a_process_of_its_own(tmp_path):
 
     done = run("method.class_chunk=2")
     assert done.returncode == 0, done.stderr
-    assert "each in a process of its own" in done.stdout
-    assert "changed: method.class_chunk=2." in done.stdout
+    assert "each in a new process" in done.stdout
+    assert "Changed settings of clipadapt: method.class_chunk=2." in done.stdout
     assert len(checked(target.read_text(encoding="utf-8"))) == 3
 
     wrong = run("method.class_chnk=2")

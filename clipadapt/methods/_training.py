@@ -23,6 +23,7 @@ from clipadapt.core.api.errors import ConfigError, DivergedError
 from clipadapt.core.api.limits import BatchSize, Epochs, WarmupSteps
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files.atomic import write_bytes
+from clipadapt.core.files.resume import resume_key
 from clipadapt.core.scoring.scores import nll, topk_accuracy
 
 if TYPE_CHECKING:
@@ -460,12 +461,13 @@ def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
 
 def key_of(model: Backbone, task: Task[Any]) -> str:
     """Return a hash of a fit's inputs: the model's weights, class names, templates, examples and labels."""
-    total = hashlib.sha256(json.dumps([task.classnames, task.templates]).encode())
-    total.update(f"{model.weights_sha256} {model.dtype}".encode())
-    for split in (task.train, task.val):
-        if split is not None:
-            total.update(split.inputs.digests().tobytes() + split.labels.tobytes() + b"\0")
-    return total.hexdigest()
+    facts = {
+        "classnames": task.classnames,
+        "templates": task.templates,
+        "weights": model.weights_sha256,
+        "dtype": model.dtype,
+    }
+    return resume_key(facts, (task.train, task.val))
 
 
 def _optimizer(torch: Any, parameters: list[Any], config: TrainingConfig) -> Any:

@@ -18,7 +18,7 @@ from clipadapt.methods import _training
 from tests.unit.methods.test_resume import toy
 from tests.unit.textsent.test_methods_trained import TEST, Bars, Killed, context, fit
 from tests.unit.textsent.tiny import TinyEncoder, make_task
-from textsent.methods import _trainer
+from textsent.methods import _checkpoints, _trainer
 
 CASES = 20
 SETTINGS = {"epochs": 4, "lr": 1e-3}
@@ -56,7 +56,7 @@ def killed(request, encoder, tmp_path_factory):
         )
     shutil.copytree(root / "work", root / "pristine")
     newest = max((root / "work" / "trainer").glob("checkpoint-*"), key=_step)
-    key = json.loads((newest / _trainer.CHECKSUMS).read_text())["key"]
+    key = json.loads((newest / _checkpoints.CHECKSUMS).read_text())["key"]
     return name, whole.predict_scores(TEST), root / "work", root / "pristine", key
 
 
@@ -89,14 +89,14 @@ def test_every_damage_of_a_text_checkpoint_is_named_and_passed_over(killed):
     assert {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"} < set(names)
     assert {"training_args.bin", "checksums.json"} < set(names)
     notes: list[str] = []
-    assert _trainer.last_whole_checkpoint(newest.parent, key, notes.append) == newest
+    assert _checkpoints.newest_valid(newest.parent, key, notes.append) == newest
     assert notes == []
     for name in names:
         for damaged in damages((pristine / "trainer" / newest.name / name).read_bytes(), rng):
             newest = restored(work, pristine)
             (newest / name).write_bytes(damaged)
             notes = []
-            found = _trainer.last_whole_checkpoint(newest.parent, key, notes.append)
+            found = _checkpoints.newest_valid(newest.parent, key, notes.append)
             assert found != newest
             assert not newest.exists()
             (note,) = notes
@@ -115,7 +115,7 @@ def test_a_text_fit_ends_equal_after_damage(killed, encoder, file):
     newest = restored(work, pristine)
     every = [newest] if file != "all" else list(newest.parent.glob("checkpoint-*"))
     for checkpoint in every:
-        weights = next(n for n in _trainer.WEIGHTS if (checkpoint / n).exists())
+        weights = next(n for n in _checkpoints.WEIGHTS if (checkpoint / n).exists())
         path = checkpoint / (weights if file in {"weights", "all"} else file)
         raw = bytearray(path.read_bytes())
         raw[len(raw) // 2] ^= 1
@@ -137,7 +137,7 @@ class Hostile:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("file", _trainer.PICKLED)
+@pytest.mark.parametrize("file", _checkpoints.PICKLED)
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_hostile_pickle_runs_nothing_whatever_the_checksums_say(
     killed, encoder, tmp_path, file, sealed
@@ -146,8 +146,8 @@ def test_a_hostile_pickle_runs_nothing_whatever_the_checksums_say(
     newest = restored(work, pristine)
     torch.save({"state": Hostile(tmp_path / "ran")}, newest / file)
     if sealed:
-        (newest / _trainer.CHECKSUMS).unlink()
-        _trainer._seal(newest, key)
+        (newest / _checkpoints.CHECKSUMS).unlink()
+        _checkpoints.seal(newest, key)
     bars = Notes()
     got = fit(name, encoder, make_task(44), context(work, progress=bars), **SETTINGS)
     assert not (tmp_path / "ran").exists()
@@ -160,7 +160,7 @@ def test_a_planted_file_is_damage_too(killed):
     newest = restored(work, pristine)
     torch.save({}, newest / "pytorch_model.bin")
     notes: list[str] = []
-    assert _trainer.last_whole_checkpoint(newest.parent, key, notes.append) != newest
+    assert _checkpoints.newest_valid(newest.parent, key, notes.append) != newest
     assert "pytorch_model.bin" in notes[0]
 
 
@@ -203,7 +203,7 @@ def test_a_text_checkpoint_that_cannot_be_written_changes_nothing(
     (note,) = bars.notes
     assert "cannot write the checkpoint" in note
     for left in (tmp_path / "work" / "trainer").glob("checkpoint-*"):
-        assert (left / _trainer.CHECKSUMS).exists()
+        assert (left / _checkpoints.CHECKSUMS).exists()
 
 
 # ---------------------------------------------------------------- images

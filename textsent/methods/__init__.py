@@ -1,4 +1,4 @@
-"""Methods for sentiment: one file each; the file is the registered name."""
+"""Text classification methods: one file each, and the file name is the registered name."""
 
 from clipadapt.core.api.tracks import Examples, Track
 

@@ -1,4 +1,4 @@
-"""Frozen features of texts, their scaling, and the search for ``C``: what ``svm`` and ``logreg`` share."""
+"""Frozen features of texts, their scaling, and the search for ``C``, shared by ``svm`` and ``logreg``."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MAX_GRID = 1000  # values of C
 
 
 class FeatureConfig(MethodConfig):
-    """Which features are read, and how ``C`` is found.
+    """Hyperparameters of features, and of the search for ``C``.
 
     Attributes:
         layer: Layer of the encoder: 0 for the embeddings, or negative from the end.
-        pooling: ``cls``, the first piece's state, or ``mean`` over the pieces.
-        max_length: Pieces read of a text; None reads what the model can, 512 at the most.
-        standardize: Bring every feature to mean 0 and variance 1 over train.
-        C: Inverse strength of the penalty where nothing is searched.
-        C_grid: Values tried on val; empty, or without val, takes ``C``.
+        pooling: ``cls``, the state of the first token, or ``mean`` over the tokens.
+        max_length: Tokens read of a text; None reads as many as the model can, at most 512.
+        standardize: Scale every feature to mean 0 and variance 1 over train.
+        C: Inverse strength of the penalty, used without a search.
+        C_grid: Values tried on val; ``C`` is used if it is empty or there is no val.
     """
 
-    layer: int = Field(default=-1, ge=-1000, le=1000)  # those there are: the model's to say
+    layer: int = Field(default=-1, ge=-1000, le=1000)  # the model checks whether it has the layer
     pooling: Pooling = "cls"
     max_length: int | None = Field(default=None, gt=0, le=1_000_000)
     standardize: bool = False
@@ -48,13 +48,13 @@ class FeatureConfig(MethodConfig):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads one layer of an encoder in one way.
+    """Reads features from one layer of an encoder.
 
     Attributes:
         encoder: The frozen encoder.
         layer: See :class:`FeatureConfig`.
         pooling: See :class:`FeatureConfig`.
-        max_length: Pieces read of a text.
+        max_length: Tokens read of a text.
     """
 
     encoder: TextEncoder
@@ -64,21 +64,21 @@ class Reader:
 
     @classmethod
     def of(cls, encoder: TextEncoder, config: FeatureConfig) -> Reader:
-        """Return the reader that a config describes."""
-        length = _task.pieces(encoder, config.max_length)
+        """Return the reader for a config."""
+        length = _task.token_limit(encoder, config.max_length)
         return cls(encoder, config.layer, config.pooling, length)
 
     @classmethod
     def restored(cls, encoder: TextEncoder, facts: Mapping[str, Any]) -> Reader:
-        """Return the reader that :meth:`facts` described."""
+        """Return the reader with the saved :meth:`facts`."""
         return cls(encoder, facts["layer"], facts["pooling"], facts["max_length"])
 
     def facts(self) -> dict[str, Any]:
-        """Return what a saved classifier must remember."""
+        """Return the settings that a saved classifier needs."""
         return {"layer": self.layer, "pooling": self.pooling, "max_length": self.max_length}
 
     def __call__(self, inputs: Inputs[str]) -> NDArray[np.float64]:
-        """Return features of shape ``(n, D)``; float32 values, widened for exact arithmetic."""
+        """Return features of shape ``(n, D)``; float32 values, as float64 for exact arithmetic."""
         return self.encoder.encode(inputs, self.layer, self.pooling, self.max_length).astype(
             np.float64
         )
@@ -96,7 +96,7 @@ class Scaler:
 
     @classmethod
     def fitted(cls, x: NDArray[np.float64], *, standardize: bool) -> Scaler:
-        """Return scikit-learn's StandardScaler of ``x``, or the map that changes nothing."""
+        """Return scikit-learn's StandardScaler of ``x``, or the identity."""
         from sklearn.preprocessing import StandardScaler
 
         if not standardize:
@@ -112,24 +112,24 @@ class Scaler:
 def search(
     grid: Sequence[float],
     fit: Callable[[float], F],
-    judge: Callable[[F], dict[str, float]],
+    evaluate: Callable[[F], dict[str, float]],
     ctx: RunContext,
 ) -> tuple[F, dict[str, Any]]:
-    """Return the fit of the ``C`` with the best val accuracy, and what was selected.
+    """Return the fit of the ``C`` with the best val accuracy, and the selection for the record.
 
-    Ties are broken by the lower val loss where the judge gives one, then by the smaller ``C``.
+    Ties are broken by the lower val loss, if ``evaluate`` returns one, then by the smaller ``C``.
 
     Args:
         grid: Values of ``C``.
         fit: Fits on train.
-        judge: Returns ``val_accuracy`` and, if the scores are logits, ``val_loss``.
-        ctx: Where every trial is logged.
+        evaluate: Returns ``val_accuracy`` and, if the scores are logits, ``val_loss``.
+        ctx: Receives the log of every trial.
     """
     trials: list[tuple[tuple[float, float, float], F]] = []
     with ctx.progress.track("search for C", len(grid), "fits") as bar:
         for C in sorted(grid):
             fitted = fit(C)
-            values = judge(fitted)
+            values = evaluate(fitted)
             ctx.log(C=C, **values)
             bar.advance(1, C=C, **values)
             trials.append(((values["val_accuracy"], -values.get("val_loss", 0.0), -C), fitted))

@@ -1,4 +1,4 @@
-"""What every method asks of its task and its encoder before it begins."""
+"""Hyperparameters of the methods that train a network, and the checks that every method makes before a fit."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Split, Task
     from textsent.models import TextEncoder
 
-LONGEST = 512  # pieces read where nothing is asked for; attention's cost grows with the square
+DEFAULT_LIMIT = 512  # tokens; the cost of attention grows with the square
 
 
 class TrainingConfig(MethodConfig):
-    """Hyperparameters of the Trainer; what is not named here is its default.
+    """Hyperparameters of the Trainer; all others have the Trainer's defaults.
 
     Attributes:
         epochs: Passes over train.
         batch_size: Texts per step.
         eval_batch_size: Texts per forward pass over val.
-        lr: Peak learning rate of AdamW; after the warm-up it falls linearly to zero.
-        warmup_steps: Steps of linear warm-up; below 1 the share of all steps.
-        weight_decay: Weight decay, not on biases and normalisations.
-        keep: Which epoch is kept: ``best`` by val accuracy (the first of equals; without val the last), or ``last``.
-        group_by_length: Batches of texts of like length, so that little is padded.
-        max_length: Pieces read of a text; None reads what the model can, 512 at the most.
-        precision: Arithmetic of training: ``fp32``, or ``bf16`` autocast over float32 weights.
+        lr: Peak learning rate of AdamW; it decreases linearly to zero after the warm-up.
+        warmup_steps: Steps of linear warm-up; below 1 a fraction of all steps.
+        weight_decay: Weight decay, not applied to biases and normalization layers.
+        keep: Which epoch is kept: ``best`` by val accuracy (ties: the first; without val: the last), or ``last``.
+        group_by_length: Put texts of similar length into one batch, which needs less padding.
+        max_length: Tokens read of a text; None reads as many as the model can, at most 512.
+        precision: Precision of training: ``fp32``, or ``bf16`` autocast with float32 weights.
     """
 
     epochs: int = Field(default=3, gt=0, le=MAX_EPOCHS)
@@ -47,20 +47,20 @@ class TrainingConfig(MethodConfig):
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def check(self, task: Task[str]) -> None:
-        """Refuse a schedule that ends before its warm-up does."""
+        """Reject a warm-up that is longer than the training."""
         if task.train is not None and len(task.train):
             check_warmup(self.warmup_steps, self.steps_for(len(task.train)))
 
     def steps_for(self, n: int) -> int:
-        """Return the steps of training on ``n`` texts."""
+        """Return the number of training steps on ``n`` texts."""
         return math.ceil(n / self.batch_size) * self.epochs
 
 
 def labelled(task: Task[str], method: str) -> tuple[Split[str], Split[str] | None]:
-    """Return the training split, and the validation split or None where it is absent or empty.
+    """Return the training split, and the validation split or None if it is missing or empty.
 
     Raises:
-        DataError: If there is no training example, or examples of one class only.
+        DataError: If there are no training examples, or only of one class.
     """
     train = task.require_train(method)
     seen = len(np.unique(train.labels))
@@ -72,6 +72,6 @@ def labelled(task: Task[str], method: str) -> tuple[Split[str], Split[str] | Non
     return train, task.val if task.val is not None and len(task.val) else None
 
 
-def pieces(encoder: TextEncoder, max_length: int | None) -> int:
-    """Return how many pieces of a text are read: what is asked for, else what the model can, 512 at the most."""
-    return min(encoder.max_length, LONGEST) if max_length is None else max_length
+def token_limit(encoder: TextEncoder, max_length: int | None) -> int:
+    """Return how many tokens of a text are read: ``max_length``, or as many as the model can read, at most 512."""
+    return min(encoder.max_length, DEFAULT_LIMIT) if max_length is None else max_length

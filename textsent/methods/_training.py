@@ -1,13 +1,12 @@
-"""What the methods that train a network share: hyperparameters, the fit, and the fitted object.
+"""Fit, save and load the methods that train a network: a Hugging Face sequence classifier on a text encoder.
 
-The framework is imported where work begins: ``_trainer.py`` holds the one set-up of the Trainer.
+torch and transformers are imported inside the functions: :mod:`~textsent.methods._trainer` is the training loop,
+:mod:`~textsent.methods._network` holds the forward passes, :mod:`~textsent.methods._export` the export.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import random
 import warnings
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from clipadapt.core.api.errors import unknown
 from clipadapt.core.files import saved
+from clipadapt.core.files.resume import resume_key
 from textsent.methods import _task
 
 if TYPE_CHECKING:
@@ -34,32 +34,32 @@ if TYPE_CHECKING:
     from textsent.models import TextEncoder
 
 SAVED_FACTS = ("classnames", "drawn", "max_length", "from_features", "selection")
-DRAWN = "drawn."  # before the names of those arrays
+INITIALIZED = "drawn."  # prefix of the saved arrays of newly initialized parameters
 LIBRARIES = ("accelerate", "peft", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceClassifier:
-    """A sequence classifier of Hugging Face's, trained in whole or in part.
+    """A Hugging Face sequence classifier, fully or partly trained.
 
     Attributes:
-        encoder: The encoder it was made from; tokenises, and encodes where the head alone was trained.
+        encoder: The encoder it was made from; it tokenizes, and encodes if only the head was trained.
         model: Encoder and head, in evaluation mode; a copy of its own.
         classnames: ``C`` class names.
-        learnt: Names of the parameters that were trained, as the model names them.
-        drawn: Parameters of the encoder that its checkpoint lacks (a pooler's) and that were not trained.
-        max_length: Pieces read of a text.
-        from_features: Whether the head reads the frozen encoder's features (through the feature store).
-        settings: What ``load`` needs beside the encoder to build the model again.
-        selection: The epoch chosen on val, or None.
+        trained: Names of the trained parameters in ``model``.
+        initialized: Untrained parameters of the encoder that its checkpoint lacks, such as a pooler's.
+        max_length: Tokens read of a text.
+        from_features: Whether the head reads cached features of the frozen encoder.
+        settings: What ``load`` needs to rebuild the model, besides the encoder.
+        selection: The epoch selected on val, or None.
         score_kind: The scores are logits.
     """
 
     encoder: TextEncoder
     model: PreTrainedModel
     classnames: tuple[str, ...]
-    learnt: tuple[str, ...]
-    drawn: dict[str, NDArray[np.float32]]
+    trained: tuple[str, ...]
+    initialized: dict[str, NDArray[np.float32]]
     max_length: int
     from_features: bool
     settings: dict[str, Any]
@@ -68,9 +68,9 @@ class SequenceClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Parameters that were trained, as PEFT counts them: adapters and head."""
+        """Trainable parameters, adapters and head included, as PEFT counts them."""
         sizes = {name: p.numel() for name, p in self.model.named_parameters()}
-        return sum(sizes[name] for name in self.learnt)
+        return sum(sizes[name] for name in self.trained)
 
     @property
     def n_total_params(self) -> int:
@@ -84,21 +84,21 @@ class SequenceClassifier:
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``, computed in float32."""
-        from textsent.methods import _trainer
+        from textsent.methods import _network
 
         if self.from_features:
             states = self.encoder.encode(inputs, -1, "cls", self.max_length)  # (n, D)
-            return _trainer.head_logits(self.model, states)
+            return _network.head_logits(self.model, states)
         ids = self.encoder.tokenize(list(inputs.examples), self.max_length)
-        return _trainer.logits(self.model, self.encoder.tokenizer, ids, self.max_length)
+        return _network.logits(self.model, self.encoder.tokenizer, ids, self.max_length)
 
     def save(self, directory: Path) -> None:
         """Write the trained parameters as safetensors, the settings as JSON."""
         tensors = self.model.state_dict()
-        arrays = {name: tensors[name].cpu().numpy() for name in self.learnt}
-        arrays |= {DRAWN + name: array for name, array in self.drawn.items()}
+        arrays = {name: tensors[name].cpu().numpy() for name in self.trained}
+        arrays |= {INITIALIZED + name: array for name, array in self.initialized.items()}
         facts = {
-            "drawn": tuple(self.drawn),
+            "drawn": tuple(self.initialized),
             "classnames": self.classnames,
             "max_length": self.max_length,
             "from_features": self.from_features,
@@ -115,18 +115,24 @@ class SequenceClassifier:
         temperature: float | None = None,
         output: Path | None = None,  # noqa: ARG002
     ) -> Exported:
-        """Write model and tokenizer as Hugging Face's libraries load them, the temperature in the last layer.
+        """Write model and tokenizer in a Hugging Face format, the temperature folded into the last layer.
 
         Raises:
             UnknownNameError: If there is no such format.
-            ModelError: If the temperature cannot be put into the model.
+            ModelError: If the temperature cannot be folded into the model.
         """
-        from textsent.methods import _trainer
+        from textsent.methods import _export
 
         if form not in self.export_formats:
             raise unknown("export format", form, self.export_formats)
-        return _trainer.export(
-            self.model, self.encoder, self.max_length, form, path, tuple(self.drawn), temperature
+        return _export.export(
+            self.model,
+            self.encoder,
+            self.max_length,
+            form,
+            path,
+            tuple(self.initialized),
+            temperature,
         )
 
 
@@ -143,55 +149,41 @@ def fit(
 ) -> SequenceClassifier:
     """Train a classifier on a copy of ``backbone``.
 
-    The process's random numbers are as they were afterwards. A fit that was killed goes on from the last
-    whole epoch in ``ctx.work_dir`` and ends equal.
+    The random state of the process is restored afterwards. An interrupted fit resumes from the last complete epoch in
+    ``ctx.work_dir`` and gives the same result.
 
     Args:
         method: Name of the method, for messages.
         config: Hyperparameters.
-        backbone: Encoder; stays as it is.
-        task: What is learnt from.
+        backbone: Encoder; it is not changed.
+        task: Training and validation data.
         ctx: Seed, folder for checkpoints, progress and history.
-        choose: Takes the classifier with its new head; returns it with ``requires_grad`` set on what
-            is to be trained, or a PEFT model of it.
-        settings: What ``load`` needs to build the model again.
-        head_only: The encoder is frozen: its features are read once, if the head needs no more.
+        choose: Maps the classifier with its new head to one with ``requires_grad`` set on the parameters to
+            train, or to a PEFT model of it.
+        settings: What ``load`` needs to rebuild the model.
+        head_only: The encoder is frozen; its features are cached if the head needs nothing else.
 
     Raises:
-        ConfigError: If the warm-up never ends.
-        DataError: If train has one class only.
-        ModelError: If the model cannot read ``config.max_length`` pieces.
+        ConfigError: If the warm-up is longer than the training.
+        DataError: If train has only one class.
+        ModelError: If the model cannot read ``config.max_length`` tokens.
     """
     train, val = _task.labelled(task, method)
     config.check(task)
-    length = _task.pieces(backbone, config.max_length)
-    backbone.tokenize(
-        [], length
-    )  # a length the model cannot read is refused before the model is copied
-    from textsent.methods import _trainer
+    length = _task.token_limit(backbone, config.max_length)
+    backbone.tokenize([], length)  # rejects an invalid length before the model is copied
+    from textsent.methods import _network, _trainer
 
     with isolated(ctx.seed, ctx.threads):
         model = backbone.classifier(task.classnames, ctx.seed)
-        drawn = _trainer.drawn(model, backbone.module)
+        initialized = _network.initialized(model, backbone.module)
         model = choose(model)
-        learnt = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-        cached = head_only and _trainer.reads_first_state(model, backbone)
-
-        def rows(split: Split[str] | None) -> list[dict[str, Any]] | None:
-            if split is None:
-                return None
-            if cached:
-                states = backbone.encode(split.inputs, -1, "cls", length)  # (n, D)
-                return _trainer.state_rows(states, split.labels)
-            ids = backbone.tokenize(list(split.inputs.examples), length)
-            return _trainer.piece_rows(ids, split.labels)
-
-        train_rows = rows(train)
-        assert train_rows is not None
+        trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+        cached = head_only and _network.reads_first_state(model, backbone)
         selection = _trainer.train(
-            _trainer.head_of(model) if cached else model,
-            train_rows,
-            rows(val),
+            _network.head_of(model) if cached else model,
+            _rows(backbone, train, length, cached=cached),
+            None if val is None else _rows(backbone, val, length, cached=cached),
             config,
             ctx,
             tokenizer=None if cached else backbone.tokenizer,
@@ -199,17 +191,50 @@ def fit(
             name=method,
             key=_fit_key(method, config, backbone, train, val, ctx),
         )
+    untrained = {name: array for name, array in initialized.items() if name not in trained}
     return SequenceClassifier(
         backbone,
         model.eval(),
         task.classnames,
-        learnt,
-        {name: array for name, array in drawn.items() if name not in learnt},
+        trained,
+        untrained,
         length,
         cached,
         settings or {},
         selection,
     )
+
+
+def _rows(
+    backbone: TextEncoder, split: Split[str], length: int, *, cached: bool
+) -> list[dict[str, Any]]:
+    """Return the Trainer's rows of a split: token ids, or the encoder's cached first states."""
+    from textsent.methods import _trainer
+
+    if cached:
+        states = backbone.encode(split.inputs, -1, "cls", length)  # (n, D)
+        return _trainer.state_rows(states, split.labels)
+    return _trainer.token_rows(backbone.tokenize(list(split.inputs.examples), length), split.labels)
+
+
+def _fit_key(
+    method: str,
+    config: TrainingConfig,
+    backbone: TextEncoder,
+    train: Split[str],
+    val: Split[str] | None,
+    ctx: RunContext,
+) -> str:
+    facts = {
+        "method": method,
+        "config": config.model_dump(mode="json"),
+        "seed": ctx.seed,
+        "threads": ctx.threads,
+        "weights": backbone.weights_sha256,
+        "classnames": train.classnames,
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+    return resume_key(facts, (train, val))
 
 
 def load(
@@ -223,30 +248,30 @@ def load(
     Args:
         directory: Folder that :meth:`SequenceClassifier.save` wrote.
         backbone: The encoder it was made from.
-        choose: As in :func:`fit`; is given the saved facts too.
+        choose: As in :func:`fit`, with the saved facts as second argument.
         settings: Keys of the facts that ``choose`` needs.
 
     Raises:
-        RecordError: If a file is missing or damaged, or does not fit the encoder.
+        RecordError: If a file is missing or damaged, or does not match the encoder.
     """
-    from textsent.methods import _trainer
+    from textsent.methods import _network
 
     facts = saved.load_facts(directory, (*SAVED_FACTS, *settings))
     classnames = tuple(facts["classnames"])
-    with isolated(0, None):  # what is drawn here is overwritten
+    with isolated(0, None):  # newly initialized parameters are overwritten below
         model = backbone.classifier(classnames, 0)
         plain = dict(model.named_parameters())
         model = choose(model, facts)
-    learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    own = learnt | {DRAWN + name: plain[name] for name in facts["drawn"] if name in plain}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    own = trained | {INITIALIZED + name: plain[name] for name in facts["drawn"] if name in plain}
     arrays = saved.load_arrays(directory, {name: tuple(p.shape) for name, p in own.items()})
-    _trainer.overwrite(own, arrays)
+    _network.overwrite(own, arrays)
     return SequenceClassifier(
         backbone,
         model.eval(),
         classnames,
-        tuple(learnt),
-        {name: arrays[DRAWN + name] for name in facts["drawn"]},
+        tuple(trained),
+        {name: arrays[INITIALIZED + name] for name in facts["drawn"]},
         facts["max_length"],
         facts["from_features"],
         {k: facts[k] for k in settings},
@@ -256,7 +281,7 @@ def load(
 
 @contextlib.contextmanager
 def isolated(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed every random stream of the process, set its threads, hush the libraries; put all back at the end."""
+    """Seed all random states of the process, set its threads, silence the libraries; restore everything afterwards."""
     import torch
     from transformers import set_seed
 
@@ -264,7 +289,7 @@ def isolated(seed: int, threads: int | None) -> Iterator[None]:
 
     python, legacy, before = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
     with torch.random.fork_rng(), quiet(), warnings.catch_warnings():
-        # One library calls what another deprecates: nothing a user could mend.
+        # The libraries use deprecated parts of each other; a user cannot fix that.
         warnings.simplefilter("ignore", FutureWarning)
         try:
             if threads is not None:
@@ -278,37 +303,12 @@ def isolated(seed: int, threads: int | None) -> Iterator[None]:
 
 
 def train_head(model: PreTrainedModel) -> PreTrainedModel:
-    """Freeze all but the head: what stands outside the encoder (a pooler is part of the encoder)."""
+    """Freeze everything but the head; a pooler is part of the encoder."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad = in_head(model, name)
     return model
 
 
 def in_head(model: PreTrainedModel, name: str) -> bool:
-    """Tell whether a parameter of a sequence classifier belongs to its head."""
+    """Return whether a parameter of a sequence classifier belongs to its head."""
     return not name.startswith(f"{model.base_model_prefix}.")
-
-
-def _fit_key(
-    method: str,
-    config: TrainingConfig,
-    backbone: TextEncoder,
-    train: Split[str],
-    val: Split[str] | None,
-    ctx: RunContext,
-) -> str:
-    """Return the hash of all a fit depends on: only an equal fit may go on from a checkpoint."""
-    facts = {
-        "method": method,
-        "config": config.model_dump(mode="json"),
-        "seed": ctx.seed,
-        "threads": ctx.threads,
-        "weights": backbone.weights_sha256,
-        "classnames": train.classnames,
-        "libraries": {name: version(name) for name in LIBRARIES},
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for split in (train, val):
-        if split is not None:
-            key.update(split.inputs.digests().tobytes() + split.labels.tobytes() + b"\0")
-    return key.hexdigest()

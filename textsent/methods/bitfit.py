@@ -26,8 +26,8 @@ class BitFitConfig(TrainingConfig):
     """Hyperparameters of ``text/bitfit``.
 
     Attributes:
-        lr: Ten to twenty times that of full fine-tuning, as few parameters move.
-        warmup_steps: Steps of linear warm-up; below 1 the share of all steps.
+        lr: Peak learning rate, ten to twenty times that of full fine-tuning, as there are few trainable parameters.
+        warmup_steps: Steps of linear warm-up; below 1 a fraction of all steps.
     """
 
     lr: float = Field(default=1e-3, gt=0)
@@ -35,7 +35,7 @@ class BitFitConfig(TrainingConfig):
 
 
 class BitFit:
-    """Every bias (those of the normalisations too) and the head trained, all else frozen.
+    """Trains every bias (also those of normalization layers) and the head; everything else is frozen.
 
     References:
         E. Ben Zaken, S. Ravfogel and Y. Goldberg, "BitFit: Simple Parameter-efficient Fine-tuning for
@@ -51,11 +51,11 @@ class BitFit:
         self.config = config
 
     def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SequenceClassifier:
-        """Train on ``task.train``; ``task.val`` chooses the epoch.
+        """Train on ``task.train``; the epoch is selected on ``task.val``.
 
         Raises:
-            DataError: If train has one class only.
-            ModelError: If the model cannot read ``max_length`` pieces.
+            DataError: If train has only one class.
+            ModelError: If the model cannot read ``max_length`` tokens.
         """
         return _training.fit("bitfit", self.config, backbone, task, ctx, _train_biases)
 
@@ -63,7 +63,7 @@ class BitFit:
         """Return the classifier saved in ``directory``.
 
         Raises:
-            RecordError: If a file is missing or damaged, or does not fit the encoder.
+            RecordError: If a file is missing or damaged, or does not match the encoder.
         """
         return _training.load(directory, backbone, lambda model, _: _train_biases(model))
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class FullFinetuneConfig(TrainingConfig):
-    """Hyperparameters of ``text/full_finetune``; the defaults are the recipe's."""
+    """Hyperparameters of ``text/full_finetune``; the defaults are those of the recipe."""
 
 
 class FullFinetune:
-    """All parameters trained by Hugging Face's Trainer, the best epoch by val accuracy kept.
+    """Trains all parameters with Hugging Face's Trainer; the best epoch by val accuracy is kept.
 
     References:
         J. Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
@@ -41,11 +41,11 @@ class FullFinetune:
         self.config = config
 
     def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SequenceClassifier:
-        """Train on ``task.train``; ``task.val`` chooses the epoch.
+        """Train on ``task.train``; the epoch is selected on ``task.val``.
 
         Raises:
-            DataError: If train has one class only.
-            ModelError: If the model cannot read ``max_length`` pieces.
+            DataError: If train has only one class.
+            ModelError: If the model cannot read ``max_length`` tokens.
         """
         return _training.fit("full_finetune", self.config, backbone, task, ctx, _train_all)
 
@@ -53,7 +53,7 @@ class FullFinetune:
         """Return the classifier saved in ``directory``.
 
         Raises:
-            RecordError: If a file is missing or damaged, or does not fit the encoder.
+            RecordError: If a file is missing or damaged, or does not match the encoder.
         """
         return _training.load(directory, backbone, lambda model, _: _train_all(model))
 

@@ -24,9 +24,9 @@ class HeadConfig(TrainingConfig):
     """Hyperparameters of ``text/head``.
 
     Attributes:
-        epochs: Passes over train; cheap, as features are read once.
-        lr: Peak learning rate: the head is new, nothing can be forgotten.
-        warmup_steps: Steps of linear warm-up; below 1 the share of all steps.
+        epochs: Passes over train; cheap, as the features are cached.
+        lr: Peak learning rate; high, as the head is newly initialized.
+        warmup_steps: Steps of linear warm-up; below 1 a fraction of all steps.
     """
 
     epochs: int = Field(default=20, ge=1, le=MAX_EPOCHS)
@@ -35,13 +35,13 @@ class HeadConfig(TrainingConfig):
 
 
 class Head:
-    """Trained are the parameters outside the encoder, nothing else.
+    """Trains only the parameters outside the encoder.
 
-    For DistilBERT these are ``pre_classifier`` and ``classifier``; for BERT ``classifier`` alone, since its
+    For DistilBERT these are ``pre_classifier`` and ``classifier``; for BERT only ``classifier``, since its
     pooler is part of the pretrained encoder; for RoBERTa ``classifier.dense`` and ``classifier.out_proj``.
-    Where the head reads no more than the last layer's first state (checked against the whole model), it is
-    trained on features that are encoded once, without dropout in the encoder; otherwise the Trainer runs
-    the whole model with the encoder frozen.
+    If the head only reads the last layer's first state (checked against the whole model), it is trained on
+    cached features, without dropout in the encoder; otherwise the Trainer runs the whole model with the
+    encoder frozen.
     """
 
     Config: ClassVar[type[MethodConfig]] = HeadConfig
@@ -53,11 +53,11 @@ class Head:
         self.config = config
 
     def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SequenceClassifier:
-        """Train on ``task.train``; ``task.val`` chooses the epoch.
+        """Train on ``task.train``; the epoch is selected on ``task.val``.
 
         Raises:
-            DataError: If train has one class only.
-            ModelError: If the model cannot read ``max_length`` pieces.
+            DataError: If train has only one class.
+            ModelError: If the model cannot read ``max_length`` tokens.
         """
         return _training.fit(
             "head", self.config, backbone, task, ctx, _training.train_head, head_only=True
@@ -67,7 +67,7 @@ class Head:
         """Return the classifier saved in ``directory``.
 
         Raises:
-            RecordError: If a file is missing or damaged, or does not fit the encoder.
+            RecordError: If a file is missing or damaged, or does not match the encoder.
         """
         return _training.load(directory, backbone, lambda model, _: _training.train_head(model))
 

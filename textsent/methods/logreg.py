@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Inputs, Task
     from clipadapt.core.api.method import MethodConfig, ScoreKind
 
-# A class without a training example is never predicted: its logit lies this far below all others.
+# The logit of a class without training examples is this far below all others, so it is never predicted.
 UNSEEN_MARGIN = 1e4
 
 
 class LogRegConfig(FeatureConfig):
-    """Hyperparameters of ``text/logreg``; the features' are those of every method on features.
+    """Hyperparameters of ``text/logreg``; those of the features are shared with the other feature methods.
 
     Attributes:
-        standardize: On, so that one grid of ``C`` suits every encoder.
-        C_grid: Values tried on val; empty, or without val, takes ``C``.
-        max_iter: Iterations of L-BFGS at the most.
+        standardize: Scale every feature to mean 0 and variance 1, so that one grid of ``C`` fits every encoder.
+        C_grid: Values tried on val; ``C`` is used if it is empty or there is no val.
+        max_iter: Maximum number of iterations of L-BFGS.
     """
 
     standardize: bool = True
@@ -47,7 +47,7 @@ class LogRegConfig(FeatureConfig):
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer on features as they are encoded; the scaling is folded in.
+    """A linear layer on unscaled features; the scaling is folded into it.
 
     Attributes:
         weight: Shape ``(C, D)``, float32.
@@ -63,7 +63,7 @@ class Linear:
 
 
 class LogReg:
-    """L2-penalised logistic regression (softmax for more than two classes); ``C`` is chosen on val.
+    """L2-penalised logistic regression (softmax for more than two classes); ``C`` is selected on val.
 
     References:
         G. Alain and Y. Bengio, "Understanding intermediate layers using linear classifier probes",
@@ -79,11 +79,11 @@ class LogReg:
         self.config = config
 
     def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> LogRegClassifier:
-        """Fit on ``task.train``, choose ``C`` on ``task.val``. The seed plays no part.
+        """Fit on ``task.train``, select ``C`` on ``task.val``. The seed has no effect.
 
         Raises:
-            DataError: If train has one class only.
-            ModelError: If the model has no such layer, or cannot read ``max_length`` pieces.
+            DataError: If train has only one class.
+            ModelError: If the model has no such layer, or cannot read ``max_length`` tokens.
         """
         config = self.config
         train, val = _task.labelled(task, "logreg")
@@ -94,7 +94,7 @@ class LogReg:
         def fit(C: float) -> Linear:
             return self._solve(x, train.labels, scaler, C, len(task.classnames), ctx)
 
-        def judge(layer: Linear) -> dict[str, float]:
+        def evaluate(layer: Linear) -> dict[str, float]:
             logits = layer(xv)
             accuracy = topk_accuracy(logits, yv, 1)
             return {"val_accuracy": accuracy, "val_loss": nll(logits, yv)}
@@ -102,14 +102,14 @@ class LogReg:
         if val is None or not config.C_grid:
             return LogRegClassifier(reader, task.classnames, fit(config.C))
         xv, yv = reader(val.inputs), val.labels
-        layer, selection = _features.search(config.C_grid, fit, judge, ctx)
+        layer, selection = _features.search(config.C_grid, fit, evaluate, ctx)
         return LogRegClassifier(reader, task.classnames, layer, selection)
 
     def load(self, directory: Path, backbone: TextEncoder) -> LogRegClassifier:
         """Return the classifier saved in ``directory``.
 
         Raises:
-            RecordError: If a file is missing or damaged, or the encoder has another width.
+            RecordError: If a file is missing or damaged, or the width of the encoder differs.
         """
         facts = saved.load_facts(directory, ("classnames", "selection", *_features.READER_FACTS))
         classnames = tuple(facts["classnames"])
@@ -129,7 +129,7 @@ class LogReg:
         n_classes: int,
         ctx: RunContext,
     ) -> Linear:
-        """Fit scikit-learn's logistic regression and write it as one layer for all classes."""
+        """Fit scikit-learn's logistic regression and return it as one layer over all classes."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -142,9 +142,7 @@ class LogReg:
                 "raise method.max_iter"
             )
         coef, intercept = fitted.coef_, fitted.intercept_
-        if (
-            len(coef) == 1
-        ):  # scikit-learn gives one row: the logit of the second class over the first
+        if len(coef) == 1:  # one row for two classes: the logit of the second over the first
             coef, intercept = (
                 np.concatenate([-coef, coef]) / 2,
                 np.concatenate([-intercept, intercept]) / 2,
@@ -162,10 +160,10 @@ class LogRegClassifier:
     """A linear layer on frozen features.
 
     Attributes:
-        reader: Where features come from.
+        reader: Source of the features.
         classnames: ``C`` class names.
         layer: The fitted layer.
-        selection: What was chosen on val, or None.
+        selection: The selection on val, or None.
         score_kind: The scores are logits.
     """
 

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates of the attention's projections, and a new head."""
+"""LoRA: low-rank updates of the attention projections, and a new head."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
 
 
 class LoRAConfig(TrainingConfig):
-    """Hyperparameters of ``text/lora``; names are PEFT's.
+    """Hyperparameters of ``text/lora``, with PEFT's names.
 
     Attributes:
-        lr: Ten times that of full fine-tuning.
+        lr: Peak learning rate, ten times that of full fine-tuning.
         r: Rank of the updates.
-        lora_alpha: Updates are scaled by ``lora_alpha / r``.
+        lora_alpha: The updates are scaled by ``lora_alpha / r``.
         lora_dropout: Dropout before the updates.
-        target_modules: Linear layers that are adapted, by the last parts of their names; None takes the
-            query and value projections of a known architecture.
+        target_modules: Linear layers to adapt, by the last parts of their names; None takes the query and value
+            projections of a known architecture.
     """
 
     lr: float = Field(default=5e-4, gt=0)
@@ -46,7 +46,7 @@ class LoRAConfig(TrainingConfig):
 
 
 class LoRA:
-    """LoRA by PEFT, biases frozen; the head is trained in full, as PEFT does for sequence classification.
+    """LoRA with PEFT and frozen biases; the head is trained in full, as PEFT does for sequence classification.
 
     References:
         E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. arXiv:2106.09685
@@ -61,14 +61,14 @@ class LoRA:
         self.config = config
 
     def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SequenceClassifier:
-        """Train on ``task.train``; ``task.val`` chooses the epoch.
+        """Train on ``task.train``; the epoch is selected on ``task.val``.
 
         Raises:
-            DataError: If train has one class only.
-            ModelError: If the architecture is not known and no target is named, or the model cannot read
+            DataError: If train has only one class.
+            ModelError: If the architecture is unknown and no target is given, or the model cannot read
                 ``max_length`` pieces.
-            ConfigError: If a target's layer is narrower than the rank, or the warm-up never ends.
-            UnknownNameError: If a target names no linear layer of the encoder.
+            ConfigError: If a target's layer is narrower than the rank, or the warm-up is longer than the training.
+            UnknownNameError: If a target matches no linear layer of the encoder.
         """
         config = self.config
         targets = (
@@ -89,17 +89,17 @@ class LoRA:
         """Return the classifier saved in ``directory``.
 
         Raises:
-            RecordError: If a file is missing or damaged, or does not fit the encoder.
+            RecordError: If a file is missing or damaged, or does not match the encoder.
         """
         return _training.load(directory, backbone, _adapted, SETTINGS)
 
 
 def check_targets(backbone: TextEncoder, targets: Sequence[str], r: int = 1) -> None:
-    """Check that every target names a linear layer of the encoder, of width ``r`` at the least.
+    """Check that every target matches a linear layer of the encoder that is at least ``r`` wide.
 
     Raises:
-        ConfigError: For a layer that is narrower.
-        UnknownNameError: For the first that does not.
+        ConfigError: If a layer is narrower.
+        UnknownNameError: If a target matches no layer.
     """
     from torch import nn
 
@@ -123,10 +123,10 @@ def check_targets(backbone: TextEncoder, targets: Sequence[str], r: int = 1) -> 
 
 
 def _adapted(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
-    """Return a PEFT model of a sequence classifier; adapters and head are trained."""
+    """Return a PEFT model of a sequence classifier, with trainable adapters and head."""
     from peft import LoraConfig, TaskType, get_peft_model
 
-    # Without a name PEFT does not ask the hub whether the embeddings were resized.
+    # With an empty name PEFT does not ask the hub whether the embeddings were resized.
     model.name_or_path = model.config.name_or_path = ""
     chosen = {key: settings[key] for key in SETTINGS}
     return get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, bias="none", **chosen))

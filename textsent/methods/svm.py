@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 Kernel = Literal["rbf", "linear"]
 BLOCK = 1024  # texts per kernel matrix
-UNSEEN = (
-    -1.0
-)  # score of a class without a training example: the best of the others is never below 0
+# Score of a class without training examples; the highest score of the other classes is never below 0.
+UNSEEN = -1.0
 
 
 class SVMConfig(FeatureConfig):
-    """Hyperparameters of ``text/svm``; the features' are those of every method on features.
+    """Hyperparameters of ``text/svm``; those of the features are shared with the other feature methods.
 
     Attributes:
         kernel: ``rbf`` with scikit-learn's ``gamma="scale"``, or ``linear``.
@@ -46,10 +45,10 @@ class Machine:
     Attributes:
         kernel: Kernel function.
         gamma: Width of the rbf kernel.
-        scaler: What is done to features before the kernel.
-        support: The ``s`` support vectors as they were encoded, ordered by class, shape ``(s, D)``, float32.
+        scaler: Scaling of the features before the kernel.
+        support: The ``s`` unscaled support vectors, ordered by class, shape ``(s, D)``, float32.
         n_support: Support vectors of each class, shape ``(k,)``.
-        dual: Dual coefficients as scikit-learn lays them out, shape ``(k - 1, s)``, float64.
+        dual: Dual coefficients in the layout of scikit-learn, shape ``(k - 1, s)``, float64.
         intercept: Offsets of the pairs, shape ``(k * (k - 1) / 2,)``, float64.
         seen: Labels of the classes, shape ``(k,)``.
     """
@@ -66,7 +65,7 @@ class Machine:
     def decide(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return scikit-learn's ``decision_function``: ``(n,)`` for two classes, else ``(n, k)``.
 
-        For more than two classes that is ``decision_function_shape="ovr"``: votes of the pairs, ties
+        For more than two classes this is ``decision_function_shape="ovr"``: votes of the pairs, with ties
         broken by their confidences.
         """
         support = self.scaler(self.support.astype(np.float64))
@@ -96,7 +95,7 @@ class Machine:
 
 
 class SVM:
-    """SVC on one layer's features. The seed plays no part: libsvm's solver draws nothing at random.
+    """SVC on the features of one layer. The seed has no effect, as libsvm's solver is deterministic.
 
     References:
         C. Cortes and V. Vapnik, "Support-Vector Networks", Machine Learning 20, 1995.
@@ -111,11 +110,11 @@ class SVM:
         self.config = config
 
     def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SVMClassifier:
-        """Fit on ``task.train``; ``task.val`` is used only to choose from ``C_grid``.
+        """Fit on ``task.train``; ``task.val`` is only used to select from ``C_grid``.
 
         Raises:
-            DataError: If train has one class only.
-            ModelError: If the model has no such layer, or cannot read ``max_length`` pieces.
+            DataError: If train has only one class.
+            ModelError: If the model has no such layer, or cannot read ``max_length`` tokens.
         """
         config = self.config
         train, val = _task.labelled(task, "svm")
@@ -126,21 +125,21 @@ class SVM:
         def fit(C: float) -> Machine:
             return fit_machine(x, train.labels, scaler, config.kernel, C)
 
-        def judge(machine: Machine) -> dict[str, float]:
+        def evaluate(machine: Machine) -> dict[str, float]:
             scores = SVMClassifier(reader, task.classnames, machine).scores(xv)
             return {"val_accuracy": float((scores.argmax(1) == yv).mean())}
 
         if val is None or not config.C_grid:
             return SVMClassifier(reader, task.classnames, fit(config.C))
         xv, yv = reader(val.inputs), val.labels
-        machine, selection = _features.search(config.C_grid, fit, judge, ctx)
+        machine, selection = _features.search(config.C_grid, fit, evaluate, ctx)
         return SVMClassifier(reader, task.classnames, machine, selection)
 
     def load(self, directory: Path, backbone: TextEncoder) -> SVMClassifier:
         """Return the classifier saved in ``directory``.
 
         Raises:
-            RecordError: If a file is missing or damaged, or the encoder has another width.
+            RecordError: If a file is missing or damaged, or the width of the encoder differs.
         """
         required = ("classnames", "kernel", "gamma", "selection", *_features.READER_FACTS)
         facts = saved.load_facts(directory, required)
@@ -172,10 +171,10 @@ class SVMClassifier:
     """A support vector machine on frozen features.
 
     Attributes:
-        reader: Where features come from.
+        reader: Source of the features.
         classnames: ``C`` class names.
         machine: The fitted machine.
-        selection: What was chosen on val, or None.
+        selection: The selection on val, or None.
         score_kind: The scores are signed margins.
     """
 
@@ -187,7 +186,7 @@ class SVMClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Dual coefficients and offsets; the support vectors are training examples, not trained."""
+        """Dual coefficients and offsets; support vectors are training examples, not parameters."""
         return self.machine.dual.size + self.machine.intercept.size
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
@@ -227,12 +226,12 @@ class SVMClassifier:
 def fit_machine(
     x: NDArray[np.float64], y: NDArray[np.int64], scaler: Scaler, kernel: Kernel, C: float
 ) -> Machine:
-    """Fit scikit-learn's SVC and keep what its decisions need.
+    """Fit scikit-learn's SVC and return what its decision function needs.
 
     Args:
-        x: Features as they were encoded, shape ``(n, D)``.
-        y: Labels, shape ``(n,)``, of two classes at least.
-        scaler: What is done to features first.
+        x: Unscaled features, shape ``(n, D)``.
+        y: Labels, shape ``(n,)``, of at least two classes.
+        scaler: Scaling of the features.
         kernel: Kernel function.
         C: Inverse strength of the penalty.
     """
@@ -240,7 +239,7 @@ def fit_machine(
 
     scaled = scaler(x)
     variance = scaled.var()
-    gamma = 1.0 / (x.shape[1] * variance) if variance > 0 else 1.0  # gamma="scale", spelt out
+    gamma = 1.0 / (x.shape[1] * variance) if variance > 0 else 1.0  # gamma="scale"
     svc = SVC(kernel=kernel, C=C, gamma=gamma, cache_size=500).fit(scaled, y)
     return Machine(
         kernel,
@@ -255,7 +254,7 @@ def fit_machine(
 
 
 def _one_against_rest(pairs: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return each class's votes plus its confidence squeezed into (-1/3, 1/3), shape ``(n, k)``."""
+    """Return each class's votes plus its confidence, scaled to (-1/3, 1/3), shape ``(n, k)``."""
     votes = np.zeros((len(pairs), len(seen)))
     confidence = np.zeros_like(votes)
     for pair, (i, j) in enumerate(combinations(range(len(seen)), 2)):
@@ -264,8 +263,8 @@ def _one_against_rest(pairs: NDArray[np.float64], seen: NDArray[np.int64]) -> ND
         votes[:, j] += decision < 0
         confidence[:, i] += decision
         confidence[:, j] -= decision
-    squeezed: NDArray[np.float64] = confidence / (3 * (np.abs(confidence) + 1))
-    return votes + squeezed
+    scaled: NDArray[np.float64] = confidence / (3 * (np.abs(confidence) + 1))
+    return votes + scaled
 
 
 METHOD = SVM

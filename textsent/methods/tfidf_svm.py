@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class TfidfSVMConfig(MethodConfig):
-    """Hyperparameters of ``text/tfidf_svm``; what is not named here is scikit-learn's default.
+    """Hyperparameters of ``text/tfidf_svm``; all others have scikit-learn's defaults.
 
     Attributes:
         C: Inverse strength of the L2 penalty.
         max_ngram: Longest word n-gram counted.
-        min_df: Training texts an n-gram must occur in to be kept.
+        min_df: Fewest training texts that must contain an n-gram.
         sublinear_tf: Count ``1 + ln(tf)`` instead of ``tf``.
-        max_iter: Passes of the solver at the most.
+        max_iter: Maximum number of passes of the solver.
     """
 
     C: Penalty = 1.0
@@ -59,10 +59,10 @@ class TfidfSVM:
         self.config = config
 
     def fit(self, backbone: None, task: Task[str], ctx: RunContext) -> TfidfSVMClassifier:  # noqa: ARG002
-        """Fit on ``task.train``; ``task.val`` is not used. The seed plays no part.
+        """Fit on ``task.train``; ``task.val`` is not used. The seed has no effect.
 
         Raises:
-            DataError: If train has one class only, or no n-gram is left to count.
+            DataError: If train has only one class, or no n-gram is left.
         """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.svm import LinearSVC
@@ -81,9 +81,9 @@ class TfidfSVM:
         except ValueError as err:
             raise DataError(
                 f"tfidf_svm finds no n-gram in the {len(train)} training texts with min_df={config.min_df} ({err})",
-                hint="a word has two letters or digits at least; give longer texts or lower method.min_df",
+                hint="a word has at least two letters or digits; use longer texts or a lower method.min_df",
             ) from None
-        # random_state orders the coordinates of the dual solver: fixed, so that equal data give equal weights.
+        # random_state orders the coordinates of the dual solver; it is fixed so that equal data give equal weights.
         svm = LinearSVC(C=config.C, max_iter=config.max_iter, random_state=0)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
@@ -128,13 +128,13 @@ class TfidfSVM:
 
 @dataclass(frozen=True, slots=True)
 class TfidfSVMClassifier:
-    """One hyperplane per class over TF-IDF n-grams; one in all where there are two classes.
+    """One hyperplane per class over TF-IDF n-grams, or a single one for two classes.
 
     Attributes:
         classnames: ``C`` class names.
         vocabulary: ``V`` n-grams, in the order of the columns.
         idf: Inverse document frequency of every n-gram, shape ``(V,)``.
-        coef: Normals, shape ``(C, V)``, or ``(1, V)`` for two classes, pointing to the second.
+        coef: Normals, shape ``(C, V)``, or ``(1, V)`` for two classes, positive for the second.
         intercept: Offsets, shape ``(C,)`` or ``(1,)``.
         max_ngram: Longest word n-gram counted.
         sublinear_tf: Whether ``1 + ln(tf)`` is counted.
@@ -152,7 +152,7 @@ class TfidfSVMClassifier:
 
     @property
     def n_trainable_params(self) -> int:
-        """Weights and offsets; the idf values are counted from the data, not trained."""
+        """Weights and offsets; idf values are counts, not parameters."""
         return self.coef.size + self.intercept.size
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
@@ -180,7 +180,7 @@ class TfidfSVMClassifier:
 def _vectorizer(
     max_ngram: int, sublinear_tf: bool, min_df: int, vocabulary: tuple[str, ...] | None = None
 ) -> Any:
-    """Return the one vectorizer of fitting and predicting: words are split here and nowhere else."""
+    """Return the vectorizer that both fitting and predicting use."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(
@@ -194,9 +194,9 @@ def _for_all_classes(
     seen: NDArray[np.int64],
     n_classes: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Add the hyperplanes of classes that train has no example of.
+    """Add the hyperplanes of classes without training examples.
 
-    Such a class's SVM has negative examples only, and its optimum is zero weights and an offset of -1.
+    The SVM of such a class has only negative examples; its optimum is zero weights and an offset of -1.
     """
     if len(seen) == n_classes:
         return coef, intercept

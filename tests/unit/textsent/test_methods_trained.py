@@ -27,7 +27,7 @@ from clipadapt.core.api.registry import MODELS
 from clipadapt.core.experiments.config import load as load_config
 from clipadapt.core.features.cache import FeatureCache
 from tests.unit.textsent.tiny import TinyEncoder, make_split, make_task
-from textsent.methods import _trainer, _training
+from textsent.methods import _network, _trainer, _training
 from textsent.methods.bitfit import BitFit, _train_biases
 from textsent.methods.full_finetune import FullFinetune
 from textsent.methods.head import Head
@@ -139,14 +139,14 @@ def test_what_is_trained_and_what_stays(encoder, ctx, name):
     for key, tensor in now.items():
         plain = key.removeprefix("base_model.model.").replace(".base_layer", "")
         if plain in start:
-            assert torch.equal(tensor, start[plain]) == (key not in fitted.learnt), key
-    assert fitted.n_trainable_params == sum(now[key].numel() for key in fitted.learnt)
-    body = [k for k in fitted.learnt if "distilbert." in k]
+            assert torch.equal(tensor, start[plain]) == (key not in fitted.trained), key
+    assert fitted.n_trainable_params == sum(now[key].numel() for key in fitted.trained)
+    body = [k for k in fitted.trained if "distilbert." in k]
     match name:
         case "head":
-            assert {k.split(".")[0] for k in fitted.learnt} == {"pre_classifier", "classifier"}
+            assert {k.split(".")[0] for k in fitted.trained} == {"pre_classifier", "classifier"}
         case "full_finetune":
-            assert len(fitted.learnt) == len(now)
+            assert len(fitted.trained) == len(now)
         case "bitfit":
             assert body
             assert all(k.endswith(".bias") for k in body)
@@ -181,12 +181,12 @@ def test_a_saved_classifier_gives_equal_scores(tmp_path, ctx, name, architecture
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_pooler_that_was_drawn_is_saved(tmp_path, ctx, name):
+def test_a_newly_initialized_pooler_is_saved(tmp_path, ctx, name):
     encoder = TinyEncoder("bert", pooler=False)
     fitted = fit(name, encoder, make_task(), ctx)
     fitted.save(tmp_path / "saved")
     weight = "bert.pooler.dense.weight"  # the bias begins at zero for all
-    assert tuple(fitted.drawn) == (() if weight in fitted.learnt else (weight,))
+    assert tuple(fitted.initialized) == (() if weight in fitted.trained else (weight,))
     restored = METHODS[name](METHODS[name].Config()).load(tmp_path / "saved", encoder)
     np.testing.assert_array_equal(restored.predict_scores(TEST), fitted.predict_scores(TEST))
 
@@ -378,7 +378,7 @@ def test_the_head_on_features_is_the_models_own(tmp_path, architecture):
     fitted = fit("head", encoder, make_task(), context(tmp_path / "work"))
     assert fitted.from_features
     ids = encoder.tokenize(TEST.examples)
-    whole = _trainer.logits(fitted.model, encoder.tokenizer, ids, 40)
+    whole = _network.logits(fitted.model, encoder.tokenizer, ids, 40)
     np.testing.assert_allclose(fitted.predict_scores(TEST), whole, atol=1e-5)
 
 
@@ -390,7 +390,7 @@ def test_a_head_that_reads_more_than_the_first_state_is_trained_through_the_mode
     for name, tensor in fitted.model.state_dict().items():
         if name.startswith("transformer."):
             assert torch.equal(tensor, start[name])
-    assert all(not name.startswith("transformer.") for name in fitted.learnt)
+    assert all(not name.startswith("transformer.") for name in fitted.trained)
     fitted.save(tmp_path / "saved")
     restored = Head(Head.Config()).load(tmp_path / "saved", encoder)
     np.testing.assert_array_equal(restored.predict_scores(TEST), fitted.predict_scores(TEST))
@@ -423,7 +423,7 @@ def test_lora_targets(encoder, tmp_path):
         LoRA.Config(target_modules=())
     named = ("attention.q_lin", "lin1")
     fitted = fit("lora", encoder, make_task(), context(tmp_path / "c"), target_modules=named, r=2)
-    assert {k.split(".")[-4] for k in fitted.learnt if "lora_A" in k} == {"q_lin", "lin1"}
+    assert {k.split(".")[-4] for k in fitted.trained if "lora_A" in k} == {"q_lin", "lin1"}
 
 
 def test_bfloat16_is_for_training_only(encoder, tmp_path):

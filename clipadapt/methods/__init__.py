@@ -1,4 +1,4 @@
-"""Methods that adapt CLIP: one file each; the file is the registered name."""
+"""Methods that adapt CLIP, one file each; the file name is the registered name."""
 
 from clipadapt.core.api.tracks import Examples, Track
 from clipadapt.datasets._imagenet import TEMPLATES_7, TEMPLATES_80

@@ -6,37 +6,19 @@ All images are ``test``. Class names are ImageNet's curated ones; classification
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import Final
 
 from clipadapt.datasets._shifted import Variant, open_variant
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from clipadapt.core.api.data import DatasetOptions
-    from clipadapt.core.data.labelled import LabelledSet
-
-SET: Final = Variant(
-    name="imagenet-a",
-    folder="imagenet-a",
-    n_classes=200,
-    licence="MIT for the collection; the images belong to their owners",
-    citation="D. Hendrycks et al., Natural Adversarial Examples, CVPR 2021, arXiv:1907.07174",
-    source="https://github.com/hendrycks/natural-adv-examples",
+DATASET: Final = partial(
+    open_variant,
+    Variant(
+        name="imagenet-a",
+        folder="imagenet-a",
+        n_classes=200,
+        licence="MIT for the collection; the images belong to their owners",
+        citation="D. Hendrycks et al., Natural Adversarial Examples, CVPR 2021, arXiv:1907.07174",
+        source="https://github.com/hendrycks/natural-adv-examples",
+    ),
 )
-
-
-def open_imagenet_a(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
-    """Open ImageNet-A.
-
-    Args:
-        argument: The folder.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
-
-    Raises:
-        DataError: As :func:`clipadapt.datasets._shifted.open_variant`.
-    """
-    return open_variant(SET, argument, options)
-
-
-DATASET = open_imagenet_a

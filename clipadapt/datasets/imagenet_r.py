@@ -6,38 +6,20 @@ All images are ``test``. Class names are ImageNet's curated ones; classification
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import Final
 
 from clipadapt.datasets._shifted import Variant, open_variant
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from clipadapt.core.api.data import DatasetOptions
-    from clipadapt.core.data.labelled import LabelledSet
-
-SET: Final = Variant(
-    name="imagenet-r",
-    folder="imagenet-r",
-    n_classes=200,
-    licence="MIT for the collection; the images belong to their owners",
-    citation="D. Hendrycks et al., The Many Faces of Robustness: A Critical Analysis of "
-    "Out-of-Distribution Generalization, ICCV 2021, arXiv:2006.16241",
-    source="https://github.com/hendrycks/imagenet-r",
+DATASET: Final = partial(
+    open_variant,
+    Variant(
+        name="imagenet-r",
+        folder="imagenet-r",
+        n_classes=200,
+        licence="MIT for the collection; the images belong to their owners",
+        citation="D. Hendrycks et al., The Many Faces of Robustness: A Critical Analysis of "
+        "Out-of-Distribution Generalization, ICCV 2021, arXiv:2006.16241",
+        source="https://github.com/hendrycks/imagenet-r",
+    ),
 )
-
-
-def open_imagenet_r(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
-    """Open ImageNet-R.
-
-    Args:
-        argument: The folder.
-        options: With ``on_bad_image="skip"`` every image is decoded once, to find the unreadable ones.
-
-    Raises:
-        DataError: As :func:`clipadapt.datasets._shifted.open_variant`.
-    """
-    return open_variant(SET, argument, options)
-
-
-DATASET = open_imagenet_r

@@ -11,8 +11,8 @@ from clipadapt.core.api.errors import DataError
 from clipadapt.core.api.registry import DATASETS
 from clipadapt.datasets._imagenet import CLASSNAMES, WNIDS
 from clipadapt.datasets.imagenet import open_imagenet
-from clipadapt.datasets.imagenet_a import open_imagenet_a
-from clipadapt.datasets.imagenet_r import open_imagenet_r
+from clipadapt.datasets.imagenet_a import DATASET as IMAGENET_A
+from clipadapt.datasets.imagenet_r import DATASET as IMAGENET_R
 from clipadapt.datasets.imagenet_v2 import open_imagenet_v2
 
 STRICT = DatasetOptions()
@@ -74,7 +74,7 @@ def test_other_layout_of_imagenet_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("open_it", "name"), [(open_imagenet_a, "imagenet-a"), (open_imagenet_r, "imagenet-r")]
+    ("open_it", "name"), [(IMAGENET_A, "imagenet-a"), (IMAGENET_R, "imagenet-r")]
 )
 def test_a_and_r_have_the_classes_of_their_folders(open_it, name, tmp_path):
     write(tmp_path / name, SOME)
@@ -92,7 +92,7 @@ def test_a_and_r_have_the_classes_of_their_folders(open_it, name, tmp_path):
 def test_all_two_hundred_classes_give_no_flag(tmp_path):
     write(tmp_path, WNIDS[:200], n=1)
 
-    data = open_imagenet_r(str(tmp_path), STRICT)
+    data = IMAGENET_R(str(tmp_path), STRICT)
 
     assert (data.flags, data.notes) == ((), ())
     assert data.classnames == CLASSNAMES[:200]
@@ -118,6 +118,6 @@ def test_unreadable_images_are_skipped(tmp_path):
     write(tmp_path, SOME)
     (tmp_path / SOME[0] / f"{SOME[0]}_0.JPEG").write_text("text")
 
-    data = open_imagenet_a(str(tmp_path), DatasetOptions(on_bad_image="skip"))
+    data = IMAGENET_A(str(tmp_path), DatasetOptions(on_bad_image="skip"))
 
     assert (data.skipped, len(data.split("test"))) == (1, 5)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.core.data.labelled import LabelledSet
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._report import Report
@@ -84,14 +85,13 @@ def variant_of(
     Raises:
         DataError: If there is no readable image.
     """
-    files, labels, left_out = read_folders(root, below, folders, options.on_bad_image)
-    if not len(files):
+    left_out: Counter[str] = Counter()
+    test = read_folders(root, below, folders, classnames, options, left_out)
+    if test is None:
         raise DataError(
             f"'{root / below}' contains no readable image of the {len(folders)} classes of {variant.name}",
             hint=hint or f"{variant.name}:DIR takes the archive of {variant.source}",
         )
-    ids = [path.removeprefix(f"{below}/") for path in files.names]
-    test = make_split(files, ids, labels, classnames)
     parts: dict[SplitName, Split[Image]] = {"test": test}
     report = Report()
     report.classes(test.classnames, parts)

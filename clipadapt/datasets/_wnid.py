@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from clipadapt.core.api.errors import DataError, did_you_mean
+from clipadapt.core.data.labelled import make_split
 from clipadapt.datasets._imagenet import CLASSNAMES, WNIDS, wnid_index
-from clipadapt.datasets._images import UNREADABLE, ImageFiles, list_images, readable, subfolders
+from clipadapt.datasets._images import ImageFiles, list_images, subfolders
+from clipadapt.datasets._published import without_unreadable
 from clipadapt.datasets._report import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections import Counter
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from PIL.Image import Image
 
-    from clipadapt.core.api.data import OnBadImage
+    from clipadapt.core.api.data import DatasetOptions, Split
 
 _WNID: Final = re.compile(r"n\d{8}")
 _NAMED_WNID: Final = re.compile(r"n\d{8}[-_ .]+(\D.*)")
@@ -86,33 +86,34 @@ def prompt_names(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_folders(
-    root: Path, below: str, folders: Sequence[str], on_bad_image: OnBadImage
-) -> tuple[ImageFiles, NDArray[np.int64], Counter[str]]:
-    """List the images of the given classes.
+    root: Path,
+    below: str,
+    folders: Sequence[str],
+    classnames: tuple[str, ...],
+    options: DatasetOptions,
+    left_out: Counter[str],
+    id_of: Callable[[str], str] = str,
+) -> Split[Image] | None:
+    """Return the images of the given classes, or None if there are none.
 
     Args:
-        root: Folder to which the file names are relative.
+        root: Folder given by the user.
         below: Path from ``root`` to the class folders, or empty.
         folders: Folder of each class, in label order; other folders are ignored.
-        on_bad_image: ``skip`` decodes every image once and leaves out the unreadable ones.
-
-    Returns:
-        The files, their labels of shape ``(n,)``, and the number of files left out, by reason.
+        classnames: Name of each class.
+        options: With ``on_bad_image="skip"``, every image is decoded once and the unreadable ones are left out.
+        left_out: Counter to which the files left out are added, by reason.
+        id_of: Maps the path of an image below the class folders' parent to its id.
     """
-    prefix = f"{below}/" if below else ""
-    names: list[str] = []
+    paths: list[str] = []
     labels: list[int] = []
-    left_out: Counter[str] = Counter()
     for label, name in enumerate(folders):
         folder = root / below / name
         if folder.is_dir():
             images = list_images(folder, left_out)
-            names += [f"{prefix}{name}/{image}" for image in images]
+            paths += [f"{name}/{image}" for image in images]
             labels += [label] * len(images)
-    files = ImageFiles(root, names)
-    if on_bad_image == "error":
-        return files, np.asarray(labels, dtype=np.int64), left_out
-    keep = np.asarray(readable(files), dtype=bool)
-    kept = ImageFiles(root, [name for name, good in zip(names, keep, strict=True) if good])
-    left_out[UNREADABLE] += int((~keep).sum())
-    return kept, np.asarray(labels, dtype=np.int64)[keep], left_out
+    files = ImageFiles(root, [f"{below}/{path}" if below else path for path in paths])
+    part = make_split(files, list(map(id_of, paths)), labels, classnames)
+    part = without_unreadable(part, options, left_out)
+    return part if len(part) else None

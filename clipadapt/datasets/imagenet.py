@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.core.data.labelled import LabelledSet
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, WNIDS
 from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._published import val_as_test
@@ -57,9 +57,9 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
         if not (base / split).is_dir():
             return None
         locate(base / split, "imagenet", ("",), LAYOUT)
-        files, labels, lost = read_folders(base, split, WNIDS, options.on_bad_image)
-        left_out.update(lost)
-        return make_split(files, list(files.names), labels, classnames) if len(files) else None
+        return read_folders(
+            base, split, WNIDS, classnames, options, left_out, lambda path: f"{split}/{path}"
+        )
 
     train, val = read("train"), read("val")
     served = val_as_test(train, val)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.core.data.labelled import LabelledSet
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
@@ -88,11 +88,11 @@ def open_imagenette(argument: str, options: DatasetOptions, /) -> LabelledSet[Im
     def read(split: str, below: str | None) -> Split[Image] | None:
         if below is None:
             return None
-        files, labels, lost = read_folders(published.root, below, WNIDS, options.on_bad_image)
-        left_out.update(lost)
+        root = published.root
         # The ids do not depend on the location of the folders.
-        ids = [f"{split}/{name.removeprefix(f'{below}/')}" for name in files.names]
-        return make_split(files, ids, labels, classnames) if ids else None
+        return read_folders(
+            root, below, WNIDS, classnames, options, left_out, lambda path: f"{split}/{path}"
+        )
 
     train, val = read("train", published.train), read("val", published.val)
     served = val_as_test(train, val)  # by ids, train/WNID/file, which are equal for all sizes

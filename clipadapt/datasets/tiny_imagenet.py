@@ -157,13 +157,10 @@ def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
     if not (root / "wnids.txt").is_file() and (root / FOLDER / "wnids.txt").is_file():
         root /= FOLDER
     wnids = _read_wnids_txt(root / "wnids.txt")
-    classnames = imagenet_names(wnids)
     train = val = None
     left_out: Counter[str] = Counter()
     if (root / "train").is_dir():
-        files, labels, left_out = read_folders(root, "train", wnids, options.on_bad_image)
-        ids = [name.replace("/images/", "/") for name in files.names]
-        train = make_split(files, ids, labels, classnames) if ids else None
+        train = read_folders(root, "train", wnids, imagenet_names(wnids), options, left_out, _id_of)
     if (root / "val").is_dir():
         val = without_unreadable(_read_val(root, wnids), options, left_out)
         val = val if len(val) else None
@@ -173,6 +170,10 @@ def _from_folder(root: Path, options: DatasetOptions) -> LabelledSet[Image]:
             hint=LAYOUT,
         )
     return _set(wnids, train, val, left_out, (), "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
+
+
+def _id_of(path: str) -> str:
+    return f"train/{path.replace('/images/', '/')}"
 
 
 def _read_wnids_txt(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The engine end to end: both tracks in one table, protocols, forecasts, wrong inputs."""
+"""Sweeps end to end: both tracks in one table, evaluation protocols, forecasts, invalid inputs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_images_and_texts_go_into_one_table(bench, cli, tiny_clip, reviews, tmp_
     assert 'template "a photo of a {}."' in table.out.replace("\\", "")
 
 
-def test_base_to_new_is_two_tasks_and_their_harmonic_mean(bench, cli, tiny_clip, tmp_path):
+def test_base_to_new_is_two_evaluations_and_their_harmonic_mean(bench, cli, tiny_clip, tmp_path):
     plan = {
         "protocol": "base_to_new",
         "datasets": ["synthetic:5x8"],
@@ -112,9 +112,7 @@ def test_base_to_new_is_two_tasks_and_their_harmonic_mean(bench, cli, tiny_clip,
     assert "base_to_new, new classes" in page
 
 
-def test_a_closed_method_cannot_be_judged_on_new_classes_and_this_is_recorded(
-    bench, tiny_clip, tmp_path
-):
+def test_a_closed_method_on_new_classes_is_recorded_as_failed(bench, tiny_clip, tmp_path):
     plan = {
         "protocol": "base_to_new",
         "datasets": ["synthetic:4x8"],
@@ -154,7 +152,9 @@ def test_a_model_is_loaded_once_and_features_are_computed_once(
         "methods": ["zero_shot", PROBE],
         "shots": [2],
         "seeds": [1, 2],
-        "settings": {"model.precision": "auto"},  # zero_shot's is fp32, a model of its own
+        "settings": {
+            "model.precision": "auto"
+        },  # zero_shot's is fp32, which would be another model
     }
 
     done = bench(plan, "--json")
@@ -170,11 +170,11 @@ def test_a_model_is_loaded_once_and_features_are_computed_once(
     assert order[0][:2] == (
         "synthetic:3x8",
         "local-dir:clip",
-    )  # the order of the axes, not of the work
+    )  # the order of the axes, not of execution
     assert order[4][:2] == ("synthetic:3x8", "local-dir:custom")
 
 
-def test_a_dry_run_says_what_is_done_and_what_the_rest_will_cost(bench, tiny_clip, tmp_path):
+def test_a_dry_run_reports_complete_runs_and_the_cost_of_the_others(bench, tiny_clip, tmp_path):
     plan = {
         "datasets": ["synthetic:3x8"],
         "models": [tiny_clip],
@@ -203,7 +203,7 @@ def test_a_dry_run_says_what_is_done_and_what_the_rest_will_cost(bench, tiny_cli
     assert (same["runs"], same["complete"]) == (3, 1)
     assert same["expected"]["differs"] == []
     once = record.cost.fit_seconds + record.cost.predict_seconds
-    assert same["expected"]["seconds"] == pytest.approx(2 * once)  # encoded already
+    assert same["expected"]["seconds"] == pytest.approx(2 * once)  # the features are cached
     assert same["expected"]["peak_memory_bytes"] == record.cost.peak_memory_bytes
     assert other_shots["expected"]["differs"] == ["shots"]
     assert other_data["expected"]["differs"] == ["dataset"]
@@ -212,12 +212,12 @@ def test_a_dry_run_says_what_is_done_and_what_the_rest_will_cost(bench, tiny_cli
     assert "in all 1 of 12 runs complete; 11 to do, about" in shown
 
 
-# ---------------------------------------------------------------- wrong inputs
+# ---------------------------------------------------------------- invalid inputs
 
 
 @pytest.fixture
 def one(bench, tiny_clip, tmp_path):
-    """A sweep of one run that is done."""
+    """A sweep of one run, which is complete."""
     plan = {
         "datasets": ["synthetic:3x8"],
         "models": [tiny_clip],
@@ -245,7 +245,7 @@ def snapshot(root):
     ],
     ids=["truncated", "changed", "other", "list"],
 )  # fmt: skip
-def test_records_that_are_none_are_named_and_left_out(
+def test_invalid_records_are_reported_and_left_out(
     bench, cli, one, tmp_path, command, damage, message
 ):
     plan, folder = one
@@ -272,7 +272,7 @@ def test_records_that_are_none_are_named_and_left_out(
 
 
 @pytest.mark.parametrize("name", ["record.json", "predictions.npz", "classifier/classifier.json"])
-def test_a_run_that_is_damaged_is_named_done_again_and_kept_aside(bench, cli, one, tmp_path, name):
+def test_a_damaged_run_is_reported_repeated_and_kept_aside(bench, cli, one, tmp_path, name):
     plan, folder = one
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:-5])
@@ -293,7 +293,7 @@ def test_a_run_that_is_damaged_is_named_done_again_and_kept_aside(bench, cli, on
     assert "skipped" in bench(plan).err
 
 
-def test_runs_on_data_that_changed_stand_beside_the_earlier_ones(
+def test_runs_on_changed_data_do_not_replace_the_earlier_ones(
     bench, cli, tiny_clip, pictures, tmp_path
 ):
     plan = {
@@ -325,9 +325,7 @@ def test_runs_on_data_that_changed_stand_beside_the_earlier_ones(
         ({"models": ["local-dir:/nowhere"]}, "nowhere"),
     ],
 )  # fmt: skip
-def test_a_wrong_axis_is_one_message_and_the_store_is_untouched(
-    bench, one, tmp_path, changes, message
-):
+def test_an_invalid_axis_is_one_message_and_no_run_changes(bench, one, tmp_path, changes, message):
     plan, _ = one
     before = snapshot(tmp_path / "runs")
 
@@ -340,7 +338,7 @@ def test_a_wrong_axis_is_one_message_and_the_store_is_untouched(
     assert snapshot(tmp_path / "runs") == before
 
 
-def test_several_faults_are_told_at_once(bench, one):
+def test_several_errors_are_reported_together(bench, one):
     plan, _ = one
 
     done = bench({**plan, "datasets": ["folder:/nowhere", "synthetic:3x8", "synthetic:1x1"]})

@@ -1,4 +1,4 @@
-"""Runs as Ray tasks on this machine: the same records as here, written by the driver."""
+"""Runs as Ray tasks on this machine: the driver writes the same records as for local runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reliability.test_sweep import METHOD, TIMINGS
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
 
-# A method whose worker dies the first time, or always.
+# A method that kills its worker the first ``times`` times.
 DYING = """
 import os, pathlib
 from typing import ClassVar
@@ -56,7 +56,7 @@ METHOD = Dying
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Ray on two processors of this machine, with the plug-ins of these tests."""
+    """Ray with two processors of this machine and the plug-ins of these tests."""
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "means.py").write_text(METHOD)
     (folder / "dying.py").write_text(DYING)
@@ -109,26 +109,26 @@ def test_ray_and_local_give_the_same(cli, cluster, tmp_path, tiny_clip):
             "settings": {
                 "threads": 1,
                 "evaluation.also": [{"split": "val"}],
-                "model.precision": "fp32",  # stated by one of the recipes only
+                "model.precision": "fp32",  # set by one of the recipes only
             },
         },
     )
-    local, far = tmp_path / "local", tmp_path / "far"
+    local, remote = tmp_path / "local", tmp_path / "remote"
 
     assert cli("bench", plan, "--out", local).code == 0
-    done = cli("bench", plan, "--out", far, "--executor", "ray", "--workers", 2, "--json")
+    done = cli("bench", plan, "--out", remote, "--executor", "ray", "--workers", 2, "--json")
 
     assert done.code == 0, done.err
     assert len(json.loads(done.out)["records"]) == 8
-    assert facts(far) == facts(local)
-    assert {f["threads"] for f in facts(far).values()} == {1}
-    assert not (far / ".claims").exists()
-    again = cli("bench", plan, "--out", far)  # and it goes on here
+    assert facts(remote) == facts(local)
+    assert {f["threads"] for f in facts(remote).values()} == {1}
+    assert not (remote / ".claims").exists()
+    again = cli("bench", plan, "--out", remote)  # resumes locally
     assert again.code == 0
     assert "2 of 2 runs were complete already" in again.err
 
 
-def test_threads_are_a_setting_that_both_apply_and_record(cli, cluster, tmp_path):
+def test_both_executors_apply_and_record_threads(cli, cluster, tmp_path):
     recipe = write(tmp_path / "means.yaml", {"method": {"name": "clip/means"}})
     plan = write(
         tmp_path / "s.yaml",

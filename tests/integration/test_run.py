@@ -1,4 +1,4 @@
-"""Runs as a user makes them: records, resuming, what makes a run a new one."""
+"""Single runs end to end: records, resuming, and what makes a run a new one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEEDS = ["--set", "seeds=[1,2]"]
 
 @pytest.fixture
 def probe(tiny_clip, pictures, tmp_path):
-    """The words of a few-shot probe on the small folder."""
+    """Command of a few-shot linear probe on the small folder."""
     return [
         "run", "linear_probe-quick", "--set", f"model.name={tiny_clip}", "--set",
         f"data.name=folder:{pictures}", "--set", "data.shots=2", *SEEDS, "--out", tmp_path / "runs",
@@ -39,7 +39,7 @@ def ids(found: list[dict]) -> list[str]:
     return [r["run_id"] for r in found]
 
 
-def test_a_record_holds_what_the_design_lists(cli, records, probe, tmp_path, pictures):
+def test_a_record_has_every_documented_field(cli, records, probe, tmp_path, pictures):
     first, second = records(cli(*probe, "--json"))
 
     assert (first["seed"], second["seed"]) == (1, 2)
@@ -80,10 +80,10 @@ def test_a_record_holds_what_the_design_lists(cli, records, probe, tmp_path, pic
         p.parent for p in (tmp_path / "runs").rglob("record.json") if first["run_id"] in str(p)
     ]
     assert folder.parent.parent.parent == tmp_path / "runs"
-    kept = RunStore.load_predictions(folder)
-    hits = kept.scores.argmax(axis=1) == kept.labels
+    saved = RunStore.load_predictions(folder)
+    hits = saved.scores.argmax(axis=1) == saved.labels
     assert hits.mean() == pytest.approx(accuracy["value"])
-    assert len(kept.ids) == 12
+    assert len(saved.ids) == 12
     manifest = json.loads((folder / "manifest.json").read_text())
     assert len(manifest["train"]) == len(manifest["val"]) == 6
     assert manifest["sha256"] == first["data"]["manifest_sha256"]
@@ -142,7 +142,7 @@ def test_what_changes_a_result_makes_a_new_run(
     assert fresh("--set", "workers=1") == set()
     assert len(fresh("--set", "method.layer=output")) == 2
     assert len(fresh("--set", f"model.name={tiny_models['custom']}")) == 2
-    assert len(fresh("--set", "model.precision=fp32")) in {0, 2}  # 0 where auto is fp32
+    assert len(fresh("--set", "model.precision=fp32")) in {0, 2}  # 0 if auto is fp32
     picture(pictures / "train" / "red_thing" / "0.png", (200, 30, 30), 999)
     assert len(fresh()) == 2
     monkeypatch.setattr(METHODS.get("clip/linear_probe"), "version", 99)
@@ -232,7 +232,7 @@ def test_tables(cli, probe, tmp_path, form, metric):
     assert metric in done.out.lower()
 
 
-def test_duplicate_class_names_are_warned_of(cli, records, tiny_clip, pictures, tmp_path):
+def test_duplicate_class_names_give_a_warning(cli, records, tiny_clip, pictures, tmp_path):
     (tmp_path / "names.txt").write_text("Red thing\nred  thing\nblue thing\n")
 
     done = cli(
@@ -245,7 +245,7 @@ def test_duplicate_class_names_are_warned_of(cli, records, tiny_clip, pictures, 
     assert "duplicate_classnames" in record["flags"]
 
 
-def test_class_names_of_equal_or_unknown_tokens_are_warned_of(
+def test_class_names_with_equal_or_unknown_tokens_give_a_warning(
     cli, records, tiny_models, pictures, tmp_path
 ):
     (tmp_path / "names.txt").write_text("red\n蓝色圆圈\n黄色圆圈\n", encoding="utf-8")
@@ -278,7 +278,7 @@ def test_a_class_without_a_training_image_is_flagged(cli, records, tiny_clip, pi
     assert record["data"]["n_read"] == 36
 
 
-def test_what_was_read_is_said_and_recorded_once(cli, records, tiny_clip, pictures, tmp_path):
+def test_the_files_read_are_reported_and_recorded_once(cli, records, tiny_clip, pictures, tmp_path):
     (pictures / "test" / "red_thing" / "a.heic").write_bytes(b"?")
     (pictures / "test" / "red_thing" / "gone.png").symlink_to("nowhere")
     command = ["zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--json"]
@@ -298,7 +298,7 @@ def test_what_was_read_is_said_and_recorded_once(cli, records, tiny_clip, pictur
     assert done.err.count("42 read of 44 found in 3 classes (train 18, val 12, test 12)") == 1
     assert (
         records(again)[0]["run_id"] == record["run_id"]
-    )  # though the records are among the images
+    )  # although the records are among the images
 
 
 def test_per_class(cli, tiny_clip, pictures, tmp_path):
@@ -310,7 +310,9 @@ def test_per_class(cli, tiny_clip, pictures, tmp_path):
     assert "| blue thing | 4 |" in done.out
 
 
-def test_a_defect_is_recorded_and_tried_again(tiny_clip, pictures, tmp_path, monkeypatch):
+def test_an_unexpected_error_is_recorded_and_the_run_is_tried_again(
+    tiny_clip, pictures, tmp_path, monkeypatch
+):
     whole = {
         "data": {"name": f"folder:{pictures}"},
         "model": {"name": tiny_clip},
@@ -321,7 +323,7 @@ def test_a_defect_is_recorded_and_tried_again(tiny_clip, pictures, tmp_path, mon
     fit = method.fit
 
     def broken(*_):
-        raise RuntimeError("out of memory, as it were")
+        raise RuntimeError("simulated: out of memory")
 
     monkeypatch.setattr(method, "fit", broken)
     with pytest.raises(RuntimeError):
@@ -358,8 +360,8 @@ def test_scores_that_are_not_finite_fail_the_run(tiny_clip, pictures, tmp_path, 
     assert failed.metrics == {}
 
 
-def test_killed_in_the_middle_the_next_run_completes(console, tiny_clip, tmp_path, cache):
-    """kill -9 while images are encoded: no half record, no half entry, and the same command finishes."""
+def test_after_a_kill_the_same_command_completes(console, tiny_clip, tmp_path, cache):
+    """kill -9 while images are encoded leaves no partial record and no partial cache entry."""
     out = tmp_path / "runs"
     command = [
         console("clipadapt"), "zeroshot", "--model", tiny_clip, "--dataset", "synthetic:20x200", "--out", str(out),
@@ -380,7 +382,7 @@ def test_killed_in_the_middle_the_next_run_completes(console, tiny_clip, tmp_pat
             killed += 1
         process.wait()
         if out.is_dir():
-            RunStore(out).load_all()  # nothing there, or a record that is whole
+            RunStore(out).load_all()  # no record, or a complete one
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
 
     (record,) = json.loads(done.stdout)["records"]
@@ -396,7 +398,9 @@ def test_killed_in_the_middle_the_next_run_completes(console, tiny_clip, tmp_pat
     assert json.loads(verified.stdout)["damaged"] in (0, [])
 
 
-def test_a_flipped_byte_in_the_store_is_found(cli, records, tiny_clip, pictures, tmp_path, cache):
+def test_a_flipped_byte_in_the_feature_cache_is_detected(
+    cli, records, tiny_clip, pictures, tmp_path, cache
+):
     command = ["zeroshot", "--model", tiny_clip, "--dataset", f"folder:{pictures}", "--json"]
     (first,) = records(cli(*command, "--out", tmp_path / "a"))
     flipped = 0
@@ -412,7 +416,7 @@ def test_a_flipped_byte_in_the_store_is_found(cli, records, tiny_clip, pictures,
     assert second["predictions_sha256"] == first["predictions_sha256"]
 
 
-def test_the_store_can_be_turned_off(cli, records, tiny_clip, pictures, tmp_path, cache):
+def test_the_feature_cache_can_be_turned_off(cli, records, tiny_clip, pictures, tmp_path, cache):
     def size() -> int:
         return sum(p.stat().st_size for p in (cache / "features").rglob("*") if p.is_file())
 
@@ -427,7 +431,7 @@ def test_the_store_can_be_turned_off(cli, records, tiny_clip, pictures, tmp_path
     assert plain["cost"]["encode_seconds"] > 0
 
 
-def test_validate_says_where_each_value_came_from(cli, tmp_path):
+def test_validate_reports_the_origin_of_each_value(cli, tmp_path):
     (tmp_path / "mine.yaml").write_text("method: {max_iter: 7}\nseeds: [4]\n")
 
     done = cli(
@@ -457,7 +461,7 @@ def test_doctor(cli):
 
     assert good.code == 0
     checks = {c["name"]: c for c in json.loads(good.out)["checks"]}
-    assert checks["data set synthetic"]["ok"]
+    assert checks["dataset synthetic"]["ok"]
     assert bad.code == 2
     assert "MISSING dataset folder:/nowhere" in bad.out
 
@@ -495,7 +499,7 @@ def test_every_command_has_help_with_an_example(cli):
                 assert f"Example: {program} {' '.join(words)}" in " ".join(shown.out.split())
 
 
-def test_the_text_track_runs_through_both_commands(cli, records, tmp_path):
+def test_a_text_method_runs_with_both_programs(cli, records, tmp_path):
     path = tmp_path / "reviews.csv"
     rows = [f"a {w} plot {i},{y}" for i in range(40) for y, w in (("neg", "dull"), ("pos", "fine"))]
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -509,8 +513,10 @@ def test_the_text_track_runs_through_both_commands(cli, records, tmp_path):
     assert text["model"] is None
 
 
-def test_what_is_judged_is_not_learnt_from_under_another_name(cli, records, tiny_clip, tmp_path):
-    """A published val that stands in for test is no val: no temperature may be fitted on it."""
+def test_the_evaluation_split_is_not_trained_on_under_another_name(
+    cli, records, tiny_clip, tmp_path
+):
+    """A published val split used as test is not used as val: no temperature may be fitted on it."""
     for wnid in ("n01440764", "n02102040"):
         for i in range(3):
             picture(tmp_path / "set" / "val" / wnid / f"{i}.png", (40 * i, 90, 200), i)
@@ -554,7 +560,7 @@ def test_runs_of_earlier_schema_versions_are_shown_and_skipped(cli, records, pro
     assert row["seeds"] == "2", table.out
 
 
-def test_one_fit_judged_on_several_targets(cli, records, probe, pictures, tmp_path):
+def test_one_fit_is_evaluated_on_several_targets(cli, records, probe, pictures, tmp_path):
     other = tmp_path / "sketches"
     for i, (name, colour) in enumerate((("blue_thing", (0, 0, 99)), ("red_thing", (99, 0, 0)))):
         for k in range(3):
@@ -574,7 +580,7 @@ def test_one_fit_judged_on_several_targets(cli, records, probe, pictures, tmp_pa
     assert not (tmp_path / "runs" / ".work").exists()
 
 
-def test_classes_that_were_not_learnt_are_refused(cli, probe, tmp_path):
+def test_classes_that_were_not_trained_are_refused(cli, probe, tmp_path):
     picture(tmp_path / "other" / "test" / "yellow_thing" / "0.png", (99, 99, 0), 1)
     picture(tmp_path / "other" / "test" / "red_thing" / "0.png", (99, 0, 0), 2)
 
@@ -613,7 +619,9 @@ def test_other_seeds_go_on_when_one_diverges(tiny_clip, pictures, tmp_path, monk
     assert LinearProbeClassifier
 
 
-def test_two_folders_of_one_name_are_refused_before_any_work(cli, tiny_clip, pictures, tmp_path):
+def test_two_folders_with_one_name_are_refused_before_the_first_fit(
+    cli, tiny_clip, pictures, tmp_path
+):
     picture(tmp_path / "b" / "pictures" / "test" / "red_thing" / "0.png", (99, 0, 0), 2)
     picture(tmp_path / "b" / "pictures" / "test" / "blue_thing" / "0.png", (0, 0, 99), 3)
 
@@ -677,21 +685,21 @@ def test_duplicates_between_train_and_test_are_counted_and_flagged(cli, records,
 
 
 @pytest.mark.parametrize(("protocol", "flagged"), [("base_to_new", True), ("standard", False)])
-def test_classes_called_new_must_not_have_been_learnt(
+def test_new_classes_must_not_be_among_the_trained_ones(
     cli, records, pictures, tiny_clip, tmp_path, protocol, flagged
 ):
     for i, name in enumerate(("Red thing", "violet_thing")):
-        picture(tmp_path / "away" / "test" / name / "0.png", (9 * i, 80, 200), 100 + i)
+        picture(tmp_path / "other" / "test" / name / "0.png", (9 * i, 80, 200), 100 + i)
 
-    home, away = records(
+    home, other = records(
         cli(
             "run", "zero_shot", "--set", f"model.name={tiny_clip}", "--set",
             f"data.name=folder:{pictures}", "--set", f"evaluation.protocol={protocol}", "--set",
-            f"evaluation.also=[{{dataset: 'folder:{tmp_path / 'away'}'}}]",
+            f"evaluation.also=[{{dataset: 'folder:{tmp_path / 'other'}'}}]",
             "--out", tmp_path / "runs", "--json",
         )
     )  # fmt: skip
 
     assert home["leakage"]["shared_classes"] is None
-    assert away["leakage"]["shared_classes"] == 1
-    assert ("class_overlap" in away["flags"]) is flagged
+    assert other["leakage"]["shared_classes"] == 1
+    assert ("class_overlap" in other["flags"]) is flagged

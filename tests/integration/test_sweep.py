@@ -1,4 +1,4 @@
-"""Sweeps as a user runs them: planned, run, skipped, failing in one place only."""
+"""Sweeps end to end: planning, running, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_one_failure_does_not_stop_the_rest(cli, plan, tmp_path, monkeypatch):
 
     def broken(self, backbone, task, ctx):
         if ctx.seed == 1:
-            raise RuntimeError("out of memory, as it were")
+            raise RuntimeError("simulated: out of memory")
         return fit(self, backbone, task, ctx)
 
     monkeypatch.setattr(method, "fit", broken)
@@ -64,15 +64,15 @@ def test_one_failure_does_not_stop_the_rest(cli, plan, tmp_path, monkeypatch):
     assert done.code == 1
     assert [r["status"] for r in found].count(
         "failed"
-    ) == 4  # of two fits, judged on test and on val
+    ) == 4  # two fits, each evaluated on test and on val
     assert [r["status"] for r in found].count("ok") == 12
     assert (
-        "failed: zero_shot on synthetic:3x8, 2 shots, seed 1: RuntimeError: out of memory"
+        "failed: zero_shot on synthetic:3x8, 2 shots, seed 1: RuntimeError: simulated: out of memory"
         in done.err
     )
 
 
-def test_a_dataset_that_is_missing_stops_the_sweep_before_any_work(cli, plan, tmp_path):
+def test_a_missing_dataset_stops_the_sweep_before_the_first_fit(cli, plan, tmp_path):
     cli("bench", plan, "--set", "datasets=[synthetic:3x8]", "--out", tmp_path / "r")
     before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
 
@@ -99,7 +99,7 @@ def test_a_dataset_that_is_missing_stops_the_sweep_before_any_work(cli, plan, tm
         ({"datasets": ["synthetic"], "methods": ["zero_shto"]}, "did you mean 'zero_shot'"),
     ],
 )  # fmt: skip
-def test_a_bad_sweep_is_told_at_once(cli, tmp_path, content, message):
+def test_an_invalid_sweep_is_one_error(cli, tmp_path, content, message):
     path = tmp_path / "bad.yaml"
     path.write_text(json.dumps(content))
 
@@ -110,7 +110,7 @@ def test_a_bad_sweep_is_told_at_once(cli, tmp_path, content, message):
     assert not (tmp_path / "r").exists()
 
 
-def test_an_unknown_sweep_names_those_there_are(cli):
+def test_an_unknown_sweep_suggests_a_known_one(cli):
     done = cli("bench", "openmojy")
 
     assert done.code == 2

@@ -1,4 +1,4 @@
-"""What kills leave behind goes: at the next run what the dead held, at ``cache prune`` their checkpoints too."""
+"""Files of killed processes are removed by the next run, and their checkpoints by ``cache prune``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipadapt.core.runs import leftovers
 from clipadapt.core.runs.claims import FOLDER, Claims
 from tests.watch import matching
 
-# A method without a framework that writes everywhere, slowly, as a big one does.
+# A method without a framework that writes slowly to every place where methods write.
 METHOD = """
 import time
 from typing import ClassVar
@@ -98,8 +98,8 @@ def finish(process: subprocess.Popen) -> str:
     return out
 
 
-def of_the_dead(place: Path) -> list[str]:
-    """Return what is neither a record, nor of the finished cache."""
+def leftovers_in(place: Path) -> list[str]:
+    """Return everything that is not a record or a complete cache entry."""
     # Not rglob: a living process may remove what is being listed.
     found = [
         Path(folder, name)
@@ -111,52 +111,54 @@ def of_the_dead(place: Path) -> list[str]:
     return sorted(str(p.relative_to(place)) for p in found)
 
 
-def test_twenty_kills_one_finished_run_and_a_prune_leave_nothing_of_the_dead(place):
+def test_after_twenty_kills_a_complete_run_and_a_prune_remove_all_leftovers(place):
     rng, seen = random.Random(0), set()
     for seed in range(20):
         before = set(place.glob("runs/.work/*"))
         process = run(place, seed)
-        # At any moment from its first file on.
+        # At a random moment after its first file.
         while set(place.glob("runs/.work/*")) <= before:
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.communicate()
-        seen |= {name.split("/")[0] for name in of_the_dead(place)}
-        assert len([n for n in of_the_dead(place) if ".tmp-" in n or n.startswith("tmp/")]) <= 4
+        seen |= {name.split("/")[0] for name in leftovers_in(place)}
+        assert len([n for n in leftovers_in(place) if ".tmp-" in n or n.startswith("tmp/")]) <= 4
     assert seen == {"cache", "runs", "tmp"}, "nothing was left that could be removed"
 
     finish(run(place, 99))
-    assert {n.split("/")[0] for n in of_the_dead(place)} <= {"runs"}  # checkpoints wait a week
+    assert {n.split("/")[0] for n in leftovers_in(place)} <= {
+        "runs"
+    }  # checkpoints are kept for a week
     printed = json.loads(finish(start(place, "cache", "prune", "--json")))
 
-    assert of_the_dead(place) == []
+    assert leftovers_in(place) == []
     assert printed["leftovers"] > 0
     assert len(list((place / "runs").glob("*/*/*/record.json"))) >= 1
 
 
-def test_what_a_living_run_holds_is_never_touched(place):
+def test_files_of_a_running_process_are_never_removed(place):
     process = run(place, 1, pause=1.0)
     while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    before = of_the_dead(place)
+    before = leftovers_in(place)
 
     finish(start(place, "cache", "prune", "--all"))
     finish(run(place, 2))
     finish(start(place, "cache", "prune"))
 
-    assert set(before) <= set(of_the_dead(place))
+    assert set(before) <= set(leftovers_in(place))
     finish(process)
-    assert of_the_dead(place) == []
+    assert leftovers_in(place) == []
     assert len(list((place / "runs").glob("*/*/*/record.json"))) == 2
 
 
 @pytest.mark.parametrize(
     "sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name
 )
-def test_an_interrupted_run_leaves_its_checkpoint_alone(place, sent):
+def test_an_interrupted_run_leaves_only_its_checkpoint(place, sent):
     process = run(place, 1, pause=1.0)
     while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
@@ -167,12 +169,12 @@ def test_an_interrupted_run_leaves_its_checkpoint_alone(place, sent):
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("interrupted; complete runs are kept")
     assert "Traceback" not in err
-    assert of_the_dead(place) == ["runs/.work"]
+    assert leftovers_in(place) == ["runs/.work"]
     finish(run(place, 1, pause=1.0))
-    assert of_the_dead(place) == []
+    assert leftovers_in(place) == []
 
 
-def test_checkpoints_wait_a_week_for_their_command(tmp_path):
+def test_checkpoints_are_kept_for_a_week(tmp_path):
     work = tmp_path / ".work"
     for name in ("old", "young", "empty", "finished", "held"):
         (work / name).mkdir(parents=True)
@@ -190,7 +192,7 @@ def test_checkpoints_wait_a_week_for_their_command(tmp_path):
     assert not work.exists()
 
 
-def test_the_claim_of_a_killed_run_goes_with_the_next_run(place):
+def test_the_next_run_removes_the_claim_of_a_killed_one(place):
     process = run(place, 1, pause=1.0)
     while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
@@ -204,7 +206,7 @@ def test_the_claim_of_a_killed_run_goes_with_the_next_run(place):
     assert not (place / "runs" / FOLDER).exists()
 
 
-def test_a_file_in_the_place_of_the_work_folder_is_one_message(place):
+def test_a_file_named_like_the_work_folder_is_one_message(place):
     (place / "runs" / ".work").write_text("")
     process = run(place, 1)
     _, err = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""What other processes, interruptions and kill -9 can do to a sweep: nothing."""
+"""A sweep survives other processes, interruptions and kill -9."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipadapt.core.runs.claims import FOLDER
 from clipadapt.core.runs.leftovers import WORK
 from tests.watch import matching
 
-# A method without a framework, so that a process starts fast. It tells of every fit it begins.
+# A method without a framework, so that a process starts fast. It logs every fit it starts.
 METHOD = """
 import json, os, time
 from pathlib import Path
@@ -122,7 +122,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def content(out: Path) -> dict[str, dict]:
-    """Return every record by id, timings aside, with its predictions checked and its folder's other files."""
+    """Return every record by id, without timings, and the other files of its folder; predictions are checked."""
     store, found = RunStore(out), {}
     for record in store.load_all():
         folder = store.run_dir(record)
@@ -158,7 +158,7 @@ def test_ten_kills_change_nothing(plan, tmp_path):
     while kills < 10:
         process = start(plan, out)
         before = n_records(out)
-        # From its first record on, or while it still opens its data: at any moment.
+        # At a random moment after its first record.
         while n_records(out) == before and process.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.12))
@@ -167,7 +167,7 @@ def test_ten_kills_change_nothing(plan, tmp_path):
         assert process.returncode == -signal.SIGKILL, "the sweep was over before ten kills"
         kills += 1
         killed_at.append(n_records(out))
-        RunStore(out).load_all()  # whatever is there can be read
+        RunStore(out).load_all()  # every record is readable
 
     code, printed, err = finish(start(plan, out, "--json"))
 
@@ -179,7 +179,7 @@ def test_ten_kills_change_nothing(plan, tmp_path):
     assert not (out / WORK).exists()
 
 
-def test_two_processes_do_every_run_once(plan, tmp_path):
+def test_two_processes_do_each_run_once(plan, tmp_path):
     out = tmp_path / "runs"
 
     both = [start(plan, out, "--json") for _ in range(2)]
@@ -188,7 +188,7 @@ def test_two_processes_do_every_run_once(plan, tmp_path):
     begun = fits(plan)
     for code, printed, err in results:
         assert code == 0, err
-        assert len(json.loads(printed)["records"]) == 48  # each waits for what the other does
+        assert len(json.loads(printed)["records"]) == 48  # each waits for the runs of the other
     assert len(begun) == len({line.split()[1] for line in begun}) == 24
     assert {line.split()[0] for line in begun} == {str(p.pid) for p in both}
     assert n_records(out) == len(content(out)) == 48
@@ -223,7 +223,7 @@ def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
     assert len(fits(plan)) == 1
 
 
-def test_an_interruption_ends_cleanly_and_the_same_command_goes_on(plan, tmp_path):
+def test_an_interruption_ends_cleanly_and_the_same_command_resumes(plan, tmp_path):
     out = tmp_path / "runs"
     process = start(plan, out, "--set", "method.pause=0.2")
     while n_records(out) < 4:
@@ -243,10 +243,10 @@ def test_an_interruption_ends_cleanly_and_the_same_command_goes_on(plan, tmp_pat
 
     assert code == 0, err
     assert n_records(out) == 48
-    assert len(fits(plan)) == 24 + (begun - done // 2)  # only the fit that was cut off began twice
+    assert len(fits(plan)) == 24 + (begun - done // 2)  # only the interrupted fit started twice
 
 
-def test_a_run_that_fails_elsewhere_is_not_tried_again_at_once(plan, tmp_path):
+def test_a_run_that_fails_in_another_process_is_not_tried_again_at_once(plan, tmp_path):
     out = tmp_path / "runs"
     small = ("datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1,2]", "method.pause=2")
     broken = [w for s in (*small, "method.break_seed=2") for w in ("--set", s)]
@@ -262,7 +262,7 @@ def test_a_run_that_fails_elsewhere_is_not_tried_again_at_once(plan, tmp_path):
 
 
 def test_equal_scores_of_equal_seeds(plan, tmp_path):
-    """The method of these tests is deterministic; else the others would prove nothing."""
+    """The method of these tests is deterministic; otherwise the other tests would prove nothing."""
     for name in ("a", "b"):
         code, _, err = finish(start(plan, tmp_path / name, "--set", "seeds=[1]"))
         assert code == 0, err

@@ -1,4 +1,4 @@
-"""kill -9 amid a training: the same command goes on and ends as the undisturbed one."""
+"""After kill -9 during training, the same command resumes and gives the predictions of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def only(root: Path, name: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", TRAININGS)
-def test_a_killed_training_goes_on_to_equal_predictions(recipe, tiny_clip, tmp_path):
+def test_a_killed_training_resumes_to_equal_predictions(recipe, tiny_clip, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def finished(out: Path) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,7 @@ def test_a_killed_training_goes_on_to_equal_predictions(recipe, tiny_clip, tmp_p
         assert done.returncode == 0, done.stderr
         return done
 
-    undisturbed = finished(tmp_path / "whole")
+    uninterrupted = finished(tmp_path / "uninterrupted")
     out = tmp_path / "killed"
     process = subprocess.Popen(
         command(recipe, tiny_clip, out),
@@ -66,7 +66,7 @@ def test_a_killed_training_goes_on_to_equal_predictions(recipe, tiny_clip, tmp_p
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.2)
-    assert process.poll() is None, "the training was over before it could be killed"
+    assert process.poll() is None, "the training ended before it could be killed"
     process.kill()
     process.wait()
     assert not list(out.rglob("record.json"))
@@ -76,8 +76,10 @@ def test_a_killed_training_goes_on_to_equal_predictions(recipe, tiny_clip, tmp_p
     (note,) = [line for line in resumed.stderr.splitlines() if "resumed after step" in line]
     assert 0 < int(note.rsplit(" ", 1)[1]) < 60 * 3
     for name in ("predictions.npz", "history.jsonl", "classifier.safetensors"):
-        assert only(out, name).read_bytes() == only(tmp_path / "whole", name).read_bytes(), name
-    records = [json.loads(d.stdout)["records"][0] for d in (undisturbed, resumed)]
+        assert (
+            only(out, name).read_bytes() == only(tmp_path / "uninterrupted", name).read_bytes()
+        ), name
+    records = [json.loads(d.stdout)["records"][0] for d in (uninterrupted, resumed)]
     same = ("run_id", "fit_id", "selection", "calibration", "metrics", "predictions_sha256", "attempt")  # fmt: skip
     for key in same:
         assert records[0][key] == records[1][key], key

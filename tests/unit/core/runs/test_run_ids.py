@@ -1,4 +1,4 @@
-"""What is in the id of a run: all that decides its result, and nothing else."""
+"""The id of a run depends on everything that affects its result, and on nothing else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SETTINGS = {
 
 @pytest.fixture
 def run_id(tiny_models, tmp_path):
-    """Return the id of the run that a config with some settings stands for."""
+    """Return the run id of a config with one changed setting."""
     (tmp_path / "NAMES").write_text("\n".join(NAMES))
 
     def of(key="", value=None, threads=None):
@@ -102,14 +102,14 @@ def test_the_id_has_every_key_that_affects_the_result(run_id, key):
     assert (run_id(key, SETTINGS[key]) != run_id()) == changes
 
 
-def test_threads_count_as_they_are_in_effect(run_id, monkeypatch):
+def test_the_effective_number_of_threads_is_in_the_id(run_id, monkeypatch):
     assert run_id(threads=3) == run_id("threads", 3) == run_id("threads", 3, threads=1)
     assert run_id(threads=3) != run_id(threads=1)
     monkeypatch.setattr(plan, "default_threads", lambda: 5)
     assert run_id() == run_id("threads", 5)
 
 
-def test_a_sweep_has_the_threads_of_its_executor(tmp_path, monkeypatch):
+def test_a_sweep_uses_the_threads_of_its_executor(tmp_path, monkeypatch):
     distributed = pytest.importorskip("clipadapt.core.runs.distributed")
     monkeypatch.setattr(plan, "default_threads", lambda: 4)
     raw = {
@@ -148,7 +148,7 @@ def test_the_type_of_the_device_is_part_of_a_models_identity(
     assert found.device == "cuda:1"
 
 
-def test_the_number_of_a_device_decides_nothing_and_its_type_does(tmp_path):
+def test_the_type_of_a_device_is_in_the_id_and_its_number_is_not(tmp_path):
     raw = {"data": {"name": "synthetic:3x8"}, "method": {"name": "clip/zero_shot"}}
     experiment = config.build([("a", raw)], source="test")
     home = open_target("synthetic:3x8", "test", experiment.config.data, "clip", Silent())
@@ -170,7 +170,7 @@ def test_the_number_of_a_device_decides_nothing_and_its_type_does(tmp_path):
         ("text", "torch"), ("text", "transformers"), ("text", "tokenizers"),
     ],
 )  # fmt: skip
-def test_features_of_other_releases_are_never_mixed(
+def test_features_of_different_library_versions_are_not_mixed(
     track, package, tiny_clip, tiny_texts, tmp_path, monkeypatch
 ):
     resolved = MODELS.resolve(tiny_clip if track == "clip" else tiny_texts["bert"], track)

@@ -1,7 +1,4 @@
-"""Where a model's config, weights and tokenizer are.
-
-They are looked for on this machine first, then on the network, with a short wait.
-"""
+"""Find config, weights and tokenizer of a model: on this machine first, then on the network with a short timeout."""
 
 from __future__ import annotations
 
@@ -13,20 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import ModelError, did_you_mean
-from clipadapt.core.files import hub
 from clipadapt.core.files.checksums import sha256_file
-from clipadapt.core.files.identity import check_safetensors
 from clipadapt.core.files.network import unreachable
 from clipadapt.models import _names, _transformers_clip
 from clipadapt.tensor import tokenizers
+from clipadapt.tensor.checkpoints import check_safetensors
+from clipadapt.tensor.repositories import model_files, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    Wanted = Callable[[Sequence[str], Callable[[str], Path]], Sequence[str]]
+    from clipadapt.core.files.hub import Snapshot
+    from clipadapt.tensor.repositories import Wanted
 
 TOWER_CONFIG: Final = "config.json"
-# Of a hub repository open_clip reads the first of the first two; of the others one that has none of these.
+# In the order in which open_clip looks for them in a hub repository.
 _HUB_WEIGHTS: Final = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -37,20 +35,21 @@ _HUB_WEIGHTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All that is needed to build one model.
+    """Everything that is needed to build one model.
 
     Attributes:
         model_cfg: open_clip's ``model_cfg``.
-        preprocess_cfg: open_clip's ``preprocess_cfg``; may hold ``resize_size``, see the adapter.
+        preprocess_cfg: open_clip's ``preprocess_cfg``; may hold ``resize_size``, see
+            :class:`clipadapt.models._preprocess.Preprocess`.
         checkpoint: Weights file, or None for random weights.
-        tokenizer: Folder of a Hugging Face tokenizer, or None where open_clip's own is used.
-        tower: Folder of the config of a Hugging Face text tower, or None where it has none.
+        tokenizer: Folder of a Hugging Face tokenizer, or None for open_clip's own.
+        tower: Folder with the config of a Hugging Face text tower, or None for a text tower of open_clip.
         arch: open_clip architecture, or empty.
-        files: Files whose bytes are the model's identity.
-        revision: Commit of the hub's repository of the weights, or None.
-        licence: Licence of the weights, or where it stands.
-        citation: How to cite the model, or where it stands.
-        notes: What is worth telling the user before the run.
+        files: Files whose bytes identify the model.
+        revision: Commit of the hub repository of the weights, or None.
+        licence: Licence of the weights, or where to find it.
+        citation: How to cite the model, or where to find it.
+        notes: Notes for the user, reported before the run starts.
     """
 
     model_cfg: dict[str, Any]
@@ -67,10 +66,10 @@ class Source:
 
 
 def find(name: _names.Name) -> Source:
-    """Find everything; fetch what is not on this machine.
+    """Find everything; download what is not on this machine.
 
     Raises:
-        ModelError: If something cannot be had; the message says what would work.
+        ModelError: If something is not available; the message says what would work.
     """
     if name.form == "dir":
         found = _of_folder(name.path)
@@ -91,7 +90,7 @@ def find(name: _names.Name) -> Source:
 
 
 def _with_text(source: Source, shown: str) -> Source:
-    """Add what a text tower of Hugging Face needs beside the weights: its tokenizer and its config."""
+    """Add the tokenizer and the config of a Hugging Face text tower."""
     text_cfg = source.model_cfg["text_cfg"]
     tokenizer, tower, notes = source.tokenizer, source.tower, source.notes
     wanted = text_cfg.get("hf_tokenizer_name")
@@ -111,13 +110,11 @@ def _with_text(source: Source, shown: str) -> Source:
 
 
 def _text_folder(name: str, wanted: Wanted, what: str) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder of a tokenizer or a text tower: a folder, or a repository of the hub."""
+    """Return the folder of a tokenizer or text tower that is named by a folder or a hub repository, and notes."""
     if Path(name).is_dir():
         return Path(name), ()
     try:
-        found = hub.snapshot(
-            "model", name, None, wanted=wanted, error=ModelError, way_out=_names.OFFLINE_WAYS
-        )
+        found = model_files(name, None, wanted, hint=_names.OFFLINE_WAYS)
     except ModelError as err:
         raise ModelError(
             f"{what} '{name}' is not available: {err.problem}", hint=err.hint
@@ -126,9 +123,10 @@ def _text_folder(name: str, wanted: Wanted, what: str) -> tuple[Path, tuple[str,
 
 
 def _wanted_tokenizer(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
-    if not tokenizers.has_vocabulary(files):
+    chosen = tokenizers.select(files)
+    if not chosen:
         raise ModelError("the repository holds no tokenizer with a vocabulary")
-    return sorted(tokenizers.FILES.intersection(files))
+    return chosen
 
 
 def _wanted_tower(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
@@ -145,17 +143,17 @@ def save_folder(
 ) -> None:
     """Write config, weights, tokenizer and text tower config as an open_clip folder.
 
-    open_clip looks for the config of a Hugging Face text tower under a name: a folder, which it takes relative to the
-    current one, or else a repository of the hub. So that it needs no network, the name is that of the folder itself,
-    as the user wrote it. This package reads the folder it was given, wherever that has been moved.
+    open_clip finds the config of a Hugging Face text tower by a name: a folder, relative to the current folder, or
+    else a hub repository. To need no network, the name is the path of the folder itself, as the user wrote it. This
+    package reads the config from the folder that it is given, also if the folder has been moved.
 
     Args:
         directory: An existing folder.
         network: The network.
         tokenizer: open_clip's tokenizer of the model.
-        source: Where the model came from.
-        state: Weights in the place of the network's own.
-        output: Where the folder will be; ``directory`` if left out.
+        source: The source that the model was built from.
+        state: Weights, used instead of the network's own.
+        output: Final path of the folder; ``directory`` if omitted.
     """
     from safetensors.torch import save_file
 
@@ -187,7 +185,7 @@ def _of_folder(folder: Path) -> Source:
         return _of_transformers(folder)
     config = _names.folder_config(folder)
     checkpoint = _names.folder_checkpoint(folder)
-    # The folder may have been moved since it was saved; what it holds goes before what its config says.
+    # The folder may have been moved since it was saved, so its files take precedence over the paths in its config.
     return Source(
         config["model_cfg"],
         config.get("preprocess_cfg", {}),
@@ -199,38 +197,29 @@ def _of_folder(folder: Path) -> Source:
 
 
 def _of_transformers(folder: Path) -> Source:
-    """Return the source of a CLIP that transformers saved; its tensors are renamed where they are read."""
+    """Return the source of a CLIP that transformers saved; its tensors are renamed when they are loaded."""
     model, preprocess = _transformers_clip.configs(folder)
     files = _transformers_clip.files_of(folder)
     return Source(model, preprocess, checkpoint=files[1], files=tuple(files))
 
 
 class _NoOpenClipError(ModelError):
-    """A hub repository that holds no config of open_clip's."""
+    """A hub repository without a config of open_clip."""
 
 
 def _of_hub(name: _names.Name) -> Source:
     try:
-        return _of_open_clips(name)
-    except (
-        _NoOpenClipError
-    ):  # of the whole repository: what another program fetched is not all of it
+        return _of_open_clip_repo(name)
+    except _NoOpenClipError:  # only raised if the list of all files of the repository is known
         pass
-    found = _snapshot(name.repo, name.revision, partial(_wanted_of_transformers, name.repo))
-    theirs = _of_transformers(found.folder)
-    return replace(
-        _of_snapshot(found),
-        model_cfg=theirs.model_cfg,
-        preprocess_cfg=theirs.preprocess_cfg,
-        checkpoint=theirs.checkpoint,
-        files=theirs.files,
-    )
+    found = _files(name.repo, name.revision, partial(_wanted_of_transformers, name.repo))
+    return replace(_of_transformers(found.folder), **provenance(found))
 
 
 def _wanted_of_transformers(
     repo: str, files: Sequence[str], read: Callable[[str], Path]
 ) -> list[str]:
-    """Choose the files of a CLIP of transformers, which is converted where it is read."""
+    """Select the files of a CLIP of transformers."""
     kinds = _transformers_clip
     folder = read(kinds.CONFIG).parent if kinds.CONFIG in files else None
     if folder is None or not kinds.is_folder(folder):
@@ -243,9 +232,9 @@ def _wanted_of_transformers(
     return [kinds.CONFIG, _first_of(repo, files, kinds.WEIGHTS), *preprocessors]
 
 
-def _of_open_clips(name: _names.Name) -> Source:
+def _of_open_clip_repo(name: _names.Name) -> Source:
     def own_text(config: dict[str, Any], key: str) -> bool:
-        """Tell whether open_clip, too, would take it from this very repository."""
+        """Return whether the config names this same repository."""
         return config["model_cfg"]["text_cfg"].get(key) == name.repo
 
     def wanted(files: Sequence[str], read: Callable[[str], Path]) -> list[str]:
@@ -261,36 +250,23 @@ def _of_open_clips(name: _names.Name) -> Source:
             chosen += _wanted_tower(files, read)
         return chosen
 
-    found = _snapshot(name.repo, name.revision, wanted)
+    found = _files(name.repo, name.revision, wanted)
     config = _names.checked_config(found.folder / _names.CONFIG_NAME)
     there = [n for n in _HUB_WEIGHTS if (found.folder / n).is_file()]
     checkpoint = found.folder / there[0]
-    return replace(
-        _of_snapshot(found),
-        model_cfg=config["model_cfg"],
-        preprocess_cfg=config.get("preprocess_cfg", {}),
-        checkpoint=checkpoint,
+    return Source(
+        config["model_cfg"],
+        config.get("preprocess_cfg", {}),
+        checkpoint,
         tokenizer=found.folder if own_text(config, "hf_tokenizer_name") else None,
         tower=found.folder if own_text(config, "hf_model_name") else None,
         files=(found.folder / _names.CONFIG_NAME, checkpoint),
+        **provenance(found),
     )
 
 
-def _snapshot(repo: str, revision: str | None, wanted: Wanted) -> hub.Snapshot:
-    return hub.snapshot(
-        "model", repo, revision, wanted=wanted, error=ModelError, way_out=_names.OFFLINE_WAYS
-    )
-
-
-def _of_snapshot(found: hub.Snapshot) -> Source:
-    """Return a source that says where it comes from, and nothing else yet."""
-    return Source(
-        {},
-        revision=found.revision,
-        licence=found.licence or found.see,
-        citation=found.see,
-        notes=(found.note,) if found.note else (),
-    )
+def _files(repo: str, revision: str | None, wanted: Wanted) -> Snapshot:
+    return model_files(repo, revision, wanted, hint=_names.OFFLINE_WAYS)
 
 
 def _first_of(repo: str, files: Sequence[str], names: Sequence[str]) -> str:
@@ -298,12 +274,13 @@ def _first_of(repo: str, files: Sequence[str], names: Sequence[str]) -> str:
     if first is None:
         raise ModelError(
             f"the hub repository '{repo}' holds none of {', '.join(names)}",
-            hint="take a repository that holds its weights in one such file",
+            hint="use a repository that holds its weights in one such file",
         )
     return first
 
 
 def _of_tag(name: _names.Name, model_cfg: dict[str, Any]) -> Source:
+    """Return the source of one of open_clip's pretrained tags; the activation must be the one of the training."""
     from open_clip import pretrained
 
     tags = pretrained.list_pretrained_tags_by_model(name.arch)
@@ -347,7 +324,7 @@ def _refuse_other_activation(name: _names.Name, models: list[str]) -> None:
 
 
 def _tag_weights(name: _names.Name, tag_cfg: dict[str, Any]) -> Source:
-    """Find a tag's weights where open_clip looks for them, in its order: a file, the hub, an address."""
+    """Find a tag's weights as open_clip does, in its order: a file, the hub, a URL."""
     from open_clip import pretrained
 
     if tag_cfg.get("file"):
@@ -357,11 +334,11 @@ def _tag_weights(name: _names.Name, tag_cfg: dict[str, Any]) -> Source:
         repo, _, file = tag_cfg["hf_hub"].rpartition("/")
         names = _tag_names(file or _HUB_WEIGHTS[1])
         try:
-            found = _snapshot(repo, None, lambda files, _: [_first_of(repo, files, names)])
+            found = _files(repo, None, lambda files, _: [_first_of(repo, files, names)])
         except ModelError as err:
             raise ModelError(f"'{name.shown}': {err.problem}", hint=err.hint) from None
         path = next(found.folder / n for n in names if (found.folder / n).is_file())
-        return replace(_of_snapshot(found), checkpoint=path, files=(path,))
+        return Source({}, checkpoint=path, files=(path,), **provenance(found))
     url = str(tag_cfg["url"])
     path = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
     if not path.is_file() or not _matches(path, url):
@@ -374,7 +351,7 @@ def _tag_weights(name: _names.Name, tag_cfg: dict[str, Any]) -> Source:
 
 
 def _tag_names(file: str) -> tuple[str, ...]:
-    """Return the file of a tag, behind the safetensors that open_clip takes in its place."""
+    """Return the possible names of a tag's file: open_clip prefers the safetensors file to the one that it names."""
     if file == _HUB_WEIGHTS[1]:
         return _HUB_WEIGHTS[:2]
     stem, _, suffix = file.rpartition(".")
@@ -382,7 +359,7 @@ def _tag_names(file: str) -> tuple[str, ...]:
 
 
 def _matches(path: Path, url: str) -> bool:
-    """Tell whether a cached file has the sha256 that OpenAI's address carries (in part, mlfoundations')."""
+    """Return whether a cached file has the sha256 in the URL of OpenAI, or the start of it in that of mlfoundations."""
     digest = ""
     if "openaipublic" in url:
         digest = url.split("/")[-2]
@@ -394,7 +371,7 @@ def _matches(path: Path, url: str) -> bool:
 
 
 def require_network(url: str, shown: str) -> None:
-    """Make sure, within some seconds, that the server of ``url`` answers.
+    """Check within a few seconds that the server of ``url`` answers.
 
     Raises:
         ModelError: If it does not; the message names what works without a network.
@@ -404,21 +381,21 @@ def require_network(url: str, shown: str) -> None:
         os.environ.get(v, "").lower() in offline for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     ):
         raise ModelError(
-            f"'{shown}' is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            f"'{shown}' is not on this machine, and HF_HUB_OFFLINE forbids to download it",
             hint=f"unset HF_HUB_OFFLINE; {_names.OFFLINE_WAYS}",
         )
-    reason = unreachable(url)
-    if not reason:
-        return
-    host = url.split("/")[2] if "//" in url else url
-    raise ModelError(
-        f"'{shown}' is not on this machine, and {host} cannot be reached ({reason})",
-        hint=f"check the network; {_names.OFFLINE_WAYS}",
-    )
+    why = unreachable(url)
+    if why:
+        host = url.split("/")[2] if "//" in url else url
+        raise ModelError(
+            f"'{shown}' is not on this machine, and {host} cannot be reached ({why})",
+            hint=f"check the network; {_names.OFFLINE_WAYS}",
+        )
 
 
 def _failed(shown: str, what: str, err: BaseException) -> ModelError:
     first = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
     return ModelError(
-        f"'{shown}': {what} could not be fetched: {first}", hint=f"try again; {_names.OFFLINE_WAYS}"
+        f"'{shown}': {what} could not be downloaded: {first}",
+        hint=f"try again; {_names.OFFLINE_WAYS}",
     )

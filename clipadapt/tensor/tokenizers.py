@@ -1,4 +1,4 @@
-"""The files of a tokenizer: which there may be, and how a tokenizer that lacks its vocabulary is found out."""
+"""The files of a tokenizer, and the check that it has a vocabulary."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ VOCABULARIES: Final = (
     ("spm.model",),
     ("tokenizer.model",),
 )
-"""Any of these sets of files holds a vocabulary."""
+"""Each of these sets of files holds a vocabulary."""
 SETTINGS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES: Final = frozenset({*SETTINGS, *(name for names in VOCABULARIES for name in names)})
 
 
-def has_vocabulary(names: Iterable[str]) -> bool:
-    """Tell whether one of the sets of files that hold a vocabulary is among these names."""
-    there = set(names)
-    return any(there.issuperset(some) for some in VOCABULARIES)
+def select(names: Iterable[str]) -> list[str]:
+    """Return the names that are files of a tokenizer; empty if no vocabulary is among them."""
+    given = set(names)
+    complete = any(given.issuperset(files) for files in VOCABULARIES)
+    return sorted(FILES & given) if complete else []
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
-    """Return the files that decide how text is tokenized; none where the folder holds no vocabulary."""
-    there = [folder / name for name in sorted(FILES) if (folder / name).is_file()]
-    return tuple(there) if has_vocabulary(p.name for p in there) else ()
+    """Return the files that decide how text is tokenized; empty if the folder holds no vocabulary."""
+    return tuple(folder / n for n in select(n for n in FILES if (folder / n).is_file()))
 
 
 def check(tokenizer: Any, shown: str) -> None:
-    """Refuse a tokenizer that knows its special tokens and nothing else.
+    """Refuse a tokenizer that knows nothing but its special tokens.
 
     A tokenizer whose vocabulary was not found still works: every word is unknown to it.
 
     Args:
         tokenizer: A tokenizer of transformers.
-        shown: Name of the model.
+        shown: Name of the model, for messages.
 
     Raises:
         ModelError: If it knows fewer than two tokens beside the special ones.
@@ -52,5 +52,5 @@ def check(tokenizer: Any, shown: str) -> None:
     if len(tokens) < 2:
         raise ModelError(
             f"the tokenizer of '{shown}' knows {len(tokens)} tokens beside its special ones: its vocabulary is missing",
-            hint="get its files again, or save the tokenizer with tokenizer.save_pretrained(folder)",
+            hint="download its files again, or save the tokenizer with tokenizer.save_pretrained(folder)",
         )

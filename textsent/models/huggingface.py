@@ -88,7 +88,7 @@ def identity_of(
         revision=source.revision,
         licence=source.licence,
         citation=source.citation,
-        notes=(source.note,) if source.note else (),
+        notes=source.notes,
     )
 
 

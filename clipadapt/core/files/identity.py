@@ -151,32 +151,6 @@ def _require(sha256: str, expected: ModelIdentity) -> None:
         )
 
 
-def check_safetensors(path: Path) -> None:
-    """Read the header of a safetensors file; a file of another name passes.
-
-    Raises:
-        ModelError: If it is not one.
-    """
-    if path.suffix != ".safetensors":
-        return
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            empty = not list(file.keys())
-    except (SafetensorError, OSError) as err:
-        problem = f"'{path}' is not a safetensors file: {err}"
-        try:
-            hub.refuse_damaged(path)
-        except ModelError as damage:
-            raise ModelError(f"{problem}; {damage.problem}", hint=damage.hint) from None
-        except OSError:
-            pass
-        raise ModelError(problem, hint="save it with safetensors, or get the file again") from None
-    if empty:
-        raise ModelError(f"'{path}' holds no tensors")
-
-
 def versions(*packages: str) -> str:
     """Return the releases of ``packages``, for identities that depend on them."""
 

@@ -164,15 +164,15 @@ def test_a_part_of_a_model_in_the_cache_is_not_enough(hub_cache: Path) -> None:
 def test_what_is_fetched_is_one_form_of_the_weights() -> None:
     files = ["README.md", "config.json", "vocab.txt", "tokenizer.json", "onnx/model.onnx"]
     both = [*files, "model.safetensors", "pytorch_model.bin", "tf_model.h5"]
-    assert _sources._wanted("org/x", both) == [
+    assert _sources.select_files("org/x", both) == [
         "config.json",
         "tokenizer.json",
         "vocab.txt",
         "model.safetensors",
     ]
-    assert "pytorch_model.bin" in _sources._wanted("org/x", [*files, "pytorch_model.bin"])
+    assert "pytorch_model.bin" in _sources.select_files("org/x", [*files, "pytorch_model.bin"])
     parts = [*files, "model.safetensors.index.json", "model-00001-of-00002.safetensors"]
-    assert "model-*.safetensors" in _sources._wanted("org/x", parts)
+    assert "model-*.safetensors" in _sources.select_files("org/x", parts)
 
 
 @pytest.mark.parametrize(

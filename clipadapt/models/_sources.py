@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from clipadapt.core.files.hub import Snapshot
-    from clipadapt.tensor.repositories import Wanted
+    from clipadapt.core.files.hub_client import Wanted
 
 TOWER_CONFIG: Final = "config.json"
 # In the order in which open_clip looks for them in a hub repository.

@@ -1,4 +1,4 @@
-"""The arithmetic of ``stitched``: two pretrained towers joined by one matrix in closed form."""
+"""Build ``stitched``: two pretrained towers joined by one matrix in closed form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT_FILES: Final = (
 
 
 def image_tower(path: Path) -> torch.nn.Module:
-    """Return EfficientNet-Lite0 with its classifier, the checkpoint's tensors in timm's order."""
+    """Return EfficientNet-Lite0 with its classifier; the tensors of the checkpoint are in timm's order."""
     import timm
 
     tower: torch.nn.Module = timm.create_model(ARCH, pretrained=False)
@@ -45,7 +45,7 @@ def image_tower(path: Path) -> torch.nn.Module:
 
 
 def text_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return MiniLM's tensors without what the tower has no use for."""
+    """Return the tensors of MiniLM that the text tower uses."""
     from safetensors.torch import load_file
 
     return {
@@ -58,7 +58,7 @@ def text_weights(path: Path) -> dict[str, torch.Tensor]:
 def embed(path: Path, texts: Sequence[str], batch: int = 125) -> NDArray[np.float64]:
     """Embed texts with all-MiniLM-L6-v2: mean over tokens, unit norm; shape ``(n, 384)``.
 
-    Computed in float64, so that the result, rounded to float32, does not depend on the number of threads.
+    Computed in float64, so that the result rounded to float32 does not depend on the number of threads.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -68,7 +68,7 @@ def embed(path: Path, texts: Sequence[str], batch: int = 125) -> NDArray[np.floa
     tower.load_state_dict(text_weights(path))
     tower = tower.double().eval()
     rows = []
-    # Sorted by length: less padding to compute.
+    # Sorted by length, for less padding.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     with torch.inference_mode():
         for begin in range(0, len(texts), batch):
@@ -96,8 +96,8 @@ def projection(
 ) -> NDArray[np.float64]:
     """Return the linear image projection, shape ``(384, 1280)``.
 
-    ``P = Tᵀ (W Wᵀ + ridge I)⁻¹ W`` is the ridge regression that sends each class's weight vector, the direction in
-    which its images lie, to the embedding of its name.
+    ``P = Tᵀ (W Wᵀ + ridge I)⁻¹ W`` is the ridge regression from each class's weight vector, the direction of its
+    images, to the embedding of its name.
 
     Args:
         classifier: Weights of the image tower's classifier, shape ``(1000, 1280)``.
@@ -115,9 +115,9 @@ def write(
     """Build the model and save it as an open_clip checkpoint folder, atomically.
 
     Args:
-        folder: Where the checkpoint goes.
-        image_path: EfficientNet-Lite0's weights.
-        text_path: MiniLM's weights, in its folder.
+        folder: Folder of the checkpoint.
+        image_path: Weights of EfficientNet-Lite0.
+        text_path: Weights of MiniLM, in its folder.
         templates: Templates whose embeddings are averaged for each class name.
         ridge: See :func:`projection`.
     """
@@ -126,7 +126,7 @@ def write(
     trunk = image_tower(image_path)
     W = trunk.get_parameter("classifier.weight").detach().double().numpy()
     P = projection(W, text_targets(text_path, templates), ridge)
-    # One unit-size scale for the projected features; the norm takes it out again.
+    # Scales the largest entry to 1; normalising the features removes the scale.
     P /= np.abs(P).max()
 
     state = {
@@ -152,8 +152,8 @@ def write(
 def config() -> dict[str, Any]:
     """Return the checkpoint's open_clip config.
 
-    ``resize_size`` (resize to 256, then crop 224) is read by this package; open_clip by itself resizes to 224. The
-    text tower stands by its hub name: this package reads the folder in its place, wherever it has been moved.
+    ``resize_size`` (resize to 256, then crop 224) is read by this package; open_clip alone resizes to 224. The text
+    tower has its hub name: this package reads its config from the folder instead, also after the folder was moved.
     """
     hub_name = "sentence-transformers/all-MiniLM-L6-v2"
     return {

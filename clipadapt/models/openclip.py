@@ -1,4 +1,4 @@
-"""Any model that open_clip can hold: pretrained tags, files, folders, hub repositories, random weights.
+"""Any model of open_clip: pretrained tags, weights files, folders, hub repositories, random weights.
 
 G. Ilharco et al., "OpenCLIP", 2021. Names: ``ARCH/TAG``, ``ARCH/PATH.safetensors``, ``hf-hub:ORG/NAME``,
 ``local-dir:PATH``, ``random:ARCH``.
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from clipadapt.models._sources import Source
 
 RELEASES: Final = ("open_clip_torch", "torch", "timm")
-"""Random weights and the mapping from tag to file depend on them."""
+"""Random weights, and the file of a pretrained tag, depend on the versions of these packages."""
 
 
 class OpenClip:
     """Provider of open_clip models."""
 
     def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
-        """Check the name and hash the weights; the second time without any framework.
+        """Check the name and hash the weights; a second call loads no ML framework.
 
         Raises:
-            ModelError: If the model cannot be had; the message says what would work.
+            ModelError: If the model is not available; the message says what would work.
         """
         parsed = _names.parse(name)
         device, dtype = device_and_dtype(options)
@@ -55,13 +55,13 @@ class OpenClip:
 def load_source(
     source: Source, shown: str, options: ModelOptions, services: Services
 ) -> ImageTextModel:
-    """Build a model under the name ``shown``; what was drawn at random has no identity of its own."""
+    """Build a model under the name ``shown``; one with random weights has no ``identity``."""
     from clipadapt.models._adapter import OpenClipModel
     from clipadapt.models._build import build, cast_weights
     from clipadapt.models._tokenize import Tokenizer
 
     device, dtype = device_and_dtype(options)
-    # Before they are loaded: a damaged file is named as such, and what is loaded has this hash.
+    # Hashed before they are loaded, so that a damaged file is reported as such.
     sha256 = identity.of_files(source.files, read=True) if source.checkpoint else None
     exact_float32()
     tokenizer = Tokenizer.of(source, shown)
@@ -76,12 +76,12 @@ def load_source(
 
 
 def _facts(name: _names.Name) -> dict[str, Any]:
-    """Return hash, commit, licence, citation and notes; of a tag and of random weights from memory where possible."""
+    """Return hash, commit, licence, citation and notes; those of a tag and of random weights are cached."""
     from clipadapt.models import _sources
 
     key = f"{name.key}|{identity.versions(*RELEASES)}"
-    lasting = name.form in {"tag", "random"}
-    known = identity.recall(key) if lasting else None
+    cacheable = name.form in {"tag", "random"}
+    known = identity.recall(key) if cacheable else None
     if known is not None:
         return known
     source = _sources.find(name)
@@ -93,13 +93,13 @@ def _facts(name: _names.Name) -> dict[str, Any]:
         "citation": source.citation,
         "notes": [],
     }
-    if lasting:
+    if cacheable:
         identity.remember(key, facts, source.files)
     return {**facts, "notes": source.notes}
 
 
 def _drawn(source: Source, shown: str) -> str:
-    """Return the sha256 of random weights, and of the tokenizer where it comes in files."""
+    """Return the sha256 of random weights and of the files of the tokenizer, if it has files."""
     from clipadapt.models._build import build
     from clipadapt.models._tokenize import Tokenizer
     from clipadapt.tensor.weights import WeightsHash

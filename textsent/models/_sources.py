@@ -23,7 +23,7 @@ from textsent.models._configurations import KNOWN, ORGANISATIONS, UNCASED
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from clipadapt.tensor.repositories import Wanted
+    from clipadapt.core.files.hub_client import Wanted
 
 WEIGHTS: Final = (
     "model.safetensors",

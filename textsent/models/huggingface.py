@@ -1,8 +1,8 @@
-"""Any text encoder in the format of Hugging Face: hub ids, folders, random weights.
+"""Any text encoder of Hugging Face: hub ids, folders, random weights.
 
-Names: ``ORG/NAME`` or ``NAME`` of the hub, ``@REVISION`` may follow; the path of a folder (``local-dir:PATH`` where it
-could be mistaken for an id); ``random:ARCH``, whose configuration is known here, or ``random:`` before a folder or id.
-A copy in the hub cache is taken as it is; the hub is asked only for what is not there.
+Names: ``ORG/NAME`` or ``NAME`` on the hub, optionally with ``@REVISION``; the path of a folder (``local-dir:PATH`` if
+it could be mistaken for an id); ``random:ARCH`` for a known configuration, or ``random:`` before a folder or id.
+A copy in the hub cache is used as it is; only missing files are downloaded.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from textsent.models._sources import Source
 
 RELEASES: Final = ("torch", "transformers")
-"""Random weights depend on them."""
+"""Random weights depend on the versions of these packages."""
 
 
 class HuggingFace:
-    """Provider of the hub's models, of folders and of random weights."""
+    """Provider of hub models, folders and random weights."""
 
     def source(self, name: str, /) -> Source:
         """Find configuration, weights and tokenizer.
 
         Raises:
-            ModelError: If something cannot be had; the message says what would work.
+            ModelError: If something is not available; the message says what would work.
         """
         return _sources.find(_sources.parse(name))
 
     def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
-        """Check the name and hash the files, without any framework; an unchanged file is not read again.
+        """Check the name and hash the files, without an ML framework; an unchanged file is not read again.
 
         Raises:
-            ModelError: If the model cannot be had; the message says what would work.
+            ModelError: If the model is not available; the message says what would work.
         """
         parsed = _sources.parse(name)
         return identity_of(_sources.find(parsed), parsed.shown, options)
@@ -60,13 +60,13 @@ class HuggingFace:
 def identity_of(
     source: Source, shown: str, options: ModelOptions, *, read: bool = False
 ) -> ModelIdentity:
-    """Return the identity of what was found, under the name ``shown``.
+    """Return the identity of a source.
 
     Args:
-        source: What was found.
-        shown: Its name.
+        source: Files of the model.
+        shown: Name of the model.
         options: Precision and device.
-        read: Whether this process must have read the bytes; else a remembered hash will do.
+        read: Whether this process must have read the bytes; if not, a cached hash is enough.
 
     Raises:
         ModelError: If it has no tokenizer, or a file is damaged.
@@ -95,11 +95,11 @@ def identity_of(
 def load_source(
     source: Source, shown: str, options: ModelOptions, services: Services
 ) -> TextEncoder:
-    """Build what was found, under the name ``shown``."""
+    """Build the model of a source under the name ``shown``."""
     device, dtype = device_and_dtype(options)
     from textsent.models import _encoder
 
-    # Before the framework reads them: a damaged file is named as such, and what is loaded has this name.
+    # Hashed before they are loaded, so that a damaged file is reported as such.
     loaded = identity_of(source, shown, options, read=True) if source.tokenizer else None
     encoder = _encoder.load(source, name=shown, device=device, dtype=dtype, services=services)
     encoder.identity = loaded

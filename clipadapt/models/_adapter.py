@@ -290,7 +290,7 @@ class OpenClipModel:
     def fused_adapters(
         self, updates: Mapping[str, Mapping[str, torch.Tensor]], /
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """Return the low-rank updates of this split clone for an ordinary network."""
+        """Convert low-rank updates of this split clone to updates of an ordinary network."""
         return _attention.fuse_adapters(self._net, updates)
 
     def save_folder(

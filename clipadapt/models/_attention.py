@@ -1,7 +1,7 @@
-"""Attention whose projections are separate linear layers, so that each may carry an adapter of its own.
+"""Attention whose projections are separate linear layers, so that each can have its own adapter.
 
-``nn.MultiheadAttention`` keeps query, key and value in one matrix. PEFT's adapter for it shares one low-rank input
-matrix among the three, always adapts the output projection and leaves dropout out, which is not CLIP-LoRA.
+``nn.MultiheadAttention`` has one matrix for query, key and value. PEFT's adapter for it shares one low-rank input
+matrix among the three, always adapts the output projection and has no dropout, which is not CLIP-LoRA.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ def attend(
 ) -> torch.Tensor:
     """Attend as ``F.scaled_dot_product_attention`` does.
 
-    In half precision the CPU kernel behind that function is several times slower backwards than the products it is
-    made of, so where gradients run they are taken one by one.
+    In half precision on the CPU, the backward pass of that function is several times slower than that of its single
+    products, so with gradients the products are computed one by one.
 
     Args:
         q: Queries, shape ``(n, heads, L, d)``.
         k: Keys, shape ``(n, heads, S, d)``.
         v: Values, shape ``(n, heads, S, d)``.
-        mask: Added to the scores, or a boolean one of what may be seen; broadcast to ``(n, heads, L, S)``.
+        mask: Float mask added to the scores, or boolean mask, True where attention is allowed; broadcast to
+            ``(n, heads, L, S)``.
     """
     half = q.dtype != torch.float32 and q.device.type == "cpu"
     if not (half and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
@@ -67,7 +68,7 @@ def heads_of(attention: Any, x: torch.Tensor, roles: str) -> list[torch.Tensor]:
 
 
 def finished(block: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-    """Return what a block of open_clip makes of states ``(..., W)`` and what attention gave for them, ``(..., W)``."""
+    """Return the output of a block of open_clip, from its input ``(..., W)`` and the attention result ``(..., W)``."""
     attention = block.attn
     layer = attention.out if isinstance(attention, SplitAttention) else attention.out_proj
     x = x + block.ls_1(layer(mixed))
@@ -82,14 +83,14 @@ def at_one_place(
     sees: torch.Tensor | None = None,
     before: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Return what a block of open_clip makes of one position of each example, shape ``(n, W)``.
+    """Return the output of a block of open_clip at one position of each example, shape ``(n, W)``.
 
     Args:
         block: The block.
         x: States, shape ``(n, L, W)``.
         places: The position of each example, shape ``(n,)``.
-        sees: Which positions that one sees, shape ``(n, P + L)``; all if left out.
-        before: Keys and values of ``P`` positions before them, the same for all, each ``(1, P, heads, d)``.
+        sees: Positions that it may attend to, shape ``(n, P + L)``; all if omitted.
+        before: Keys and values of ``P`` preceding positions that all examples share, each ``(1, P, heads, d)``.
     """
     attention, n = block.attn, len(x)
     rows = torch.arange(n, device=x.device)
@@ -101,7 +102,7 @@ def at_one_place(
             torch.cat([b.expand(n, -1, -1, -1), own], dim=1)
             for b, own in zip(before, (k, v), strict=True)
         )
-    # By sums and not by a matrix product, whose last bits depend on how many examples there are.
+    # Sums, not a matrix product, whose last bits depend on the number of examples.
     scores = (q.float()[:, None] * k.float()).sum(-1) * q.shape[-1] ** -0.5  # (n, P + L, heads)
     if sees is not None:
         scores = scores.masked_fill(~sees[..., None], float("-inf"))
@@ -110,7 +111,7 @@ def at_one_place(
 
 
 def is_plain(block: Any) -> bool:
-    """Tell whether a block is one that :func:`at_one_place` knows."""
+    """Return whether :func:`at_one_place` supports a block."""
     return (
         type(block) is ResidualAttentionBlock
         and not hasattr(block, "ln_1_kv")
@@ -120,7 +121,7 @@ def is_plain(block: Any) -> bool:
 
 
 class SplitAttention(nn.Module):
-    """``nn.MultiheadAttention`` (batch first) with four ``nn.Linear``; same result, same call."""
+    """``nn.MultiheadAttention`` with four ``nn.Linear`` layers; same call, same result."""
 
     def __init__(self, source: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -138,13 +139,13 @@ class SplitAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, None]:
-        """Attend; no attention weights are returned.
+        """Attend; attention weights are not returned.
 
         Args:
             query: Shape ``(n, L, W)``.
             key: Shape ``(n, S, W)``.
             value: Shape ``(n, S, W)``.
-            need_weights: Refused if true.
+            need_weights: Must be False.
             attn_mask: Added to the scores; ``(L, S)`` or ``(n * heads, L, S)``.
         """
         assert not need_weights
@@ -165,7 +166,7 @@ class SplitAttention(nn.Module):
 
 
 class SplitProjection(nn.Module):
-    """timm's fused ``qkv`` layer as three; same result."""
+    """timm's fused ``qkv`` layer as three layers; same result."""
 
     def __init__(self, source: nn.Linear) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class SplitProjection(nn.Module):
 
 
 def split(network: nn.Module) -> None:
-    """Give every attention layer of open_clip and timm in ``network`` separate projections, in place."""
+    """Replace every attention layer of open_clip and timm in ``network`` by one with separate projections, in place."""
     for module in list(network.modules()):
         if isinstance(module, ResidualAttentionBlock) and isinstance(
             module.attn, nn.MultiheadAttention
@@ -189,7 +190,7 @@ def split(network: nn.Module) -> None:
 
 
 def fuse(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state of a network that :func:`split` changed, under its names from before."""
+    """Return the state of a network that :func:`split` changed, under its original names."""
     fused: dict[str, torch.Tensor] = {}
     state = network.state_dict()
     for name, module in network.named_modules():
@@ -209,18 +210,18 @@ def fuse(network: nn.Module) -> dict[str, torch.Tensor]:
 def fuse_adapters(
     network: nn.Module, updates: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Return low-rank updates of a network that :func:`split` changed, for its layers from before.
+    """Convert low-rank updates of a network that :func:`split` changed to updates of its original layers.
 
-    The updates of query, key and value become one: the first matrices stand above each other, the second ones in
-    blocks, and what is not updated gets zeros. Of ``nn.MultiheadAttention`` the update of ``NAME.out_proj`` has the
-    rank of that of ``NAME``, as PEFT wants it.
+    The updates of query, key and value become one: the ``A`` are stacked, the ``B`` are the blocks of a block-diagonal
+    matrix, and a projection without an update gets zeros. For ``nn.MultiheadAttention`` the updates of ``NAME`` and
+    ``NAME.out_proj`` have the same rank, as PEFT requires.
 
     Args:
         network: The split network.
-        updates: By layer: ``A`` of shape ``(r, in)``, ``B`` of shape ``(out, r)``, perhaps DoRA's ``magnitude``.
+        updates: By layer: ``A`` of shape ``(r, in)``, ``B`` of shape ``(out, r)``, optionally DoRA's ``magnitude``.
 
     Returns:
-        The same by fused layer; a magnitude is NaN in rows that have no update.
+        The same by fused layer; a magnitude is NaN in rows without an update.
     """
     fused: dict[str, dict[str, torch.Tensor]] = {}
     owners: dict[str, dict[str, Mapping[str, torch.Tensor]]] = {}
@@ -249,7 +250,7 @@ def fuse_adapters(
 
 
 def _blocks_of(roles: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return one update of the fused query, key and value."""
+    """Return one update of the fused query, key and value projection."""
     present = [role for role in "qkv" if role in roles]
     width = len(roles[present[0]]["B"])
     blocks = [roles[role]["B"] if role in present else torch.zeros(width, 0) for role in "qkv"]
@@ -266,7 +267,7 @@ def _blocks_of(roles: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, tor
 
 
 def _of_rank(update: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-    """Fill an update up with zeros."""
+    """Pad an update with zeros to a rank."""
     more = rank - len(update["A"])
     return {
         "A": F.pad(update["A"], (0, 0, 0, more)),
@@ -275,10 +276,10 @@ def _of_rank(update: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.T
 
 
 def targets(network: nn.Module) -> dict[str, dict[str, list[str]]]:
-    """Return the layers that may carry adapters: ``{tower: {role: names}}``, input side first.
+    """Return the layers that can have adapters: ``{tower: {role: names}}``, input side first.
 
     Roles: ``q``, ``k``, ``v``, ``out`` of self-attention, ``mlp`` (both layers), ``pointwise`` (1x1 convolutions).
-    A role that a tower lacks is left out.
+    A role that a tower does not have is left out.
     """
     found: dict[str, dict[str, list[str]]] = {"image": {}, "text": {}}
     for name, module in network.named_modules():

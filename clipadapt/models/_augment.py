@@ -1,7 +1,7 @@
-"""The field's training transform: a random resized crop and a flip, drawn from a generator of the image's own.
+"""The usual training transform, a random resized crop and a flip, with one random generator per image and view.
 
-A view is a number: the same view of the same image is the same crop, in every process and thread, so views can be
-stored and a resumed training sees what the first would have seen.
+A view is a number. The same view of the same image is the same crop in every process and thread, so views can be
+cached, and a resumed training sees the same crops as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 VERSION: Final = 1
-"""Raised when a view of an image changes."""
+"""Increased when a view of an image changes."""
 ATTEMPTS: Final = 10
 RATIO: Final = (3 / 4, 4 / 3)
 
@@ -31,7 +31,7 @@ class CropFlip:
 
     Attributes:
         size: Height and width of the result.
-        smallest: Least share of the picture's area that is cropped; the largest is 1.
+        smallest: Smallest share of the image's area that is cropped; the largest is 1.
         mean: Mean per channel.
         std: Standard deviation per channel.
     """
@@ -64,7 +64,7 @@ class CropFlip:
                 top = int(rng.integers(0, height - h + 1))
                 left = int(rng.integers(0, width - w + 1))
                 return top, left, h, w
-        # No box fitted: the largest one of an allowed ratio, in the middle.
+        # No box fitted: use the largest one of an allowed ratio, in the centre.
         w, h = width, height
         if width / height < RATIO[0]:
             h = round(width / RATIO[0])

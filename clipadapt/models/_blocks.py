@@ -1,7 +1,7 @@
-"""An image tower as a chain of units: what lies below the first trained one is computed once.
+"""An image tower as a chain of units: everything below the first trained unit is computed once.
 
-Of the last block of a vision transformer only the class token is read: the others are not computed there, which
-changes rounding alone.
+Of the last block of a vision transformer only the class token is read, so its other tokens are not computed; this
+changes rounding only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PREFIX: Final = "unit:"
-"""Layer ``unit:K`` is what unit ``K`` reads."""
+"""Layer ``unit:K`` is the input of unit ``K``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Unit:
     """One step of a tower.
 
     Attributes:
-        names: What the names of its parameters begin with, as the whole network names them.
-        run: Maps the step's input to its output.
+        names: Prefixes of the names of its parameters in the whole network.
+        run: Maps its input to its output.
     """
 
     names: tuple[str, ...]
@@ -40,13 +40,13 @@ class Unit:
 
 
 def units(visual: Any, *, fast: bool = True) -> tuple[Unit, ...]:
-    """Return the units of an image tower; run one after another they are the tower.
+    """Return the units of an image tower; run one after another, they compute the tower.
 
-    The last one returns projected features. A tower of a kind not known here is one unit.
+    The last unit returns projected features. A tower of an unknown kind is one unit.
 
     Args:
         visual: The tower.
-        fast: Leave out what is never read.
+        fast: Leave out computation whose result is never read.
     """
     if isinstance(visual, VisionTransformer) and _plain(visual):
         return _vit(visual, fast=fast)
@@ -67,7 +67,7 @@ def _plain(visual: VisionTransformer) -> bool:
 
 
 def ends_early(visual: Any) -> bool:
-    """Tell whether the units of a tower leave out what is never read."""
+    """Return whether the fast units of a tower leave out computation."""
     if not (isinstance(visual, VisionTransformer) and _plain(visual)):
         return False
     last = visual.transformer.resblocks[-1]
@@ -75,7 +75,7 @@ def ends_early(visual: Any) -> bool:
 
 
 def _class_token(block: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return what a block makes of the first position of ``(n, L, W)``, shape ``(n, 1, W)``."""
+    """Return the output of a block at the first position of ``(n, L, W)``, shape ``(n, 1, W)``."""
     first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return _attention.at_one_place(block, x, first)[:, None]
 

@@ -1,4 +1,4 @@
-"""Weights as training code saves them: in wrappers, behind prefixes, beside other things, in transformers' names."""
+"""Read weights as training code saves them: in wrappers, with prefixes, beside other values, with other names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 State = dict[str, torch.Tensor]
 
-# Classes that training code saves beside weights; to build one runs no code of the file.
+# Classes that training code saves beside weights; unpickling them runs no code of the file.
 HARMLESS: Final[list[Any]] = [
     argparse.Namespace,
     types.SimpleNamespace,
@@ -50,23 +50,23 @@ HARMLESS: Final[list[Any]] = [
     *(getattr(np.dtypes, n) for n in np.dtypes.__all__ if n.endswith("DType")),
 ]
 DEEPEST: Final = 3
-"""Wrappers inside wrappers that are looked through."""
+"""Greatest depth at which wrapped weights are searched."""
 MARK: Final = "logit_scale"
-"""A tensor that every CLIP has: what stands before its name is a prefix."""
+"""A tensor that every CLIP has: the text before its name is the prefix of all names."""
 
 
 def read(path: Path) -> State:
     """Return the weights in a file, without the wrappers and the prefix that they were saved in.
 
     Raises:
-        ModelError: If it cannot be read as plain tensors, or its weights are not told apart from the rest.
+        ModelError: If it cannot be read as plain tensors, or it is unclear which tensors are the weights.
     """
     if path.suffix == ".safetensors":
         try:
             found: Any = load_file(path)
         except (OSError, SafetensorError) as err:
             raise ModelError(
-                f"'{path}' cannot be read as safetensors: {err}", hint="fetch or save it again"
+                f"'{path}' cannot be read as safetensors: {err}", hint="download or save it again"
             ) from err
     else:
         found = _unpickled(path)
@@ -74,53 +74,53 @@ def read(path: Path) -> State:
 
 
 def _unpickled(path: Path) -> Any:
-    """Read what ``torch.save`` wrote, without running any code of the file.
+    """Read a file of ``torch.save`` without running any code in it.
 
     Raises:
-        ModelError: If it holds more than plain values, or is damaged.
+        ModelError: If it holds objects other than plain values, or is damaged.
     """
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # noqa: BLE001  torch raises many types for a file that it will not read
+    except Exception as err:  # noqa: BLE001  torch raises many types for a file that it cannot read
         text, failure = str(err), err
     if "TorchScript" in text or "torch.jit" in text:
         raise ModelError(
             f"'{path}' is a TorchScript archive, which is a program and not plain tensors",
-            hint="where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'plain.pt')",
+            hint="if you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'plain.pt')",
         ) from failure
     strange = _strange(path)
     if strange:
         raise ModelError(
-            f"'{path}' holds objects of {', '.join(strange[:3])} beside its weights, which are not read from a file "
-            "that may come from anyone",
-            hint="where you trust it, keep the weights alone: found = torch.load(FILE, weights_only=False), then "
-            "torch.save(found['state_dict'], 'plain.pt'), or found.state_dict() where it holds a whole model",
+            f"'{path}' holds objects of {', '.join(strange[:3])} beside its weights, which may run code when they are "
+            "read, so they are not",
+            hint="if you trust it, save only the weights: found = torch.load(FILE, weights_only=False), then "
+            "torch.save(found['state_dict'], 'plain.pt'), or found.state_dict() if it holds a whole model",
         ) from failure
     first = text.strip().splitlines()[0] if text.strip() else type(failure).__name__
-    if "weights_only" in first:  # its advice is to run whatever the file holds
+    if "weights_only" in first:  # torch advises to run the code in the file
         with path.open("rb") as file:
-            first = f"no file of torch.save, but one that begins with {file.read(24)!r}"
+            first = f"it is not a file of torch.save; it begins with {file.read(24)!r}"
     raise ModelError(
         f"'{path}' cannot be read as plain tensors: {first}",
-        hint="it is damaged or no file of torch.save; save the state dict as .safetensors",
+        hint="it is damaged or not a file of torch.save; save the state dict as .safetensors",
     ) from failure
 
 
 def _strange(path: Path) -> list[str]:
-    """Return the names of classes and functions that are not read from a pickle."""
+    """Return the names of the classes and functions in a pickle that are refused."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # noqa: BLE001  not the zip format, or damaged: there is no list
+    except Exception:  # noqa: BLE001  not the zip format, or damaged: no list is available
         return []
 
 
 def _unwrapped(path: Path, found: Any) -> tuple[str, State]:
-    """Return the one mapping in ``found`` that holds a CLIP's weights, and what it was wrapped in.
+    """Return the keys that lead to the only mapping with the weights of a CLIP, and that mapping.
 
     Raises:
-        ModelError: If there is none, or more than one.
+        ModelError: If there is no such mapping, or more than one.
     """
     mappings = list(_mappings(found, "", DEEPEST))
     fits = [(where, state) for where, state in mappings if _prefixes(state)]
@@ -130,20 +130,22 @@ def _unwrapped(path: Path, found: Any) -> tuple[str, State]:
         names = " and ".join(f"'{where}'" for where, _ in fits)
         raise ModelError(
             f"'{path}' holds the weights of more than one model: {names}",
-            hint="save the one you mean as a file of its own",
+            hint="save the one you want in a separate file",
         )
-    if len(mappings) == 1:  # no CLIP, which the comparison with the architecture says better
+    if (
+        len(mappings) == 1
+    ):  # not a CLIP; the comparison with the architecture gives a better message
         return mappings[0]
     what = [f"'{where or 'the file itself'}' ({len(state)} tensors)" for where, state in mappings]
     raise ModelError(
         f"'{path}' holds no weights of a CLIP"
-        + (f"; tensors are in {', '.join(what)}" if what else f" but a {type(found).__name__}"),
+        + (f"; tensors are in {', '.join(what)}" if what else f", only a {type(found).__name__}"),
         hint="save the state dict of the whole model",
     )
 
 
 def _mappings(found: Any, where: str, depth: int) -> Iterator[tuple[str, State]]:
-    """Yield every mapping that holds tensors, with the keys that lead to it."""
+    """Yield every mapping with tensors, after the keys that lead to it."""
     if not isinstance(found, Mapping):
         return
     state = {k: v for k, v in found.items() if isinstance(k, str) and torch.is_tensor(v)}
@@ -160,10 +162,10 @@ def _prefixes(state: State) -> list[str]:
 
 
 def _without_prefix(path: Path, where: str, state: State) -> State:
-    """Take away what stands before all names.
+    """Remove the common prefix of all names.
 
     Raises:
-        ModelError: If only some have it, or it stands for several models.
+        ModelError: If only some names have the prefix, or there are prefixes of several models.
     """
     prefixes = _prefixes(state)
     inside = f" in '{where}'" if where else ""
@@ -171,10 +173,10 @@ def _without_prefix(path: Path, where: str, state: State) -> State:
         names = " and ".join(f"'{p}'" for p in prefixes)
         raise ModelError(
             f"'{path}' holds the weights of more than one model{inside}: behind {names}",
-            hint="save the one you mean as a file of its own",
+            hint="save the one you want in a separate file",
         )
     prefix = prefixes[0] if prefixes else ""
-    # A count beside the weights (n_averaged of an average of models) is not one of them.
+    # A counter beside the weights (n_averaged of averaged weights) is not a weight.
     counts = {k for k, t in state.items() if t.ndim == 0 and "." not in k and k[:6] != "logit_"}
     state = {name: tensor for name, tensor in state.items() if name not in counts}
     others = [name for name in state if not name.startswith(prefix)]
@@ -187,7 +189,7 @@ def _without_prefix(path: Path, where: str, state: State) -> State:
 
 
 def for_module(state: State, module: Any) -> State:
-    """Return the tensors under the names that ``module`` has, as :func:`open_clip.load_checkpoint` does."""
+    """Rename tensors to the names in ``module``, as :func:`open_clip.load_checkpoint` does."""
     if _transformers_clip.is_state(state):
         state = _transformers_clip.convert(state)
     state = convert_state_dict(module, state)

@@ -1,4 +1,4 @@
-"""The forms of a model name, read without any framework.
+"""Parse model names, without an ML framework.
 
 ``ARCH/TAG``, ``ARCH/PATH.safetensors``, ``hf-hub:ORG/NAME``, ``local-dir:PATH``, ``random:ARCH``.
 """
@@ -23,15 +23,15 @@ ALIASES: Final = {
 }
 WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
 FORMS: Final = (
-    "ARCH/TAG, ARCH/PATH.safetensors, hf-hub:ORG/NAME (@REVISION may follow), local-dir:PATH, random:ARCH "
+    "ARCH/TAG, ARCH/PATH.safetensors, hf-hub:ORG/NAME (optionally @REVISION), local-dir:PATH, random:ARCH "
     "or stitched"
 )
 OFFLINE_WAYS: Final = (
-    "without a network take 'stitched' (pip install \"clipadapt[offline]\"), or weights on this machine: "
+    "without a network use 'stitched' (pip install \"clipadapt[offline]\"), or weights on this machine: "
     "ARCH/PATH.safetensors or local-dir:PATH"
 )
 META_NAME: Final = "stitched.json"
-"""Recipe and hashes of a model that was built here."""
+"""File with the recipe and the hashes of the model ``stitched``."""
 CONFIG_NAME: Final = "open_clip_config.json"
 # open_clip's own order of preference
 CHECKPOINT_NAMES: Final = (
@@ -68,7 +68,7 @@ class Name:
 
     @property
     def shown(self) -> str:
-        """The name for tables and records, without any folder."""
+        """The name in tables and records; of a path, only the last part."""
         return {
             "tag": f"{self.arch}/{self.tag}",
             "file": f"{self.arch}/{self.path.name}",
@@ -79,15 +79,15 @@ class Name:
 
     @property
     def key(self) -> str:
-        """A tag or random weights, for the memory of what they stand for."""
+        """Key under which the facts of a tag or of random weights are cached."""
         return f"{self.form}|{self.arch}|{self.tag}"
 
 
 def parse(name: str) -> Name:
-    """Read a name and check the parts that need no framework.
+    """Parse a name and check the parts that need no ML framework.
 
     Raises:
-        ModelError: If the form, the architecture, the file or the folder is not there.
+        ModelError: If it has none of the forms, or architecture, file or folder do not exist.
     """
     name = ALIASES.get(name.strip(), name.strip())
     scheme, colon, rest = name.partition(":")
@@ -124,10 +124,10 @@ def _hub_name(name: str, rest: str) -> Name:
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise ModelError(
             f"'{name}' is not a hub repository",
-            hint="write hf-hub:ORGANISATION/NAME, @REVISION may follow",
+            hint="write hf-hub:ORGANISATION/NAME, optionally @REVISION",
         )
     if at and revision in {"", "main"}:
-        what = ": main is a branch, and it moves" if revision else " names no revision after '@'"
+        what = ": main is a branch that moves" if revision else " names no revision after '@'"
         raise ModelError(
             f"'{name}'{what}",
             hint=f"write hf-hub:{repo}, whose first use pins the commit, or hf-hub:{repo}@COMMIT",
@@ -137,7 +137,7 @@ def _hub_name(name: str, rest: str) -> Name:
 
 @cache
 def architectures() -> tuple[str, ...]:
-    """Return open_clip's architectures, from the config files that it ships."""
+    """Return open_clip's architectures, from its config files."""
     return tuple(sorted(p.stem for p in _config_folder().glob("*.json")))
 
 
@@ -145,7 +145,7 @@ def known_architecture(arch: str) -> str:
     """Return ``arch``.
 
     Raises:
-        ModelError: If open_clip has no such architecture; the message offers the nearest ones.
+        ModelError: If open_clip does not have it; the message names the nearest ones.
     """
     if arch in architectures():
         return arch
@@ -169,7 +169,7 @@ def folder_config(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's open_clip config.
 
     Raises:
-        ModelError: If the file is missing or is not such a config.
+        ModelError: If the file is missing or not an open_clip config.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -185,7 +185,7 @@ def checked_config(path: Path) -> dict[str, Any]:
     """Return the content of an open_clip config file.
 
     Raises:
-        ModelError: If it is not such a config.
+        ModelError: If it is not an open_clip config.
     """
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -197,12 +197,12 @@ def checked_config(path: Path) -> dict[str, Any]:
             f"'{path}' is not an open_clip config: {type(err).__name__}: {err}"
         ) from err
     if not whole:
-        raise ModelError(f"'{path}': model_cfg lacks embed_dim, vision_cfg or text_cfg")
+        raise ModelError(f"'{path}': model_cfg has no embed_dim, vision_cfg or text_cfg")
     return dict(config)
 
 
 def folder_checkpoint(folder: Path) -> Path:
-    """Return the weights of a checkpoint folder, chosen as open_clip chooses.
+    """Return the weights of a checkpoint folder, the same that open_clip loads.
 
     Raises:
         ModelError: If there are none.
@@ -246,6 +246,6 @@ def _weights_file(text: str) -> Path:
     path = _absolute(text)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        hint = "a relative path starts in the current folder; write ARCH//absolute/path for another"
+        hint = "a relative path starts in the current folder; write ARCH//absolute/path for another folder"
         raise ModelError(f"the weights file '{path}' {what}", hint=hint)
     return path

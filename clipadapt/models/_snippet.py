@@ -1,4 +1,4 @@
-"""Python that builds a model with open_clip alone and computes its features, for the README of an export."""
+"""Python code that builds a model and computes its features with open_clip only, for the README of an export."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def code(
     adapter: bool,
     seed: int,
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the code and what a user has to know about it.
+    """Return the code and notes for its user.
 
     Args:
-        name: Name of the model, as records show it.
-        source: Where it came from.
+        name: Name of the model in records.
+        source: The source that the model was built from.
         visual: Its image tower.
         layer: Which features.
         saved: Whether the export's folder holds the model.
-        adapter: Whether it holds PEFT's adapter of the model.
-        seed: What drawn weights are drawn from.
+        adapter: Whether it holds a PEFT adapter of the model.
+        seed: Seed of random weights.
     """
     build, notes = _build(name, source, saved=saved, seed=seed)
     larger = source.preprocess_cfg.get("resize_size")
@@ -47,8 +47,8 @@ def code(
         size = visual.image_size
         crop = size[0] if isinstance(size, tuple | list) else size
         resizing = (
-            f"the resizing: open_clip's config cannot say 'resize to {larger}, then crop {crop}', so that open_clip "
-            f"resizes to {crop} and scores differ; set 'preprocess.transforms[0].size = {larger}', as README.md does"
+            f"the resizing: open_clip's config cannot express 'resize to {larger}, then crop {crop}'; open_clip "
+            f"resizes to {crop}, and scores differ; set 'preprocess.transforms[0].size = {larger}', as README.md does"
         )
         notes += (resizing,)
     peft = ["from peft import PeftModel"] if adapter else []
@@ -85,20 +85,18 @@ def code(
 def _build(
     name: str, source: Source, *, saved: bool, seed: int
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Return what creates ``model`` and ``preprocess``."""
+    """Return the code that creates ``model`` and ``preprocess``, and notes."""
     if saved:
         return _of_folder("FOLDER", source)
     scheme, _, rest = name.partition(":")
-    # A CLIP of transformers is no repository that open_clip reads.
+    # open_clip cannot read a hub repository of transformers.
     own_layout = any(file.name == _names.CONFIG_NAME for file in source.files)
     if scheme == "hf-hub" and own_layout:
         repo, _, revision = rest.partition("@")
-        at = (
-            f", at the revision {revision}, which open_clip cannot be asked for" if revision else ""
-        )
+        at = f", at the revision {revision}, which open_clip cannot select" if revision else ""
         return [f'{CREATE}("hf-hub:{repo}")'], (f"the base model, '{name}'{at}",)
     if source.arch and source.checkpoint is None:
-        note = f"the base model, '{name}', whose weights are drawn; --format openclip writes it too"
+        note = f"the base model, '{name}', whose weights are random; --format openclip also writes the model"
         return [f"torch.manual_seed({seed})", f'{CREATE}("{source.arch}")'], (note,)
     if source.arch and not name.endswith(_names.WEIGHT_SUFFIXES):
         arch, _, tag = name.partition("/")
@@ -120,9 +118,9 @@ def _of_folder(place: str, source: Source) -> tuple[list[str], tuple[str, ...]]:
     if not source.model_cfg["text_cfg"].get("hf_model_name"):
         return [f"{plain})"], ()
     note = (
-        "where its text tower's config is after a move: open_clip looks in the folder 'hf_model_name' of "
-        "open_clip_config.json, the name that the export was written to; README.md's code names the folder "
-        "itself, so that it works from anywhere"
+        "the config of its text tower, if the folder is moved: open_clip looks for it in the folder 'hf_model_name' of "
+        "open_clip_config.json, the path that the export was written to; the code in README.md passes the folder "
+        "itself, so it works anywhere"
     )
     return [
         f'with open(f"{{{place}}}/open_clip_config.json", encoding="utf-8") as file:',
@@ -133,10 +131,10 @@ def _of_folder(place: str, source: Source) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _features(visual: Any, layer: Layer) -> list[str]:
-    """Return what computes ``x`` from ``pixels``.
+    """Return the code that computes ``x`` from ``pixels``.
 
     Raises:
-        ModelError: If open_clip does not give these features.
+        ModelError: If open_clip does not compute these features.
     """
     if layer == "output":
         return ["x = torch.nn.functional.normalize(model.encode_image(pixels), dim=-1)"]
@@ -151,4 +149,4 @@ def _features(visual: Any, layer: Layer) -> list[str]:
         ]
     if isinstance(visual, ModifiedResNet):
         return ["x = model.visual(pixels)"]
-    raise ModelError(f"no features before the projection of a {type(visual).__name__}")
+    raise ModelError(f"a {type(visual).__name__} has no features before the projection")

@@ -1,9 +1,8 @@
-"""open_clip's causal text towers in fewer operations: fewer positions, and a shared beginning computed once.
+"""Causal text towers of open_clip with fewer operations.
 
-Under a causal mask a position sees only what stands before it. So what follows the end-of-text token has no effect,
-and texts that begin alike (a learnt context, a template) have equal states there. Of the last block only the end of
-the text is read. All three change
-rounding alone.
+Under a causal mask a position only depends on the positions before it. So nothing after the end-of-text token has an
+effect, and texts with the same beginning (a trained context, a template) have equal states there, which are computed
+once. In the last block only the end of the text is read. All three change rounding only.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from clipadapt.models import _attention
 
 
 class CausalTextTower:
-    """A causal text tower of open_clip's that reads its feature at the end-of-text token.
+    """A causal text tower of open_clip whose feature is read at the end-of-text token.
 
     Attributes:
-        tower: The module that holds embedding, blocks, last norm and projection.
-        context_length: Positions of a full run.
+        tower: The module with embedding, blocks, last norm and projection.
+        context_length: Positions of a full forward pass.
     """
 
     def __init__(self, tower: Any, pool_type: str, eos_id: Any) -> None:
@@ -32,7 +31,7 @@ class CausalTextTower:
 
     @classmethod
     def of(cls, net: Any) -> CausalTextTower | None:
-        """Return the text tower of a network, or None where it is of another kind."""
+        """Return the text tower of a network, or None if it is of another kind."""
         if isinstance(net, CLIP):
             tower, pool_type, eos_id = net, net.text_pool_type, net.text_eos_id
         elif isinstance(text := getattr(net, "text", None), TextTransformer):
@@ -45,7 +44,7 @@ class CausalTextTower:
         return cls(tower, pool_type, eos_id) if causal else None
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Encode ``(n, L)`` token ids, ``L`` at most the context; projected, without the norm."""
+        """Encode ``(n, L)`` token ids, ``L`` at most the context, to projected features that are not normalised."""
         tower, length = self.tower, tokens.shape[1]
         x = self._placed(tower.token_embedding(tokens))
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
@@ -55,13 +54,13 @@ class CausalTextTower:
         )
 
     def can_share(self) -> bool:
-        """Tell whether every block is one that :meth:`with_shared` knows."""
+        """Return whether :meth:`with_shared` supports every block."""
         return all(map(_attention.is_plain, self.tower.transformer.resblocks))
 
     def with_shared(
         self, embeddings: torch.Tensor, tokens: torch.Tensor, shared: int
     ) -> torch.Tensor:
-        """Encode token embeddings ``(n, L, W)`` whose first ``shared`` positions are equal in all texts."""
+        """Encode token embeddings ``(n, L, W)`` whose first ``shared`` positions are the same in all texts."""
         ends = tokens.argmax(dim=1)
         shared = min(shared, int(ends.min()))
         x = self._placed(embeddings)
@@ -98,13 +97,13 @@ class CausalTextTower:
 def _block(
     block: Any, head: torch.Tensor, rest: torch.Tensor, causal: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run one block on the shared positions and on each text's own, which see both.
+    """Run one block on the shared positions, and on the other positions of each text, which attend to both.
 
     Args:
         block: The block.
         head: States of the shared positions, shape ``(1, P, W)``; ``P`` may be 0.
-        rest: States of the others, shape ``(n, L - P, W)``.
-        causal: Which positions each of all sees, shape ``(L, L)``.
+        rest: States of the other positions, shape ``(n, L - P, W)``.
+        causal: Causal mask, True where attention is allowed, shape ``(L, L)``.
     """
     attention, n, shared = block.attn, len(rest), head.shape[1]
     q, k, v = _heads(attention, block.ln_1(rest))  # (n, heads, L - P, d)

@@ -1,4 +1,4 @@
-"""A CLIP as Hugging Face's transformers saves it, read as open_clip's: the same numbers under other names."""
+"""Convert a CLIP that transformers saved to open_clip: the same tensors under other names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONFIG: Final = "config.json"
 PREPROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
-"""The first that is there is read, as transformers does; it nests what the second holds."""
+"""The first that exists is read, as transformers does; it nests the content of the second."""
 WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 MARK: Final = "vision_model.embeddings.class_embedding"
 OPENAI_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -25,9 +25,9 @@ OPENAI_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 VOCABULARY: Final = 49408
 """Tokens of open_clip's own tokenizer, which is OpenAI's."""
 STEPS: Final = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-"""What open_clip always does."""
+"""Preprocessing steps that open_clip always does."""
 ACTIVATIONS: Final = {"quick_gelu": True, "gelu": False}
-# Names of CLIPVisionConfig and CLIPTextConfig whose defaults are left out of saved files.
+# Keys of CLIPVisionConfig and CLIPTextConfig that are not saved if they have their default value.
 VISION_DEFAULTS: Final = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -70,16 +70,16 @@ def is_folder(folder: Path) -> bool:
 
 
 def what_else(folder: Path) -> str:
-    """Return what another model of transformers a folder holds, to follow a message; or an empty string."""
+    """Return a clause that names another model of transformers in a folder, or an empty string."""
     kind = _model_type(folder)
     return f", but a '{kind}' of transformers, of which only CLIP is read" if kind else ""
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the files that decide what the model computes: config, weights, preprocessor.
+    """Return the files that identify the model: config, weights, preprocessor.
 
     Raises:
-        ModelError: If there are no weights, or they are in several files.
+        ModelError: If there are no weights, or they are split into several files.
     """
     there = [folder / CONFIG, folder / weights_name(folder)]
     return there + [p for p in [_preprocessor(folder)] if p is not None]
@@ -101,7 +101,7 @@ def weights_name(folder: Path) -> str:
     """Return the name of the weights file in a folder.
 
     Raises:
-        ModelError: If there is none, or they are in several files.
+        ModelError: If there is none, or the weights are split into several files.
     """
     for name in WEIGHTS:
         if (folder / name).is_file():
@@ -118,7 +118,7 @@ def configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return open_clip's ``model_cfg`` and ``preprocess_cfg`` of a CLIP of transformers.
 
     Raises:
-        ModelError: If open_clip computes something else than what is configured, or it is no such config.
+        ModelError: If open_clip cannot compute this configuration, or it is not that of a CLIP.
     """
     try:
         return _configs(folder)
@@ -168,7 +168,7 @@ def _configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
-    """Return mean, deviation and resizing; OpenAI's where the folder has no preprocessor."""
+    """Return mean, standard deviation and resizing; those of OpenAI if the folder has no preprocessor."""
     path = _preprocessor(folder)
     given: dict[str, Any] = {}
     if path is not None:
@@ -205,17 +205,17 @@ def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
 def _refused(folder: Path, why: str) -> ModelError:
     return ModelError(
         f"the CLIP of transformers in '{folder}' cannot be computed by open_clip: {why}",
-        hint="take a folder as open_clip saves it, or a name such as ViT-B-32-quickgelu/openai",
+        hint="use a folder that open_clip saved, or a name such as ViT-B-32-quickgelu/openai",
     )
 
 
 def is_state(state: Mapping[str, Any]) -> bool:
-    """Tell whether tensors have transformers' names."""
+    """Return whether tensors have the names of transformers."""
     return MARK in state
 
 
 def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of transformers' ``CLIPModel`` under open_clip's names."""
+    """Rename the tensors of transformers' ``CLIPModel`` to open_clip's names."""
     import torch
 
     found: dict[str, torch.Tensor] = {}

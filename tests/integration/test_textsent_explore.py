@@ -172,7 +172,7 @@ def test_inspect_follows_texts_through_the_model(cli, minilm):
     found = json.loads(result.out)
     assert found["parameters"]["encoder"] == 22_713_216
     assert [row["text"] for row in found["texts"]] == texts
-    assert found["texts"][0]["pieces"] == ["[CLS]", "a", "fine", "film", "[SEP]"]
+    assert found["texts"][0]["tokens"] == ["[CLS]", "a", "fine", "film", "[SEP]"]
 
 
 def test_inspect_reads_well(cli):

@@ -1,6 +1,6 @@
-"""Text encoders behind one protocol. A file here is a registered model; any other name is a Hugging Face id or path.
+"""Text encoders behind one protocol.
 
-Nothing here imports a framework at run time.
+A file here is a registered model; any other name is a Hugging Face id or path. This module imports no ML framework.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Pooling = Literal["cls", "mean"]
 
 @runtime_checkable
 class TextEncoder(Backbone, Protocol):
-    """A pretrained encoder of word pieces; frozen, in evaluation mode.
+    """A pretrained text encoder; frozen, in evaluation mode.
 
     Attributes:
-        services: Store, progress and meter that :meth:`encode` uses.
-        module: The encoder itself, without a head.
+        services: Feature cache, progress and meter that :meth:`encode` uses.
+        module: The encoder, without a head.
         tokenizer: Its tokenizer.
         architecture: Model type of its configuration, such as ``distilbert``.
         width: ``D``, width of a hidden state.
         n_layers: Layers above the embeddings.
-        max_length: Pieces the model can read, ``[CLS]`` and ``[SEP]`` included.
+        max_length: Most tokens that the model can read, ``[CLS]`` and ``[SEP]`` included.
         n_params: Parameters of the encoder.
     """
 
@@ -57,10 +57,10 @@ class TextEncoder(Backbone, Protocol):
     def n_params(self) -> int: ...
 
     def tokenize(self, texts: Sequence[str], /, max_length: int | None = None) -> list[list[int]]:
-        """Return the piece ids of each text, special pieces included, cut at ``max_length``.
+        """Return the token ids of each text, special tokens included, truncated to ``max_length`` tokens.
 
         Raises:
-            ModelError: If ``max_length`` is more than the model can read.
+            ModelError: If the model cannot read ``max_length`` tokens.
         """
         ...
 
@@ -72,19 +72,19 @@ class TextEncoder(Backbone, Protocol):
         pooling: Pooling = "cls",
         max_length: int | None = None,
     ) -> NDArray[np.float32]:
-        """Encode any number of texts through the feature store.
+        """Encode any number of texts through the feature cache.
 
         Args:
             inputs: ``n`` texts.
-            layer: 0 for the embeddings, 1 to ``n_layers``, or negative from the end; nothing above it is run.
-            pooling: The first piece's state, or the mean over pieces that are no padding.
-            max_length: Pieces read; None reads as many as the model can.
+            layer: 0 for the embeddings, 1 to ``n_layers``, or negative from the end; layers above it are not run.
+            pooling: The state of the first token, or the mean over all tokens but padding.
+            max_length: Tokens read per text; None reads as many as the model can.
 
         Returns:
             float32 features, shape ``(n, D)``.
 
         Raises:
-            ModelError: If the model has no such layer, or cannot read ``max_length`` pieces.
+            ModelError: If the model does not have the layer, or cannot read ``max_length`` tokens.
         """
         ...
 
@@ -96,10 +96,10 @@ class TextEncoder(Backbone, Protocol):
         """Return the names of the query and value projections.
 
         Raises:
-            ModelError: If the architecture is not known; the message says how to name them.
+            ModelError: If they are not known for the architecture; the message says how to name them.
         """
         ...
 
     def clone(self) -> Any:
-        """Return a copy whose weights may be trained without a change to this model."""
+        """Return a copy whose weights may be trained without changing this model."""
         ...

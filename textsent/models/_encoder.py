@@ -250,7 +250,7 @@ class Encoder:
         return other
 
     def clone(self) -> Self:
-        """Return a copy whose weights may be trained without a change to this model."""
+        """Return a copy whose weights may be trained without changing this model."""
         return type(self)(
             copy.deepcopy(self.module),
             None if self._tokenizer is None else self._tokenizer.inner,

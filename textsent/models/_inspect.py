@@ -1,4 +1,4 @@
-"""What a text model is, and what it makes of texts: plain data for ``textsent inspect``."""
+"""Facts about a text model and its outputs for given texts, as plain data for ``textsent inspect``."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 LORA_R: Final = 16
 LORA_ALPHA: Final = 32
 SHOWN: Final = 8
-"""Values shown of a [CLS] vector."""
+"""Values of a [CLS] vector that are shown."""
 
 
 def describe(name: str, texts: Sequence[str], *, random: bool = False) -> dict[str, Any]:
-    """Describe a model and follow texts through it.
+    """Describe a model, and run it on texts.
 
-    Parameters are counted on the configuration alone; weights are read, or drawn, only where there are texts.
+    Parameters are counted from the configuration; weights are only loaded, or drawn, if there are texts.
 
     Args:
-        name: Any name that ``--model`` takes.
-        texts: Texts to follow; they are run as one batch, in float32.
-        random: Build from the configuration, without weights.
+        name: Any name that ``--model`` accepts.
+        texts: Texts to run as one batch, in float32.
+        random: Use random weights.
 
     Returns:
         ``name``, ``encoder_class``, ``class``, ``architecture``, ``parameters`` (total, and trainable by method),
         ``vocabulary``, ``width``, ``layers``, ``heads``, ``max_length``, ``id2label``, ``lora_targets``,
         ``tokenizer`` (its class and size, or why there is none) and, with texts, ``output_shapes`` and ``texts``
-        (``text``, ``pieces``, ``ids``, ``mask``, ``cls``, ``decoded``), or ``note`` where they cannot be cut.
+        (``text``, ``tokens``, ``ids``, ``mask``, ``cls``, ``decoded``), or ``note`` if they cannot be tokenized.
 
     Raises:
-        ModelError: If the model cannot be had or built.
+        ModelError: If the model is not available or cannot be built.
     """
     shown, source = _found(name, random=random)
     import torch
@@ -70,12 +70,12 @@ def describe(name: str, texts: Sequence[str], *, random: bool = False) -> dict[s
         "lora_targets": targets,
     }
     if tokenizer is None:
-        why = "no tokenizer of this model is on this machine"
+        why = "there is no tokenizer of this model on this machine"
         facts["tokenizer"] = why
         if texts:
             facts["note"] = f"the texts are left out: {why}"
         return facts
-    facts["tokenizer"] = f"{type(tokenizer).__name__}, {len(tokenizer)} pieces"
+    facts["tokenizer"] = f"{type(tokenizer).__name__}, {len(tokenizer)} tokens"
     if source.tokenizer_note:
         facts["note"] = source.tokenizer_note
     if texts:
@@ -84,13 +84,13 @@ def describe(name: str, texts: Sequence[str], *, random: bool = False) -> dict[s
 
 
 def _found(name: str, *, random: bool) -> tuple[str, Source]:
-    """Return the name to show and where the model's parts are."""
+    """Return the name to show and the source of a model."""
     resolved = MODELS.resolve(name, "text")
     provider: Any = resolved.provider
     if not hasattr(provider, "source"):
         raise ModelError(
-            f"'{name}' is a model of a plug-in, which does not say where its files are",
-            hint="give its MODEL a method source(name)",
+            f"'{name}' is a model of a plug-in that does not report its files",
+            hint="add a method source(name) to its MODEL",
         )
     from textsent.models import _sources
     from textsent.models.huggingface import HuggingFace
@@ -104,7 +104,7 @@ def _found(name: str, *, random: bool) -> tuple[str, Source]:
 
 
 def _parameters(classifier: PreTrainedModel) -> tuple[list[str], dict[str, Any]]:
-    """Return LoRA's target modules, and the parameters in total and trainable under each method."""
+    """Return LoRA's target modules, and the number of parameters: total, and trainable by method."""
     from textsent.models import _build
 
     total = _count(classifier)
@@ -136,16 +136,18 @@ def _parameters(classifier: PreTrainedModel) -> tuple[list[str], dict[str, Any]]
             lora_alpha=LORA_ALPHA,
             target_modules=list(targets),
         )
-        # It changes the classifier in place: all else is counted by now.
+        # Last, because it changes the classifier in place.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between two libraries, not the user's
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # between two libraries, no concern of the user
             adapted: Any = get_peft_model(cast("Any", classifier), config)
         trainable["lora"], with_lora = adapted.get_nb_trainable_parameters()
     return list(targets), {"total": total, "total_with_lora": with_lora, "trainable": trainable}
 
 
 def _followed(source: Source, shown: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Run the texts and return what became of each."""
+    """Run the model on the texts and return tokens, ids and first values of each."""
     import torch
 
     from textsent.models import _encoder
@@ -161,7 +163,7 @@ def _followed(source: Source, shown: str, texts: Sequence[str]) -> dict[str, Any
     rows = [
         {
             "text": text,
-            "pieces": tokenizer.convert_ids_to_tokens(ids[i]),
+            "tokens": tokenizer.convert_ids_to_tokens(ids[i]),
             "ids": padded[i].tolist(),
             "mask": mask[i].tolist(),
             "cls": states[i, 0, :SHOWN].tolist(),

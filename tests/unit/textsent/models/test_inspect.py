@@ -39,7 +39,7 @@ def test_a_folder(family: str, tmp_path: Path) -> None:
     n, longest = len(TEXTS), len(second["ids"])
     assert first["decoded"] == TEXTS[0]
     assert len(first["cls"]) == 8
-    assert sum(first["mask"]) == len(first["pieces"]) <= longest
+    assert sum(first["mask"]) == len(first["tokens"]) <= longest
     assert facts["output_shapes"]["last_hidden_state"] == [n, longest, tiny.WIDTH]
     assert facts["output_shapes"]["logits"] == [n, 2]
 
@@ -95,6 +95,6 @@ def test_minilm_with_and_without_its_weights() -> None:
     assert (facts["weights"], drawn["weights"]) == ("pretrained", "random")
     assert facts["parameters"] == drawn["parameters"]
     assert facts["parameters"]["encoder"] == 22_713_216
-    assert facts["texts"][0]["pieces"] == ["[CLS]", "a", "fine", "film", "[SEP]"]
+    assert facts["texts"][0]["tokens"] == ["[CLS]", "a", "fine", "film", "[SEP]"]
     assert facts["texts"][0]["ids"] == drawn["texts"][0]["ids"]
     assert facts["texts"][0]["cls"] != drawn["texts"][0]["cls"]

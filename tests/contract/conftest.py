@@ -19,7 +19,7 @@ from clipadapt.core.features.cache import FeatureCache
 
 CLIP_FAMILIES = ("clip", "custom", "hf", "siglip")
 TEXT_FAMILIES = ("distilbert", "bert", "roberta")
-# Where the defaults take minutes, what a test can wait for; else every method runs with its defaults.
+# Settings for methods whose defaults take minutes; all others run with their defaults.
 SMALL: dict[str, dict[str, Any]] = {
     name: {"epochs": 2, "batch_size": 8, "warmup_steps": 0.1, "lr": 1e-2}
     for name in ("text/head", "text/full_finetune", "text/lora", "text/bitfit")
@@ -35,7 +35,7 @@ SMALL |= {
         for name in ("clip/full_finetune", "clip/wise_ft")
     },
 }
-# What a family needs beside that: a convolutional tower has no attention to adapt.
+# More settings by family: a convolutional tower has no attention to adapt.
 FAMILY: dict[tuple[str, str], dict[str, Any]] = {
     ("clip/lora", "hf"): {"encoder": "image", "roles": ["pointwise"]},
 }
@@ -48,13 +48,13 @@ CASES = [
 
 
 def settings(name: str, family: str) -> dict[str, Any]:
-    """What a method is run with on a family."""
+    """Settings of a method for a family."""
     return SMALL.get(name, {}) | FAMILY.get((name, family), {})
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a method is given."""
+    """Backbone, task and inputs of a method."""
 
     name: str
     method: Any
@@ -72,7 +72,7 @@ class Case:
         return RunContext(seed, folder, services)
 
     def state(self) -> str:
-        """Hash of the backbone's weights as they are now, read anew."""
+        """Hash of the current weights of the backbone."""
         if self.backbone is None:
             return ""
         total = hashlib.sha256()
@@ -83,7 +83,7 @@ class Case:
 
 
 def reviews() -> tuple[Task[str], Inputs[str]]:
-    """Twelve made-up sentences to learn from and six to judge."""
+    """Twelve invented sentences for training and six for evaluation."""
     good, bad = ("fine", "warm", "clever"), ("dull", "cold", "clumsy")
     nouns = ("plot", "cast", "score", "pace")
     rows = [
@@ -103,7 +103,7 @@ def reviews() -> tuple[Task[str], Inputs[str]]:
 
 
 def pictures() -> tuple[Task[Any], Inputs[Any]]:
-    """A few generated pictures of three classes."""
+    """A few generated images of three classes."""
     found = DATASETS.resolve("synthetic:3x12", "clip")
     data = found.provider(found.argument, DatasetOptions())
     task = Task(data.classnames, data.templates, data.split("train"), data.split("val"))

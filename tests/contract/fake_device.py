@@ -1,4 +1,4 @@
-"""A device that exists in name only: tensors say that they are on it, and are computed on the CPU.
+"""A simulated device: tensors report that they are on it, and are computed on the CPU.
 
 It refuses what the real one refuses, so that mixing devices, or a type it lacks, fails on a machine without it: tensors
 of two devices in one operation, ``.numpy()`` of what is not on the CPU, and on ``mps`` every float64.
@@ -21,12 +21,12 @@ aten = torch.ops.aten
 # These take an index from any device.
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 LACKING = {torch.float64, torch.complex128}  # on mps
-# A build of torch for Linux does not know mps; this stands for it inside.
+# torch for Linux does not know mps; this device replaces it internally.
 MPS, STAND_IN = torch.device("mps", 0), torch.device("cuda", 7)
 
 
 class Claimed(torch.Tensor):
-    """A tensor on the CPU that says it is elsewhere."""
+    """A tensor on the CPU that reports another device."""
 
     inner: torch.Tensor
     place: torch.device
@@ -43,7 +43,7 @@ class Claimed(torch.Tensor):
     @property
     def device(
         self,
-    ) -> torch.device:  # seen by Python alone: the engine of autograd believes in the CPU
+    ) -> torch.device:  # only Python sees this; autograd itself uses the CPU
         return MPS if self.place == STAND_IN else self.place
 
     @property
@@ -73,14 +73,14 @@ class Claimed(torch.Tensor):
 
 
 class FakeDevice(TorchDispatchMode):
-    """Gives tensors that are made on the device, or moved to it, its name."""
+    """Marks tensors that are created on the device, or moved to it."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
 
 
 class Moves(TorchFunctionMode):
-    """Moves between devices as Python asks for it, and puts the stand-in where mps is asked for."""
+    """Handles moves between devices, and replaces mps by the internal device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -95,7 +95,7 @@ class Moves(TorchFunctionMode):
 
 
 class Move(torch.autograd.Function):
-    """A copy on another device; the gradient goes the way back."""
+    """A copy on another device; the gradient is moved back."""
 
     @staticmethod
     def forward(ctx, x, place, dtype, memory_format):
@@ -108,7 +108,7 @@ class Move(torch.autograd.Function):
 
 
 def moved(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """What ``x.to(...)`` gives."""
+    """Return the result of ``x.to(...)``."""
     other = args[0] if args else kwargs.pop("other", None)
     if isinstance(other, torch.Tensor):
         args = (place_of(other), other.dtype, *args[1:])
@@ -159,7 +159,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if (
         device is not None and torch.device(device).type != "cpu"
-    ):  # autograd itself asks for the CPU
+    ):  # autograd itself requests the CPU
         place = with_index(device)
     flat = [t.inner if isinstance(t, Claimed) else t for t in flat]
     plain_args, plain_kwargs = tree_unflatten(flat, spec)
@@ -185,7 +185,7 @@ def with_index(device: Any) -> torch.device:
 
 
 def check_places(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> None:
-    """Raise as torch does where tensors of several devices meet; numbers in tensors of no dimension may."""
+    """Raise, as torch does, if tensors are on different devices; zero-dimensional tensors may be."""
     if func in INDEXED:
         tensors = [
             t
@@ -200,7 +200,7 @@ def check_places(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) 
 
 @contextlib.contextmanager
 def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
-    """Let torch believe in two devices of a kind while the block runs."""
+    """Make torch find two devices of a kind while the block runs."""
     found = {kind: Accelerator(2 if kind == "cuda" else 1, bf16=kind == "cuda")}
     monkeypatch.setattr("clipadapt.tensor.devices.accelerators", lambda: found)
     monkeypatch.setattr("clipadapt.core.files.hardware.accelerator_possible", lambda: True)
@@ -208,11 +208,11 @@ def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
         monkeypatch.setattr(module, "_lazy_init", lambda: None, raising=False)
     monkeypatch.setattr(
         torch, "inference_mode", torch.no_grad
-    )  # the former knows no views of such tensors
+    )  # inference_mode does not support views of such tensors
     move_module = torch.nn.Module.to
 
     def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        # A parameter that is where it should be stays the same object, as an optimizer expects.
+        # A parameter that is already on the device stays the same object, as an optimizer expects.
         if len(args) == 1 and isinstance(args[0], str | torch.device) and not kwargs:
             place = with_index(args[0])
             if all(place_of(t) == place for t in (*self.parameters(), *self.buffers())):
@@ -224,7 +224,7 @@ def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(
         True
-    )  # ``.data =`` would lose the name
+    )  # ``.data =`` would lose the device
     try:
         with Moves(), FakeDevice():
             yield

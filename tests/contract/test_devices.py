@@ -1,4 +1,4 @@
-"""Every method on a GPU that exists in name only: nothing is mixed, and the scores are those of the CPU."""
+"""Every method on a simulated GPU: no devices are mixed, and the scores equal those of the CPU."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from clipadapt.core.features.cache import FeatureCache
 from tests.contract.conftest import CASES
 from tests.contract.fake_device import fake_device
 
-# One family with attention, one with convolutions: what differs between devices does not differ more often.
+# One family with attention and one with convolutions are enough.
 FAMILIES = ("clip", "hf", "roberta")
 WITH_MODEL = [c for c in CASES if METHODS.get(c[0]).requires is not None and c[1] in FAMILIES]
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
 @pytest.mark.parametrize(("name", "family"), WITH_MODEL)
-def test_fit_scores_save_and_load_stay_on_the_device(
+def test_fit_predict_save_and_load_stay_on_the_device(
     name, family, device, tiny_case, tiny_models, tiny_texts, tmp_path, monkeypatch
 ):
     case = tiny_case(name, family)
@@ -42,6 +42,6 @@ def test_fit_scores_save_and_load_stay_on_the_device(
 
         assert set(before.values()) == {device.partition(":")[0]}
         assert {n: t.device.type for n, t in backbone.module.state_dict().items()} == before
-        if "lora" not in name:  # its dropout draws the masks on the device
+        if "lora" not in name:  # its dropout masks are drawn on the device
             np.testing.assert_allclose(scores, want, rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(loaded.predict_scores(case.inputs), scores)

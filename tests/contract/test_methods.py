@@ -1,4 +1,4 @@
-"""What every registered method owes, on every model family."""
+"""The contract of every registered method, on every model family."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.contract.conftest import CASES, SMALL
 
 every_case = pytest.mark.parametrize(("name", "family"), CASES)
 every_method = pytest.mark.parametrize("name", METHODS.names())
-# Scores of equal inputs may differ in the last bits where they stand in another row of a matrix product.
+# Scores of equal inputs may differ in the last bits if they are in another row of a matrix product.
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -83,7 +83,7 @@ def test_predicting_changes_nothing(name, family, tiny_case, tmp_path):
 
 
 @every_case
-def test_a_task_without_val_is_served(name, family, tiny_case, tmp_path):
+def test_a_task_without_val_is_fitted(name, family, tiny_case, tmp_path):
     case = tiny_case(name, family)
     task = Task(case.task.classnames, case.task.templates, case.task.train, None)
 
@@ -93,7 +93,7 @@ def test_a_task_without_val_is_served(name, family, tiny_case, tmp_path):
 
 
 @every_case
-def test_other_classes_where_the_vocabulary_is_open(name, family, tiny_case, tmp_path):
+def test_open_vocabulary_classifiers_accept_other_classes(name, family, tiny_case, tmp_path):
     case = tiny_case(name, family)
     fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
     is_open = isinstance(fitted, OpenVocabulary)
@@ -125,7 +125,7 @@ def test_defaults_are_valid_and_misspelt_keys_are_refused(name):
 
 
 @every_method
-def test_recipes_are_shipped_and_valid(name):
+def test_recipes_exist_and_are_valid(name):
     track, _, stem = name.partition("/")
     names = shipped.config_names(track)
     wanted = [stem] if name == "clip/zero_shot" else [stem, f"{stem}-quick"]
@@ -143,12 +143,12 @@ def test_recipes_are_shipped_and_valid(name):
             assert loaded.config.recipe.deviations
 
 
-# Integer settings whose bound is a check elsewhere: name -> where.
+# Integer settings whose bound is checked elsewhere: name -> where.
 CHECKED: dict[str, str] = {}
 
 
 def unbounded(schema):
-    """Paths of the integers in a JSON schema that have no largest value."""
+    """Return the paths of the integers without a maximum in a JSON schema."""
     definitions = schema.get("$defs", {})
 
     def walk(node, path):
@@ -192,7 +192,7 @@ def test_a_paper_recipe_states_its_precision_source_and_deviations(name):
         assert isinstance(raw["recipe"]["deviations"], list)
         if METHODS.get(name).requires is not None and not recipe.endswith("-quick"):
             assert raw["model"] == {"precision": "fp32"}, recipe
-            # The user's model keeps the recipe's precision; another precision is a deviation.
+            # The recipe sets the precision of the model; another precision is a deviation.
             words = ["data.name=synthetic", "model.name=any"]
             own = config.load([recipe], words, track=track)
             assert (own.config.model.name, own.config.model.precision) == ("any", "fp32")
@@ -204,12 +204,12 @@ def test_a_paper_recipe_states_its_precision_source_and_deviations(name):
             assert "few-shot draws are clipadapt's own" in declared, recipe
 
 
-# Papers that draw examples of each class by rules of their own.
+# Papers with their own rules for drawing examples of each class.
 FEW_SHOT = ("coop", "lora", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f")
 
 
 class Guarded:
-    """A data set whose test split raises as long as a fit is not over."""
+    """A dataset whose test split raises until the fit has finished."""
 
     def __init__(self, inner, state) -> None:
         self._inner, self._state = inner, state
@@ -225,7 +225,9 @@ class Guarded:
 
 
 @every_method
-def test_the_test_split_never_reaches_selection(name, tiny_clip, tiny_texts, tmp_path, monkeypatch):
+def test_the_test_split_is_never_used_for_selection(
+    name, tiny_clip, tiny_texts, tmp_path, monkeypatch
+):
     track = name.partition("/")[0]
     state = {"fitted": False, "touched": False}
     if track == "clip":

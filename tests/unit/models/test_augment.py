@@ -1,4 +1,4 @@
-"""The training transform: one fixed crop and flip per view, drawn as the field draws them."""
+"""The training transform: one fixed crop and flip per view, distributed as in torchvision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def boxes(crop: CropFlip, height: int, width: int, n: int = 2000) -> np.ndarray:
 
 
 def ramp(width: int = 96, height: int = 64) -> Image.Image:
-    """A picture that grows brighter from left to right."""
+    """An image that gets brighter from left to right."""
     row = np.linspace(0, 255, width).astype(np.uint8)
     return Image.fromarray(np.repeat(np.tile(row, (height, 1))[..., None], 3, axis=2))
 
@@ -45,7 +45,7 @@ def test_a_view_is_the_same_at_every_call_and_others_differ():
 
 @pytest.mark.parametrize("smallest", [0.08, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 200), (300, 40), (7, 5), (1, 1)])
-def test_crops_lie_in_the_picture(smallest, height, width):
+def test_crops_are_inside_the_image(smallest, height, width):
     top, left, h, w = boxes(CropFlip((32, 32), smallest, MEAN, STD), height, width, 300).T
 
     assert (top >= 0).all()
@@ -57,7 +57,7 @@ def test_crops_lie_in_the_picture(smallest, height, width):
 
 
 @pytest.mark.parametrize("smallest", [0.08, 0.5, 0.9])
-def test_share_of_the_area_and_ratio_keep_their_bounds(smallest):
+def test_area_and_ratio_of_crops_are_within_bounds(smallest):
     _, _, h, w = boxes(CropFlip((32, 32), smallest, MEAN, STD), 400, 400).T
     share, ratio = h * w / 400**2, w / h
 
@@ -69,7 +69,7 @@ def test_share_of_the_area_and_ratio_keep_their_bounds(smallest):
 
 @pytest.mark.parametrize("smallest", [0.08, 0.5])
 @pytest.mark.parametrize(("height", "width"), [(400, 400), (300, 500)])
-def test_crops_are_spread_as_torchvisions(smallest, height, width):
+def test_crops_have_the_distribution_of_torchvision(smallest, height, width):
     from scipy.stats import ks_2samp
 
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_crops_are_spread_as_torchvisions(smallest, height, width):
         assert ks_2samp(values, facts(theirs)[name]).pvalue > 0.001, name
 
 
-def test_a_picture_too_long_for_any_box_gives_its_middle():
+def test_an_image_too_long_for_any_box_is_cropped_in_the_centre():
     crop = CropFlip((32, 32), 1.0, MEAN, STD)
 
     assert set(map(tuple, boxes(crop, 100, 1000, 20).tolist())) == {(0, 433, 100, 133)}
@@ -104,7 +104,7 @@ def test_half_of_the_views_are_flipped():
     assert abs(flipped - 0.5) < 4 * math.sqrt(0.25 / 600)
 
 
-def test_colours_are_normalised_and_other_modes_made_rgb():
+def test_colours_are_normalised_and_other_modes_converted_to_rgb():
     grey = Image.new("L", (40, 40), 128)
 
     out = PLAIN(grey, 3)
@@ -112,12 +112,12 @@ def test_colours_are_normalised_and_other_modes_made_rgb():
     torch.testing.assert_close(out, torch.full((3, 32, 32), (128 / 255 - 0.5) / 0.25))
 
 
-def test_the_whole_picture_is_resized_where_the_crop_is_all_of_it():
+def test_a_crop_of_the_whole_image_is_a_resize():
     crop = CropFlip((32, 32), 1.0, MEAN, STD)
     square = ramp(64, 64)
     whole = np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC), np.float32) / 255
 
-    # The middle box of a square is the square; a ratio other than 1 never fits.
+    # The central box of a square is the square; no other ratio than 1 fits.
     view = crop(square, view_seed(1, b"y" * 32)) * 0.25 + 0.5
 
     expected = whole.transpose(2, 0, 1)
@@ -125,7 +125,7 @@ def test_the_whole_picture_is_resized_where_the_crop_is_all_of_it():
     assert near < 0.02
 
 
-def test_the_models_training_transform_draws_from_torch(tiny_clip):
+def test_the_training_transform_of_a_model_draws_from_torch(tiny_clip):
     from tests.unit.models.test_tuning import load
 
     transform = load(tiny_clip).preprocess(True)

@@ -1,4 +1,4 @@
-"""Weights of training code: equal features whatever they are wrapped in, or an error that names what was found."""
+"""Weights of training code: the same features in any wrapper, or an error that names the content of the file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def features(name: str) -> np.ndarray:
 
 @pytest.fixture
 def folder(tiny_clip, tmp_path):
-    """A folder of the tiny CLIP whose weights are still to be written, as a pickle."""
+    """A folder of the tiny CLIP without weights, which a test writes as a pickle."""
     where = tmp_path / "model"
     where.mkdir()
     shutil.copy(pathlib.Path(tiny_clip.removeprefix("local-dir:")) / "open_clip_config.json", where)
@@ -86,7 +86,7 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("how", WRAPPERS)
-def test_whatever_the_weights_are_wrapped_in(how, folder, state, tiny_clip):
+def test_weights_in_any_wrapper_give_the_same_features(how, folder, state, tiny_clip):
     torch.save(WRAPPERS[how](state), folder / "open_clip_pytorch_model.bin")
 
     np.testing.assert_array_equal(features(f"local-dir:{folder}"), features(tiny_clip))
@@ -141,7 +141,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_told_apart_is_named(what, folder, state):
+def test_ambiguous_files_are_refused_with_what_they_hold(what, folder, state):
     make, message = REFUSED[what]
     torch.save(make(state), folder / "open_clip_pytorch_model.bin")
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_told_apart_is_named(what, folder, state):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_damaged_bytes_and_programs_are_named(folder, state):
+def test_damaged_files_and_programs_are_refused(folder, state):
     file = folder / "open_clip_pytorch_model.bin"
     torch.save(state, file)
     file.write_bytes(file.read_bytes()[:3000])
@@ -179,7 +179,7 @@ def transformers_clip(tmp_path):
     return tmp_path / "hf", model, processor
 
 
-def test_a_clip_of_transformers_gives_its_features(transformers_clip):
+def test_a_clip_of_transformers_gives_the_same_features(transformers_clip):
     folder, theirs, processor = transformers_clip
     ours = load(f"local-dir:{folder}")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 60, 3), dtype=np.uint8))
@@ -204,7 +204,7 @@ def test_a_clip_of_transformers_gives_its_features(transformers_clip):
         ({"model_type": "siglip"}, "but a 'siglip' of transformers, of which only CLIP is read"),
     ],
 )
-def test_another_model_of_transformers_is_refused_by_what_it_is(change, message, transformers_clip):
+def test_other_models_of_transformers_are_refused_by_kind(change, message, transformers_clip):
     folder, _, _ = transformers_clip
     config = json.loads((folder / "config.json").read_text())
     for key, value in change.items():
@@ -217,7 +217,7 @@ def test_another_model_of_transformers_is_refused_by_what_it_is(change, message,
     assert message in str(error.value)
 
 
-def test_the_preprocessor_is_found_where_transformers_saves_it_now(transformers_clip):
+def test_the_preprocessor_in_processor_config_is_read(transformers_clip):
     """CLIPProcessor.save_pretrained writes processor_config.json, which nests the image processor's settings."""
     folder, _, _ = transformers_clip
     before = folder / "preprocessor_config.json"

@@ -1,4 +1,4 @@
-"""The compiled image tower: the plain one's features, kept apart in the store; a clear word without a compiler."""
+"""The compiled image tower: the same features, cached separately; one message without a compiler."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(name: str, store: FeatureCache):
     shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
     reason="no C++ compiler, or no headers of Python",
 )
-def test_compiled_features_are_the_plain_ones_and_are_stored_apart(
+def test_compiled_features_equal_the_others_and_are_cached_separately(
     tiny_models, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
@@ -42,7 +42,7 @@ def test_compiled_features_are_the_plain_ones_and_are_stored_apart(
 
     np.testing.assert_allclose(compiled, plain, atol=1e-5)
     assert {s.space.dtype for s in store.ls()} == {"fp32", "fp32 compiled"}
-    # A batch of another size is filled up: nothing is compiled anew, and no row depends on the others.
+    # A batch of another size is filled up: nothing is recompiled, and no row depends on the others.
     from torch._dynamo.utils import counters
 
     graphs = counters["stats"]["unique_graphs"]
@@ -52,7 +52,7 @@ def test_compiled_features_are_the_plain_ones_and_are_stored_apart(
     assert counters["stats"]["unique_graphs"] == graphs > 0
 
 
-def test_a_machine_without_a_compiler_gets_a_clear_word(tiny_models, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_one_message(tiny_models, tmp_path, monkeypatch):
     import torch._inductor.config as inductor
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -1,4 +1,4 @@
-"""What a wrong model name says."""
+"""Messages for wrong model names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def identify(name: str, options: ModelOptions = OPTIONS) -> ModelIdentity:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("ViT-B-32/openai", "trained with QuickGELU, and the architecture ViT-B-32 computes GELU"),
         ("ViT-B-32/openai", "write ViT-B-32-quickgelu/openai"),
@@ -51,16 +51,16 @@ def identify(name: str, options: ModelOptions = OPTIONS) -> ModelIdentity:
         ("stitched:large", "takes no argument, got 'large'"),
     ],
 )
-def test_message(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # no weights of the user's
+def test_message(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # without the weights of the user
     begun = time.monotonic()
     with pytest.raises(ClipAdaptError) as error:
         identify(name)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert time.monotonic() - begun < 10
 
 
-def test_no_network_is_said_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_reported_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(variable, raising=False)
@@ -81,7 +81,7 @@ def test_precision_and_device() -> None:
         identify("random:RN50", ModelOptions("fp32", "tpu"))
 
 
-def test_names_hold_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_contain_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tiny.write(tmp_path / "mine", "clip")
     assert identify("local-dir:~/mine").name == "local-dir:mine"

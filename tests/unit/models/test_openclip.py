@@ -1,4 +1,4 @@
-"""The open_clip adapter on tiny random checkpoints: features, store, copies, dtypes."""
+"""The open_clip adapter on tiny random checkpoints: features, cache, copies, dtypes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_adapter_meets_the_protocol(model: ImageTextModel) -> None:
 
 
 @pytest.mark.parametrize("family", ["clip", "custom"])
-def test_features_equal_open_clips_own(family: str, folders: dict[str, Path]) -> None:
+def test_features_equal_those_of_open_clip(family: str, folders: dict[str, Path]) -> None:
     name = f"local-dir:{folders[family]}"
     own, transform = open_clip.create_model_from_pretrained(name)
     own = own.eval()
@@ -83,7 +83,7 @@ def test_features_equal_open_clips_own(family: str, folders: dict[str, Path]) ->
     assert model.logit_scale == pytest.approx(float(own.logit_scale.detach().exp()))
 
 
-def test_the_plain_and_the_streamed_text_path_agree(model: ImageTextModel) -> None:
+def test_encode_agrees_with_encode_text(model: ImageTextModel) -> None:
     whole = model.encode_text(model.tokenize(TEXTS)).numpy()
     np.testing.assert_allclose(model.encode(texts(TEXTS), "text"), whole, atol=1e-6)
 
@@ -133,7 +133,7 @@ def test_logits(model: ImageTextModel) -> None:
     torch.testing.assert_close(model.logits(image, text), model.logit_scale * image @ text.T)
 
 
-def test_the_store_is_used_and_tells_spaces_apart(tmp_path: Path, folders: dict[str, Path]) -> None:
+def test_the_cache_is_used_and_separates_spaces(tmp_path: Path, folders: dict[str, Path]) -> None:
     model = load(f"local-dir:{folders['clip']}", FeatureCache(tmp_path))
     inputs = pictures(5)
     first = model.encode(inputs, "image")
@@ -156,7 +156,7 @@ def test_the_store_is_used_and_tells_spaces_apart(tmp_path: Path, folders: dict[
     np.testing.assert_allclose(changed.encode(inputs, "image"), -first, atol=1e-6)
 
 
-def test_a_view_depends_on_the_image_alone(folders: dict[str, Path]) -> None:
+def test_a_view_depends_on_the_image_only(folders: dict[str, Path]) -> None:
     model, inputs = load(f"local-dir:{folders['clip']}"), pictures(9)
     order = np.array([4, 2, 8])
     np.testing.assert_array_equal(
@@ -179,7 +179,7 @@ def test_a_clone_shares_no_weights_and_the_hash_follows_every_change(model: Imag
     assert model.weights_sha256 != before
 
 
-def test_training_mode_does_not_move_batch_norm(folders: dict[str, Path]) -> None:
+def test_training_mode_does_not_change_batch_norm(folders: dict[str, Path]) -> None:
     copy = load(f"local-dir:{folders['hf']}").clone()
     before = {k: v.clone() for k, v in copy.module.named_buffers() if "running" in k}
     assert before
@@ -262,7 +262,7 @@ def test_a_second_identify_loads_no_framework(tmp_path: Path, folders: dict[str,
     assert done.stdout.strip() == "local-dir:hf"
 
 
-def test_a_write_through_data_is_seen_by_the_hash(folders: dict[str, Path]) -> None:
+def test_the_hash_notices_a_write_through_data(folders: dict[str, Path]) -> None:
     model = load(f"local-dir:{folders['clip']}")
     before = model.weights_sha256
     model.module.visual.proj.data.mul_(2)

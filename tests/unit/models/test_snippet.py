@@ -1,4 +1,4 @@
-"""How the code of an export names its base model."""
+"""How the code in an export names its base model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_form_of_a_name(name, arch, checkpoint, line, note):
     compile(lines, "snippet", "exec")
 
 
-def test_a_saved_model_is_loaded_from_the_folder_and_its_text_tower_too():
+def test_a_saved_model_and_its_text_tower_are_loaded_from_the_folder():
     source = Source({"text_cfg": {"hf_model_name": "a/b"}}, {"resize_size": 256})
     tower = object.__new__(TimmModel)
     tower.__dict__["image_size"] = (224, 224)

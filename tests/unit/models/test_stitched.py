@@ -1,4 +1,4 @@
-"""The offline model: built once, whole, movable, an ordinary open_clip checkpoint."""
+"""The offline model: built once, checked, movable, an ordinary open_clip checkpoint."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_damage_is_found(folder: Path, tmp_path: Path) -> None:
     assert stitched.damaged(copy) == "stitched.json"
 
 
-def test_a_damaged_model_is_built_again(
+def test_a_damaged_model_is_rebuilt(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipadapt.models import _stitching
@@ -147,7 +147,7 @@ def test_a_damaged_model_is_built_again(
     assert asked == [there]
 
 
-def test_a_flipped_byte_is_found_though_nothing_else_of_the_file_changed(
+def test_a_flipped_byte_is_found_if_stat_is_unchanged(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
@@ -175,7 +175,7 @@ def test_a_flipped_byte_is_found_though_nothing_else_of_the_file_changed(
     assert len([r for r in caplog.records if "built again" in r.getMessage()]) == 1
 
 
-def test_a_sweep_compares_the_bytes_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_verifies_the_checksums_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Path] = []
     whole = stitched.damaged
     monkeypatch.setattr(stitched, "damaged", lambda there: looks.append(there) or whole(there))
@@ -193,7 +193,7 @@ def test_a_sweep_compares_the_bytes_once(folder: Path, monkeypatch: pytest.Monke
 def test_every_flip_and_truncation_of_any_file_is_found(folder: Path, tmp_path: Path) -> None:
     rng, weights = random.Random(0), "open_clip_model.safetensors"
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    (copy / weights).write_bytes(rng.randbytes(5000))  # a small one, so that it is read fast
+    (copy / weights).write_bytes(rng.randbytes(5000))  # small, so that it is read fast
     (copy / "stitched.json").unlink()
     facts = {"templates": list(stitched.TEMPLATES), "ridge": stitched.RIDGE}
     write_json(copy / "stitched.json", {"sha256": checksums(copy)} | facts)
@@ -215,7 +215,7 @@ def test_other_users_may_read_the_model(folder: Path) -> None:
     assert modes == {folder.stat().st_mode & 0o444}
 
 
-def test_a_cache_that_cannot_be_written_is_said_before_the_work(
+def test_a_read_only_cache_is_reported_before_the_model_is_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CLIPADAPT_CACHE", "/proc/nowhere/clipadapt")
@@ -224,7 +224,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_the_work(
     assert "CLIPADAPT_CACHE" in error.value.hint
 
 
-def test_missing_packages_and_other_bytes_are_told(
+def test_missing_packages_and_changed_files_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
@@ -238,7 +238,7 @@ def test_missing_packages_and_other_bytes_are_told(
         stitched.MODEL.identify("", OPTIONS)
 
 
-def test_photos_by_class_name_alone(model: ImageTextModel, shared: Path) -> None:
+def test_photos_are_classified_by_class_name(model: ImageTextModel, shared: Path) -> None:
     files = sorted((shared / "data" / "pacs-mini" / "photo" / "train").glob("*/*"))[::4]
     names = sorted({p.parent.name for p in files})
     images = [Image.open(p).convert("RGB") for p in files]

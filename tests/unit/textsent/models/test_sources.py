@@ -192,7 +192,7 @@ def test_bad_names(name: str, message: str) -> None:
 
 
 def test_incomplete_and_damaged_folders(folder: Path) -> None:
-    def message(match: str) -> None:
+    def refused(match: str) -> None:
         with pytest.raises(ModelError, match=match) as caught:
             identify(str(folder))
         assert caught.value.hint
@@ -200,18 +200,18 @@ def test_incomplete_and_damaged_folders(folder: Path) -> None:
     with pytest.raises(ModelError, match="is a file"):
         identify(str(folder / "model.safetensors"))
     (folder / "vocab.txt").rename(folder / "kept")
-    message("holds no tokenizer")
+    refused("holds no tokenizer")
     (folder / "kept").rename(folder / "vocab.txt")
     (folder / "model.safetensors").write_bytes(b"not a tensor in sight")
-    message("is not a safetensors file")
+    refused("is not a safetensors file")
     (folder / "model.safetensors").rename(folder / "tf_model.h5")
-    message(r"holds no weights that torch reads \(it has tf_model.h5\)")
+    refused(r"holds no weights that torch reads \(it has tf_model.h5\)")
     (folder / "config.json").write_text("{}")
-    message("is not a model's configuration: KeyError: 'model_type'")
+    refused("is not a model's configuration: KeyError: 'model_type'")
     (folder / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
-    message("an encoder with a decoder")
+    refused("an encoder with a decoder")
     (folder / "config.json").unlink()
-    message(r"holds no config\.json")
+    refused(r"holds no config\.json")
 
 
 def test_weights_that_do_not_fit(folder: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def _without_prefix(path: Path, where: str, state: State) -> State:
     if len(prefixes) > 1:
         names = " and ".join(f"'{p}'" for p in prefixes)
         raise ModelError(
-            f"'{path}' holds the weights of more than one model{inside}: behind {names}",
+            f"'{path}' holds the weights of more than one model{inside}, with the prefixes {names}",
             hint="save the one you want in a separate file",
         )
     prefix = prefixes[0] if prefixes else ""
@@ -182,8 +182,8 @@ def _without_prefix(path: Path, where: str, state: State) -> State:
     others = [name for name in state if not name.startswith(prefix)]
     if others:
         raise ModelError(
-            f"'{path}' holds {len(others)} tensors{inside} beside the CLIP behind '{prefix}', such as '{others[0]}'",
-            hint="save the state dict of the CLIP alone",
+            f"'{path}' holds {len(others)} tensors{inside} beside the CLIP with the prefix '{prefix}', such as '{others[0]}'",
+            hint="save only the state dict of the CLIP",
         )
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 

@@ -398,7 +398,7 @@ def test_files_that_change_between_preparing_and_loading_are_refused(tmp_path):
     folder = clip.write(tmp_path / "mine", "clip")
     before = identify(f"local-dir:{folder}")
     flip(folder / WEIGHTS)
-    with pytest.raises(ModelError, match="are not those that were found before"):
+    with pytest.raises(ModelError, match="changed while it was loaded"):
         identity.require_same(load(f"local-dir:{folder}"), before)
 
 

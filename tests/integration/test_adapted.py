@@ -297,7 +297,7 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
         ),
         (
             f"coop clip method.ctx_init={'a_photo_' * 60}",
-            ["leave no place for a class name", "reads 77", "fewer words in method.ctx_init"],
+            ["leave no room for a class name", "reads 77", "fewer words in method.ctx_init"],
         ),
         (
             f"coop siglip method.ctx_init={'a_photo_' * 7}",

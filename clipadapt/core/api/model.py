@@ -1,4 +1,4 @@
-"""TODO."""
+"""Models for the rest of the core: their protocol, options, identity and provider."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A pretrained model a method may use and must leave bit for bit as it was."""
+    """A pretrained model that a method uses and must leave unchanged, bit for bit."""
 
     @property
     def name(self) -> str: ...
@@ -48,18 +48,18 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class ReadsNames(Protocol):
-    """A backbone that says what its tokenizer makes of class names."""
+    """A backbone that reports the tokens of class names."""
 
     @property
     def name(self) -> str: ...
     def name_tokens(self, names: Sequence[str], /) -> list[tuple[tuple[int, ...], int]]:
-        """Return the token ids of each name, without special tokens, and how many of them stand for the unknown."""
+        """Return for each name its token ids, without special tokens, and how many of them are unknown."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What a user may ask of any model."""
+    """Options of every model."""
 
     precision: Precision = "auto"
     device: str = "auto"
@@ -67,17 +67,17 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """What tells two models apart, found without building the model.
+    """The identity of a model, found without building it.
 
     Attributes:
-        name: Name without any absolute path, as it stands in tables and records.
-        weights_sha256: sha256 of the weights as they are stored.
+        name: Name in tables and records, without an absolute path.
+        weights_sha256: sha256 of the files of the model.
         dtype: Effective dtype: ``fp32``, ``bf16`` or ``fp16``.
-        device: Device it runs on; its type (``cpu``, ``cuda``, ``mps``) decides the last bits.
-        revision: Commit of the hub's repository that the weights are of, or None.
-        licence: Licence of the weights, or where it stands.
-        citation: How to cite the model, or where it stands.
-        notes: What is worth telling the user before the run, one sentence each.
+        device: Device; its type (``cpu``, ``cuda``, ``mps``) decides the last bits of the results.
+        revision: Commit of the hub repository of the weights, or None.
+        licence: Licence of the weights, or where to find it.
+        citation: How to cite the model, or where to find it.
+        notes: Notes for the user, reported before the run starts; one sentence each.
     """
 
     name: str
@@ -91,13 +91,13 @@ class ModelIdentity:
 
 
 class ModelProvider(Protocol):
-    """What a file under ``models/`` exports as ``MODEL``."""
+    """The object that a file under ``models/`` exports as ``MODEL``."""
 
     def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
         """Check the name and hash the weights; cheap the second time.
 
         Raises:
-            ModelError: If the model cannot be had; the message says what would work.
+            ModelError: If the model is not available; the message says what would work.
         """
         ...
 

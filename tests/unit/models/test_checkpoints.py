@@ -57,7 +57,7 @@ def state(tiny_clip) -> dict[str, torch.Tensor]:
     return load_file(tiny_clip.removeprefix("local-dir:") + "/open_clip_model.safetensors")
 
 
-def behind(prefix: str, state):
+def prefixed(prefix: str, state):
     return {prefix + k: v for k, v in state.items()}
 
 
@@ -70,16 +70,16 @@ WRAPPERS = {
     "ema": lambda s: {"ema": s},
     "network": lambda s: {"network": {"state_dict": s}},
     "unknown name": lambda s: {"my_weights_of_june": s},
-    "module.": lambda s: behind("module.", s),
-    "_orig_mod.": lambda s: behind("_orig_mod.", s),
-    "module._orig_mod.": lambda s: {"epoch": 3, "state_dict": behind("module._orig_mod.", s)},
-    "model.": lambda s: {"state_dict": behind("model.", s), "pytorch-lightning_version": "2"},
-    "clip.": lambda s: behind("clip.", s),
-    "module.clip.": lambda s: behind("module.clip.", s),
-    "open_clip_train": lambda s: {"epoch": 2, "name": "run", "state_dict": behind("module.", s)},
+    "module.": lambda s: prefixed("module.", s),
+    "_orig_mod.": lambda s: prefixed("_orig_mod.", s),
+    "module._orig_mod.": lambda s: {"epoch": 3, "state_dict": prefixed("module._orig_mod.", s)},
+    "model.": lambda s: {"state_dict": prefixed("model.", s), "pytorch-lightning_version": "2"},
+    "clip.": lambda s: prefixed("clip.", s),
+    "module.clip.": lambda s: prefixed("module.clip.", s),
+    "open_clip_train": lambda s: {"epoch": 2, "name": "run", "state_dict": prefixed("module.", s)},
     "numpy scalar": lambda s: {"state_dict": s, "optimizer": {"lr": np.float64(1e-3)}, "best": np.int64(3)},
     "namespace": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1e-3, out=pathlib.PurePosixPath("x"))},
-    "averaged": lambda s: {"n_averaged": torch.tensor(10), **behind("module.", s)},
+    "averaged": lambda s: {"n_averaged": torch.tensor(10), **prefixed("module.", s)},
     "a count beside": lambda s: {"step": torch.tensor(10), **s},
     "numpy array": lambda s: {"state_dict": s, "rng": np.arange(3)},
 }  # fmt: skip
@@ -93,7 +93,7 @@ def test_weights_in_any_wrapper_give_the_same_features(how, folder, state, tiny_
 
 
 def test_half_precision_and_safetensors_with_a_prefix(folder, state, tiny_clip):
-    half = {k: v.half() for k, v in behind("module.", state).items()}
+    half = {k: v.half() for k, v in prefixed("module.", state).items()}
     save_file(half, folder / "open_clip_model.safetensors")
 
     np.testing.assert_allclose(features(f"local-dir:{folder}"), features(tiny_clip), atol=5e-3)
@@ -105,12 +105,12 @@ REFUSED = {
         "more than one model: 'model' and 'ema'",
     ),
     "two prefixes": (
-        lambda s: {"state_dict": {**behind("model.", s), **behind("ema.", s)}},
-        "more than one model in 'state_dict': behind 'model.' and 'ema.'",
+        lambda s: {"state_dict": {**prefixed("model.", s), **prefixed("ema.", s)}},
+        "more than one model in 'state_dict', with the prefixes 'model.' and 'ema.'",
     ),
     "a head beside it": (
-        lambda s: {**behind("clip.", s), "head.weight": torch.ones(3, 3)},
-        "1 tensors beside the CLIP behind 'clip.', such as 'head.weight'",
+        lambda s: {**prefixed("clip.", s), "head.weight": torch.ones(3, 3)},
+        "1 tensors beside the CLIP with the prefix 'clip.', such as 'head.weight'",
     ),
     "an optimizer alone": (
         lambda s: {"a": {"x": torch.ones(3)}, "b": {"y": torch.ones(3)}},

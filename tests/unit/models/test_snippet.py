@@ -28,7 +28,7 @@ def code(name, source, **changes):
         ("hf-hub:org/name@abc", "", "w", '("hf-hub:org/name")', "at the revision abc"),
         ("hf-hub:org/theirs", "", "w", '(f"local-dir:{BASE}")', "the open_clip folder of 'hf-hub:org/theirs'"),
         ("ViT-B-32/mine.pt", "ViT-B-32", "w", '("ViT-B-32", pretrained=BASE)', "the weights file of"),
-        ("random:ViT-B-32", "ViT-B-32", None, "torch.manual_seed(3)", "whose weights are drawn"),
+        ("random:ViT-B-32", "ViT-B-32", None, "torch.manual_seed(3)", "whose weights are random"),
         ("local-dir:mine", "", "w", '(f"local-dir:{BASE}")', "the open_clip folder of 'local-dir:mine'"),
         ("stitched", "", "w", '(f"local-dir:{BASE}")', "the open_clip folder of 'stitched'"),
     ],

@@ -137,7 +137,7 @@ def test_an_unknown_id_is_refused_within_seconds(
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set") as caught:
         identify("org/none")
     assert "'minilm'" in caught.value.hint
-    assert "a folder that holds config.json" in caught.value.hint
+    assert "a folder with config.json" in caught.value.hint
     with pytest.raises(ModelError) as caught:
         identify("distilbert-base-uncasd")
     assert "did you mean 'distilbert-base-uncased'" in caught.value.hint
@@ -244,7 +244,7 @@ def test_sharded_safetensors(written: Path, tmp_path: Path) -> None:
     parts[1].write_bytes(raw)
     assert identify(str(folder)).weights_sha256 != before
     parts[0].unlink()
-    with pytest.raises(ModelError, match=f"not there: {parts[0].name}"):
+    with pytest.raises(ModelError, match=f"that do not exist: {parts[0].name}"):
         identify(str(folder))
 
 

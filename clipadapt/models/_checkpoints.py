@@ -182,7 +182,8 @@ def _without_prefix(path: Path, where: str, state: State) -> State:
     others = [name for name in state if not name.startswith(prefix)]
     if others:
         raise ModelError(
-            f"'{path}' holds {len(others)} tensors{inside} beside the CLIP with the prefix '{prefix}', such as '{others[0]}'",
+            f"'{path}' holds {len(others)} tensors{inside} beside the CLIP with the prefix '{prefix}', "
+            f"such as '{others[0]}'",
             hint="save only the state dict of the CLIP",
         )
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}

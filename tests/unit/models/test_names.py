@@ -45,7 +45,7 @@ def identify(name: str, options: ModelOptions = OPTIONS) -> ModelIdentity:
         ("hf-hub:name", "write hf-hub:ORGANISATION/NAME"),
         ("hf-hub:", "names nothing after 'hf-hub:'"),
         ("hf-hub:nobody/nothing", "HF_HUB_OFFLINE is set"),
-        ("ViT-B-32-quickgelu/openai", "take 'stitched'"),
+        ("ViT-B-32-quickgelu/openai", "use 'stitched'"),
         ("openai/clip-vit-base-patch16", "'ViT-B-16-quickgelu/openai': cannot reach the hub"),
         ("random:ViT-B-16-SigLIP", "its tokenizer 'timm/ViT-B-16-SigLIP'"),
         ("stitched:large", "takes no argument, got 'large'"),

@@ -141,6 +141,7 @@ def predict(
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.runs.inference import load_run
     from clipadapt.datasets import _images
+    from clipadapt.datasets._folders import counts_text
 
     check_top(top)
     sheet = None if html is None else _sheet_file(html)
@@ -150,7 +151,7 @@ def predict(
     ignored: Counter[str] = Counter()
     files = _images.find_images(images, ignored)
     if ignored:
-        progress.note(f"left out: {_images.counts_text(ignored)}")
+        progress.note(f"left out: {counts_text(ignored)}")
     if on_bad_image is BadImage.skip:
         keep = _images.readable(files)
         names = [name for name, good in zip(files.names, keep, strict=True) if good]

@@ -37,8 +37,9 @@ from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.identity import require_same
 from clipadapt.core.scoring.scores import softmax
+from clipadapt.datasets._decode import opened_rgb
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
-from clipadapt.datasets._images import ImageFiles, opened_rgb
+from clipadapt.datasets._images import ImageFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.columns import find_column
 from clipadapt.core.files import hub_datasets
 from clipadapt.core.files.folders import cache_dir, require_regular
-from clipadapt.datasets._images import EXTENSIONS, decoded_digest, load_rgb
+from clipadapt.datasets._decode import EXTENSIONS, decoded_digest, load_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import numpy as np
 
 from clipadapt.core.api.data import SPLITS
-from clipadapt.core.data.labelled import split_evenly
+from clipadapt.core.data.labelled import split_by_hash, split_evenly
 from clipadapt.datasets._images import UNREADABLE, readable
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import DatasetOptions, Split, SplitName
 
 X = TypeVar("X")
+SHARES: Final[dict[SplitName, float]] = {"train": 0.6, "val": 0.2, "test": 0.2}
+"""Shares of the splits if a dataset has none: the hash of each file's bytes decides."""
 VAL_SHARE: Final = 0.1
 
 
@@ -31,6 +33,11 @@ class Arranged(Generic[X]):
     parts: Mapping[SplitName, Split[X]]
     aliases: Mapping[SplitName, SplitName]
     flags: tuple[str, ...]
+
+
+def hash_split(sha256: str) -> SplitName:
+    """Return the split of a file by its hash and :data:`SHARES`; it does not change when files are added."""
+    return split_by_hash(bytes.fromhex(sha256[:16]), SHARES)
 
 
 def held_out(sha256: str) -> bool:

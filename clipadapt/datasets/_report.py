@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from clipadapt.core.data.labelled import many_left_out
-from clipadapt.datasets._images import OTHER_FILES, UNREADABLE
+from clipadapt.datasets._folders import OTHER_FILES
+from clipadapt.datasets._images import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet
+from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
-from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders, wnid_folders
 

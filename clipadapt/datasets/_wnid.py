@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.errors import DataError, did_you_mean
 from clipadapt.core.data.labelled import make_split
+from clipadapt.datasets._folders import list_images, subfolders
 from clipadapt.datasets._imagenet import CLASSNAMES, WNIDS, wnid_index
-from clipadapt.datasets._images import ImageFiles, list_images, subfolders
+from clipadapt.datasets._images import ImageFiles
 from clipadapt.datasets._published import without_unreadable
 from clipadapt.datasets._report import shown
 

@@ -28,20 +28,11 @@ from clipadapt.core.data.labelled import (
     split_named,
     split_within,
 )
+from clipadapt.datasets._decode import FORMATS
+from clipadapt.datasets._folders import counts_text, existing_folder, list_images, subfolders
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
-from clipadapt.datasets._images import (
-    FORMATS,
-    SHARES,
-    UNREADABLE,
-    ImageFiles,
-    counts_text,
-    existing_folder,
-    in_threads,
-    list_images,
-    readable,
-    subfolders,
-)
-from clipadapt.datasets._published import by_split
+from clipadapt.datasets._images import UNREADABLE, ImageFiles, in_threads, readable
+from clipadapt.datasets._published import SHARES, by_split
 from clipadapt.datasets._report import Report, shown
 from clipadapt.datasets._wnid import prompt_names
 

@@ -37,8 +37,8 @@ from clipadapt.core.data.labelled import (
 from clipadapt.core.files import hub_datasets
 from clipadapt.datasets import _hub
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
-from clipadapt.datasets._images import SHARES, in_threads, readable
-from clipadapt.datasets._published import Arranged, by_split, val_as_test, with_val
+from clipadapt.datasets._images import in_threads, readable
+from clipadapt.datasets._published import SHARES, Arranged, by_split, val_as_test, with_val
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import prompt_names
 

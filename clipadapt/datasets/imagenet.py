@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet
+from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, WNIDS
-from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders

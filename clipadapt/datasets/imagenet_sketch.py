@@ -18,8 +18,8 @@ from clipadapt.core.files import hub_datasets
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.checksums import sha256_file
 from clipadapt.core.files.folders import cache_dir
+from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._imagenet import WNIDS
-from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._shifted import Variant, variant_of
 from clipadapt.datasets._wnid import imagenet_names, locate
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.errors import DataError
+from clipadapt.datasets._folders import existing_folder, subfolders
 from clipadapt.datasets._imagenet import CLASSNAMES
-from clipadapt.datasets._images import existing_folder, subfolders
 from clipadapt.datasets._report import shown
 from clipadapt.datasets._shifted import Variant, needs_folder, variant_of
 

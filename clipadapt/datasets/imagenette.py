@@ -20,8 +20,8 @@ from clipadapt.core.data.labelled import LabelledSet
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
+from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
-from clipadapt.datasets._images import existing_folder
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, read_folders, wnid_folders

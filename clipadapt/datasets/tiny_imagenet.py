@@ -21,8 +21,9 @@ from clipadapt.core.api.errors import DataError, did_you_mean
 from clipadapt.core.data.labelled import LabelledSet, make_split, match_splits
 from clipadapt.core.files import hub_datasets
 from clipadapt.datasets import _hub
+from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, WNIDS, wnid_index
-from clipadapt.datasets._images import UNREADABLE, ImageFiles, existing_folder
+from clipadapt.datasets._images import UNREADABLE, ImageFiles
 from clipadapt.datasets._published import val_as_test, without_unreadable
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, read_folders

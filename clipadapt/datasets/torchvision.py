@@ -22,9 +22,10 @@ from clipadapt.core.data.labelled import LabelledSet, make_split
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
+from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
-from clipadapt.datasets._images import ImageFiles, existing_folder, hash_split
-from clipadapt.datasets._published import by_split, held_out, without_unreadable
+from clipadapt.datasets._images import ImageFiles
+from clipadapt.datasets._published import by_split, hash_split, held_out, without_unreadable
 from clipadapt.datasets._report import Report
 
 if TYPE_CHECKING:

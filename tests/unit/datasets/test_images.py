@@ -15,8 +15,10 @@ from PIL import Image, TiffImagePlugin
 
 from clipadapt.core.api.data import digest
 from clipadapt.core.api.errors import DataError
-from clipadapt.datasets import _images
-from clipadapt.datasets._images import ImageFiles, list_images, load_rgb, opened_rgb, readable
+from clipadapt.datasets import _decode
+from clipadapt.datasets._decode import load_rgb, opened_rgb
+from clipadapt.datasets._folders import list_images
+from clipadapt.datasets._images import ImageFiles, readable
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -308,7 +310,7 @@ def test_digest_depends_on_the_bytes_and_the_decoding_version(tmp_path, monkeypa
     assert first != digest(files, 1)
     assert first == digest(ImageFiles(tmp_path, ["0.png"]), 0)
 
-    monkeypatch.setattr(_images, "DECODE_VERSION", 99)
+    monkeypatch.setattr(_decode, "DECODE_VERSION", 99)
     assert digest(files, 0) != first
 
 

@@ -67,7 +67,7 @@ class Classifier(Protocol):
 class SelfCalibrated(Protocol):
     """A classifier that knows its own softmax temperature (it trained on ``val`` in the end).
 
-    The temperature is None without val, or where val determines none: see ``metrics.fit_temperature``.
+    The temperature is None without val, or where val determines none: see ``calibration.fit_temperature``.
     """
 
     @property

@@ -1,0 +1,54 @@
+"""Charts that several sections of the page share: points of rows, legends and panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clipadapt.core.report import svg
+from clipadapt.core.report.formats import format_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from clipadapt.core.report.page_rows import PageRow
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """One line of a legend; see :class:`~clipadapt.core.report.svg.Series`."""
+
+    label: str
+    style: int
+    data: Mapping[str, str]
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart with its heading and legend; of several kinds one is shown at a time."""
+
+    title: str
+    chart: str
+    legend: Sequence[Legend]
+    kind: str = ""
+
+
+def row_point(x: float, r: PageRow, *, note: str = "", ring: bool = False) -> svg.Point:
+    """Return the accuracy of a row with its interval."""
+    accuracy = r.row.accuracy
+    low, high = (accuracy.low, accuracy.high) if accuracy else (None, None)
+    model = f" on {r.row.model}" if r.row.model else ""
+    title = f"{r.title}{model}: {format_interval(accuracy)} %" + (f"; {note}" if note else "")
+    return svg.Point(x, r.accuracy, low, high, title, ring)
+
+
+def accuracy_axis(series: Iterable[svg.Series]) -> svg.Axis:
+    """Return a vertical axis in percent for the points of some series."""
+    return svg.linear_axis("accuracy, %", heights(series), factor=100)
+
+
+def heights(series: Iterable[svg.Series]) -> list[float]:
+    """Return the heights that an axis must include, with the ends of intervals."""
+    points = [p for s in series for p in s.points]
+    return [v for p in points for v in (p.y, p.low, p.high) if v is not None]

@@ -1,0 +1,172 @@
+"""Leaderboard: every row with its figures, sortable by each column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from clipadapt.core.report.formats import NOTHING, format_interval, format_value
+from clipadapt.core.report.page_rows import place
+from clipadapt.core.report.section import section
+from clipadapt.core.scoring.metrics import CALIBRATED, METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from clipadapt.core.report.page_rows import PageRow
+    from clipadapt.core.report.section import Page
+
+TEMPLATE: Final = """\
+<p class="lede">Each row is one method in one setting; figures are means over seeds. Click a heading to sort.
+Bold: significantly better than the runner-up of its block.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Leaderboard">
+<table class="sortable">
+<thead><tr>
+{% for c in columns %}
+<th scope="col" class="{{ c.kind }}" aria-sort="none">
+<button type="button"{% if c.note %} title="{{ c.note }}"{% endif %}>{{ c.title }}</button>
+</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for r, cells in rows %}
+<tr class="item"{{ attributes(r.data) }}>
+{% for c in cells %}
+{% if loop.first %}
+<th scope="row" data-sort="{{ c.value }}">
+{{ key(r.style) }}{{ c.text }}<br><span class="where">{{ c.small }}</span>
+</th>
+{% else %}
+<td class="{{ columns[loop.index0].kind }}"{% if c.value is not none %} data-sort="{{ c.value }}"{% endif %}>
+{% if loop.index0 == 1 and r.ranked.best %}<b>{{ c.text }}</b>{% else %}{{ c.text }}{% endif %}
+{% if c.small %} <span class="where">{{ c.small }}</span>{% endif %}
+</td>
+{% endif %}
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+<p class="none" hidden>No row matches the filters.</p>
+<details>
+<summary>How to read the figures</summary>
+<ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
+</details>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell: what is shown, and the value it is sorted by; None is always last."""
+
+    text: str
+    value: float | str | None
+    small: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column; ``kind`` is ``text`` or ``figure``."""
+
+    title: str
+    kind: str
+    note: str
+    cell: Callable[[PageRow], Cell]
+
+
+@section("Leaderboard", order=20, template=TEMPLATE)
+def leaderboard(page: Page) -> dict[str, Any]:
+    """Return the cells of each row."""
+    columns = [*_HEAD, *_metric_columns(), *_TAIL]
+    rows = [(r, [c.cell(r) for c in columns]) for r in page.rows]
+    return {"columns": columns, "rows": rows, "notes": page.summary.notes}
+
+
+def _metric_columns() -> list[Column]:
+    """Return the columns of the metrics that are registered with one."""
+    return [
+        _metric_column(m.name + suffix, m.title, m.unit, m.note, m.probabilities, suffix)
+        for m in METRICS.values()
+        for suffix in m.columns
+    ]
+
+
+def _metric_column(
+    name: str, title: str, unit: str, note: str, probabilities: bool, suffix: str
+) -> Column:
+    notes = [note] if note and not suffix else []
+    if suffix == CALIBRATED:
+        title, notes = f"{title} at T", ["with the temperature fitted on val"]
+    elif probabilities:
+        notes.append("without calibration")
+    percent = ", %" if unit == "fraction" else ""
+    return Column(
+        title + percent, "figure", ", ".join(notes), lambda r: _figure(r.row.mean(name), unit)
+    )
+
+
+def _figure(value: float | None, unit: str) -> Cell:
+    return Cell(format_value(value, unit), value)
+
+
+def _method(r: PageRow) -> Cell:
+    method = r.row.first.method
+    settings = ", ".join([method.recipe or "no recipe", *r.row.group.settings])
+    return Cell(method.name, r.label, settings)
+
+
+def _accuracy(r: PageRow) -> Cell:
+    value, _, interval = format_interval(r.row.accuracy).partition(" ")
+    return Cell(value, r.row.accuracy.value if r.row.accuracy else None, interval)
+
+
+def _shots(r: PageRow) -> Cell:
+    shots = r.row.first.data.shots
+    return Cell(r.shots, 0 if not r.trained else float(shots) if shots else 1e9)
+
+
+def _val_accuracy(r: PageRow) -> Cell:
+    return _figure(r.row.val_accuracy.value if r.row.val_accuracy else None, "fraction")
+
+
+def _trainable(r: PageRow) -> Cell:
+    n = r.row.n_trainable_params
+    return Cell(NOTHING if n is None else f"{n:,}", n)
+
+
+def _seeds(r: PageRow) -> Cell:
+    n, failed = len(r.row.ok), len(r.row.failed)
+    return Cell(f"{n}" + (f" ({failed} failed)" if failed else ""), n)
+
+
+def _examples(r: PageRow) -> Cell:
+    n = r.row.accuracy.n if r.row.accuracy else None
+    return Cell(NOTHING if n is None else f"{n:,}", n)
+
+
+def _flags(r: PageRow) -> Cell:
+    return Cell(", ".join(r.row.flags), ", ".join(r.row.flags) or None)
+
+
+_HEAD: Final = (
+    Column("method", "text", "", _method),
+    Column("accuracy, %", "figure", "with its 95 % interval over examples and seeds", _accuracy),
+    Column("ties", "text", "rows of a block that share a letter are not significantly different at 5 % after Holm",
+           lambda r: Cell(r.ranked.letters, r.ranked.letters or None)),
+    Column("data", "text", "", lambda r: Cell(place(r.block), place(r.block))),
+    Column("model", "text", "", lambda r: Cell(r.row.model or NOTHING, r.row.model)),
+    Column("shots", "figure", "training examples per class", _shots),
+    Column("val, %", "figure", "accuracy on val, if evaluated there", _val_accuracy),
+)  # fmt: skip
+_TAIL: Final = (
+    Column("trainable", "figure", "trainable parameters", _trainable),
+    Column("fit, s", "figure", "without encoding", lambda r: _figure(r.row.fit_seconds, "seconds")),
+    Column("encode, s", "figure", "of the features used, including cached ones",
+           lambda r: _figure(r.row.encode_seconds, "seconds")),
+    Column("memory, MiB", "figure", "peak of the process",
+           lambda r: _figure(r.row.peak_memory_bytes, "bytes")),
+    Column("seeds", "figure", "", _seeds),
+    Column("n", "figure", "test examples", _examples),
+    Column("flags", "text", "", _flags),
+)  # fmt: skip

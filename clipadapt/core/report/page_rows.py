@@ -87,20 +87,16 @@ class PageRow:
     @cached_property
     def votes(self) -> Votes:
         """What the seeds predicted on each example."""
-        order, given = None, []
-        for found in self.row.predictions:
-            ids = np.asarray(found.ids, dtype=np.str_)
-            of_seed = np.argsort(ids)
-            if order is None:
-                order, first_ids, labels = of_seed, ids[of_seed], found.labels[of_seed]
-            given.append(found.predicted[of_seed])
-        predicted = np.stack(given)  # (S, n)
-        share = (predicted == labels).mean(axis=0)
+        answers = self.row.answers
+        assert answers is not None
+        correct = answers.values.mean(axis=0)
         most = np.array([
-            _most_common(column, None if part > 0.5 else label)
-            for column, label, part in zip(predicted.T, labels, share, strict=True)
+            _most_common(column, None if share > 0.5 else label)
+            for column, label, share in zip(
+                answers.predicted.T, answers.labels, correct, strict=True
+            )
         ])
-        return Votes(first_ids, labels, share, most)
+        return Votes(answers.ids, answers.labels, correct, most)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report import page as report
 from clipadapt.core.report.formats import format_interval
+from clipadapt.core.report.section import SECTIONS, section
+from clipadapt.core.report.sections.cost import pareto
 from clipadapt.core.report.summary import build_summary
 from clipadapt.core.report.tables import build_table, render
 from tests.unit.core.records.test_records import make_record, metric
@@ -132,7 +134,7 @@ def test_fixed_and_broken_are_counted_by_the_votes_of_the_seeds(store, page):
 def test_margins_have_no_figure_and_the_page_says_so(page):
     text = page.text("calibration")
     assert "The scores are margins, not logits" in text
-    assert "there is no figure" in text
+    assert "calibration cannot be computed" in text
     assert "AURC, %" in text
 
 
@@ -162,6 +164,25 @@ def test_examples_may_be_left_out(store):
     assert not [a for _, a in page.tags if "thumb" in (a.get("class") or "")]
 
 
+def test_a_section_is_one_decorated_function(store, monkeypatch):
+    report.build_report(store.root, examples=False)
+    monkeypatch.delitem(SECTIONS, "environment")
+
+    @section("Dates <of> runs", nav="Dates", order=15, template="<p>{{ first }}</p>")
+    def dates_of_runs(page):
+        return {"first": f"<{min(r.started_at for r in page.records).year}>"}
+
+    monkeypatch.setitem(SECTIONS, "dates-of-runs", SECTIONS["dates-of-runs"])
+    try:
+        page = Reader(report.build_report(store.root, examples=False)[0])
+    finally:
+        del SECTIONS["dates-of-runs"]
+
+    assert page.text("dates-of-runs").startswith("Dates <of> runs <20")
+    assert list(page.texts)[1:4] == ["findings", "dates-of-runs", "leaderboard"]
+    assert "environment" not in page.texts
+
+
 def test_unlike_records_are_not_averaged(tmp_path):
     store = RunStore(tmp_path)
     save_run(store, "clip/coop", 1.0, seed=1)
@@ -174,8 +195,8 @@ def test_unlike_records_are_not_averaged(tmp_path):
 def test_pareto_keeps_what_no_other_beats():
     points = [(10.0, 0.5), (1.0, 0.4), (5.0, 0.4), (10.0, 0.6), (20.0, 0.6), (1.0, 0.3)]
 
-    assert report.pareto(points) == [1, 3]
-    assert report.pareto([]) == []
+    assert pareto(points) == [1, 3]
+    assert pareto([]) == []
 
 
 @pytest.mark.parametrize("program", ["clipadapt", "textsent"])

@@ -20,21 +20,9 @@ from clipadapt.core.files.folders import require_regular
 # An explicit list, because Pillow would otherwise try every plugin, including one that starts Ghostscript and some that
 # cannot decode. Pillow does not load the plugins of an explicit list, so they are loaded here, before any thread uses
 # them. (JPEG includes the MPO files of cameras.)
-_OTHERS: Final = [
-    "Ico",
-    "Cur",
-    "Icns",
-    "Pcx",
-    "Qoi",
-    "Sgi",
-    "Sun",
-    "Dds",
-    "Psd",
-    "Msp",
-    "Xbm",
-    "Xpm",
-    "Tga",
-]
+_OTHERS: Final = (
+    "Ico", "Cur", "Icns", "Pcx", "Qoi", "Sgi", "Sun", "Dds", "Psd", "Msp", "Xbm", "Xpm", "Tga",
+)  # fmt: skip
 _PLUGINS: Final = {
     form: plugin
     for form, plugin, feature in [

@@ -17,48 +17,17 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterator, Mapping
 
-UNSUPPORTED: Final = frozenset([
-    ".heic",
-    ".heif",
-    ".hif",
-    ".jxl",
-    ".svg",
-    ".svgz",
-    ".eps",
-    ".ps",
-    ".ai",
-    ".wmf",
-    ".emf",
-    ".fits",
-    ".fit",
-    ".exr",
-    ".hdr",
-    ".raw",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".orf",
-    ".rw2",
-    ".raf",
-    ".pef",
-    ".srw",
-    ".dcm",
-    ".xcf",
-    ".blp",
-    ".djvu",
-])
+UNSUPPORTED: Final = frozenset({
+    ".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".eps", ".ps", ".ai", ".wmf", ".emf", ".fits", ".fit", ".exr",
+    ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".dcm", ".xcf",
+    ".blp", ".djvu",
+})  # fmt: skip
 """Extensions of image formats that are not supported."""
 OTHER_FILES: Final = "other files"
 # Files that archives and desktops leave next to images; hidden files are always ignored.
 _JUNK: Final = frozenset({
-    "__MACOSX",
-    "Thumbs.db",
-    "desktop.ini",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-})
+    "__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information",
+})  # fmt: skip
 
 
 def list_images(folder: Path, ignored: Counter[str], *, deep: bool = True) -> list[str]:

@@ -60,7 +60,7 @@ COOP_SIZE = COOP.spec["hyperparameters"]["batch_size"]
 def prompt_learner(clip: Any, spec: dict[str, Any], ctx: np.ndarray | None) -> Any:
     learner = coop.PromptLearner(
         clip.module,
-        clip.tokenizer,
+        clip.tokenizer.inner,
         COOP.spec["classnames"],
         spec["n_ctx"],
         ctx_init=spec.get("ctx_init", ""),
@@ -299,7 +299,7 @@ class Images(torch.utils.data.Dataset):
 def test_zero_shot_as_clip_benchmark(ensemble, model):
     templates = [t.replace("{c}", "{}") for t in ZERO.spec["templates"][ensemble]]
 
-    weights = zero_shot.classifier(model.module, model.tokenizer, ZERO_NAMES, templates)
+    weights = zero_shot.classifier(model.module, model.tokenizer.inner, ZERO_NAMES, templates)
     scores = zero_shot.scores(model.module, weights, zero_shot.loader(Images(), workers=0))
 
     ZERO.assert_close(f"{ensemble}.classifier", weights)
@@ -314,7 +314,7 @@ def test_zero_shot_by_the_package_itself(ensemble, model):
     found = zero_shot.package().evaluate(
         model.module,
         zero_shot.loader(Images(), workers=0),
-        model.tokenizer,
+        model.tokenizer.inner,
         ZERO_NAMES,
         templates,
         "cpu",
@@ -335,11 +335,13 @@ def test_zero_shot_by_the_pipeline_of_transformers(model):
         )
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
-    found = zero_shot.pipeline_of(model.module, model.tokenizer)(
+    found = zero_shot.pipeline_of(model.module, model.tokenizer.inner)(
         images, candidate_labels=ZERO_NAMES, hypothesis_template="a photo of a {}."
     )
 
-    weights = zero_shot.classifier(model.module, model.tokenizer, ZERO_NAMES, ["a photo of a {}."])
+    weights = zero_shot.classifier(
+        model.module, model.tokenizer.inner, ZERO_NAMES, ["a photo of a {}."]
+    )
     expected = zero_shot.scores(
         model.module, weights, [(torch.stack([model.preprocess()(p) for p in images]), None)]
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from clipadapt.core.api.registry import METHODS
 from tests.unit.methods.conftest import context, load, method, recorded
 
 C, N = 3, 12
@@ -54,3 +55,11 @@ def test_counts(name, model, small, tmp_path):
         assert [n * N for n in numbers] == [EXPECTED[name]]
     else:
         assert numbers == [EXPECTED[name]]
+
+
+def test_only_zero_shot_uses_no_training_data():
+    methods = {name: METHODS.get(name) for name in METHODS.names()}
+
+    without = [name for name, m in methods.items() if not getattr(m, "uses_train", True)]
+
+    assert without == ["clip/zero_shot"]

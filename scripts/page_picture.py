@@ -18,7 +18,7 @@ from PIL import Image
 
 from clipadapt.core.report.page import build_report
 
-SIZE = 1300, 1640
+SIZE = 1300, 1550
 COLORS = 128
 # Of long lists only the beginning, so that the charts are in the picture; the page itself stays as it is.
 SHORTENED = """<style>

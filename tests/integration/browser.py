@@ -1,4 +1,4 @@
-"""A page in real headless Chromium, driven over the DevTools protocol through a pipe: no port, no further package."""
+"""A page in headless Chromium, controlled over the DevTools protocol through a pipe, without a port or a package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 60.0
 
 
 def find_chromium() -> str | None:
-    """Return the browser's path, or None where it is not installed."""
+    """Return the browser's path, or None if it is not installed."""
     return next(
         (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))),
         None,
@@ -38,7 +38,7 @@ class Page:
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
-        # High numbers, so that the shell's moves to 3 and 4 cannot overwrite one another.
+        # High numbers, so that redirecting them to 3 and 4 cannot overwrite either.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 40) for end in (to_read, to_write)]
         os.close(to_read)
         os.close(to_write)
@@ -85,7 +85,7 @@ class Page:
         self._profile.cleanup()
 
     def open(self, path: Path) -> None:
-        """Load a file and wait until it is there."""
+        """Load a file and wait for it."""
         self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
@@ -111,14 +111,14 @@ class Page:
             time.sleep(0.05)
 
     def press(self, key: str, code: int) -> None:
-        """Press and let go of a key that has the focus."""
+        """Press and release a key on the focused element."""
         text = {"text": "\r"} if key == "Enter" else {}
         common = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def look(self, width: int, height: int, *, scheme: str = "light", phone: bool = False) -> None:
-        """Set the size of the window and the colours that the reader prefers."""
+        """Set the size of the window and the preferred colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone,
@@ -129,7 +129,7 @@ class Page:
         )
 
     def picture(self, path: Path) -> None:
-        """Write what the window shows as PNG."""
+        """Write a screenshot as PNG."""
         path.write_bytes(
             base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         )

@@ -1,4 +1,4 @@
-"""The report as a reader has it: in real Chromium, by pointer and keyboard, without a network."""
+"""The report page in headless Chromium, used with pointer and keyboard, without a network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def page(browser, output) -> Page:
 
 
 def column(page: Page, name: str) -> list[str]:
-    """The values a column is sorted by, in the order of the rows."""
+    """Values that a column is sorted by, in the order of the rows."""
     return page.evaluate(
         "(() => { const heads = Array.from(document.querySelectorAll('#leaderboard thead th'));"
         f"const at = heads.findIndex(h => h.textContent.trim() === '{name}');"
@@ -77,7 +77,7 @@ def test_an_injected_script_would_not_run(page):
     assert any("Content Security Policy" in m for m in page.messages)
 
 
-def test_a_heading_sorts_by_pointer_and_what_is_unknown_comes_last(page):
+def test_a_click_on_a_heading_sorts_with_unknown_values_last(page):
     before = column(page, "accuracy, %")
 
     page.evaluate(f"{head('accuracy, %')}.querySelector('button').click()")
@@ -97,7 +97,7 @@ def test_a_heading_sorts_by_pointer_and_what_is_unknown_comes_last(page):
     assert page.evaluate(f"{head('accuracy, %')}.getAttribute('aria-sort')") == "none"
 
 
-def test_a_heading_sorts_by_keyboard(page):
+def test_the_keyboard_sorts_too(page):
     page.evaluate(f"{head('method')}.querySelector('button').focus()")
     page.press("Tab", 9)
     assert page.evaluate("document.activeElement.textContent") == "accuracy, %"
@@ -106,7 +106,7 @@ def test_a_heading_sorts_by_keyboard(page):
     assert page.evaluate(f"{head('accuracy, %')}.getAttribute('aria-sort')") == "descending"
 
 
-def test_filters_leave_the_rows_charts_and_cards_that_fit(page):
+def test_filters_show_the_rows_charts_and_cards_that_match(page):
     def choose(name: str, value: str) -> None:
         page.evaluate(
             f"(() => {{ const s = document.querySelector('select[data-filter={name}]');"
@@ -146,7 +146,7 @@ def test_filters_leave_the_rows_charts_and_cards_that_fit(page):
     page.wait(f"{SHOWN}.length === {total}")
 
 
-def test_the_charts_of_cost_take_turns(page):
+def test_one_kind_of_cost_is_shown_at_a_time(page):
     kinds = (
         "Array.from(document.querySelectorAll('#cost .panel'))"
         ".filter(p => p.offsetParent !== null).map(p => p.dataset.kind)"
@@ -176,7 +176,7 @@ def test_every_width_and_colour_scheme_is_readable(page, scheme, width, phone):
     assert abs(ink - paper) > 400
 
 
-def test_a_mark_says_what_it_stands_for(page):
+def test_a_mark_has_a_tooltip(page):
     said = page.evaluate(
         "(() => { const mark = document.querySelector('#shots svg .pt .m');"
         "mark.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));"

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a reader gets from records: tables, summaries, learning curves and the report page."""

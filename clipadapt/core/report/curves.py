@@ -32,7 +32,7 @@ PICTURE: Final = "curves.png"
 INCHES: Final = (11.0, 4.2)
 DPI: Final = 120
 LEGEND_COLUMNS: Final = 3
-# Okabe and Ito's colours, told apart by colour-blind readers, too; yellow is left out, it is too pale for a line.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without yellow, which is too pale for a line.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS: Final = "osD^vPX"
 
@@ -42,10 +42,10 @@ class _Curve:
     """One run.
 
     Attributes:
-        label: Method, and what tells it apart.
-        seed: Its seed.
+        label: Method, recipe, settings and model.
+        seed: Seed of the run.
         epochs: What it logged.
-        chosen: Epoch whose state was kept, or None.
+        chosen: Selected epoch, or None.
     """
 
     label: str
@@ -55,33 +55,29 @@ class _Curve:
 
 
 def plot_curves(runs: RunStore | Sequence[Path], out_dir: Path) -> list[Path]:
-    """Draw the learning curves of runs, one picture for each data set and number of shots.
+    """Draw the learning curves of runs, one picture for each dataset and number of shots.
 
-    Runs that logged no epochs are left out; several evaluations of one fit are one line.
+    Runs that logged no epochs are left out. Several evaluations of one fit are one line.
 
     Args:
-        runs: A store, or the folders of runs.
-        out_dir: Where the pictures are written, as ``curves-<data set>[-<shots>-shots].png``.
+        runs: A run store, or the folders of runs.
+        out_dir: Folder of the pictures ``curves-<dataset>[-<shots>-shots].png``.
 
     Returns:
-        The pictures, none where no run logged an epoch.
+        The pictures; none if no run logged an epoch.
 
     Raises:
         ClipAdaptError: If matplotlib is not installed.
-        RecordError: If a record or a history in a folder that was named is damaged; of a store the rest is drawn.
+        RecordError: If a record or a history in a named folder is damaged; in a run store it is skipped.
     """
     pictures: dict[tuple[str, int | None], list[_Curve]] = {}
     found = _read(runs)
     for group in group_records(record for record, _ in found.values()):
-        label = group.label
-        if group.first.model is not None:
-            label += f" on {group.first.model.name}"
         for record in group.ok:
             epochs = found[record.fit_id][1]
             if epochs:
-                chosen = record.selection.epoch if record.selection else None
                 key = (record.data.name, record.data.shots)
-                pictures.setdefault(key, []).append(_Curve(label, record.seed, epochs, chosen))
+                pictures.setdefault(key, []).append(_curve(group.label, record, epochs))
     paths = []
     for (dataset, shots), curves in pictures.items():
         path = out_dir / f"curves-{slug(dataset)}{'' if shots is None else f'-{shots}-shots'}.png"
@@ -91,13 +87,13 @@ def plot_curves(runs: RunStore | Sequence[Path], out_dir: Path) -> list[Path]:
 
 
 def plot_run(run_dir: Path) -> Path | None:
-    """Draw the learning curve of one run into its folder, once.
+    """Draw the learning curve of one run into its folder, if it is not there yet.
 
     Args:
         run_dir: Folder of a run that is ok.
 
     Returns:
-        The picture, or None where the run logged fewer than two epochs.
+        The picture, or None if the run logged fewer than two epochs.
 
     Raises:
         ClipAdaptError: If matplotlib is not installed.
@@ -108,14 +104,17 @@ def plot_run(run_dir: Path) -> Path | None:
     if len(epochs) < 2:
         return None
     path = run_dir / PICTURE
-    if not path.is_file():  # a run that is made anew takes the whole folder's place
-        label = method_title(record.method.name, record.method.recipe)
-        if record.model is not None:
-            label += f" on {record.model.name}"
-        chosen = record.selection.epoch if record.selection else None
-        title = _title(record.data.name, record.data.shots)
-        write_bytes(path, _png(_draw(title, [_Curve(label, record.seed, epochs, chosen)])))
+    if not path.is_file():  # running it again replaces the whole folder
+        curve = _curve(method_title(record.method.name, record.method.recipe), record, epochs)
+        write_bytes(path, _png(_draw(_title(record.data.name, record.data.shots), [curve])))
     return path
+
+
+def _curve(label: str, record: RunRecord, epochs: tuple[Epoch, ...]) -> _Curve:
+    if record.model is not None:
+        label += f" on {record.model.name}"
+    chosen = record.selection.epoch if record.selection else None
+    return _Curve(label, record.seed, epochs, chosen)
 
 
 def _title(dataset: str, shots: int | None) -> str:
@@ -123,7 +122,7 @@ def _title(dataset: str, shots: int | None) -> str:
 
 
 def _read(runs: RunStore | Sequence[Path]) -> dict[str, tuple[RunRecord, tuple[Epoch, ...]]]:
-    """Return one record of each fit that is ok, with its epochs; the one on its own test split if there is a choice."""
+    """Return one record of each successful fit with its epochs, the one on its own test split if it has several."""
     if isinstance(runs, RunStore):
         pairs = [(record, run_folder(runs, record)) for record in runs.load_all()]
     else:
@@ -144,7 +143,7 @@ def _read(runs: RunStore | Sequence[Path]) -> dict[str, tuple[RunRecord, tuple[E
 
 
 def _aside(record: RunRecord) -> tuple[bool, bool]:
-    """Sort what a fit was also judged on after the data it learnt from."""
+    """Sort further evaluations of a fit after the one on its own data."""
     return record.evaluation.dataset != record.data.name, record.evaluation.split == "val"
 
 
@@ -160,7 +159,7 @@ def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
             hint='pip install "clipadapt[report]"',
         ) from None
     labels = list(dict.fromkeys(c.label for c in curves))
-    # pyplot is never touched: a figure of one's own leaves no global state, and saving as PNG needs no display.
+    # Without pyplot there is no global state, and saving a PNG needs no display.
     entries = len(labels) + 3
     extra = 0.24 * -(-entries // LEGEND_COLUMNS)
     figure = Figure(
@@ -182,7 +181,7 @@ def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         if not axes.lines:
             axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
-    # parse_math off: a name with two dollar signs is no formula
+    # Without parse_math, a name with two dollar signs is not a formula.
     figure.suptitle(visible(title), parse_math=False)
     seeds = {label: [c.seed for c in curves if c.label == label] for label in labels}
     handles = [
@@ -194,7 +193,7 @@ def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
         Line2D([], [], color="#666666", linestyle="--", label="train loss (dashed)"),
         Line2D([], [], color="#666666", label="val (solid)"),
         Line2D([], [], color="#666666", linestyle="", marker="o", markersize=10,
-               markerfacecolor="none", label="epoch chosen"),
+               markerfacecolor="none", label="selected epoch"),
     ]  # fmt: skip
     legend = figure.legend(
         handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: no script, no request; colours are the page's, so that they follow light and dark.
+"""Charts as inline SVG, without scripts or requests. The page's style sheet sets the colours, for light and dark.
 
-A series is a group of class ``s`` and ``c0`` to ``c7``, drawn in the page's colour of that number, with a shape of
-its own for readers who cannot tell colours apart. Every text is escaped here.
+A series is a group of class ``s`` and ``c0`` to ``c7``, drawn in the page's colour of that number. Each series also has
+its own shape, for readers who cannot distinguish the colours. All text is escaped here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WIDTH: Final = 400
 HEIGHT: Final = 270
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 42
+FLOOR: Final = HEIGHT - BOTTOM
 COLOURS: Final = 8
 SHAPES: Final = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -39,10 +40,12 @@ LEVELS: Final = 8
 CELL: Final = 22
 MOST_NAMED: Final = 20
 INK: Final = (47, 128, 208)
-"""Colour of the matrices that are pictures; it is laid over light and dark alike."""
+"""Colour of matrices drawn as pictures, with transparency; it works on light and dark backgrounds."""
 
 Tick = tuple[float, str]
 Range = tuple[float, float]
+Bar = tuple[float, float, float, str]
+"""Start, end, share of the tallest bar, and tooltip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,12 @@ class Point:
     """One mark.
 
     Attributes:
-        x: Place along the axis.
-        y: Height.
+        x: Horizontal value.
+        y: Vertical value.
         low: Lower end of its interval, or None.
         high: Upper end, or None.
-        title: What a tooltip says.
-        ring: Whether it is drawn hollow with a ring round it.
+        title: Tooltip.
+        ring: Whether a ring is drawn around it.
     """
 
     x: float
@@ -72,9 +75,9 @@ class Series:
 
     Attributes:
         style: Number of the colour and shape; -1 is plain ink.
-        points: In the order in which a line joins them.
-        data: ``data-`` attributes by which the page's filters know it.
-        line: Whether a line joins the points.
+        points: In the order of the line.
+        data: ``data-`` attributes for the page's filters.
+        line: Whether a line connects the points.
         dashed: Whether that line is dashed.
         marks: Whether the points are drawn.
     """
@@ -92,9 +95,9 @@ class Axis:
     """One axis.
 
     Attributes:
-        title: What it shows, with the unit.
+        title: Title with the unit.
         range: Values at its ends.
-        ticks: Values and their names.
+        ticks: Values and their labels.
     """
 
     title: str
@@ -103,12 +106,12 @@ class Axis:
 
 
 def linear_axis(title: str, values: Sequence[float], *, factor: float = 1.0) -> Axis:
-    """Return an axis with round ticks about some values.
+    """Return an axis with round ticks that includes some values.
 
     Args:
-        title: What it shows.
-        values: What it must hold.
-        factor: By which ticks are named: 100 shows fractions in percent.
+        title: Title with the unit.
+        values: Values to include.
+        factor: Multiplies the tick labels: 100 shows fractions in percent.
     """
     low, high = min(values, default=0.0), max(values, default=1.0)
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1 / factor
@@ -123,7 +126,7 @@ def linear_axis(title: str, values: Sequence[float], *, factor: float = 1.0) -> 
 
 
 def log_axis(title: str, values: Sequence[float]) -> tuple[Axis, dict[float, float]]:
-    """Return a logarithmic axis and the place of each value on it; zero stands at its lower end."""
+    """Return a logarithmic axis and the position of each value on it; zero is at its lower end."""
     positive = [math.log10(v) for v in values if v > 0]
     low, high = min(positive, default=0.0), max(positive, default=1.0)
     pad = max(0.08 * (high - low), 0.12)
@@ -153,6 +156,22 @@ def step_axis(title: str, names: Sequence[str]) -> Axis:
     return Axis(title, (-0.5, len(names) - 0.5), [(float(i), n) for i, n in enumerate(names)])
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The axes of a chart, and where values are on it."""
+
+    x: Axis
+    y: Axis
+
+    def across(self, value: float) -> float:
+        low, high = self.x.range
+        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+
+    def up(self, value: float) -> float:
+        low, high = self.y.range
+        return round(FLOOR - (value - low) / (high - low) * (FLOOR - TOP), 1)
+
+
 def plot(
     label: str,
     x: Axis,
@@ -160,74 +179,81 @@ def plot(
     series: Sequence[Series],
     *,
     diagonal: bool = False,
-    bars: Sequence[tuple[float, float, float, str]] = (),
+    bars: Sequence[Bar] = (),
 ) -> str:
     """Return a chart.
 
     Args:
-        label: What a screen reader says.
+        label: Description for screen readers.
         x: Horizontal axis.
         y: Vertical axis.
         series: Drawn in this order.
-        diagonal: Draw where ``y`` equals ``x``.
-        bars: Start, end, share of the tallest and tooltip of bars along the lower edge.
+        diagonal: Draw the line where ``y`` equals ``x``.
+        bars: Bars along the lower edge.
     """
-
-    def across(value: float) -> float:
-        share = (value - x.range[0]) / (x.range[1] - x.range[0])
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
-
-    def up(value: float) -> float:
-        share = (value - y.range[0]) / (y.range[1] - y.range[0])
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
-
-    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    frame = _Frame(x, y)
     out = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
     ]
-    for value, name in y.ticks:
-        out.append(f'<path class="grid" d="M{LEFT} {up(value)}H{right}"/>')
-        out.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{up(value) + 4}" text-anchor="end">{escape(name)}</text>'
-        )
-    for value, name in x.ticks:
-        out.append(f'<path class="axis" d="M{across(value)} {floor}v4"/>')
-        out.append(
-            f'<text class="tick" x="{across(value)}" y="{floor + 17}" text-anchor="middle">{escape(name)}</text>'
-        )
-    out.append(f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{right}"/>')
-    middle = (LEFT + right) / 2
-    out.append(
-        f'<text class="name" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x.title)}</text>'
-    )
-    half = (TOP + floor) / 2
-    out.append(
-        f'<text class="name" transform="translate(12 {half})rotate(-90)" text-anchor="middle">{escape(y.title)}</text>'
-    )
-    for start, end, share, title in bars:
-        height = round(0.22 * share * (floor - TOP), 1)
-        width = max(across(end) - across(start) - 1, 0.5)
-        out.append(
-            f'<rect class="bar pt" x="{across(start)}" y="{floor - height}" width="{width:.1f}" height="{height}">'
-            f"<title>{escape(title)}</title></rect>"
-        )
+    out += _axes(frame)
+    out += [_bar(frame, bar) for bar in bars]
     if diagonal:
         low, high = max(x.range[0], y.range[0]), min(x.range[1], y.range[1])
-        out.append(f'<path class="ideal" d="M{across(low)} {up(low)}L{across(high)} {up(high)}"/>')
-    for one in series:
-        out.append(f'<g class="{_classes(one)}"{attributes(one.data)}>')
-        places = [(across(p.x), up(p.y), p) for p in one.points]
-        if one.line and len(places) > 1:
-            path = "L".join(f"{px} {py}" for px, py, _ in places)
-            title = f"<title>{escape(one.points[0].title)}</title>" if not one.marks else ""
-            dash = " dash" if one.dashed else ""
-            kind = " pt" if title else ""
-            out.append(f'<path class="line{dash}{kind}" d="M{path}">{title}</path>')
-        if one.marks:
-            out.extend(_mark(px, py, p, one.style, up) for px, py, p in places)
-        out.append("</g>")
-    out.append("</svg>")
-    return "".join(out)
+        start, end = (f"{frame.across(v)} {frame.up(v)}" for v in (low, high))
+        out.append(f'<path class="ideal" d="M{start}L{end}"/>')
+    out += [_group(frame, one) for one in series]
+    return "".join([*out, "</svg>"])
+
+
+def _axes(frame: _Frame) -> list[str]:
+    """Return grid, ticks and titles of both axes."""
+    out, right = [], WIDTH - RIGHT
+    for value, name in frame.y.ticks:
+        y = frame.up(value)
+        out.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
+        out.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
+        )
+    for value, name in frame.x.ticks:
+        x = frame.across(value)
+        out.append(f'<path class="axis" d="M{x} {FLOOR}v4"/>')
+        out.append(
+            f'<text class="tick" x="{x}" y="{FLOOR + 17}" text-anchor="middle">{escape(name)}</text>'
+        )
+    out.append(f'<path class="axis" d="M{LEFT} {TOP}V{FLOOR}H{right}"/>')
+    centre, half = (LEFT + right) / 2, (TOP + FLOOR) / 2
+    out.append(
+        f'<text class="name" x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">{escape(frame.x.title)}</text>'
+    )
+    out.append(
+        f'<text class="name" transform="translate(12 {half})rotate(-90)" text-anchor="middle">'
+        f"{escape(frame.y.title)}</text>"
+    )
+    return out
+
+
+def _bar(frame: _Frame, bar: Bar) -> str:
+    start, end, share, title = bar
+    height = round(0.22 * share * (FLOOR - TOP), 1)
+    width = max(frame.across(end) - frame.across(start) - 1, 0.5)
+    return (
+        f'<rect class="bar pt" x="{frame.across(start)}" y="{FLOOR - height}" width="{width:.1f}" height="{height}">'
+        f"<title>{escape(title)}</title></rect>"
+    )
+
+
+def _group(frame: _Frame, series: Series) -> str:
+    """Return line and marks of a series."""
+    out = [f'<g class="{_classes(series)}"{attributes(series.data)}>']
+    places = [(frame.across(p.x), frame.up(p.y), p) for p in series.points]
+    if series.line and len(places) > 1:
+        path = "L".join(f"{x} {y}" for x, y, _ in places)
+        title = "" if series.marks else f"<title>{escape(series.points[0].title)}</title>"
+        kinds = (" dash" if series.dashed else "") + (" pt" if title else "")
+        out.append(f'<path class="line{kinds}" d="M{path}">{title}</path>')
+    if series.marks:
+        out += [_mark(x, y, p, series.style, frame.up) for x, y, p in places]
+    return "".join([*out, "</g>"])
 
 
 def key(style: int, *, dashed: bool = False) -> str:
@@ -241,11 +267,11 @@ def key(style: int, *, dashed: bool = False) -> str:
 
 
 def heat(label: str, names: Sequence[str], counts: NDArray[np.float64]) -> str:
-    """Return a confusion matrix, true classes down, predicted ones across; shades are shares of a row.
+    """Return a confusion matrix, true classes in rows, predicted ones in columns; shades are shares of a row.
 
     Args:
-        label: What a screen reader says.
-        names: ``C`` class names; with more than :data:`MOST_NAMED` it is a picture without names and counts.
+        label: Description for screen readers.
+        names: ``C`` class names; with more than :data:`MOST_NAMED` the matrix is a picture without names and counts.
         counts: Shape ``(C, C)``.
     """
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
@@ -287,7 +313,7 @@ def heat(label: str, names: Sequence[str], counts: NDArray[np.float64]) -> str:
 
 
 def short_count(value: float) -> str:
-    """Return a mean count with one decimal where it has one and is small."""
+    """Return a mean count, with one decimal if it is small and not whole."""
     return f"{value:.0f}" if value >= 9.95 or abs(value - round(value)) < 0.05 else f"{value:.1f}"
 
 
@@ -333,7 +359,7 @@ def _power(exponent: int, times: int = 1) -> str:
 
 
 def _png(level: NDArray[np.uint8]) -> bytes:
-    """Return a picture of one pixel a cell, the opacity of one colour by level."""
+    """Return a picture with one pixel per cell, whose opacity is the level."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

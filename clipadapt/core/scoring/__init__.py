@@ -1,1 +1,1 @@
-"""TODO."""
+"""Numbers from scores and labels: metrics, confidence intervals and tests, and calibration."""

@@ -1,4 +1,7 @@
-"""Intervals and tests: what an accuracy is worth, and whether one method beats another."""
+"""Confidence intervals of metrics, and significance tests between two methods.
+
+All seeds of a method are evaluated on the same examples, so the design is crossed: seeds and examples are both random.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 _SMALLEST_P: Final = 1e-12
 _SEEDS_MATTER: Final = 0.5
 _PLUS_FOUR: Final = (1.0, 1.0, 0.0, 0.0)
-"""Two right and two wrong examples, the same in every seed, beside those of a fraction when its spread is estimated."""
+"""Two correct and two wrong examples, the same in every seed, added when the variance of a fraction is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +29,10 @@ class Interval:
 
     Attributes:
         value: The estimate.
-        low: Lower bound, None where one observation says nothing about the spread.
+        low: Lower bound, None if the variance cannot be estimated.
         high: Upper bound, None with ``low``.
         level: Nominal coverage.
-        n: Observations behind the value; of a crossed design, the examples.
+        n: Number of observations; in a crossed design, the examples.
     """
 
     value: float
@@ -44,9 +47,9 @@ class McNemar:
     """Exact McNemar test of two classifiers on the same examples.
 
     Attributes:
-        n01: Examples that only the second classifier gets right.
-        n10: Examples that only the first classifier gets right.
-        p_value: Two-sided; 1 where they never differ.
+        n01: Examples that only the second classifier predicts correctly.
+        n10: Examples that only the first classifier predicts correctly.
+        p_value: Two-sided; 1 if they never differ.
     """
 
     n01: int
@@ -55,10 +58,10 @@ class McNemar:
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion.
+    """Return the Wilson score interval of a proportion.
 
     Raises:
-        ValueError: If ``successes`` is not within ``[0, n]``, or there is no observation.
+        ValueError: If ``successes`` is not in ``[0, n]``, or ``n`` is 0.
 
     References:
         E. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
@@ -70,11 +73,11 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Student t interval of a mean, with the sample standard deviation (ddof=1).
+    """Return the Student t interval of a mean, with the sample standard deviation (ddof=1).
 
     Args:
-        values: Independent observations, shape ``(n,)``. One observation, or several that happen to be equal, say
-            nothing of the spread: the bounds are None.
+        values: Independent observations, shape ``(n,)``. With a single observation, or equal ones, the variance cannot
+            be estimated and the bounds are None.
         level: Nominal coverage.
 
     Raises:
@@ -91,18 +94,18 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
-    """Compare two classifiers on the same examples.
+    """Test whether two classifiers differ on the same examples.
 
     Args:
-        correct_a: Whether the first is right, shape ``(n,)``.
-        correct_b: Whether the second is right, in the same order.
+        correct_a: Whether the first is correct, shape ``(n,)``.
+        correct_b: Whether the second is correct, in the same order.
 
     Raises:
         ValueError: If the shapes differ.
 
     References:
         Q. McNemar, "Note on the Sampling Error of the Difference between Correlated Proportions or
-        Percentages", Psychometrika 1947; exact, that is binomial, form.
+        Percentages", Psychometrika 1947; the exact (binomial) form.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.ndim != 1 or a.shape != b.shape:
@@ -116,7 +119,7 @@ def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
 
 
 def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adjust p-values for the number of tests; any dependence among them is allowed.
+    """Return p-values adjusted for the number of tests, which may depend on each other.
 
     Args:
         p_values: ``m`` p-values, in any order.
@@ -125,14 +128,14 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]
         ``m`` adjusted p-values in the same order, shape ``(m,)``.
 
     Raises:
-        ValueError: If one is not within ``[0, 1]``.
+        ValueError: If one is not in ``[0, 1]``.
 
     References:
         S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Statistics 1979.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p-values must lie in [0, 1], got {p.tolist()}")
+        raise ValueError(f"p-values must be in [0, 1], got {p.tolist()}")
     if not p.size:
         return p
     order = np.argsort(p)
@@ -142,19 +145,19 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def crossed_interval(values: NDArray[Any], level: float = 0.95) -> Interval:
-    """Interval of a mean over seeds and examples, where every seed meets the same examples.
+    """Return the interval of a mean over seeds and examples, where every seed has the same examples.
 
     The model is ``y[s, e] = mean + seed[s] + example[e] + residual[s, e]``, all three random. With ``S`` seeds,
     ``N`` examples and the mean squares ``MS`` of the two-way table, the variance of the grand mean is
     estimated without bias by ``(MS_seed + MS_example - MS_residual) / (S N)``; its degrees of freedom are
     Satterthwaite's ``(sum c MS)^2 / sum((c MS)^2 / df)`` with ``df = S - 1, N - 1, (S - 1)(N - 1)`` and the
-    coefficients ``c = 1, 1, -1``. A component whose estimate is negative counts as zero.
+    coefficients ``c = 1, 1, -1``. A component with a negative estimate counts as zero.
 
-    Degenerate cases: with one seed (or one example) the interval is that of the examples (the seeds) alone. Bool is
-    the case of :func:`fraction_interval`; for the difference of two methods there is :func:`difference_interval`.
+    With one seed (or one example), the interval is over the examples (the seeds) alone. Bool values are passed to
+    :func:`fraction_interval`; for the difference of two methods, use :func:`difference_interval`.
 
     Args:
-        values: ``S`` seeds by ``N`` examples, bool or numbers without bounds. Equal numbers have no interval.
+        values: Bool or unbounded numbers, shape ``(S, N)``. Equal numbers have no interval.
         level: Nominal coverage.
 
     Raises:
@@ -179,20 +182,20 @@ def crossed_interval(values: NDArray[Any], level: float = 0.95) -> Interval:
 def fraction_interval(
     values: NDArray[Any], level: float = 0.95, *, weight: float = 1.0
 ) -> Interval:
-    """Interval of a fraction over seeds and examples: Wilson's form with the spread of the crossed model.
+    """Return the interval of a fraction over seeds and examples: Wilson's with the variance of the crossed model.
 
-    Wilson's interval of ``n`` examples is taken at an effective ``n`` and, where seeds differ, with a quantile of t.
-    The examples' part of the variance is that of :func:`crossed_interval`, estimated with two right and two wrong
-    examples more ("plus four"), on which all seeds agree, and expressed as a design effect: 1 where the seeds are
-    copies of one another, less where they err on different examples. So one seed, and several that never differ, have
-    Wilson's interval exactly; seeds that nearly agree have nearly that; and a perfect score is not certain. The
-    seeds' part is added, with Satterthwaite's degrees of freedom.
+    Wilson's interval is computed with an effective number of examples and, if seeds differ, with a quantile of t. The
+    examples' part of the variance is that of :func:`crossed_interval`, estimated with two correct and two wrong
+    examples added ("plus four"), on which all seeds agree. It is expressed as a design effect: 1 if the seeds are
+    copies of each other, less if they fail on different examples. One seed, or several that never differ, therefore
+    have exactly Wilson's interval; seeds that nearly agree have nearly that one; and the interval of a perfect score
+    has a width. The seeds' part of the variance is added, with Satterthwaite's degrees of freedom.
 
     Args:
-        values: ``S`` seeds by ``N`` examples, whose mean is the fraction: bool, or the value of each example of a
-            macro average to first order (see :func:`~clipadapt.core.scoring.metrics.example_values`).
+        values: Values whose mean is the fraction, shape ``(S, N)``: bool, or those of an average over classes to first
+            order (see :class:`~clipadapt.core.scoring.metrics.ExampleValues`).
         level: Nominal coverage.
-        weight: Mean weight of an example, more than 1 where some count more than others.
+        weight: Mean weight of an example, above 1 if some count more than others.
 
     Raises:
         ValueError: If the shape is not ``(S, N)`` with at least one entry.
@@ -207,21 +210,21 @@ def fraction_interval(
     if np.asarray(values).dtype == np.bool_ and (examples == 1 or (table == table[0]).all()):
         n = examples if examples > 1 else seeds
         return wilson(round(float(table.mean()) * n), n, level)
-    mean = min(max(float(table.mean()), 0.0), 1.0)  # a rounding may lead past a bound
+    mean = min(max(float(table.mean()), 0.0), 1.0)  # rounding may exceed a bound
     n_examples = _effective_examples(table, mean, weight)[0]
     of_seeds, dfs = _seeds_part(table)
     return _fraction(mean, n_examples, of_seeds, dfs, level, examples)
 
 
 def difference_interval(difference: NDArray[Any], level: float = 0.95) -> Interval:
-    """Interval of the difference of two accuracies on the same examples, within ``[-1, 1]`` and never of width 0.
+    """Return the interval of the difference of two accuracies on the same examples.
 
-    The crossed model of :func:`crossed_interval`, with one example more that only the first method gets right and one
-    that only the second does, as Bonett and Price do for one seed: methods that never differ on ten examples may
-    still differ.
+    It is in ``[-1, 1]`` and its width is never 0. The model is that of :func:`crossed_interval`, with two examples
+    added, one that only the first method predicts correctly and one that only the second does, as Bonett and Price do
+    for one seed: methods that never differ on ten examples may still differ on others.
 
     Args:
-        difference: ``S`` seeds by ``N`` examples, the one method's bool minus the other's.
+        difference: Bool of one method minus bool of the other, shape ``(S, N)``.
         level: Nominal coverage.
 
     Raises:
@@ -243,16 +246,16 @@ def difference_interval(difference: NDArray[Any], level: float = 0.95) -> Interv
 
 
 def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> float:
-    """Two-sided p-value of no difference in the model of :func:`crossed_interval`: where its interval meets zero.
+    """Return the two-sided p-value of no difference in the model of :func:`crossed_interval`.
 
-    With two to five seeds Satterthwaite's degrees of freedom are often too many where the seeds matter, and a true
-    null is then rejected in up to 8 % of tests at 5 % (15 % with two seeds). The cautious form keeps below 5 % in
-    simulation: its degrees of freedom are at most ``S - 1`` with two seeds, and wherever the mean square of the
-    seeds is above half the residual's.
+    With two to five seeds, Satterthwaite's degrees of freedom are often too many if the seeds matter: a true null
+    hypothesis is rejected in up to 8 % of tests at 5 % (15 % with two seeds). The cautious form stays below 5 % in
+    simulation: it uses at most ``S - 1`` degrees of freedom with two seeds, and whenever the mean square of the seeds
+    is above half that of the residual.
 
     Args:
-        difference: ``S`` seeds by ``N`` examples, the one method minus the other. One observation tells nothing: 1.
-        cautious: Whether a mark in a table depends on it.
+        difference: One method minus the other, shape ``(S, N)``. A single observation gives 1.
+        cautious: Use the cautious form.
 
     Raises:
         ValueError: If the shape is not ``(S, N)`` with at least one entry.
@@ -269,7 +272,7 @@ def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> floa
         ms_seed, _, ms_residual, dfs = _mean_squares(table)
         if len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual:
             df = min(df, dfs[0])
-    if variance <= 0:  # every entry is the same: as sure as the sign test of so many examples
+    if variance <= 0:  # every entry is the same: the p-value of the sign test with these examples
         return max(_SMALLEST_P, 2 * math.pow(0.5, table.shape[1]))
     from scipy.stats import t
 
@@ -283,19 +286,19 @@ def harmonic_interval(
     *,
     weights: tuple[float, float] = (1.0, 1.0),
 ) -> Interval:
-    """Interval of the harmonic mean of two fractions of the same fits on different examples.
+    """Return the interval of the harmonic mean of two fractions of the same fits on different examples.
 
-    ``H = 2 b n / (b + n)`` of the means over seeds and examples, as it is published. To first order its error is
+    ``H = 2 b n / (b + n)`` of the means over seeds and examples, as in publications. To first order its error is
     ``g_b (b - E b) + g_n (n - E n)`` with ``g_b = 2 n^2 / (b + n)^2`` and ``g_n = 2 b^2 / (b + n)^2``. The seeds'
-    part of its variance is that of the seeds' own ``g_b b_s + g_n n_s``, so it holds their covariance; the examples'
-    parts add up, for the two sets of examples are drawn apart. The form of the interval is that of
+    part of its variance is the variance of ``g_b b_s + g_n n_s`` over the seeds, which includes their covariance. The
+    examples' parts are added, because the two sets of examples are independent. The form of the interval is that of
     :func:`fraction_interval`.
 
     Args:
-        base: ``S`` seeds by ``N_b`` examples.
-        new: The same seeds by ``N_n`` examples.
+        base: Shape ``(S, N_b)``.
+        new: Of the same seeds, shape ``(S, N_n)``.
         level: Nominal coverage.
-        weights: Of the two, see :func:`fraction_interval`.
+        weights: Weight of each, see :func:`fraction_interval`.
 
     Raises:
         ValueError: If the shapes are not ``(S, N)`` with the same ``S`` and at least one entry each.
@@ -331,7 +334,7 @@ def harmonic_interval(
 
 
 def harmonic(a: float, b: float) -> float:
-    """Return the harmonic mean of two fractions, 0 where both are."""
+    """Return the harmonic mean of two fractions, 0 if both are 0."""
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
@@ -342,20 +345,20 @@ def _gradient(b: float, n: float) -> tuple[float, float]:
 def examples_needed(
     difference: NDArray[Any], level: float = 0.95, power: float = 0.8
 ) -> int | None:
-    """Return how many examples would tell two methods apart whose true difference is the one seen.
+    """Return the number of examples with which the observed difference of two methods would be significant.
 
-    From the paired discordance: with one seed, ``psi`` the share of examples on which exactly one method is right and
-    ``d`` the difference, ``n = ((z_a sqrt(psi) + z_b sqrt(psi - d^2)) / d)^2``. With several seeds, the variance of a
-    mean over ``n`` examples is ``v_seed / S + v_example / n``; where the seeds' part alone is too large, no number of
-    examples is enough.
+    With one seed, it follows from the paired discordance: ``n = ((z_a sqrt(psi) + z_b sqrt(psi - d^2)) / d)^2``, where
+    ``psi`` is the share of examples that exactly one method predicts correctly and ``d`` the difference. With several
+    seeds, the variance of a mean over ``n`` examples is ``v_seed / S + v_example / n``; if the seeds' part alone is too
+    large, no number of examples is enough.
 
     Args:
-        difference: ``S`` seeds by ``N`` examples, the one method's bool minus the other's.
+        difference: Bool of one method minus bool of the other, shape ``(S, N)``.
         level: One minus the two-sided level of the test.
-        power: Probability of finding the difference.
+        power: Probability of a significant result.
 
     Returns:
-        Examples, at the same number of seeds; None where there is no difference or seeds are what is lacking.
+        Examples, with the same number of seeds; None if there is no difference or more seeds are needed.
 
     References:
         R. Connor, "Sample Size for Testing Differences in Proportions for the Paired-Sample Design", Biometrics 1987.
@@ -381,19 +384,19 @@ def examples_needed(
     return None if left <= 0 else max(2, int(np.ceil(of_example / left)))
 
 
-def letters_of_ties(names: Sequence[str], told_apart: Collection[tuple[str, str]]) -> list[str]:
-    """Return letters for each name: two names share one where, and only where, they are not told apart.
+def letters_of_ties(names: Sequence[str], different: Collection[tuple[str, str]]) -> list[str]:
+    """Return letters for each name: two names share a letter if and only if they do not differ.
 
     Args:
-        names: Best first; the letter ``a`` goes to the best.
-        told_apart: Pairs of names that differ, in either order.
+        names: Best first; the best has the letter ``a``.
+        different: Pairs of names that differ, in either order.
 
     References:
         H.-P. Piepho, "An Algorithm for a Letter-Based Representation of All-Pairwise Comparisons", JCGS 2004.
     """
     place = {name: i for i, name in enumerate(names)}
     sets: list[frozenset[int]] = [frozenset(place.values())] if names else []
-    for first, second in told_apart:
+    for first, second in different:
         i, j = place[first], place[second]
         split = [s - {k} for s in sets if {i, j} <= s for k in (i, j)]
         kept = [s for s in sets if not {i, j} <= s]
@@ -420,12 +423,12 @@ def _two_way(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _with_examples(table: NDArray[np.float64], more: Sequence[float]) -> NDArray[np.float64]:
-    """Return the table with examples on which every seed has the same value."""
+    """Return the table with more examples, on which every seed has the same value."""
     return np.hstack([table, np.tile(np.asarray(more, dtype=np.float64), (len(table), 1))])
 
 
 def _examples_part(table: NDArray[np.float64]) -> float:
-    """Return the part of the variance of a mean that more examples would lessen; two examples at least."""
+    """Return the part of the variance of a mean that is due to the examples, of which there are at least two."""
     if len(table) == 1:
         return float(table.var(ddof=1)) / table.size
     _, ms_example, ms_residual, _ = _mean_squares(table)
@@ -433,7 +436,7 @@ def _examples_part(table: NDArray[np.float64]) -> float:
 
 
 def _seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, float]]]:
-    """Return the seeds' part of the variance of a mean, and its terms with their degrees of freedom."""
+    """Return the part of the variance of a mean that is due to the seeds, and its terms with degrees of freedom."""
     seeds, examples = table.shape
     if seeds == 1:
         return 0.0, []
@@ -450,7 +453,7 @@ def _seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, fl
 def _effective_examples(
     table: NDArray[np.float64], mean: float, weight: float
 ) -> tuple[float, float]:
-    """Return of how many examples a fraction's spread over examples is that of one fit, and the mean with the four."""
+    """Return the effective number of examples of a fraction, and the fraction with the four examples added."""
     padded = _with_examples(table, [mean + weight * (x - mean) for x in _PLUS_FOUR])
     p = min(max(float(padded.mean()), 1e-9), 1 - 1e-9)
     of_one_fit: float = p * (1 - p) / (padded.shape[1] - 1)
@@ -467,7 +470,7 @@ def _fraction(
 ) -> Interval:
     """Return Wilson's interval of ``n`` effective examples with the seeds' part of the variance added.
 
-    The examples' part follows from the fraction itself, so it has no degrees of freedom to count.
+    The examples' part is a function of the fraction, so it has no degrees of freedom.
     """
     spread = value * (1 - value)
     quantile = _normal_quantile(level)
@@ -482,12 +485,12 @@ def _score_bounds(value: float, n: float, quantile: float) -> tuple[float, float
     z2 = quantile * quantile / n
     centre = (value + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * value * (1 - value) + z2 * z2 / 4) / (1 + z2)
-    # Rounding may push a bound past the value at 0 and at 1.
+    # At 0 and at 1, rounding may move a bound beyond the value.
     return min(max(centre - half, 0.0), value), max(min(centre + half, 1.0), value)
 
 
 def _normal_quantile(level: float) -> float:
-    # Every run needs this one, and the library that has it takes seconds to import.
+    # Every run needs this; importing scipy for it would take seconds.
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
@@ -508,7 +511,7 @@ def _mean_squares(
 
 
 def _crossed_moments(table: NDArray[Any]) -> tuple[float, float, float]:
-    """Return mean, variance of the mean, and its degrees of freedom; two entries at least."""
+    """Return mean, variance of the mean, and its degrees of freedom, from at least two entries."""
     y = table.astype(np.float64)
     mean = float(y.mean())
     if min(y.shape) == 1:
@@ -531,8 +534,6 @@ def _t_half_width(variance_of_mean: float, df: float, level: float) -> float:
 
 
 def _t_quantile(df: float, level: float) -> float:
-    from scipy.special import (
-        stdtrit,
-    )  # scipy.stats has it too, and takes ten times as long to import
+    from scipy.special import stdtrit  # importing scipy.stats would take ten times as long
 
     return float(stdtrit(df, (1 + level) / 2))

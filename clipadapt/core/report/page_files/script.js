@@ -2,7 +2,7 @@
 (() => {
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
 
-  // ---- sorting: a button in every heading; what has no value stays at the end in both directions
+  // ---- sorting: a button in every heading; rows without a value stay last in both directions
   for (const table of all("table.sortable")) {
     const heads = all("thead th", table);
     const body = table.tBodies[0];
@@ -30,7 +30,7 @@
     });
   }
 
-  // ---- filters: an item shows where every attribute it has agrees; one without the attribute is a baseline
+  // ---- filters: an item is shown if every attribute it has matches; one without the attribute is a baseline
   const form = document.getElementById("filters");
   const selects = all("select", form);
   const items = all(".item");
@@ -54,7 +54,7 @@
     document.querySelector("#leaderboard .none").hidden = shown > 0;
   };
 
-  // ---- a long list shows its first cards until it is asked for all, or filtered
+  // ---- a long list shows only its first cards until "Show all" or a filter
   const FEW = 12;
   const long = all(".list").filter((list) => list.children.length > FEW + 3);
   for (const list of long) {
@@ -73,7 +73,7 @@
     }
   };
 
-  // ---- the charts of cost take turns
+  // ---- one kind of cost is shown at a time
   const choice = document.querySelector(".choice");
   const other = (panel) => Boolean(choice && panel.dataset.kind && panel.dataset.kind !== choice.elements.cost.value);
   if (choice) choice.addEventListener("change", apply);
@@ -83,7 +83,7 @@
   form.hidden = false;
   apply();
 
-  // ---- tooltips: what a mark stands for, by pointer or touch
+  // ---- tooltips of marks, by pointer or touch
   const tip = document.getElementById("tip");
   document.addEventListener("pointerover", (event) => {
     const mark = event.target.closest && event.target.closest(".pt");

@@ -68,7 +68,7 @@ def test_a_run_without_epochs_has_no_curve(tmp_path):
     assert read_epochs(write(tmp_path, ['{"C": 1.0, "val_accuracy": 0.5}'])) == ()
 
 
-def test_a_loss_that_was_not_finite_is_a_gap(tmp_path):
+def test_a_loss_that_is_not_finite_is_a_gap(tmp_path):
     lines = ['{"epoch": 1, "val_loss": null}', '{"epoch": 2, "val_loss": 0.3}']
     assert [e.val_loss for e in read_epochs(write(tmp_path, lines))] == [None, 0.3]
 
@@ -79,7 +79,7 @@ def test_a_damaged_history_is_named(tmp_path, line):
         read_epochs(write(tmp_path, ['{"epoch": 1}', line]))
 
 
-def test_a_picture_per_data_set_and_shots(store, tmp_path):
+def test_one_picture_per_dataset_and_shots(store, tmp_path):
     save(store, run_id="a", fit_id="a")
     save(store, run_id="b", fit_id="b", seed=2)
     save(store, run_id="c", fit_id="c", data__shots=8)
@@ -128,7 +128,7 @@ def test_what_is_drawn(store, tmp_path, figures):
         "clip/lora (coop-quick) on stitched, seed 1",
         "train loss (dashed)",
         "val (solid)",
-        "epoch chosen",
+        "selected epoch",
     ]
 
 
@@ -143,20 +143,20 @@ def test_the_legend_is_beside_the_lines(store, tmp_path, figures):
     assert legend.x1 <= figure.bbox.x1
 
 
-def test_folders_are_taken_too_and_equal_runs_give_equal_bytes(store, tmp_path):
+def test_folders_of_runs_work_too_and_equal_runs_give_equal_bytes(store, tmp_path):
     folder = save(store, data__name="$a$_{b", evaluation__dataset="$a$_{b")
     (first,) = plot_curves([folder], tmp_path / "1")
     (second,) = plot_curves(store, tmp_path / "2")
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_nothing_to_draw_makes_nothing(store, tmp_path):
+def test_no_picture_without_epochs(store, tmp_path):
     save(store, history=None)
     assert plot_curves(store, tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
 
 
-def test_no_global_state_is_left(store, tmp_path):
+def test_matplotlib_has_no_global_state_afterwards(store, tmp_path):
     save(store)
     code = """
 import sys, pathlib
@@ -180,7 +180,7 @@ assert "matplotlib.pyplot" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_without_matplotlib_the_message_says_what_to_install(store, tmp_path, monkeypatch):
+def test_without_matplotlib_the_message_names_the_extra(store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     save(store)
     with pytest.raises(ClipAdaptError, match=r'pip install "clipadapt\[report\]"'):
@@ -206,7 +206,7 @@ def test_one_epoch_is_no_curve(store):
     assert curves.plot_run(save(store, history=None, run_id="b", fit_id="b")) is None
 
 
-def test_of_a_store_what_cannot_be_read_is_named_and_the_rest_is_drawn(store, tmp_path, caplog):
+def test_unreadable_runs_of_a_store_are_named_and_the_others_drawn(store, tmp_path, caplog):
     save(store, run_id="a" * 16, fit_id="a")
     damaged = save(store, run_id="b" * 16, fit_id="b", seed=2)
     (damaged / "history.jsonl").write_text("{")

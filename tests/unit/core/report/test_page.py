@@ -86,7 +86,7 @@ def test_class_names_paths_and_errors_are_escaped(html, page):
     assert f"RuntimeError: {HOSTILE}" in page.text("data")
 
 
-def test_nothing_is_asked_of_a_network_and_only_the_own_script_may_run(html, page):
+def test_the_page_makes_no_request_and_runs_only_its_own_script(html, page):
     (policy,) = [
         a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
     ]
@@ -101,7 +101,7 @@ def test_nothing_is_asked_of_a_network_and_only_the_own_script_may_run(html, pag
         assert f'id="{target}"' in html
 
 
-def test_pictures_that_two_methods_answer_differently_are_shown_once_each(html, page):
+def test_each_picture_is_embedded_once(html, page):
     thumbs = [a["class"].split()[-1] for tag, a in page.tags if "thumb" in (a.get("class") or "")]
     assert thumbs
     styles = re.findall(r"^(?:<style>)?\.(t\d+)\{background-image", html, flags=re.MULTILINE)
@@ -131,14 +131,14 @@ def test_fixed_and_broken_are_counted_by_the_votes_of_the_seeds(store, page):
     )
 
 
-def test_margins_have_no_figure_and_the_page_says_so(page):
+def test_margins_have_no_calibration_and_a_note_says_so(page):
     text = page.text("calibration")
     assert "The scores are margins, not logits" in text
     assert "calibration cannot be computed" in text
     assert "AURC, %" in text
 
 
-def test_recipes_leakage_and_environment_are_there(page):
+def test_recipes_leakage_and_environment_are_shown(page):
     assert f"A paper of {HOSTILE}" in page.text("recipes")
     assert "train and test 1 2 thumbnails" in page.text("data")
     assert "examples of the evaluation split, or near copies of them" in page.text("data")
@@ -192,7 +192,7 @@ def test_unlike_records_are_not_averaged(tmp_path):
         report.build_report(tmp_path)
 
 
-def test_pareto_keeps_what_no_other_beats():
+def test_pareto_keeps_points_that_are_not_dominated():
     points = [(10.0, 0.5), (1.0, 0.4), (5.0, 0.4), (10.0, 0.6), (20.0, 0.6), (1.0, 0.3)]
 
     assert pareto(points) == [1, 3]
@@ -234,7 +234,7 @@ def damaged(root, change):
     ],
     ids=["missing", "empty", "truncated", "newer", "other"],
 )
-def test_what_cannot_be_shown_is_one_message(cli, tmp_path, prepare, says):
+def test_runs_that_cannot_be_shown_give_one_message(cli, tmp_path, prepare, says):
     root, output = tmp_path / "runs", tmp_path / "report.html"
     prepare(root)
 
@@ -246,7 +246,7 @@ def test_what_cannot_be_shown_is_one_message(cli, tmp_path, prepare, says):
     assert not output.exists()
 
 
-def test_a_folder_or_a_place_that_cannot_be_written_is_one_message(cli, store, tmp_path):
+def test_an_output_that_cannot_be_written_gives_one_message(cli, store, tmp_path):
     (tmp_path / "file").write_text("x")
 
     folder = cli("report", store.root, "--output", tmp_path)
@@ -272,9 +272,7 @@ def test_without_jinja2_the_extra_is_named(store, monkeypatch):
         report.build_report(store.root)
 
 
-def test_a_record_and_predictions_that_cannot_be_read_are_named_and_the_rest_is_shown(
-    cli, tmp_path
-):
+def test_unreadable_records_and_predictions_are_named_and_the_others_shown(cli, tmp_path):
     root, output = tmp_path / "runs", tmp_path / "report.html"
     store = RunStore(root)
     save_run(store, "clip/coop", 1.0, seed=1)
@@ -298,7 +296,7 @@ def test_a_record_and_predictions_that_cannot_be_read_are_named_and_the_rest_is_
     assert "clip/lora" in table.out
 
 
-def test_states_of_a_data_set_are_rows_of_their_own(tmp_path):
+def test_each_state_of_a_dataset_has_its_own_row(tmp_path):
     store = RunStore(tmp_path)
     save_run(store, "clip/coop", 1.0, seed=1, data__sha256="11112222" * 8)
     save_run(store, "clip/coop", 1.0, seed=2, data__sha256="33334444" * 8)
@@ -342,7 +340,7 @@ def test_devices_pipes_and_loops_are_refused(cli, store, tmp_path, kind):
     assert os.path.samestat(before, os.lstat(output))
 
 
-def test_table_and_page_of_20_000_classes_need_memory_for_the_examples_alone(tmp_path):
+def test_table_and_page_of_20_000_classes_never_hold_the_confusion_matrix(tmp_path):
     n, kept = 20_000, 20
     labels, rng = np.arange(n, dtype=np.int64), np.random.default_rng(0)
     classes = rng.integers(0, n, (n, kept)).astype(np.int32)

@@ -33,7 +33,7 @@ def test_linear_axis_has_round_ticks_within_its_range():
         ([0], ["0"]),
     ],
 )
-def test_log_axis_names_decades_and_gives_zero_a_place(values, names):
+def test_log_axis_labels_decades_and_includes_zero(values, names):
     axis, places = _svg.log_axis("parameters", values)
 
     shown = [name for _, name in axis.ticks]
@@ -43,7 +43,7 @@ def test_log_axis_names_decades_and_gives_zero_a_place(values, names):
     assert all(axis.range[0] < at < axis.range[1] for at in places.values())
 
 
-def test_a_chart_is_well_formed_and_places_points_where_their_values_are():
+def test_a_chart_is_well_formed_and_its_points_are_at_their_values():
     hostile = '<b>&"'
     series = _svg.Series(
         9,
@@ -80,7 +80,7 @@ def test_confusion_shades_are_shares_of_a_row():
     assert texts.count("8") == 1
 
 
-def test_a_large_confusion_matrix_is_a_picture_of_one_pixel_a_cell():
+def test_a_large_confusion_matrix_is_a_picture_with_one_pixel_per_cell():
     counts = np.diag(np.arange(1.0, 31.0))
     counts[3] = [1.0] * 30
 

@@ -85,7 +85,7 @@ def test_selective_accuracy_by_hand():
     )
 
 
-def test_equal_confidences_are_answered_in_no_order():
+def test_the_order_of_equal_confidences_does_not_matter():
     right = np.array([True, False, False, True, False, False])
     same = np.full(6, 0.4)
 
@@ -96,7 +96,7 @@ def test_equal_confidences_are_answered_in_no_order():
         )
 
 
-def test_aurc_lies_between_the_best_and_the_worst_order(predictions):
+def test_aurc_is_between_the_best_and_the_worst_order(predictions):
     confidence, right = confidences(predictions, kind="logit")
     error = 1 - right.mean()
 
@@ -106,7 +106,7 @@ def test_aurc_lies_between_the_best_and_the_worst_order(predictions):
     assert best < calibration.area_under_risk_coverage(confidence, right) < error < worst
 
 
-def test_margins_have_no_probabilities_and_no_figure(predictions):
+def test_margins_have_no_probabilities_without_a_temperature(predictions):
     with pytest.raises(RecordError, match="margins, not logits"):
         confidences(predictions, kind="margin")
 

@@ -122,7 +122,7 @@ def test_confidence_on_an_edge_belongs_to_the_upper_bin_and_one_to_the_last() ->
     assert error(p, labels, bins=10) == pytest.approx((0.225 + 0.475) / 2, abs=1e-6)
 
 
-def test_equal_mass_bins_hold_equal_numbers_and_ignore_the_order(case: Case) -> None:
+def test_equal_mass_bins_have_equal_counts_in_any_order(case: Case) -> None:
     scores, labels = case
     p = softmax(scores.astype(np.float64))
     by_confidence = np.argsort(p.max(axis=1))
@@ -138,7 +138,7 @@ def test_equal_mass_bins_hold_equal_numbers_and_ignore_the_order(case: Case) -> 
     assert backwards == pytest.approx(got, abs=1e-12)
 
 
-def test_equal_mass_bins_stand_equal_confidences() -> None:
+def test_equal_mass_bins_work_with_equal_confidences() -> None:
     p = np.full((8, 2), 0.5)
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
 
@@ -170,7 +170,7 @@ def test_intervals_directions_and_units() -> None:
     assert units == {"nats", "squared error", "fraction"}
 
 
-def test_one_example_has_no_interval_of_the_mean_but_no_nan_either() -> None:
+def test_one_example_has_no_interval_of_the_mean_and_no_nan() -> None:
     record = metrics.compute_metrics(np.array([[1.0, 2.0]], dtype=np.float32), np.array([1]))
 
     assert record["accuracy"].value == 1.0
@@ -227,7 +227,7 @@ def test_a_class_that_is_only_predicted_counts_for_f1_and_not_for_recall() -> No
 
 @pytest.mark.parametrize("seed", range(20))
 def test_averages_over_classes_cover_those_present(seed: int) -> None:
-    """As scikit-learn and torchmetrics do by default, whatever classes have no example or are never given."""
+    """As scikit-learn and torchmetrics do by default, even if classes have no example or are never predicted."""
     from torchmetrics.functional.classification import multiclass_f1_score
 
     rng = np.random.default_rng(seed)
@@ -236,7 +236,7 @@ def test_averages_over_classes_cover_those_present(seed: int) -> None:
     labels = rng.choice(of_labels, int(rng.integers(1, 60)))
     scores = rng.normal(size=(len(labels), n_classes)).astype(np.float32)
     scores[np.arange(len(labels)), labels] += 1.0
-    scores[:, rng.integers(n_classes)] -= 100  # never given
+    scores[:, rng.integers(n_classes)] -= 100  # never predicted
     predicted = scores.argmax(axis=1)
 
     got = {name: m.value for name, m in metrics.compute_metrics(scores, labels).items()}
@@ -257,7 +257,7 @@ def test_averages_over_classes_cover_those_present(seed: int) -> None:
         assert got[f"weighted_{name}"] == pytest.approx(value, abs=1e-12)
 
 
-def test_all_right_on_three_of_five_classes_is_a_macro_f1_of_one() -> None:
+def test_perfect_predictions_on_three_of_five_classes_have_a_macro_f1_of_one() -> None:
     labels = np.array([0, 2, 4, 0, 2, 4])
 
     got = metrics.compute_metrics(np.eye(5, dtype=np.float32)[labels], labels)
@@ -266,7 +266,7 @@ def test_all_right_on_three_of_five_classes_is_a_macro_f1_of_one() -> None:
         assert got[name].value == 1.0
         assert got[name].high == 1.0
         assert got[name].low is not None
-        assert 0.2 < got[name].low < 0.9  # six examples prove no perfection
+        assert 0.2 < got[name].low < 0.9  # six examples do not prove perfection
 
 
 @pytest.mark.parametrize("name", AVERAGES)
@@ -326,7 +326,7 @@ def test_fit_temperature_finds_the_scale_of_the_logits(true: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
-def test_fit_temperature_of_separated_classes_is_sure_but_not_certain(scale: float) -> None:
+def test_fit_temperature_of_separated_classes_is_confident_but_not_certain(scale: float) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 4)
     scores = (np.eye(10)[labels] * 5 + rng.normal(size=(40, 10)) * 0.3).astype(np.float32) * scale
@@ -341,7 +341,7 @@ def test_fit_temperature_of_separated_classes_is_sure_but_not_certain(scale: flo
     )
 
 
-def test_fit_temperature_degenerate_scores() -> None:
+def test_fit_temperature_of_degenerate_scores() -> None:
     labels = np.array([0, 1, 2])
     assert fit_temperature(np.ones((3, 3), dtype=np.float32), labels) == 1.0
     # Worse than chance, or with a class far below all others: the best temperature is at the end of the search.
@@ -352,7 +352,7 @@ def test_fit_temperature_degenerate_scores() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+def test_scores_that_are_not_finite_are_rejected(bad: float) -> None:
     scores = np.zeros((5, 3), dtype=np.float32)
     scores[2, 1] = scores[4, 0] = bad
 
@@ -373,14 +373,14 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
         (np.zeros((2, 3)), np.array([-1, 0]), "labels range from -1 to 0"),
     ],
 )
-def test_scores_and_labels_must_fit(
+def test_scores_and_labels_must_match(
     scores: NDArray[Any], labels: NDArray[Any], message: str
 ) -> None:
     with pytest.raises(RecordError, match=message):
         metrics.compute_metrics(scores, labels)
 
 
-def test_wrong_arguments_are_refused() -> None:
+def test_wrong_arguments_are_rejected() -> None:
     scores, labels = np.array([[5.0, -2.0]]), np.array([0])
 
     with pytest.raises(ValueError, match="temperature must be positive"):

@@ -44,7 +44,7 @@ def test_wilson_agrees_with_scipy(successes: int, n: int, level: float) -> None:
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 4)])
-def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
+def test_wilson_rejects_wrong_counts(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match="no proportion"):
         wilson(successes, n)
 
@@ -215,7 +215,7 @@ def test_crossed_interval_agrees_with_the_anova_of_statsmodels() -> None:
     )
 
 
-def test_the_cautious_p_value_has_the_degrees_of_freedom_of_the_seeds_where_they_matter() -> None:
+def test_the_cautious_p_value_has_the_degrees_of_freedom_of_the_seeds_if_they_matter() -> None:
     rng = np.random.default_rng(9)
     noise = rng.normal(size=(3, 50)) + 2 * rng.normal(size=(1, 50))
     noise -= noise.mean(axis=1, keepdims=True)
@@ -257,7 +257,7 @@ def test_harmonic_interval_agrees_with_a_bootstrap() -> None:
 
 
 def test_examples_needed_give_mcnemar_its_power() -> None:
-    """Exact power by enumeration: with the number returned the test finds the difference four times out of five."""
+    """Exact power by enumeration: with the number returned the test is significant in four of five experiments."""
     only_a, only_b = 0.10, 0.05
     pattern = np.repeat([1.0, -1.0, 0.0], [100, 50, 850])[None]
 
@@ -277,7 +277,7 @@ def test_examples_needed_give_mcnemar_its_power() -> None:
     assert power == pytest.approx(0.8, abs=0.04)
 
 
-def test_examples_needed_where_no_number_is_enough() -> None:
+def test_examples_needed_is_none_if_no_number_is_enough() -> None:
     seeds = np.array([[0.5], [-0.5], [0.6]]) * np.ones((1, 100))
     rng = np.random.default_rng(11)
 
@@ -300,7 +300,7 @@ def test_letters_of_ties() -> None:
     assert letters_of_ties([], []) == []
 
 
-def test_letters_are_shared_exactly_by_those_not_told_apart() -> None:
+def test_names_share_a_letter_exactly_if_they_do_not_differ() -> None:
     rng = np.random.default_rng(12)
     for _ in range(50):
         names = [str(i) for i in range(7)]
@@ -315,7 +315,7 @@ def test_letters_are_shared_exactly_by_those_not_told_apart() -> None:
 # ---------------------------------------------------------------- simulated: what the words promise
 
 # Seeds, examples, spread of the examples' difficulty and of the seeds' skill, in units of a run's own noise; with
-# skill 0.2 the seeds of one method lie about two points of accuracy round their mean.
+# skill 0.2 the seeds of one method are about two points of accuracy around their mean.
 REGIMES = {
     "examples alone": (3, 200, 1.5, 0.0),
     "a small test split": (3, 100, 1.0, 0.1),
@@ -330,7 +330,7 @@ ACCURACY = 0.8
 def simulate(
     rng: np.random.Generator, regime: str, times: int, methods: int, accuracy: float = ACCURACY
 ) -> NDArray[np.bool_]:
-    """Return what ``methods`` equal methods get right, shape ``(times, methods, S, N)``."""
+    """Return which examples ``methods`` equal methods predict correctly, shape ``(times, methods, S, N)``."""
     seeds, examples, difficulty, skill = REGIMES[regime]
     mean = stats.norm.ppf(accuracy) * np.sqrt(1 + difficulty**2 + skill**2)
     level = mean + rng.normal(size=(times, 1, 1, examples)) * difficulty
@@ -368,8 +368,8 @@ def test_one_accuracy_is_covered_too(n: int, p: float) -> None:
 
 
 @pytest.mark.parametrize("regime", REGIMES)
-def test_equal_methods_are_marked_better_in_5_percent_at_most(regime: str) -> None:
-    """The best of three equal methods against the runner-up, after Holm over the pairs, as a summary marks it."""
+def test_equal_methods_are_marked_better_in_at_most_5_percent(regime: str) -> None:
+    """The best of three equal methods against the runner-up, after Holm over the pairs, as in a summary."""
     rng, times, methods = np.random.default_rng(21), 400, 3
     marked = 0
     for right in simulate(rng, regime, times, methods):
@@ -395,7 +395,7 @@ def test_the_cautious_test_of_two_equal_methods_keeps_its_level(seeds: int) -> N
 
 
 def test_mcnemar_of_equal_methods_keeps_its_level() -> None:
-    """Exactly: over every count of discordant examples there may be."""
+    """Exact, over every possible count of discordant examples."""
     for n in range(1, 200):
         k = np.arange(n + 1)
         p = np.minimum(1, 2 * np.minimum(stats.binom.cdf(k, n, 0.5), stats.binom.sf(k - 1, n, 0.5)))
@@ -409,7 +409,7 @@ def test_mcnemar_of_equal_methods_keeps_its_level() -> None:
 
 
 def hits(*counts: int, n: int = 100) -> NDArray[np.bool_]:
-    """Return seeds of which the last ``counts`` examples are right."""
+    """Return seeds of which the last ``counts`` examples are correct."""
     return np.array([np.arange(n) >= n - k for k in counts])
 
 
@@ -425,7 +425,7 @@ def test_one_example_more_or_less_in_one_seed_changes_an_interval_little(k: int,
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
 @pytest.mark.parametrize("n", [1, 2, 10, 1000])
-def test_nothing_perfect_is_certain(seeds: int, n: int) -> None:
+def test_a_perfect_score_has_an_interval_with_a_width(seeds: int, n: int) -> None:
     ones = np.ones((seeds, n), dtype=bool)
     for interval in (
         crossed_interval(ones),
@@ -464,7 +464,7 @@ def test_no_interval_leaves_its_range() -> None:
 def test_intervals_of_small_test_splits_and_high_accuracies_cover(
     accuracy: float, seeds: int, n: int, skill: float
 ) -> None:
-    """At least 93 %: near 1 few examples are wrong, and the interval is on the safe side."""
+    """At least 93 %: near 1 few examples are wrong, and the interval is conservative."""
     rng, times = np.random.default_rng(31), 500
     level = stats.norm.ppf(accuracy) * np.sqrt(2 + skill**2)
     level = level + rng.normal(size=(times, 1, 1, n))

@@ -318,7 +318,7 @@ def test_runs_on_changed_data_do_not_replace_the_earlier_ones(
     [
         ({"sots": [1]}, "did you mean 'shots'"),
         ({"datasets": []}, "datasets: Tuple should have at least 1 item"),
-        ({"exclude": [{"methods": "*"}]}, "has no run left"),
+        ({"exclude": [{"methods": "*"}]}, "has no runs"),
         ({"datasets": ["synthetic:3x8", "folder:/nowhere"]}, "there is no folder '/nowhere'"),
         ({"datasets": ["synthetic:3x8", "synthetic:1x8"]}, "is not synthetic:CLASSESxN"),
         ({"shots": [2, 64]}, "64"),

@@ -150,14 +150,14 @@ def test_a_temperature_at_its_bound_is_flagged_and_not_applied(
 @pytest.mark.parametrize(
     ("recipe", "settings", "messages"),
     [
-        ("full_finetune", [], ["has 10 steps", "method.warmup_steps=500", "method.warmup_steps=0.1", "-fewshot"]),
-        ("wise_ft", [], ["has 10 steps", "method.warmup_steps=500"]),
-        ("full_finetune-quick", ["method.warmup_steps=21"], ["has 20 steps", "method.warmup_steps=21"]),
-        ("lora", ["method.warmup_steps=1001"], ["has 1000 steps", "method.warmup_steps=1001"]),
+        ("full_finetune", [], ["10 training steps", "warmup_steps=500", "method.warmup_steps=0.1", "-fewshot"]),
+        ("wise_ft", [], ["the 10 training steps", "method.warmup_steps=500"]),
+        ("full_finetune-quick", ["method.warmup_steps=21"], ["the 20 training steps", "method.warmup_steps=21"]),
+        ("lora", ["method.warmup_steps=1001"], ["the 1000 training steps", "method.warmup_steps=1001"]),
         ("coop-quick", ["method.warmup_epochs=41"], ["has 40 epochs", "but 41 warm-up epochs", "method.warmup_lr"]),
-        ("tip_adapter_f-quick", ["method.warmup_steps=101"], ["has 100 steps"]),
+        ("tip_adapter_f-quick", ["method.warmup_steps=101"], ["the 100 training steps"]),
         ("clip_adapter-quick", ["method.warmup_epochs=101"], ["has 100 epochs"]),
-        ("full_finetune", ["method.warmup_steps=2.5"], ["a whole number of steps, or a share"]),
+        ("full_finetune", ["method.warmup_steps=2.5"], ["a whole number of steps, or a fraction"]),
     ],
 )  # fmt: skip
 def test_a_warm_up_longer_than_the_training_is_refused(
@@ -254,7 +254,7 @@ def test_a_rank_beyond_the_layers_width_is_refused(cli, tiny_clip, tiny_texts, f
         assert each.code == 2
         assert "method.r is 5000; the layer" in each.text
         assert "wide" in each.text
-        assert "take 1 to" in each.text
+        assert "use 1 to" in each.text
 
 
 def test_a_bottleneck_below_one_feature_is_refused(cli, tiny_clip, folder, tmp_path):

@@ -63,7 +63,7 @@ def test_a_sweep_whose_reader_leaves_is_done_to_its_end(shell, tiny_clip, tmp_pa
         ("mine.py", "METHOD = (\n", "is not valid Python"),
         ("mine.py", "((" * 5000 + "\n", "is not valid Python"),
         ("mine.py", "METHOD = object\nTRACK = 'audio'\n", "TRACK is 'audio'; accepted: clip, text"),
-        ("my-plug.py", "METHOD = object\n", "can have no such name"),
+        ("my-plug.py", "METHOD = object\n", "must have a name of letters"),
         ("zero_shot.py", "METHOD = object\n", "would replace 'clip/zero_shot'"),
     ],
 )

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The contract for plug-in authors: protocols, plain data, run context, registries, flags, tracks and errors."""

@@ -1,7 +1,7 @@
-"""The run context: seed, named random streams, the order of batches and the start of parameters.
+"""The run context, which ``Method.fit`` gets beside backbone and task: seed, random streams, services, history.
 
-``batches`` and ``initial`` are seams: a reference test feeds the official code's order and start values
-through them into ``Method.fit`` itself, so that parity is proved of the shipped method.
+Reference tests replace the order of :meth:`RunContext.batches` and the values of :meth:`RunContext.initial` by those of
+the official code, so that they compare the shipped method itself.
 """
 
 from __future__ import annotations
@@ -30,38 +30,44 @@ BatchOrder = Callable[[str, int, int, int], "list[NDArray[np.int64]]"]
 
 @dataclass(slots=True)
 class Meter:
-    """Seconds of encoding: what the features used cost, whoever paid, and what was spent just now."""
+    """Seconds of encoding since the last reset.
+
+    Attributes:
+        used_seconds: Cost of the features used, cached features included.
+        spent_seconds: Seconds spent on encoding in this process.
+        computed: Examples encoded in this process.
+    """
 
     used_seconds: float = 0.0
     spent_seconds: float = 0.0
     computed: int = 0
 
     def add(self, used: float, spent: float, computed: int) -> None:
-        """Count one read of the store."""
+        """Add the cost of one read of the feature cache."""
         self.used_seconds += used
         self.spent_seconds += spent
         self.computed += computed
 
     def reset(self) -> None:
-        """Begin a new run."""
+        """Set all counts to 0."""
         self.used_seconds = self.spent_seconds = 0.0
         self.computed = 0
 
 
 @dataclass(slots=True)
 class Services:
-    """What a model needs to encode, beside its weights.
+    """What a model uses to encode, beside its weights.
 
     Attributes:
-        store: Feature store; a disabled one computes everything.
-        progress: Where bars are shown.
-        meter: Counts the seconds of encoding.
-        workers: Threads that decode ahead; None takes the affinity mask.
+        store: Feature cache; a disabled one computes every feature.
+        progress: Where progress is shown.
+        meter: Seconds of encoding.
+        workers: Threads that decode images ahead; None takes one per available processor.
         batch_size: Examples per forward pass; None lets the model choose.
-        threads: Threads of the framework; None leaves them alone.
-        fast: Whether exact short cuts are taken; tests compare them with the plain way.
-        compile: Whether an image tower that encodes is compiled first.
-        flags: Flags of the run under way and the reason of each, see :meth:`report`.
+        threads: Threads of the framework; None does not change them.
+        fast: Whether faster implementations are used that are equal to the reference implementation up to rounding.
+        compile: Whether the encoding image tower is compiled.
+        flags: Flags of the current run with their reasons, see :meth:`report`.
     """
 
     store: FeatureReader
@@ -76,12 +82,12 @@ class Services:
     _reported: set[str] = field(default_factory=set)
 
     def report(self, flag: str, why: str, *, record: bool = True) -> None:
-        """Warn the user about a problem of the run's input; each flag is reported once.
+        """Warn the user about a problem with the run's input, once per flag.
 
         Args:
             flag: Name of a flag registered in :mod:`clipadapt.core.api.flags`.
             why: One sentence with the figures.
-            record: Whether the records of the run carry the flag.
+            record: Whether the flag is added to the records of the run.
 
         Raises:
             ValueError: If the flag is not registered.
@@ -96,17 +102,17 @@ class Services:
 
 @dataclass(slots=True)
 class RunContext:
-    """What a fit may depend on beside backbone and task.
+    """Everything a fit depends on beside backbone and task.
 
     Attributes:
-        seed: The run's seed; every random number comes from :meth:`rng`.
-        work_dir: Folder for checkpoints of a fit that may be resumed.
-        services: Store, progress and meter.
-        threads: Threads of the framework, a recorded setting; None leaves them alone.
-        history: One mapping per logged step, written as history.jsonl.
-        order: Replaces the order of batches: ``(stream, n, size, epoch) -> index arrays``.
-        start: Replaces start values of parameters by name.
-        observe: Called with a name and a value by methods at points a reference test compares.
+        seed: Seed of the run; every random number comes from :meth:`rng`.
+        work_dir: Folder for checkpoints of a fit that can be resumed.
+        services: Feature cache, progress and meter.
+        threads: Threads of the framework; None does not change them.
+        history: One mapping per logged step, written to history.jsonl.
+        order: For reference tests, replaces the order of batches: ``(stream, n, size, epoch) -> index arrays``.
+        start: For reference tests, initial values of parameters by name.
+        observe: For reference tests, called by methods with the name and value of an intermediate result.
     """
 
     seed: int
@@ -120,30 +126,30 @@ class RunContext:
 
     @property
     def progress(self) -> Progress:
-        """Where bars are shown."""
+        """Where progress is shown."""
         return self.services.progress
 
     @property
     def store(self) -> FeatureReader:
-        """The feature store."""
+        """The feature cache."""
         return self.services.store
 
     def rng(self, name: str) -> np.random.Generator:
-        """Return the named random stream of this seed; equal on every platform."""
+        """Return the named random stream of this seed; it is the same on every platform."""
         raw = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(raw[:16], "little")))
 
     def batches(
         self, stream: str, n: int, size: int, epoch: int, *, drop_last: bool = False
     ) -> list[NDArray[np.int64]]:
-        """Return the index arrays of one epoch, in shuffled order.
+        """Return the batches of one epoch as arrays of shuffled indices.
 
         Args:
             stream: Name of the random stream.
             n: Number of examples.
-            size: Examples per batch; the last batch is smaller where it does not divide ``n``.
+            size: Examples per batch; the last batch may be smaller.
             epoch: Epoch, from 0.
-            drop_last: Leave out a last batch that is smaller (never the only one).
+            drop_last: Drop a last batch that is smaller, unless it is the only one.
         """
         if self.order is not None:
             return self.order(stream, n, size, epoch)
@@ -154,16 +160,20 @@ class RunContext:
         return out
 
     def initial(self, name: str, default: NDArray[Any]) -> NDArray[Any]:
-        """Return the start value of a parameter: ``default``, unless a reference test feeds another."""
+        """Return the initial value of a parameter: ``default``, unless a reference test replaces it.
+
+        Raises:
+            ValueError: If the replacement has another shape.
+        """
         given = self.start.get(name)
         if given is None:
             return default
         if given.shape != default.shape:
             raise ValueError(
-                f"start value '{name}' has shape {given.shape}, expected {default.shape}"
+                f"initial value '{name}' has shape {given.shape}, expected {default.shape}"
             )
         return given
 
     def log(self, **values: Any) -> None:
-        """Add one line to the history (epoch, loss, val accuracy, learning rate)."""
+        """Add one step to the history, such as epoch, loss, val accuracy and learning rate."""
         self.history.append(values)

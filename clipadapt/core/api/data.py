@@ -1,6 +1,7 @@
-"""What passes between the layers: plain data, and the protocols that methods, models and data sets meet.
+"""Data: inputs, splits, tasks, and the protocol of a dataset.
 
-One direction: Task (train, val; never test) -> Method.fit -> Classifier -> scores on unlabelled inputs.
+A method gets a :class:`Task` (train and val, never test), and its classifier gets :class:`Inputs` (no labels). A file
+below ``datasets/`` exports a :class:`DatasetProvider`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ THUMBNAIL: Final = 16
 
 
 class Subset(Sequence[X_co], Generic[X_co]):
-    """A lazy choice of rows of another sequence; keeps the base's cheap ``digest``."""
+    """Selected rows of another sequence, loaded lazily; uses the sequence's own ``digest`` and ``thumbnail``."""
 
     __slots__ = ("base", "indices")
 
@@ -80,13 +81,13 @@ class Subset(Sequence[X_co], Generic[X_co]):
 
 
 def digest(examples: Sequence[Any], index: int) -> bytes:
-    """Return the 32-byte sha256 that stands for one example's content.
+    """Return the sha256 of one example's content, 32 bytes.
 
-    A sequence that knows a cheaper content hash than that of the loaded example (a file's bytes)
-    offers it as a method ``digest(index)``.
+    A sequence that has a cheaper hash than that of the loaded example, such as that of the file's bytes, provides it as
+    a method ``digest(index)``.
 
     Raises:
-        TypeError: If the example is neither text nor an image with ``mode``, ``size`` and ``tobytes``.
+        TypeError: If the example is neither a str nor an image with ``mode``, ``size`` and ``tobytes``.
     """
     own: Callable[[int], bytes] | None = getattr(examples, "digest", None)
     if own is not None:
@@ -101,12 +102,12 @@ def digest(examples: Sequence[Any], index: int) -> bytes:
 
 
 def thumbnail(examples: Sequence[Any], index: int) -> NDArray[np.uint8]:
-    """Return what one image looks like from afar, shape ``(16, 16, 3)``.
+    """Return one image at the size for duplicate search, shape ``(16, 16, 3)``.
 
-    A sequence that knows a cheaper way than to load the example offers it as a method ``thumbnail(index)``.
+    A sequence that need not load the whole example for this provides a method ``thumbnail(index)``.
 
     Raises:
-        TypeError: If the example is no PIL image.
+        TypeError: If the example is not a PIL image.
     """
     own: Callable[[int], NDArray[np.uint8]] | None = getattr(examples, "thumbnail", None)
     if own is not None:
@@ -114,18 +115,18 @@ def thumbnail(examples: Sequence[Any], index: int) -> NDArray[np.uint8]:
     example = examples[index]
     if not (hasattr(example, "convert") and hasattr(example, "resize")):
         raise TypeError(f"no thumbnail of an example of type {type(example).__name__}")
-    # 3 is bicubic; the gap lets Pillow shrink a large image by whole pixels first.
+    # 3 is bicubic; reducing_gap lets Pillow first shrink a large image by an integer factor.
     small = example.convert("RGB").resize((THUMBNAIL, THUMBNAIL), 3, reducing_gap=3.0)
     return np.asarray(small, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs(Generic[X_co]):
-    """Unlabelled examples: all that a classifier may see at test time.
+    """Unlabelled examples, the only thing a classifier sees at test time.
 
     Attributes:
-        examples: ``n`` raw examples, PIL RGB images or str; may load lazily.
-        ids: ``n`` unique, stable ids (relative paths, row keys); predictions are joined on them.
+        examples: ``n`` examples, PIL RGB images or str; may load lazily.
+        ids: ``n`` unique, stable ids (relative paths, row keys), by which predictions are joined.
     """
 
     examples: Sequence[X_co]
@@ -141,7 +142,7 @@ class Inputs(Generic[X_co]):
         return len(self.ids)
 
     def take(self, indices: NDArray[np.int64]) -> Inputs[X_co]:
-        """Return the chosen rows, still lazy."""
+        """Return the selected rows, still loaded lazily."""
         return Inputs(Subset(self.examples, indices), tuple(self.ids[i] for i in indices))
 
     def digests(self) -> NDArray[np.uint8]:
@@ -179,20 +180,20 @@ class Split(Generic[X]):
         return len(self.inputs)
 
     def take(self, indices: NDArray[np.int64]) -> Split[X]:
-        """Return the chosen rows, still lazy."""
+        """Return the selected rows, still loaded lazily."""
         return Split(self.inputs.take(indices), self.labels[indices], self.classnames)
 
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[X]):
-    """All a method may learn from; there is no test split to leak.
+    """Everything a method is trained on; it has no test split that could leak.
 
     Attributes:
-        classnames: ``C`` class names, as they are put into a prompt.
+        classnames: ``C`` class names, as they appear in prompts.
         templates: Prompt templates, each with one ``{}``; empty for text tasks.
         train: Labelled training examples, or None for zero-shot.
         val: Labelled validation examples for selection, or None.
-        few_shot: Whether train and val are a draw of so many examples a class, and not all there is.
+        few_shot: Whether train and val are a few-shot draw.
     """
 
     classnames: tuple[str, ...]
@@ -209,26 +210,26 @@ class Task(Generic[X]):
         """
         if self.train is None or len(self.train) == 0:
             raise DataError(
-                f"{method} needs training examples and the data set has no train split",
-                hint="take a data set with a train split",
+                f"{method} needs training examples and the dataset has no train split",
+                hint="use a dataset with a train split",
             )
         return self.train
 
 
 class Dataset(Protocol[X]):
-    """A named set of labelled examples with its provenance.
+    """A named dataset with its provenance.
 
     Attributes:
-        name: Name without any absolute path, as it stands in tables and run folders.
+        name: Name without an absolute path, as in tables and run folders.
         classnames: ``C`` class names.
-        templates: The set's own prompt templates (one, by CoOp's convention), each with one ``{}``.
+        templates: The dataset's own prompt templates (one, by CoOp's convention), each with one ``{}``.
         licence: Licence of the data.
         citation: How to cite the data.
-        source: Where the data come from.
+        source: Origin of the data.
         fingerprint: sha256 over ids, labels and bytes of every example of every split.
-        splits: Names of the splits there are.
-        skipped: Examples left out because they cannot be read.
-        flags: Facts that every table must show, such as ``not_the_official_split``.
+        splits: Names of the available splits.
+        skipped: Number of examples that could not be read.
+        flags: Flags for every record, see :mod:`clipadapt.core.api.flags`.
     """
 
     @property
@@ -256,25 +257,25 @@ class Dataset(Protocol[X]):
         """Return one split.
 
         Raises:
-            DataError: If the set has no such split; the message names those there are.
+            DataError: If the dataset has no such split; the message lists the available ones.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetOptions:
-    """What a user may ask of any data set.
+    """Options of every dataset.
 
     Attributes:
-        on_bad_image: ``error`` names the unreadable file and stops; ``skip`` leaves it out and counts it.
+        on_bad_image: ``error`` stops at the first unreadable example; ``skip`` leaves it out and counts it.
     """
 
     on_bad_image: OnBadImage = "error"
 
 
 class DatasetProvider(Protocol):
-    """What a file under ``datasets/`` exports as ``DATASET``: usually the class of the data set."""
+    """The object that a file below ``datasets/`` exports as ``DATASET``, usually a class or function."""
 
     def __call__(self, argument: str, options: DatasetOptions, /) -> Dataset[Any]:
-        """Open the data set; ``argument`` is the text after ``:`` of its name, or empty."""
+        """Open the dataset; ``argument`` is the part of its name after ``:``, or empty."""
         ...

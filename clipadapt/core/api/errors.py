@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one message, no traceback, exit code 2."""
+"""Errors that a user can fix: one message, no traceback, exit code 2."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_COMPARED: Final = 200
 
 
 class ClipAdaptError(Exception):
-    """Base of every user-facing error; the CLI prints it without a traceback and exits 2.
+    """Base of all errors that a user can fix; the CLI prints them without a traceback and exits with 2.
 
     Attributes:
-        problem: What is wrong, the value got and what is accepted.
+        problem: What is wrong, the value given and what is accepted.
         hint: The next step, or an empty string.
     """
 
@@ -29,19 +29,19 @@ class ClipAdaptError(Exception):
 
 
 class UnknownNameError(ClipAdaptError):
-    """A name that no registry, config or option knows."""
+    """A name that is not registered."""
 
 
 class ConfigError(ClipAdaptError):
-    """A config, a setting or an option of the command line that is not valid."""
+    """An invalid config, setting or command line option."""
 
 
 class DataError(ClipAdaptError):
-    """A data set, split, image or text that cannot be used."""
+    """A dataset, split, image or text that cannot be used."""
 
 
 class ModelError(ClipAdaptError):
-    """A model that cannot be built, loaded or used for what was asked."""
+    """A model that cannot be loaded or does not support an operation."""
 
 
 class DivergedError(ClipAdaptError):
@@ -49,20 +49,20 @@ class DivergedError(ClipAdaptError):
 
 
 class RecordError(ClipAdaptError):
-    """A run directory or record that cannot be read, written or combined."""
+    """A run folder or record that cannot be read, written or combined."""
 
 
 class DamagedError(RecordError):
-    """A file of a run that is not, byte for byte, what was written."""
+    """A file of a run whose bytes have changed since it was written."""
 
 
 def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
-    """Return ``"; did you mean 'a' or 'b'?"``, or an empty string where nothing is near.
+    """Return ``"; did you mean 'a' or 'b'?"``, or an empty string if no name is similar.
 
     Args:
-        name: The name got.
-        known: The names accepted.
-        most: How many to offer at the most.
+        name: The name given.
+        known: The accepted names.
+        most: Maximum number of suggestions.
     """
     folded = {k.lower(): k for k in known if k != name.strip()}
     near = difflib.get_close_matches(name[:MAX_COMPARED].lower(), list(folded), n=most, cutoff=0.6)
@@ -72,7 +72,7 @@ def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
 
 
 def unknown(kind: str, name: str, known: Sequence[str], *, hint: str = "") -> UnknownNameError:
-    """Build the error for a name that is not among ``known``."""
+    """Return the error for a name that is not among ``known``."""
     near = did_you_mean(name, known) or ";"
     short = name if len(name) <= MAX_COMPARED else f"{name[: MAX_COMPARED - 3]}..."
     return UnknownNameError(

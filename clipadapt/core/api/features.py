@@ -1,4 +1,4 @@
-"""Features: what decides them, what comes back, and the cache that models read them through."""
+"""Frozen features: what identifies them, and the protocol of the cache that models read them through."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Compute = Callable[["NDArray[np.int64]"], Iterator[tuple["NDArray[np.int64]", "N
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Everything that decides a feature beside the example's content.
+    """Everything that determines a feature, except the example's content.
 
     Attributes:
         weights: sha256 of the weights.
-        activation: Activation function, such as ``quick_gelu``; open_clip sets it apart from the weights.
-        layer: ``output``, ``pre_projection`` or another named place.
+        activation: Activation function, such as ``quick_gelu``, which is not part of the weights.
+        layer: ``output``, ``pre_projection`` or another named layer.
         preprocess: Text that determines the preprocessing (resize, crop, mean, std, tokenizer).
-        dtype: Effective dtype of the computation, ``fp32``, ``bf16`` or ``fp16``, and what else of the arithmetic
-            decides the last bits, such as ``compiled``.
-        view: Number of the augmented view; 0 is the plain one.
+        dtype: Effective dtype of the computation, ``fp32``, ``bf16`` or ``fp16``, and other facts that affect the last
+            bits, such as ``compiled``.
+        view: Number of the augmented view; 0 is not augmented.
         tower: ``image`` or ``text``.
-        libraries: Releases of the packages that compute it, see
-            :func:`~clipadapt.core.files.identity.versions`; another release may give other bits.
+        libraries: Versions of the packages that compute it, see
+            :func:`~clipadapt.core.files.identity.versions`; another version may give other bits.
     """
 
     weights: str
@@ -51,7 +51,7 @@ class Space:
 
     @property
     def key(self) -> str:
-        """sha256 over the canonical JSON of the fields, 64 hexadecimal digits."""
+        """sha256 of the canonical JSON of the fields, 64 hexadecimal digits."""
         fields = {"format": FORMAT, **dataclasses.asdict(self)}
         return hashlib.sha256(
             json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
@@ -64,9 +64,9 @@ class StoredFeatures:
 
     Attributes:
         rows: One row per digest, shape ``(n, ...)``.
-        encode_seconds: What all rows used cost, whoever paid; each distinct example counts once.
-        computed: Distinct examples computed now.
-        seconds_spent: Seconds of encoding spent now, or of waiting for another process that did it.
+        encode_seconds: Cost of all rows, cached rows included; each distinct example counts once.
+        computed: Number of distinct examples encoded by this call.
+        seconds_spent: Seconds that this call spent on encoding, or on waiting for another process that encodes.
     """
 
     rows: NDArray[Any]
@@ -76,7 +76,7 @@ class StoredFeatures:
 
 
 class FeatureReader(Protocol):
-    """Where a model gets features from: the feature cache, which computes only the missing ones."""
+    """The feature cache as a model uses it; only missing features are computed."""
 
     def get_or_compute(
         self,

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Methods: the protocols of a method and of the classifiers that it returns.
+
+A method must have ``fit`` and ``load``, and a classifier ``predict_scores`` and ``save``. The other protocols here are
+optional capabilities of a classifier, which a run checks with ``isinstance``.
+"""
 
 from __future__ import annotations
 
@@ -29,22 +33,24 @@ ScoreKind = Literal["logit", "margin"]
 
 
 class MethodConfig(StrictModel):
-    """Base of every method's hyperparameters; ``Config()`` is valid for every method."""
+    """Base of every method's hyperparameters; ``Config()`` must be valid.
+
+    A key affects the result unless it declares otherwise, see :mod:`clipadapt.core.api.effects`.
+    """
 
     def check(self, task: Task[Any]) -> None:
-        """Refuse settings that cannot serve a task; asked before a model is loaded. By default all can.
+        """Check the settings against a task, before a model is loaded; the default accepts every task.
 
         Raises:
-            ConfigError: If they cannot, saying what would.
+            ConfigError: If they do not fit the task; the message says which would.
         """
 
 
 @runtime_checkable
 class Classifier(Protocol):
-    """What ``fit`` and ``load`` return; it has no unfitted state.
+    """A fitted classifier, returned by ``fit`` and ``load``.
 
-    A classifier that used ``task.val`` for training may carry a ``temperature`` of its own
-    (:class:`SelfCalibrated`); else the runner fits one on ``task.val``.
+    A run fits a softmax temperature on ``task.val``, unless the classifier has its own (:class:`SelfCalibrated`).
     """
 
     @property
@@ -59,15 +65,15 @@ class Classifier(Protocol):
         ...
 
     def save(self, directory: Path, /) -> None:
-        """Write what was learnt, not the backbone; no pickle."""
+        """Write the trained parameters, without the backbone and without pickle."""
         ...
 
 
 @runtime_checkable
 class SelfCalibrated(Protocol):
-    """A classifier that knows its own softmax temperature (it trained on ``val`` in the end).
+    """A classifier with its own softmax temperature, for example because its final fit is on train and val.
 
-    The temperature is None without val, or where val determines none: see ``calibration.fit_temperature``.
+    The temperature is None without val, or if val does not determine one, see ``calibration.fit_temperature``.
     """
 
     @property
@@ -76,7 +82,7 @@ class SelfCalibrated(Protocol):
 
 @runtime_checkable
 class Selected(Protocol):
-    """A classifier that says what was selected on ``val``: a setting or an epoch, by which value."""
+    """A classifier that reports what was selected on ``val``: a setting or an epoch, and by which value."""
 
     @property
     def selection(self) -> dict[str, Any] | None:
@@ -86,46 +92,45 @@ class Selected(Protocol):
 
 @runtime_checkable
 class OpenVocabulary(Classifier, Protocol):
-    """A classifier that carries over to other class names: base-to-new, cross-dataset, domain shift."""
+    """A classifier that works with other class names: base-to-new, cross-dataset, domain shift."""
 
     def with_classnames(
         self, classnames: tuple[str, ...], templates: tuple[str, ...], /
     ) -> Classifier:
-        """Return the classifier for other classes; nothing is learnt anew."""
+        """Return the classifier for other classes, without training."""
         ...
 
 
 @runtime_checkable
 class ZeroShotStart(Classifier, Protocol):
-    """A classifier that was learnt from a zero-shot one and can still score as that one did.
+    """A classifier that was trained from a zero-shot classifier and can also return that one's scores.
 
-    The runner judges both on the same examples, after the fit: what ends below its own start is flagged
-    ``below_zero_shot``.
+    A run evaluates both on the same examples and adds the flag ``below_zero_shot`` if training reduced the accuracy.
     """
 
     def zero_shot_scores(self, inputs: Inputs[Any], /) -> NDArray[np.float32]:
-        """Return the scores of the start, shape ``(n, C)``."""
+        """Return the scores of the zero-shot classifier, shape ``(n, C)``."""
         ...
 
 
 @runtime_checkable
 class Inspectable(Classifier, Protocol):
-    """A classifier that can say in words and numbers what it learnt."""
+    """A classifier that can describe its trained parameters."""
 
     def inspect(self) -> dict[str, Any]:
-        """Return nested facts that JSON can hold: text, finite numbers, lists, mappings."""
+        """Return nested facts as JSON types: text, finite numbers, lists, mappings."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export says of itself; its ``README.md`` is made of it and of the run's record.
+    """Description of an export, from which its ``README.md`` is written together with the record of the run.
 
     Attributes:
-        snippet: Python that loads the export with the other library alone, from inside its folder, and prints
+        snippet: Python code that loads the export with only the other library, from inside its folder, and prints
             classes with their probabilities.
-        notes: What a user has to know, such as what the format cannot hold; shown on the screen too.
-        facts: Further lines of the README by their names.
+        notes: Warnings for the user, such as what the format cannot store; also printed.
+        facts: Further lines of the README by name.
     """
 
     snippet: str
@@ -135,7 +140,7 @@ class Exported:
 
 @runtime_checkable
 class Exportable(Classifier, Protocol):
-    """A classifier that other libraries can load in a format of theirs."""
+    """A classifier that can be written in the formats of other libraries."""
 
     @property
     def export_formats(self) -> tuple[str, ...]:
@@ -155,25 +160,25 @@ class Exportable(Classifier, Protocol):
 
         Args:
             form: One of :attr:`export_formats`.
-            path: The folder; the caller moves it into place whole.
-            temperature: Softmax temperature of the run, which the export must not lose.
-            output: Where the folder will be, as the user named it; ``path`` if left out.
+            path: The folder; the caller moves it to its place atomically.
+            temperature: Softmax temperature of the run, which the export must include.
+            output: Final path of the folder as the user typed it; None is ``path``.
         """
         ...
 
 
 class Method(Protocol):
-    """One way to make a classifier from a backbone and a task.
+    """An adaptation method: it fits a classifier from a backbone and a task.
 
     Attributes:
-        Config: The hyperparameters' class; ``Config()`` is valid.
-        version: Raised when results change; part of the run id.
-        requires: Protocol that the backbone must meet, or None where no backbone is used.
+        Config: Class of the hyperparameters; ``Config()`` must be valid.
+        version: Part of the run id; increase it when results change.
+        requires: ``typing.Protocol`` that the backbone must implement, or None for a method without a backbone.
 
-    A method may add ``open_vocabulary = False``: its classifiers know the classes they learnt and no others, so a
-    run on others is refused before it begins and not after the fit. A method that ends by learning from val says so
-    with ``refits_on_val(*, few_shot: bool) -> bool``: such a fit is flagged, and is not evaluated on val.
-    A method that uses no training data declares ``uses_train = False``; the default is True.
+    Optional attributes: ``uses_train = False`` for a method without training (the default is True);
+    ``open_vocabulary = False`` for a method whose classifiers only know the training classes, so that evaluation on
+    other classes is refused before the fit; and ``refits_on_val(*, few_shot: bool) -> bool`` for a method whose
+    final fit is on train and val, so that its runs have the flag ``refit_on_val`` and are not evaluated on val.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -183,9 +188,9 @@ class Method(Protocol):
     def __init__(self, config: Any, /) -> None: ...
 
     def fit(self, backbone: Any, task: Task[Any], ctx: RunContext, /) -> Classifier:
-        """Learn from ``task.train`` and ``task.val``; leave the backbone bit for bit as it was."""
+        """Train on ``task.train``, select on ``task.val``, and leave the backbone bit for bit unchanged."""
         ...
 
     def load(self, directory: Path, backbone: Any, /) -> Classifier:
-        """Return the classifier that ``save`` wrote; it gives equal scores."""
+        """Return the classifier written by ``save``; its scores are equal."""
         ...

@@ -1,4 +1,8 @@
-"""Models for the rest of the core: their protocol, options, identity and provider."""
+"""Models: the protocol of a backbone, its options and identity, and what a file below ``models/`` exports.
+
+Protocols for more specific backbones, such as those that embed images and texts, are in ``clipadapt.models`` and
+``textsent.models``.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +98,7 @@ class ModelProvider(Protocol):
     """The object that a file under ``models/`` exports as ``MODEL``."""
 
     def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
-        """Check the name and hash the weights; cheap the second time.
+        """Check the name and hash the weights; the hash is cached.
 
         Raises:
             ModelError: If the model is not available; the message says what would work.
@@ -102,9 +106,9 @@ class ModelProvider(Protocol):
         ...
 
     def load(self, name: str, options: ModelOptions, services: Services, /) -> Backbone:
-        """Build the model on its device, ready to encode.
+        """Load the model on its device, ready to encode.
 
         Raises:
-            ModelError: If the model cannot be built.
+            ModelError: If the model cannot be loaded.
         """
         ...

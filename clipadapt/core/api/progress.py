@@ -1,4 +1,4 @@
-"""TODO."""
+"""Progress: the protocol through which long operations show bars and notes, and one that shows nothing."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import (
 
 
 class Progress(Protocol):
-    """Where long work shows itself."""
+    """Where long operations show their progress."""
 
     def track(self, description: str, total: int | None, unit: str = "", /) -> Tracker:
-        """Begin one bar; use it as a context manager."""
+        """Start a progress bar; use it as a context manager."""
         ...
 
     def note(self, message: str, /) -> None:
-        """Show one line (a warning, a decision) without breaking the bars."""
+        """Show one line, such as a warning, without breaking the bars."""
         ...
 
 
 class Tracker(Protocol):
-    """One running bar."""
+    """One progress bar."""
 
     def advance(self, n: int = 1, /, **info: float) -> None:
-        """Count ``n`` more done; ``info`` (loss, val accuracy) is shown beside the bar."""
+        """Advance by ``n``; ``info``, such as the loss, is shown beside the bar."""
         ...
 
     def __enter__(self) -> Tracker: ...
@@ -42,7 +42,7 @@ class _SilentTracker:
 
 
 class Silent:
-    """Shows nothing; for tests and library use."""
+    """Progress that is not shown, for tests and library use."""
 
     def track(self, description: str, total: int | None, unit: str = "", /) -> Tracker:  # noqa: ARG002
         """Return a tracker that shows nothing."""

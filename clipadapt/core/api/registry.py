@@ -1,9 +1,9 @@
-"""Registry: a file's name is the registered name, and nothing is imported before it is asked for.
+"""Registry: the name of a file is the registered name, and a file is imported only when it is used.
 
 A provider package is an entry point (``[project.entry-points."clipadapt.methods"] clip = "clipadapt.methods"``),
 so ``clipadapt/methods/coop.py`` is ``clip/coop``. Each module exports one object, ``METHOD``, ``DATASET`` or
-``MODEL``. ``CLIPADAPT_PLUGINS=DIR[:DIR]`` adds folders of such files; a file there belongs to the track ``clip``
-unless it says ``TRACK = "text"``.
+``MODEL``. ``CLIPADAPT_PLUGINS=DIR[:DIR]`` adds folders of such files; a file there belongs to the default track unless
+it assigns another one, as in ``TRACK = "text"``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PLUGINS_ENV = "CLIPADAPT_PLUGINS"
 DEFAULT_TRACK = "clip"
 EXPORTS = ("METHOD", "DATASET", "MODEL")
 MAX_PLUGIN_BYTES = 10 << 20
-_COMPUTED: Any = object()  # the value of a name that is no literal
+_COMPUTED: Any = object()  # stands for a value that is not a literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Resolved(Generic[T]):
-    """A user's name, split into the registered file and what is meant for it.
+    """A name as typed by a user, split into the registered file and its argument.
 
     Attributes:
         entry: Registered name, as in ``clip/folder``.
-        argument: What stands after the scheme; the whole name where the kind's default file serves it.
+        argument: The part after the scheme, or the whole name if the kind's default file serves it.
         provider: The exported object.
     """
 
@@ -69,26 +69,26 @@ class Resolved(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Names of one kind (methods, data sets, models), listed without importing them."""
+    """The registered names of one kind (methods, datasets, models), listed without importing them."""
 
     def __init__(self, kind: str, group: str, export: str, has: tuple[str, ...]) -> None:
         self.kind = kind
         self.group = group
         self.export = export
-        self.has = has  # what the exported object must have
+        self.has = has  # attributes that the exported object must have
 
     def entries(self) -> dict[str, Entry]:
-        """Return every registered file by name; nothing is imported but the provider's package.
+        """Return every registered file by name; only the providers' packages are imported.
 
         Raises:
-            ConfigError: If a plug-in cannot be used; the message names every such file.
+            ConfigError: If a plug-in is not valid; the message names every such file.
         """
         found, faults = self.survey()
         refuse_plugins(faults)
         return found
 
     def survey(self) -> tuple[dict[str, Entry], list[str]]:
-        """Return the files that can be used by name, and what is wrong with each plug-in that cannot."""
+        """Return the valid files by name, and what is wrong with each plug-in that is not valid."""
         found = dict(_package_entries(self.group))
         faults: list[str] = []
         for folder in filter(None, os.environ.get(PLUGINS_ENV, "").split(os.pathsep)):
@@ -107,10 +107,10 @@ class Registry(Generic[T]):
         return tuple(n for n in names if track is None or n.startswith(f"{track}/"))
 
     def complete(self, name: str, track: str | None = None) -> str:
-        """Return the full name of ``name``, which may lack the track's prefix.
+        """Return the full name of ``name``, which may omit the track's prefix.
 
         Raises:
-            UnknownNameError: If no file has that name; the message offers the nearest ones.
+            UnknownNameError: If no file has that name; the message lists the nearest ones.
         """
         entries = self.entries()
         plain = name.strip().replace("-", "_")
@@ -131,7 +131,7 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: If no file has that name.
-            ConfigError: If the file cannot be imported, or does not export what the kind takes.
+            ConfigError: If the file cannot be imported, or does not export a valid object.
         """
         entry = self.entries()[self.complete(name, track)]
         module = importlib.import_module(entry.module) if entry.module else _import_file(entry.path)
@@ -167,8 +167,8 @@ class Registry(Generic[T]):
             return Resolved(full, name.strip(), self.get(full))
         if own in entries:
             raise ConfigError(
-                f"'{name}' is the file that serves other {self.kind}s' names, and no name of its own",
-                hint=f"write the {self.kind}'s own name",
+                f"'{name}' is the file that serves the names of other {self.kind}s, not the name of a {self.kind}",
+                hint=f"write the name of the {self.kind}",
             )
         known = tuple(n.partition("/")[2] for n in self.names(track))
         raise unknown(
@@ -189,7 +189,7 @@ def tracks() -> Mapping[str, Track]:
 
 
 def program(track: str | None) -> str:
-    """Return the command that serves a track, for hints."""
+    """Return the name of a track's command, for hints."""
     return tracks()[track or DEFAULT_TRACK].program
 
 
@@ -197,7 +197,9 @@ def track_of(name: str) -> str:
     """Return the track of a full method name: ``clip`` for ``clip/coop``."""
     track, slash, _ = name.partition("/")
     if not slash:
-        raise UnknownNameError(f"'{name}' names no track; write clip/{name} or text/{name}")
+        raise UnknownNameError(
+            f"'{name}' has no track; write {' or '.join(f'{t}/{name}' for t in tracks())}"
+        )
     return track
 
 
@@ -218,7 +220,7 @@ def _package_entries(group: str) -> dict[str, Entry]:
 
 @cache
 def _default_of(group: str, track: str) -> str | None:
-    """Return the file named by ``DEFAULT`` of the provider's package, without importing its files."""
+    """Return the file that the provider's package names in ``DEFAULT``, without importing it."""
     for point in entry_points(group=group):
         if point.name == track:
             default: str | None = getattr(importlib.import_module(point.value), "DEFAULT", None)
@@ -227,7 +229,7 @@ def _default_of(group: str, track: str) -> str | None:
 
 
 def refuse_plugins(faults: Sequence[str]) -> None:
-    """Raise where plug-ins cannot be used.
+    """Raise if plug-ins are not valid.
 
     Raises:
         ConfigError: With what is wrong with each.
@@ -240,7 +242,7 @@ def refuse_plugins(faults: Sequence[str]) -> None:
 
 
 def _plugin_entries(folder: str, export: str, faults: list[str]) -> list[Entry]:
-    """Return the plug-ins of one kind in a folder; what is wrong with others is added to ``faults``."""
+    """Return the valid plug-ins of one kind in a folder; what is wrong with others is added to ``faults``."""
     from clipadapt.core.api.user_input import user_path
 
     try:
@@ -250,7 +252,7 @@ def _plugin_entries(folder: str, export: str, faults: list[str]) -> list[Entry]:
         what = "cannot be read" if isinstance(err, PermissionError) else "is not a folder"
         faults.append(
             f"{PLUGINS_ENV} names '{folder}', which {what} ({why}); "
-            f"it takes folders of .py files, separated by '{os.pathsep}'"
+            f"it must list folders of .py files, separated by '{os.pathsep}'"
         )
         return []
     entries = []
@@ -272,13 +274,11 @@ def _checked_track(path: Path, names: Mapping[str, Any]) -> str:
     """Return the track of a plug-in.
 
     Raises:
-        ConfigError: If the file is none, as far as can be told without importing it.
+        ConfigError: If the file is not a valid plug-in; it is not imported for this check.
     """
     track = names.get("TRACK", DEFAULT_TRACK)
     if not path.stem.isidentifier():
-        raise ConfigError(
-            f"the plug-in {path} can have no such name: a name has letters, digits and '_'"
-        )
+        raise ConfigError(f"the plug-in {path} must have a name of letters, digits and '_'")
     if track not in tracks():
         raise ConfigError(
             f"the plug-in {path}: TRACK is {track!r}; accepted: {', '.join(tracks())}"
@@ -287,7 +287,7 @@ def _checked_track(path: Path, names: Mapping[str, Any]) -> str:
     if not exported:
         raise ConfigError(
             f"the plug-in {path} assigns none of {', '.join(EXPORTS)}; "
-            "the name of a file that others import begins with '_'"
+            "a file that other files import must have a name that begins with '_'"
         )
     for name in exported:
         if names[name] is not _COMPUTED:
@@ -298,7 +298,7 @@ def _checked_track(path: Path, names: Mapping[str, Any]) -> str:
 
 
 def _assigned(path: Path) -> dict[str, Any]:
-    """Return the names a file defines at its top level, with their values where those are literals."""
+    """Return the names that a file defines at its top level, with the values of literals."""
     from clipadapt.core.api.user_input import read_text
 
     try:
@@ -341,17 +341,17 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        # What a plug-in prints is not what a command answers.
+        # What a plug-in prints must not end up in the output of a command.
         with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except BaseException as err:
         del sys.modules[name]
         if isinstance(err, KeyboardInterrupt):
             raise
-        # SystemExit among them: a file that is read does not end the program, least of all with success.
+        # SystemExit included: importing a file must not end the program.
         raise ConfigError(
             f"the plug-in {path} cannot be imported: {type(err).__name__}: {err}",
-            hint="--debug before the command shows where",
+            hint="run with --debug to see where",
         ) from err
     return module
 

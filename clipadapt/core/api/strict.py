@@ -1,4 +1,4 @@
-"""The base of every config and record: frozen and closed."""
+"""The base of every config and record: a frozen pydantic model without extra keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Identifier = Annotated[str, AfterValidator(_given.identifier)]
 
 
 class StrictModel(BaseModel):
-    """Frozen, closed model: no misspelt key passes in silence, nor ``true`` for a number, nor one not finite."""
+    """Frozen model that refuses unknown keys, booleans for numbers, and numbers that are not finite."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
@@ -25,12 +25,12 @@ class StrictModel(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         several = value.values() if isinstance(value, dict) else value
         items = several if isinstance(value, dict | list | tuple) else (value,)
         if any(item is True or item is False for item in items):
             annotation = str(cls.model_fields[str(info.field_name)].annotation)
-            inner = isinstance(value, dict) and "dict[" not in annotation  # a model's own fields
+            inner = isinstance(value, dict) and "dict[" not in annotation  # the fields of a model
             if not inner and not any(kind in annotation for kind in ("bool", "Any", "JsonValue")):
-                raise ValueError("true and false are no values of this setting")
+                raise ValueError("true and false are not values of this setting")
         return value

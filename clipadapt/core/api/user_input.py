@@ -1,4 +1,4 @@
-"""What users give: text, names and paths, checked where they enter, so that nothing behind must expect worse."""
+"""Checks of user input: text, names and paths are checked where they enter, and are valid everywhere else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_IDENTIFIER: Final = 100
 MAX_SHOWN: Final = 120
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 
-# Control characters, halves of characters, and marks that turn the direction of what follows.
+# Control characters, lone surrogates, and marks that change the text direction.
 _INVISIBLE: Final = (
     r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 )
@@ -30,11 +30,11 @@ _MARKS: Final = " _.+-,:;()=@%/~&"
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """Return text with escapes in place of characters that a terminal would obey or cannot show.
+    """Return text with escapes in place of control characters and of characters that a terminal cannot show.
 
     Args:
         text: Any text.
-        lines: Keep its line breaks and tabs.
+        lines: Keep line breaks and tabs.
     """
     return (_NOT_IN_TEXT if lines else _NOT_IN_NAMES).sub(
         lambda m: m[0].encode("unicode_escape").decode("ascii"), text
@@ -42,13 +42,13 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return ``repr(value)`` for a message, cut where it is long."""
+    """Return ``repr(value)`` for a message, truncated if it is long."""
     text = visible(repr(value))
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def name(text: str) -> str:
-    """Check the name of a data set or model: one line, nothing invisible.
+    """Check the name of a dataset or model: one line without invisible characters.
 
     Raises:
         ValueError: Saying what is accepted.
@@ -56,12 +56,14 @@ def name(text: str) -> str:
     if len(text) > MAX_NAME:
         raise ValueError(f"a name has at most {MAX_NAME} characters, not {len(text):,}")
     if _NOT_IN_NAMES.search(text):
-        raise ValueError("a name holds no control characters, line breaks or halves of characters")
+        raise ValueError(
+            "a name must not contain control characters, line breaks or lone surrogates"
+        )
     return text
 
 
 def identifier(text: str) -> str:
-    """Check a name that people make up: of a protocol, a recipe or a sweep.
+    """Check the name of an evaluation protocol, a recipe or a sweep.
 
     Raises:
         ValueError: Saying what is accepted.
@@ -79,7 +81,7 @@ def identifier(text: str) -> str:
 
 
 def text_faults(data: Any, key: str = "") -> Iterator[str]:
-    """Yield the dotted key of each text in plain data that holds a character no setting may."""
+    """Yield the dotted key of each text in plain data that contains a character not allowed in settings."""
     if isinstance(data, str):
         if _NOT_IN_TEXT.search(data):
             yield key
@@ -93,11 +95,10 @@ def text_faults(data: Any, key: str = "") -> Iterator[str]:
 
 
 def user_path(text: str | Path) -> Path:
-    """Return the path that a user wrote, with ``~`` expanded; it need not exist.
+    """Return a path given by a user, with ``~`` expanded; it need not exist.
 
     Raises:
-        ConfigError: If it cannot be the path of anything here: an unknown user, a name that is too long, a folder
-            that may not be entered.
+        ConfigError: If it cannot be a path: an unknown user, a name that is too long, a folder without permission.
     """
     given = str(text)
     if not given.strip():
@@ -110,8 +111,8 @@ def user_path(text: str | Path) -> Path:
             f"'{_short(given)}': there is no user '{given.partition('/')[0]}'",
             hint=f"write ./{given} for a file or folder whose name begins with '~'",
         ) from None
-    except ValueError:  # NUL, half a character
-        raise ConfigError(f"{shown(given)} holds a character that no path can have") from None
+    except ValueError:  # NUL or a lone surrogate
+        raise ConfigError(f"{shown(given)} contains a character that a path cannot have") from None
     except OSError as err:
         if err.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
             raise ConfigError(f"cannot use the path '{_short(given)}': {err.strerror}") from None
@@ -119,18 +120,18 @@ def user_path(text: str | Path) -> Path:
 
 
 def read_text(path: Path, what: str, most: int) -> str:
-    """Return the text of a UTF-8 file that a user wrote by hand, its line ends and mark made plain.
+    """Return the text of a small UTF-8 file, with Unix line ends and without a byte order mark.
 
     Args:
         path: The file.
-        what: What it is, for the message.
-        most: Bytes that such a file may have.
+        what: Kind of file, for messages.
+        most: Maximum size in bytes.
 
     Raises:
         ConfigError: If it is not a regular file, too large, cannot be read or is not UTF-8.
     """
     try:
-        # Without waiting, should it be a pipe that nobody writes to.
+        # Non-blocking: it may be a pipe that nobody writes to.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | _NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"the {what} '{_short(path)}' is not a regular file")

@@ -1,27 +1,27 @@
-"""Sweeps: many experiments from one YAML; the same command goes on where it stopped.
+"""Sweeps: many experiments from one YAML file.
 
 A sweep is the product of its axes::
 
-    protocol: few_shot                   # rules from configs/protocols: shots, seeds, what is judged
+    protocol: few_shot                   # from configs/protocols: shots, seeds, evaluation targets
     datasets: ["openmoji:color", "openmoji:line"]
     models: [stitched]
     methods: [linear_probe-quick, {recipe: zero_shot, shots: [null], seeds: [1]},
               {recipe: linear_probe, set: {method.max_iter: 100}}]
-    shots: [1, 2, 4]                     # null is all
+    shots: [1, 2, 4]                     # null is the whole split
     seeds: [1, 2, 3]
-    eval_on: {"openmoji:color": ["openmoji:line"]}      # or a list, for every data set
+    eval_on: {"openmoji:color": ["openmoji:line"]}      # or a list, for every dataset
     exclude: [{datasets: "openmoji:*", methods: "linear*", shots: 1}]
-    include: [{methods: [linear_probe], shots: [16]}]   # over the axes above, after the excludes
-    settings: {evaluation.also: [{split: val}]}         # of every experiment
+    include: [{methods: [linear_probe], shots: [16]}]   # added after the excludes; other axes as above
+    settings: {evaluation.also: [{split: val}]}         # for every experiment
 
-``parts`` holds several such blocks, of images and of texts alike; what a part leaves out it takes from the top level.
-A method's track is that of its name (``text/svm``); a name without one is of the program's own track.
+``parts`` is a list of such blocks; axes that a block omits are those of the top level. The track
+of a method is the prefix of its name (``text/svm``), or the program's own track.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -57,8 +57,8 @@ class MethodAxis(StrictModel):
     Attributes:
         recipe: Recipe name or file.
         set: Settings over the recipe, by dotted key.
-        shots: This method's shots, in place of the axis; ``[null]`` for one that learns from no example.
-        seeds: This method's seeds, in place of the axis.
+        shots: Shots of this method instead of the axis; ``[null]`` for a method without training.
+        seeds: Seeds of this method instead of the axis.
     """
 
     recipe: str
@@ -68,13 +68,13 @@ class MethodAxis(StrictModel):
 
 
 class Exclude(StrictModel):
-    """Combinations that are left out: those that match every axis named here.
+    """Combinations to leave out: those that match every axis given here.
 
     Attributes:
-        datasets: Pattern or patterns of names, with ``*`` for any text.
-        models: Likewise.
-        methods: Likewise, of recipes as the sweep names them or of methods.
-        shots: One or several; null is all.
+        datasets: One or several patterns of names, with ``*`` for any text.
+        models: One or several patterns of names.
+        methods: One or several patterns of the recipes as the sweep names them, or of methods.
+        shots: One or several; null is the whole split.
         seeds: One or several.
     """
 
@@ -89,14 +89,14 @@ class Axes(StrictModel):
     """The axes of one block.
 
     Attributes:
-        protocol: Protocol name or file.
-        datasets: Data sets, as ``--dataset`` takes them.
+        protocol: Name or file of an evaluation protocol.
+        datasets: Datasets, as ``--dataset`` takes them.
         models: Models, as ``--model`` takes them; methods without a backbone run once.
         methods: Recipes.
-        shots: Training examples per class; null is all.
+        shots: Training examples per class; null is the whole split.
         seeds: Seeds of every experiment.
-        eval_on: Further data sets that each fit is judged on: for every data set, or by data set (``*`` is any
-            text, and stands for the same text in the names of the others).
+        eval_on: Further targets of each fit: one list, or a list by dataset (``*`` matches any text and stands for the
+            same text in the names of the targets).
         settings: Settings of every experiment, by dotted key.
     """
 
@@ -111,11 +111,11 @@ class Axes(StrictModel):
 
 
 class Part(Axes):
-    """A block of a sweep: axes, without some combinations, with others.
+    """A block of a sweep: the product of axes, without some combinations and with further blocks.
 
     Attributes:
-        exclude: Combinations left out of the product.
-        include: Blocks that are added after that, over the axes of this one.
+        exclude: Combinations to leave out.
+        include: Blocks to add after the excludes; axes that they omit are those of this block.
     """
 
     exclude: tuple[Exclude, ...] = ()
@@ -126,19 +126,19 @@ class SweepConfig(Part):
     """A sweep: one block, or several.
 
     Attributes:
-        parts: Blocks; what one leaves out it takes from the top level.
+        parts: Blocks; axes that they omit are those of the top level.
     """
 
     parts: tuple[Part, ...] = ()
 
 
 class ProtocolConfig(StrictModel):
-    """Rules by which numbers are got, so that they can be compared.
+    """An evaluation protocol: rules that make the numbers of several papers or runs comparable.
 
     Attributes:
-        about: What is learnt from and what is judged.
-        source: Where the rules come from.
-        shots: Training examples per class; null is all.
+        about: Training and evaluation examples, in one sentence.
+        source: Paper and official code.
+        shots: Training examples per class; null is the whole split.
         seeds: Seeds.
         eval_on: As in a sweep.
         settings: As in a sweep.
@@ -153,13 +153,13 @@ class ProtocolConfig(StrictModel):
 
 
 def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") -> list[Experiment]:
-    """Read a sweep and build its experiments.
+    """Return the experiments of a sweep.
 
     Args:
         name: Path or bare name of a file in ``configs/sweeps``.
-        settings: ``KEY=VALUE`` texts over every experiment; an axis (``seeds``, ``datasets`` ...) is replaced in
-            every block.
-        track: Track of bare method names.
+        settings: ``KEY=VALUE`` texts for every experiment; an axis (``seeds``, ``datasets``, ...) is replaced in every
+            block.
+        track: Track of method names without a prefix.
 
     Raises:
         ConfigError: Naming every fault.
@@ -183,20 +183,20 @@ def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") 
         for more in includes:
             both = {**own["settings"], **more.settings}
             experiments += builder.expand({**own, **_axes(more), "settings": both}, ())
-    found = {str(e.resolved()): e for e in experiments}  # an include may name what is there
+    found = {str(e.resolved()): e for e in experiments}  # an include may repeat a combination
     if not found:
         raise ConfigError(
-            f"the sweep {path} has no run left: its excludes match every combination",
-            hint="see what there is with --dry-run after taking one away",
+            f"the sweep {path} has no runs: its excludes match every combination",
+            hint="remove an exclude and list the runs with --dry-run",
         )
     return list(found.values())
 
 
 def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
-    """Return name and rules of a protocol, given by path or bare name.
+    """Return the name and the rules of an evaluation protocol, given by path or bare name.
 
     Raises:
-        ConfigError: If there is no such file, or it is not valid.
+        ConfigError: If the file does not exist or is not valid.
     """
     path = shipped.find_config(name, kind="protocol")
     raw = shipped.read_fragment(path)
@@ -205,7 +205,7 @@ def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
 
 
 def _blocks(raw: Any) -> Iterator[dict[str, Any]]:
-    """Yield the mappings below the top level that hold axes, however wrong the rest may be."""
+    """Yield the blocks below the top level of a raw sweep, which may be invalid."""
     for key in ("parts", "include"):
         for block in raw.get(key) or () if isinstance(raw.get(key), list) else ():
             if isinstance(block, dict):
@@ -229,7 +229,7 @@ def _examples(kind: str) -> str:
 
 
 def _axes(block: Axes) -> dict[str, Any]:
-    """Return the axes that a block gives itself."""
+    """Return the axes that a block sets itself."""
     return {
         key: value
         for key in Axes.model_fields
@@ -242,9 +242,9 @@ class _Builder:
     """Builds the experiments of blocks.
 
     Attributes:
-        label: Name of the sweep, where settings come from.
+        label: Name of the sweep, the origin of its settings.
         over: Settings of the command line.
-        track: Track of bare method names.
+        track: Track of method names without a prefix.
     """
 
     label: str
@@ -261,15 +261,15 @@ class _Builder:
         absent = [key for key in ("datasets", "methods") if not axes.get(key)]
         if absent:
             raise ConfigError(
-                f"the sweep {self.label} lacks {' and '.join(absent)}",
+                f"the sweep {self.label} has no {' and no '.join(absent)}",
                 hint=_examples("sweeps"),
             )
         n = len(axes["datasets"]) * len(axes.get("models") or (None,)) * len(axes["methods"])
         if n > MAX_COMBINATIONS:
             raise ConfigError(
-                f"the sweep {self.label} has {n:,} combinations of data set, model and method; "
+                f"the sweep {self.label} has {n:,} combinations of dataset, model and method; "
                 f"at most {MAX_COMBINATIONS:,}",
-                hint="make several sweeps of it",
+                hint="split it into several sweeps",
             )
         found = []
         for dataset, model, entry in product(
@@ -310,7 +310,7 @@ class _Builder:
         raw = shipped.read_fragment(path).get("method")
         name = raw.get("name") if isinstance(raw, dict) else None
         if not isinstance(name, str):
-            raise ConfigError(f"{path} names no method", hint="begin it with 'method: {name: ...}'")
+            raise ConfigError(f"{path} does not name a method", hint="add 'method: {name: ...}'")
         track = path.parent.name if path.parent in shipped.config_folders() else self.track
         return METHODS.complete(name, track)
 
@@ -356,17 +356,17 @@ _ALSO: Final = "evaluation.also"
 
 
 def _also(settings: Mapping[str, Any]) -> list[Any]:
-    """Return the further targets among nested settings; what is none is found when the experiment is built."""
+    """Return ``evaluation.also`` of nested settings as a list; its items are validated with the experiment."""
     evaluation = settings.get("evaluation")
     also = evaluation.get("also") if isinstance(evaluation, dict) else None
     return list(also) if isinstance(also, list | tuple) else [] if also is None else [also]
 
 
 def _targets(axes: Mapping[str, Any], dataset: str, label: str) -> list[dict[str, Any]]:
-    """Return where the fits of a data set are judged too.
+    """Return the further targets of the fits on a dataset.
 
     Raises:
-        ConfigError: If targets are given by data set, and none for this one.
+        ConfigError: If ``eval_on`` is by dataset and has no entry for this one.
     """
     given = axes.get("eval_on")
     if given is None:
@@ -383,8 +383,8 @@ def _targets(axes: Mapping[str, Any], dataset: str, label: str) -> list[dict[str
         else:
             rules = f" (protocol {axes['protocol']})" if axes.get("protocol") else ""
             raise ConfigError(
-                f"the sweep {label}{rules} does not say what a fit on '{dataset}' is judged on; "
-                f"eval_on names {', '.join(given)}",
+                f"the sweep {label}{rules} has no evaluation targets for a fit on '{dataset}'; "
+                f"eval_on has {', '.join(given)}",
                 hint=f"add eval_on: {{'{dataset}': [DATASET, ...]}} to the sweep",
             )
     return [
@@ -396,7 +396,7 @@ def _targets(axes: Mapping[str, Any], dataset: str, label: str) -> list[dict[str
 
 
 def _matches(exclude: Exclude, experiment: Experiment, methods: tuple[str, str]) -> bool:
-    """Tell whether an exclude holds for an experiment; its seeds are looked at elsewhere."""
+    """Return whether an exclude matches an experiment, apart from its seeds."""
     asked, data, model = exclude.model_fields_set, experiment.config.data, experiment.config.model
 
     def any_of(patterns: Any, texts: tuple[str, ...]) -> bool:
@@ -417,6 +417,4 @@ def _several(value: Any) -> tuple[Any, ...]:
 def _with_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> Experiment:
     if seeds == experiment.config.seeds:
         return experiment
-    from dataclasses import replace
-
     return replace(experiment, config=experiment.config.model_copy(update={"seeds": seeds}))

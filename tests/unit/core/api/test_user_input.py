@@ -156,10 +156,10 @@ def test_what_looks_like_an_interpolation_is_text():
     [
         ("seeds=!!int abc", "(got '!!int abc')"),
         ("data.shots=" + "9" * 5000, "data.shots: Unable to parse input string as an integer"),
-        ("data.limit=true", "data.limit: true and false are no values of this setting"),
-        ("seeds=[true]", "seeds: true and false are no values of this setting"),
-        ("threads=false", "threads: true and false are no values of this setting"),
-        ("method.logit_scale=true", "method.logit_scale: true and false are no values"),
+        ("data.limit=true", "data.limit: true and false are not values of this setting"),
+        ("seeds=[true]", "seeds: true and false are not values of this setting"),
+        ("threads=false", "threads: true and false are not values of this setting"),
+        ("method.logit_scale=true", "method.logit_scale: true and false are not values"),
         ("method.logit_scale=.inf", "method.logit_scale: Input should be"),
         ("method.logit_scale=.nan", "method.logit_scale: Input should be"),
         ("resources.custom={a: true}", "resources.custom"),
@@ -169,14 +169,14 @@ def test_what_looks_like_an_interpolation_is_text():
         ("evaluation=null", "evaluation: Input should be a valid dictionary"),
         ('data.manifest="a\\0b"', "data.manifest: a setting must not contain control characters"),
         ('recipe.deviations=["\\ud800"]', "recipe.deviations.0: a setting must not contain control"),
-        ('data.name="a\\nb"', "data.name: a name holds no control characters"),
+        ('data.name="a\\nb"', "data.name: a name must not contain control characters"),
         ("data.name=" + "x" * 5000, "data.name: a name has at most 1000 characters, not 5,000"),
         ('model.name="\\e[31mred"', "model.name: a setting must not contain control characters"),
         ("evaluation.protocol='a|b'", "evaluation.protocol: a name has 1 to 100 letters, digits"),
         ('evaluation.protocol="a|b\\n# c"', "evaluation.protocol: a name has 1 to 100 letters"),
         ("evaluation.protocol=" + "x" * 101, "evaluation.protocol: a name has 1 to 100 letters"),
         ("evaluation.protocol=..", "evaluation.protocol: a name has 1 to 100 letters"),
-        ('evaluation.also=[{dataset: "a\\tb"}]', "evaluation.also.0.dataset: a name holds no"),
+        ('evaluation.also=[{dataset: "a\\tb"}]', "evaluation.also.0.dataset: a name must not"),
     ],
 )  # fmt: skip
 def test_values_that_no_setting_takes_are_one_message(setting, message):
@@ -225,8 +225,8 @@ def test_paths_of_users_are_one_message(tmp_path, monkeypatch):
         ("~nobody0/x", "there is no user '~nobody0'"),
         ("x" * 300, "File name too long"),
         ("x/" * 5000, "File name too long"),
-        ("a\0b", "a character that no path can have"),
-        ("\ud800", "a character that no path can have"),
+        ("a\0b", "a character that a path cannot have"),
+        ("\ud800", "a character that a path cannot have"),
         ("", "a path is empty"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:

@@ -173,9 +173,7 @@ def test_eval_on_for_all_or_by_dataset(load):
         (None, "val"), ("folder:data/sketch", "test"),
     ]  # fmt: skip
 
-    with pytest.raises(
-        ConfigError, match="does not say what a fit on 'synthetic:3x8' is judged on"
-    ):
+    with pytest.raises(ConfigError, match="has no evaluation targets for a fit on 'synthetic:3x8'"):
         load({**BASE, "eval_on": {"folder:*": ["synthetic"]}})
 
 
@@ -262,10 +260,10 @@ def test_every_shipped_protocol_is_valid_and_says_where_it_is_from(name):
         ({**BASE, "shots": [0]}, "Input should be greater than 0"),
         ({**BASE, "methods": [{"recipe": "zero_shot", "sett": {}}]}, "did you mean 'set'"),
         ({**BASE, "exclude": [{"dataset": "x"}]}, "did you mean 'datasets'"),
-        ({**BASE, "exclude": [{"datasets": "*"}]}, "has no run left"),
+        ({**BASE, "exclude": [{"datasets": "*"}]}, "has no runs"),
         ({**BASE, "protocol": "few_shots"}, "did you mean 'few_shot'"),
-        ({"parts": [{"methods": ["zero_shot"]}]}, "lacks datasets"),
-        ({"parts": [{"datasets": ["synthetic"]}, BASE]}, "lacks methods"),
+        ({"parts": [{"methods": ["zero_shot"]}]}, "has no datasets"),
+        ({"parts": [{"datasets": ["synthetic"]}, BASE]}, "has no methods"),
         ({**BASE, "parts": [{"modles": ["x"]}]}, "did you mean 'models'"),
         ({**BASE, "settings": {"data": 1, "data.shots": 2}}, "already has the value"),
         ({**BASE, "settings": {"data.shot": 2}}, "did you mean 'shots'"),

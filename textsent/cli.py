@@ -20,15 +20,18 @@ from clipadapt.core.cli.streams import run_app
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from textsent.datasets._explore import Tokenize
+    from clipadapt.core.api.progress import Progress
+    from textsent.datasets._explore import Lengths, Tokenize
 
 SKIP_SETTING = "--set data.on_bad_image=skip"
 
-app = build_app("text", "Adapt text encoders to sentiment and compare the ways to do it.")
+app = build_app(
+    "text", "Fine-tune text encoders for sentiment classification and compare the methods."
+)
 
 
 class BadRow(StrEnum):
-    """What happens to a row without a text or label."""
+    """What to do with a row without a text or label."""
 
     error = "error"
     skip = "skip"
@@ -39,46 +42,38 @@ class BadRow(StrEnum):
     epilog="Example: textsent explore --dataset rotten_tomatoes:offline --model minilm --max-length 64",
 )
 def explore(
-    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="Data set.")],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="Dataset.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="NAME", help="Count the pieces of this model's tokenizer."),
+        typer.Option("--model", metavar="NAME", help="Count the tokens of this model's tokenizer."),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Count texts of more pieces; the model's own by default.")
+        int | None,
+        typer.Option(help="Count texts with more tokens than this; the model's limit by default."),
     ] = None,
     on_bad_row: Annotated[
-        BadRow, typer.Option(help="Stop at a row without a text or label, or leave it out.")
+        BadRow, typer.Option(help="Stop at a row without a text or label, or skip it.")
     ] = BadRow.error,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of the picture.", parser=user_path)
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder for the histogram.", parser=user_path),
     ] = Path("runs/explore"),
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a data set holds: splits, balance, lengths, truncation, duplicates, first texts."""
+    """Show a dataset: splits, class balance, text lengths, truncation, duplicates and first texts."""
     from clipadapt.core.api.data import DatasetOptions
     from clipadapt.core.api.registry import DATASETS
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.files.folders import check_writable
-    from clipadapt.core.records.schema import slug
-    from textsent.datasets import _explore
+    from textsent.datasets import _explore, _explore_output
 
-    if max_length is not None and max_length < 1:
-        raise ConfigError(
-            f"--max-length must be at least 1 (got {max_length})",
-            hint="leave it out for the model's own",
-        )
-    if max_length is not None and model is None:
-        raise ConfigError(
-            "--max-length counts the pieces of a model's tokenizer, and no model is named",
-            hint="add --model NAME, for example --model minilm",
-        )
+    _check_max_length(max_length, model)
     check_writable(out)
     resolved = DATASETS.resolve(dataset, "text")
     try:
         found = resolved.provider(resolved.argument, DatasetOptions(on_bad_row.value))
     except DataError as err:
-        hint = err.hint.replace(SKIP_SETTING, "--on-bad-row skip")  # this command takes no --set
+        hint = err.hint.replace(SKIP_SETTING, "--on-bad-row skip")  # this command has no --set
         raise DataError(err.problem, hint=hint) from None
     progress = on_stderr()
     for note in getattr(found, "notes", ()):
@@ -86,26 +81,48 @@ def explore(
     tokenize, max_length = (None, None) if model is None else _tokenizer(model, max_length)
     lengths = _explore.text_lengths(found, tokenize)
     facts = _explore.explore(found, tokenize=tokenize, max_length=max_length, lengths=lengths)
-    facts["model"] = model
-    facts["histogram"] = None
     if facts["duplicates"]["near"] is None:
         progress.note(
-            "note: near-duplicates are not searched: it would take about "
+            "note: near-duplicates are not searched for: it would take about "
             f"{facts['duplicates']['comparisons']:.1e} comparisons; equal texts are counted"
         )
-    if find_spec("matplotlib") is None:
-        progress.note("no histogram: pip install 'clipadapt[report]' for matplotlib")
-    else:
-        picture = out / slug(found.name) / "lengths.png"
-        title = f"Text lengths of {found.name}"
-        _explore.histogram_png(picture, lengths, title=title, max_length=max_length)
-        facts["histogram"] = str(picture)
+    picture = _histogram(out, found.name, lengths, max_length, progress)
+    facts |= {"model": model, "histogram": picture}
     if as_json:
         print_json(facts)
         return
-    say(_explore.render(facts), nl=False)
-    if facts["histogram"]:
-        say(f"\nhistogram: {facts['histogram']}")
+    say(_explore_output.render(facts), nl=False)
+    if picture:
+        say(f"\nhistogram: {picture}")
+
+
+def _check_max_length(max_length: int | None, model: str | None) -> None:
+    """Raise a ConfigError for a length that is not positive, or one without a model."""
+    if max_length is not None and max_length < 1:
+        raise ConfigError(
+            f"--max-length must be at least 1 (got {max_length})",
+            hint="leave it out to use the model's own",
+        )
+    if max_length is not None and model is None:
+        raise ConfigError(
+            "--max-length counts the tokens of a model's tokenizer, but no model is given",
+            hint="add --model NAME, for example --model minilm",
+        )
+
+
+def _histogram(
+    out: Path, name: str, lengths: Lengths, max_length: int | None, progress: Progress
+) -> str | None:
+    """Draw the text lengths of a dataset; return the path of the picture, or None without matplotlib."""
+    from clipadapt.core.records.schema import slug
+    from textsent.datasets._explore_output import histogram_png
+
+    if find_spec("matplotlib") is None:
+        progress.note("no histogram: pip install 'clipadapt[report]' for matplotlib")
+        return None
+    picture = out / slug(name) / "lengths.png"
+    histogram_png(picture, lengths, title=f"Text lengths of {name}", max_length=max_length)
+    return str(picture)
 
 
 @app.command(
@@ -114,14 +131,14 @@ def explore(
 def inspect(
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="Model.")],
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to follow through it.")
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to encode.")
     ] = None,
     random: Annotated[
-        bool, typer.Option("--random", help="Build from the configuration, without weights.")
+        bool, typer.Option("--random", help="Build it from the configuration with random weights.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a model is, and what it makes of texts: pieces, ids, mask, shapes, first values."""
+    """Show a model, and its tokens, ids, masks, shapes and first values for texts."""
     from textsent.models._inspect import describe
 
     print_facts(describe(model, tuple(texts or ()), random=random), as_json=as_json)
@@ -132,30 +149,30 @@ def predict(
     run_dir: RunDirArgument,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT...", help="Texts; none, or '-', reads stdin."),
+        typer.Argument(metavar="TEXT...", help="Texts; reads stdin without any, or with '-'."),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="Read one text a line.", parser=user_path),
+        typer.Option("--file", metavar="FILE", help="Read one text per line.", parser=user_path),
     ] = None,
     top: TopOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict label and probability of texts, given as words, as lines of a file, or on stdin."""
+    """Predict label and probability of texts, given as arguments, as lines of a file, or on stdin."""
     from clipadapt.core.api.data import Inputs
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.runs.inference import load_run
 
     if texts and file is not None:
-        raise ConfigError("texts and --file were both given", hint="give one of them")
+        raise ConfigError("texts and --file were both given", hint="give only one of them")
     check_top(top)
-    if texts == ["-"] or file == Path("-"):  # stdin, as other programs have it
+    if texts == ["-"] or file == Path("-"):  # stdin, as in other programs
         texts, file = None, None
     given = list(texts) if texts else _lines_of(file)
     if not given or any(not text.strip() for text in given):
         raise DataError(
-            "there is an empty text" if given else "there is no text to predict",
-            hint="give texts as words, --file FILE, or one a line on stdin",
+            "one of the texts is empty" if given else "there are no texts to predict",
+            hint="give texts as arguments, with --file FILE, or one per line on stdin",
         )
     run = load_run(run_dir, on_stderr(), track="text")
     found = run.predict(Inputs(given, tuple(str(i) for i in range(len(given)))), top)
@@ -181,7 +198,7 @@ def _lines_of(file: Path | None) -> list[str]:
         text = raw.decode("utf-8-sig")
     except OSError as err:
         raise DataError(
-            f"cannot read '{file}': {err.strerror}", hint="name a UTF-8 text file"
+            f"cannot read '{file}': {err.strerror}", hint="give a UTF-8 text file"
         ) from None
     except UnicodeDecodeError:
         raise DataError(f"'{file or 'stdin'}' is not UTF-8 text", hint="save it as UTF-8") from None
@@ -189,10 +206,10 @@ def _lines_of(file: Path | None) -> list[str]:
 
 
 def _tokenizer(name: str, max_length: int | None) -> tuple[Tokenize, int]:
-    """Return a model's tokenizer and the length at which texts are cut.
+    """Return a model's tokenizer and the number of tokens at which texts are truncated.
 
     Raises:
-        ModelError: If the model cannot be had, or cannot read ``max_length`` pieces.
+        ModelError: If the model is not available, or cannot read ``max_length`` tokens.
     """
     from clipadapt.core.api.context import Services
     from clipadapt.core.api.model import ModelOptions
@@ -202,8 +219,10 @@ def _tokenizer(name: str, max_length: int | None) -> tuple[Tokenize, int]:
     resolved = MODELS.resolve(name, "text")
     services = Services(FeatureCache(enabled=False))
     encoder: Any = resolved.provider.load(resolved.argument, ModelOptions(), services)
-    cut = encoder.max_length if max_length is None else max_length
-    encoder.tokenize(["text"], cut)  # refuses what the model cannot read, before the whole is done
+    limit = encoder.max_length if max_length is None else max_length
+    encoder.tokenize(
+        ["text"], limit
+    )  # rejects a limit above the model's before all texts are tokenized
 
     def tokenize(texts: Sequence[str], length: int | None) -> Mapping[str, Sequence[Sequence[int]]]:
         columns = encoder.tokenizer(
@@ -211,4 +230,4 @@ def _tokenizer(name: str, max_length: int | None) -> tuple[Tokenize, int]:
         )
         return dict(columns)
 
-    return tokenize, cut
+    return tokenize, limit

@@ -67,14 +67,14 @@ def test_explore_prints_one_document_and_draws_a_picture(explore, reviews, tmp_p
     assert "the same text has two labels" in result.err
 
 
-def test_explore_with_a_model_counts_pieces_and_checks_the_columns(explore, reviews, minilm):
+def test_explore_with_a_model_counts_tokens_and_checks_the_columns(explore, reviews, minilm):
     result = explore("--dataset", reviews, "--model", minilm, "--max-length", 8, "--json")
 
     assert result.code == 0, result.err
     found = json.loads(result.out)
     train = found["splits"]["train"]
     assert {"text", "label", "input_ids", "attention_mask"} <= set(train["columns"])
-    assert train["lengths"]["pieces"]["max"] == 18  # 15 words, one of two pieces, [CLS] and [SEP]
+    assert train["lengths"]["tokens"]["max"] == 18  # 15 words, one of two tokens, [CLS] and [SEP]
     assert train["truncation"] == {"max_length": 8, "count": 1, "share": 0.25}
     assert found["model"] == minilm
 
@@ -84,7 +84,7 @@ def test_explore_reads_well(explore, reviews, minilm):
 
     assert result.code == 0, result.err
     lines = [" ".join(line.split()) for line in result.out.splitlines()]
-    assert "cut in train 0 (0.0%) longer than 512 pieces" in lines
+    assert "truncated in train 0 (0.0%) longer than 512 tokens" in lines
     assert "columns of test text, label, input_ids, token_type_ids, attention_mask" in lines
     assert "train and val 1 1 0 0" in lines
 
@@ -114,7 +114,7 @@ def test_the_official_reviews(explore, shared, minilm):
     }
     first = found["splits"]["train"]["examples"][0]["text"]
     assert first.startswith("the rock is destined to be the 21st century's new")
-    assert found["splits"]["train"]["lengths"]["pieces"]["max"] == 78
+    assert found["splits"]["train"]["lengths"]["tokens"]["max"] == 78
     assert found["splits"]["train"]["truncation"]["count"] == 349
     assert all(row["count"] == 0 for row in found["duplicates"]["exact"])
 
@@ -138,7 +138,7 @@ def test_rows_without_a_text_can_be_left_out(explore, tmp_path):
         (["--dataset", "roten_tomatoes"], "did you mean 'rotten_tomatoes'"),
         (["--dataset", "csv:/nowhere/at.csv"], "/nowhere/at.csv"),
         (["--dataset", "REVIEWS", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--dataset", "REVIEWS", "--max-length", "16"], "no model is named"),
+        (["--dataset", "REVIEWS", "--max-length", "16"], "no model is given"),
         (
             ["--dataset", "REVIEWS", "--model", "minilm", "--max-length", "-3"],
             "at least 1 (got -3)",

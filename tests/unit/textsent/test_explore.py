@@ -9,16 +9,15 @@ import pytest
 from clipadapt.core.api.errors import ClipAdaptError, DataError
 from clipadapt.core.data.duplicates import comparisons, near_duplicates
 from clipadapt.core.data.labelled import LabelledSet, make_split
-from textsent.datasets import _explore
+from textsent.datasets import _repeated
 from textsent.datasets._explore import (
     REQUIRED_COLUMNS,
     check_columns,
-    duplicates,
     explore,
-    histogram_png,
-    render,
     text_lengths,
 )
+from textsent.datasets._explore_output import histogram_png, render
+from textsent.datasets._repeated import duplicates
 
 CLASSES = ("bad", "good")
 TRAIN = [
@@ -84,7 +83,7 @@ def test_lengths_agree_with_numpy(few):
     characters = [len(t) for t, _ in TRAIN]
     assert lengths["train"]["characters"].tolist() == characters
     assert lengths["train"]["words"].tolist() == [3, 3, 3, 10]
-    assert lengths["train"]["pieces"].tolist() == [5, 5, 5, 12]
+    assert lengths["train"]["tokens"].tolist() == [5, 5, 5, 12]
     assert found["characters"] == {
         "min": min(characters),
         "mean": np.mean(characters),
@@ -94,7 +93,7 @@ def test_lengths_agree_with_numpy(few):
         "p99": pytest.approx(np.quantile(characters, 0.99)),
         "max": max(characters),
     }
-    assert "pieces" not in explore(few)["splits"]["train"]["lengths"]
+    assert "tokens" not in explore(few)["splits"]["train"]["lengths"]
 
 
 @pytest.mark.parametrize(("max_length", "cut"), [(4, 4), (5, 1), (11, 1), (12, 0)])
@@ -102,10 +101,10 @@ def test_truncation_counts_texts_that_lose_a_piece(few, max_length, cut):
     facts = explore(few, tokenize=tokenize, max_length=max_length)["splits"]["train"]
 
     assert facts["truncation"] == {"max_length": max_length, "count": cut, "share": cut / 4}
-    assert facts["lengths"]["pieces"]["max"] == 12  # measured before the cut
+    assert facts["lengths"]["tokens"]["max"] == 12  # measured before the cut
 
 
-def test_a_tokenised_split_holds_what_a_model_needs(few):
+def test_a_tokenized_split_holds_what_a_model_needs(few):
     found = explore(few, tokenize=tokenize, max_length=8)
 
     assert set(REQUIRED_COLUMNS) <= set(found["splits"]["val"]["columns"])
@@ -115,13 +114,13 @@ def test_a_tokenised_split_holds_what_a_model_needs(few):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"input_ids": [[1, 2], [3]]}, "it lacks attention_mask"),
+        ({"input_ids": [[1, 2], [3]]}, "has no attention_mask"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1, 1]]}, "differ in length"),
-        ({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1, 1]]}, "row 2: 1 pieces"),
-        ({"input_ids": [[1], []], "attention_mask": [[1], []]}, "row 2: 0 pieces"),
+        ({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1, 1]]}, "row 2: 1 tokens"),
+        ({"input_ids": [[1], []], "attention_mask": [[1], []]}, "row 2: 0 tokens"),
     ],
 )
-def test_a_tokenised_split_that_is_not_ready(columns, message):
+def test_a_tokenized_split_that_is_not_ready(columns, message):
     with pytest.raises(DataError, match=message):
         check_columns({"text": ["a", "b"], "label": [0, 1], **columns}, "few, split val")
 
@@ -161,7 +160,7 @@ def test_a_search_that_would_never_end_is_reported_with_its_cost():
     found = duplicates(text_set(train=[*rows, ("w1 w1 w1 w1", 1)], val=VAL))
 
     assert found["near"] is None
-    assert found["comparisons"] > _explore.MAX_COMPARISONS
+    assert found["comparisons"] > _repeated.MAX_COMPARISONS
     assert found["exact"][0] == {"splits": ["train"], "count": 1, "conflicts": 1}
     assert "not searched" in render(explore(text_set(train=rows[:40_000], val=VAL)))
 
@@ -182,9 +181,9 @@ def test_what_people_read_holds_the_figures(few):
     lines = [line.split() for line in text.splitlines()]
 
     assert ["train", "4", "1", "(25.0%)", "3", "(75.0%)"] in lines
-    assert ["pieces", "train", "5", "6.8", "5", "9.9", "10.9", "11.8", "12"] in lines
-    assert "cut in train      1 (25.0%) longer than 5 pieces" in text
-    assert "columns of test   text, label, input_ids, attention_mask" in text
+    assert ["tokens", "train", "5", "6.8", "5", "9.9", "10.9", "11.8", "12"] in lines
+    assert "truncated in train  1 (25.0%) longer than 5 tokens" in text
+    assert "columns of test     text, label, input_ids, attention_mask" in text
 
 
 @pytest.mark.parametrize("longest", [12, 5000])
@@ -196,7 +195,7 @@ def test_the_histogram_is_a_picture_with_named_axes(few, tmp_path, monkeypatch, 
         figures.Figure, "savefig", lambda self, *a, **k: (made.append(self), save(self, *a, **k))
     )
     lengths = {s: dict(units) for s, units in text_lengths(few, tokenize).items()}
-    lengths["train"]["pieces"] = np.array([5] * 400 + [longest])
+    lengths["train"]["tokens"] = np.array([5] * 400 + [longest])
 
     histogram_png(tmp_path / "new" / "l.png", lengths, title="few", max_length=6)
 
@@ -204,11 +203,11 @@ def test_the_histogram_is_a_picture_with_named_axes(few, tmp_path, monkeypatch, 
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["l.png"]
     axes = made[0].axes
     assert [ax.get_xlabel().split(";")[0] for ax in axes] == [
-        "length in characters", "length in words", "length in pieces, special ones included",
+        "length in characters", "length in words", "length in tokens, special tokens included",
     ]  # fmt: skip
     assert all("%" in ax.get_ylabel() for ax in axes)
     shown = [t.get_text() for t in axes[2].get_legend().get_texts()]
-    assert shown == ["train (n = 401)", "val (n = 2)", "test (n = 2)", "max length 6 (2 cut)"]
+    assert shown == ["train (n = 401)", "val (n = 2)", "test (n = 2)", "max length 6 (2 truncated)"]
     assert ("the last bin holds" in axes[2].get_xlabel()) == (longest == 5000)
     for patch, n in zip(axes[2].patches, (401, 2, 2), strict=True):
         values, *_ = patch.get_data()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from clipadapt.core.records.schema import RunRecord
-    from clipadapt.core.report.rows import Row, Runs
+    from clipadapt.core.report.rows import Row
+    from clipadapt.core.report.run_files import RunFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,16 @@ def _evaluation(row: Row) -> tuple[str, str, str]:
 def _harmonic(
     base_row: Row, new_row: Row, pairs: Sequence[tuple[RunRecord, RunRecord]], metric: str
 ) -> BaseToNew:
-    runs = base_row.runs
+    files = base_row.files
     sides = [list(side) for side in zip(*pairs, strict=True)]
-    base, new = (measure(side, metric, runs)[0] for side in sides)
+    base, new = (measure(side, metric, files)[0] for side in sides)
     assert base is not None
     assert new is not None
     fault = ""
     found = None
-    if runs is not None:
+    if files is not None:
         try:
-            found = _interval(sides, metric, runs)
+            found = _interval(sides, metric, files)
         except RecordError as err:
             fault = err.problem
     if found is None:
@@ -96,11 +97,13 @@ def _harmonic(
     return BaseToNew(base_row, new_row, base, new, found, len(pairs), fault)
 
 
-def _interval(sides: Sequence[Sequence[RunRecord]], metric: str, runs: Runs) -> Interval | None:
+def _interval(
+    sides: Sequence[Sequence[RunRecord]], metric: str, files: RunFiles
+) -> Interval | None:
     """Return H with its interval, None if the metric is not a mean over examples."""
     joined = []
     for side in sides:
-        answers = [a for r in side if (a := runs.answers(r, metric)) is not None]
+        answers = [a for r in side if (a := files.answers(r, metric)) is not None]
         if len(answers) < len(side):
             return None
         joined.append(join(answers))

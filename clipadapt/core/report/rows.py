@@ -1,32 +1,29 @@
 """The row that `table`, summary and page share: the runs of one method in one setting, with their figures.
 
-A figure is a mean over seeds and has one interval, over seeds and examples together, wherever it is shown. What
-needs stored predictions or histories is computed when it is first asked for, and once.
+A figure is a mean over seeds. Its interval is over seeds and examples together, and the same wherever it is shown.
+Figures that need stored predictions or histories are computed on first access and cached.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipadapt.core.api.errors import RecordError
-from clipadapt.core.records.history import accuracy_gap, loss_rise, read_epochs, run_folder
-from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.report.answers import LEVEL, answers_of, join
+from clipadapt.core.records.history import accuracy_gap, loss_rise
+from clipadapt.core.report.answers import LEVEL, join
 from clipadapt.core.report.grouping import CHANGED_METRICS, refuse_unlike
 from clipadapt.core.scoring.scores import class_counts, class_figures
 from clipadapt.core.scoring.statistics import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -36,75 +33,7 @@ if TYPE_CHECKING:
     from clipadapt.core.report.answers import Answers
     from clipadapt.core.report.grouping import Group
     from clipadapt.core.report.references import Published
-
-_KEPT_BYTES: Final = 256 << 20
-"""Predictions kept in memory; those beyond it are read again."""
-
-
-class Runs:
-    """The files of the runs in a folder; each is read and checked once per command."""
-
-    def __init__(self, store: RunStore) -> None:
-        self.store = store
-        self._predictions: dict[str, Predictions] = {}  # by run_id
-        self._room = _KEPT_BYTES
-        self._answers: dict[str, Answers] = {}  # accuracy, by run_id
-        self._ids: dict[bytes, NDArray[np.str_]] = {}
-
-    def folder(self, record: RunRecord) -> Path:
-        """Return the folder of a run."""
-        return run_folder(self.store, record)
-
-    def predictions(self, record: RunRecord) -> Predictions:
-        """Return the stored predictions of a run that is ok.
-
-        Raises:
-            RecordError: If they are missing, damaged or not those of the record.
-        """
-        found = self._predictions.get(record.run_id)
-        if found is None:
-            found = RunStore.load_predictions(self.folder(record), record)
-            size = found.scores.nbytes + 100 * len(found.ids)
-            if size <= self._room:
-                self._room -= size
-                self._predictions[record.run_id] = found
-        return found
-
-    def answers(self, record: RunRecord, metric: str = "accuracy") -> Answers | None:
-        """Return what a run answered on each example; None if the metric is not a mean over examples.
-
-        Raises:
-            RecordError: As :meth:`predictions` does.
-        """
-        if metric == "accuracy" and record.run_id in self._answers:
-            return self._answers[record.run_id]
-        return answers_of(self.predictions(record), record, metric)
-
-    def read_answers(self, records: Iterable[RunRecord]) -> dict[str, str]:
-        """Read and keep the answers of runs that are ok; return the problem of each that cannot be read, by run_id."""
-        faults = {}
-        for record in records:
-            if record.status != "ok":
-                continue
-            try:
-                answers = self.answers(record)
-            except RecordError as err:
-                faults[record.run_id] = err.problem
-                continue
-            if answers is not None:
-                # Runs evaluated on the same examples share one array of ids.
-                key = hashlib.sha256(answers.ids.tobytes()).digest()
-                ids = self._ids.setdefault(key, answers.ids)
-                self._answers[record.run_id] = dataclasses.replace(answers, ids=ids)
-        return faults
-
-    def epochs(self, record: RunRecord) -> tuple[Epoch, ...]:
-        """Return what a run logged by epoch.
-
-        Raises:
-            RecordError: If its history is damaged.
-        """
-        return read_epochs(self.folder(record), record)
+    from clipadapt.core.report.run_files import RunFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,28 +57,28 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one method in one setting; figures are means over the seeds that are ok, None if unknown.
+    """The runs of one method in one setting. Figures are means over the successful runs, None if unknown.
 
     Attributes:
         group: The records.
-        runs: Their files, or None: then means over several seeds have no interval.
+        files: Their files; with None, means over several seeds have no interval.
         on_val: Records of the same fits evaluated on val.
     """
 
     group: Group
-    runs: Runs | None = field(default=None, compare=False, repr=False)
+    files: RunFiles | None = field(default=None, compare=False, repr=False)
     on_val: tuple[RunRecord, ...] = ()
 
     # ------------------------------------------------------------ which runs
 
     @property
     def first(self) -> RunRecord:
-        """A record that holds for all runs what they are grouped by."""
+        """A record that represents all runs in what they are grouped by."""
         return self.group.first
 
     @cached_property
     def ok(self) -> tuple[RunRecord, ...]:
-        """Records of the runs that are ok, by seed."""
+        """Records of the successful runs, by seed."""
         return self.group.ok
 
     @cached_property
@@ -182,16 +111,16 @@ class Row:
     # ------------------------------------------------------------ metrics
 
     def measure(self, metric: str) -> tuple[Interval | None, str]:
-        """Return a metric with its 95 % interval, and the problem of predictions that cannot be read.
+        """Return a metric with its 95 % interval, and what is wrong with unreadable predictions, if any are.
 
-        One fit has the interval of its record. Several need their predictions; without them, and for what is not a
-        mean over examples (calibration errors, areas), the mean has none.
+        One fit has the interval of its record. For several fits their predictions are needed; without them, and for
+        metrics that are not means over examples (calibration errors, areas), there is no interval.
 
         Raises:
             RecordError: If the runs differ in more than their seed.
         """
         refuse_unlike(self.ok, metric)
-        return measure(self.ok, metric, self.runs)
+        return measure(self.ok, metric, self.files)
 
     @cached_property
     def accuracy(self) -> Interval | None:
@@ -200,8 +129,8 @@ class Row:
 
     @cached_property
     def val_accuracy(self) -> Interval | None:
-        """Accuracy on val, where the same fits were evaluated there too."""
-        return measure(self.on_val, "accuracy", self.runs)[0]
+        """Accuracy on val, if the same fits were evaluated there."""
+        return measure(self.on_val, "accuracy", self.files)[0]
 
     def mean(self, metric: str) -> float | None:
         """Return the mean of a metric, without an interval."""
@@ -211,12 +140,12 @@ class Row:
 
     @cached_property
     def answers(self) -> Answers | None:
-        """What every seed answered on each example, None if no run is ok.
+        """Answers of all seeds on each example, None without a successful run.
 
         Raises:
             RecordError: If predictions cannot be read.
         """
-        found = [self._files.answers(r) for r in self.ok]
+        found = [self._stored.answers(r) for r in self.ok]
         return join([a for a in found if a is not None]) if found else None
 
     # ------------------------------------------------------------ classes
@@ -230,8 +159,8 @@ class Row:
 
     @cached_property
     def predictions(self) -> tuple[Predictions, ...]:
-        """Stored predictions of every run that is ok."""
-        return tuple(self._files.predictions(r) for r in self.ok)
+        """Stored predictions of the successful runs."""
+        return tuple(self._stored.predictions(r) for r in self.ok)
 
     @cached_property
     def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -313,7 +242,7 @@ class Row:
         epochs, faults = [], []
         for record in self.ok:
             try:
-                epochs.append(self._files.epochs(record))
+                epochs.append(self._stored.epochs(record))
             except RecordError as err:
                 epochs.append(())
                 faults.append(err.problem)
@@ -321,17 +250,17 @@ class Row:
 
     @property
     def epochs(self) -> tuple[tuple[Epoch, ...], ...]:
-        """What every run that is ok logged; empty for a history that cannot be read."""
+        """What each successful run logged by epoch; empty for an unreadable history."""
         return self._logged[0]
 
     @property
     def history_faults(self) -> tuple[str, ...]:
-        """Problems of histories that cannot be read."""
+        """What is wrong with unreadable histories."""
         return self._logged[1]
 
     @property
     def chosen_epochs(self) -> tuple[int | None, ...]:
-        """Selected epoch of each run that is ok."""
+        """Selected epoch of each successful run."""
         return tuple(r.selection.epoch if r.selection else None for r in self.ok)
 
     @property
@@ -351,14 +280,14 @@ class Row:
         return dict(sorted(Counter(f for r in self.ok for f in set(r.flags)).items()))
 
     @property
-    def _files(self) -> Runs:
-        if self.runs is None:
+    def _stored(self) -> RunFiles:
+        if self.files is None:
             raise ValueError("the row was made without the files of its runs")
-        return self.runs
+        return self.files
 
 
 def measure(
-    records: Sequence[RunRecord], metric: str, runs: Runs | None
+    records: Sequence[RunRecord], metric: str, files: RunFiles | None
 ) -> tuple[Interval | None, str]:
     """Return the mean of a metric over runs that differ in their seed; see :meth:`Row.measure`."""
     known = [r for r in records if metric in r.metrics]
@@ -369,10 +298,10 @@ def measure(
     own = dataclasses.replace(mean, low=values[0].low, high=values[0].high)
     if len(values) == 1:
         return own, ""
-    if runs is None:
+    if files is None:
         return mean, ""
     try:
-        answers = [a for r in known if (a := runs.answers(r, metric)) is not None]
+        answers = [a for r in known if (a := files.answers(r, metric)) is not None]
         if answers:
             return join(answers).interval, ""
     except RecordError as err:

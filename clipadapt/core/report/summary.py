@@ -37,7 +37,8 @@ from clipadapt.core.report.formats import (
 )
 from clipadapt.core.report.grouping import group_records, several_states, state_of
 from clipadapt.core.report.notes import conditions, failure_note
-from clipadapt.core.report.rows import Row, Runs
+from clipadapt.core.report.rows import Row
+from clipadapt.core.report.run_files import RunFiles
 from clipadapt.core.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -137,10 +138,10 @@ def build_summary(
         raise RecordError(
             f"there are no records in '{store.root}'", hint="run an experiment first, or a sweep"
         )
-    runs = Runs(store)
-    unread = runs.read_answers(records)
+    files = RunFiles(store)
+    unread = files.read_answers(records)
     records = [r for r in records if r.run_id not in unread]
-    rows = _rows(records, runs)
+    rows = _rows(records, files)
     blocks = tuple(_block(key, members) for key, members in _competitors(rows))
     faults = [*unread.values(), *(fault for row in rows for fault in row.history_faults)]
     left_out = tuple(f"left out: {fault}" for fault in dict.fromkeys(faults))
@@ -155,7 +156,7 @@ def build_summary(
 # ---------------------------------------------------------------- blocks
 
 
-def _rows(records: Sequence[RunRecord], runs: Runs) -> list[Row]:
+def _rows(records: Sequence[RunRecord], files: RunFiles) -> list[Row]:
     """Return a row for each group; a record on val joins the row of its fit if that has one elsewhere."""
 
     def fit(record: RunRecord) -> tuple[str, str, str]:
@@ -169,7 +170,7 @@ def _rows(records: Sequence[RunRecord], runs: Runs) -> list[Row]:
     }
     companions = {r.run_id for r in on_val.values()}
     return [
-        Row(group, runs, tuple(on_val[fit(r)] for r in group.ok if fit(r) in on_val))
+        Row(group, files, tuple(on_val[fit(r)] for r in group.ok if fit(r) in on_val))
         for group in group_records(r for r in records if r.run_id not in companions)
     ]
 

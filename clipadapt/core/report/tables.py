@@ -30,7 +30,8 @@ from clipadapt.core.report.formats import (
 )
 from clipadapt.core.report.grouping import CHANGED_METRICS, group_records
 from clipadapt.core.report.notes import conditions, failure_note
-from clipadapt.core.report.rows import Row, Runs
+from clipadapt.core.report.rows import Row
+from clipadapt.core.report.run_files import RunFiles
 from clipadapt.core.scoring.metrics import METRICS_VERSION
 from clipadapt.core.scoring.statistics import wilson
 
@@ -135,8 +136,8 @@ def build_table(
     if present and metric not in present:
         raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
-    runs = Runs(store) if store else None
-    lines, faults = _lines([Row(group, runs) for group in group_records(distinct)], metric)
+    files = RunFiles(store) if store else None
+    lines, faults = _lines([Row(group, files) for group in group_records(distinct)], metric)
     citations = _Citations(metric)
     if reference:
         lines = [replace(line, published=citations.of(line.row)) for line in lines]

@@ -124,7 +124,7 @@ def _comparison(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | None
         test = f"crossed, {len(pairs)} seeds"
         p_value = crossed_p_value(difference, cautious=True)
         if min(len(a.seeds), len(b.seeds)) == 1:
-            test += ", the other's one"
+            test += " against 1"
     needed = examples_needed(difference[: len(correct_a)], LEVEL)
     interval = difference_interval(difference, LEVEL)
     return Comparison(first, second, interval, p_value, p_value, test, in_a.size, needed)

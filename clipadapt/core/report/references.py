@@ -25,6 +25,7 @@ from pydantic import (
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.registry import tracks
 from clipadapt.core.api.strict import StrictModel
+from clipadapt.core.experiments.dotted import get
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,7 +163,7 @@ def differences(record: RunRecord, reference: Reference) -> tuple[str, ...]:
     if reference.prompts is not None:
         found += _other_templates(record.evaluation.templates, reference.prompts)
     for key, wanted in reference.where.items():
-        got = _setting(record.config, key)
+        got = get(record.config, key)
         if got != wanted:
             found.append(f"{key}={got}, published with {wanted}")
     return tuple(found)
@@ -189,7 +190,7 @@ def caveats(record: RunRecord, reference: Reference) -> tuple[str, ...]:
     evaluation, data = record.evaluation, record.data
     if evaluation.split == "test" and reference.n_test not in {None, data.n_test}:
         found.append(f"evaluated on {data.n_test:,} examples, published on {reference.n_test:,}")
-    elif _setting(record.config, "data.limit") is not None:
+    elif get(record.config, "data.limit") is not None:
         found.append(f"evaluated on {data.n_test:,} examples only")
     if data.skipped:
         found.append(f"{data.skipped:,} examples could not be read")
@@ -201,9 +202,9 @@ def caveats(record: RunRecord, reference: Reference) -> tuple[str, ...]:
         )
     elif reference.classnames_sha256 not in {None, evaluation.classnames_sha256}:
         found.append("other class names, or in another order")
-    elif reference.prompts is not None and _setting(record.config, "data.classnames") is not None:
+    elif reference.prompts is not None and get(record.config, "data.classnames") is not None:
         found.append("your own class names")
-    trained = _setting(record.config, "data.classes")
+    trained = get(record.config, "data.classes")
     if record.method.uses_train and trained not in {None, "all"} and evaluation.classes == "all":
         found.append(f"trained on the {trained} classes, published on all")
     if record.model is not None and record.model.dtype not in reference.dtypes:
@@ -287,12 +288,3 @@ def _family(dataset: str) -> str:
 
 def _plain(dataset: str) -> str:
     return dataset.replace("-", "_")
-
-
-def _setting(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return None
-        value = value[part]
-    return value

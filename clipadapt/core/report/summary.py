@@ -303,7 +303,7 @@ def _rows_grid(block: Block, grid: _Grid) -> str:
         (Column("seeds"), _seeds),
         (Column(f"{block.split} accuracy, %"), lambda r: format_interval(r.row.accuracy)),
         (Column("n"), lambda r: format_count(r.row.accuracy.n if r.row.accuracy else None)),
-        (Column("not different", text=True), lambda r: r.letters),
+        (Column("ties", text=True), lambda r: r.letters),
         (Column("val accuracy, %"), lambda r: format_interval(r.row.val_accuracy)),
         *(_metric_column(name) for name in METRICS_SHOWN),
         (Column("trainable parameters"), lambda r: format_count(r.row.n_trainable_params)),

@@ -188,7 +188,7 @@ def test_several_seeds_are_tested_on_the_differences(store):
         expected.value,
         expected.low,
     ))
-    assert against_one.test == "crossed, 3 seeds, the other's one"
+    assert against_one.test == "crossed, 3 seeds against 1"
     order = sorted(pairs.values(), key=lambda c: c.p_value)
     holm = np.maximum.accumulate([(3 - i) * c.p_value for i, c in enumerate(order)])
     assert [c.p_adjusted for c in order] == pytest.approx(np.minimum(holm, 1))

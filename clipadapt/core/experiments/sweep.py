@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError
 
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.limits import Seed, Shots
-from clipadapt.core.api.registry import METHODS, track_of
+from clipadapt.core.api.registry import DEFAULT_TRACK, METHODS, track_of
 from clipadapt.core.api.strict import Name, StrictModel
 from clipadapt.core.experiments import config, shipped
 from clipadapt.core.experiments.dotted import nested
@@ -152,7 +152,9 @@ class ProtocolConfig(StrictModel):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-def load_sweep(name: str, settings: Sequence[str] = (), *, track: str = "clip") -> list[Experiment]:
+def load_sweep(
+    name: str, settings: Sequence[str] = (), *, track: str = DEFAULT_TRACK
+) -> list[Experiment]:
     """Return the experiments of a sweep.
 
     Args:

@@ -1,0 +1,55 @@
+"""The shared commands: what ``validate`` shows, and how each command gets its track."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clipadapt.core.api.registry import tracks
+from clipadapt.core.cli.app import build_app
+from clipadapt.core.cli.streams import run_app
+
+CONFIG = ("validate", "zero_shot", "--set", "data.name=synthetic", "--set", "model.name=stitched")
+
+
+def test_validate_shows_value_origin_and_effect_of_each_key(cli):
+    done = cli(*CONFIG, "--set", "workers=2")
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in done.out.splitlines()}
+
+    assert done.code == 0
+    assert lines["data.name"] == '"synthetic" (--set; affects result)'
+    assert lines["workers"] == "2 (--set; affects cost)"
+    assert lines["data.on_bad_image"] == '"error" (default; affects nothing)'
+    assert lines["method.logit_scale"] == "null (zero_shot; affects result)"
+
+
+def test_validate_prints_the_same_as_json(cli):
+    found = json.loads(cli(*CONFIG, "--json").out)
+
+    assert found.keys() == {"config", "origins", "affects"}
+    assert found["affects"].keys() == found["origins"].keys()
+    assert found["config"]["data"]["name"] == "synthetic"
+    assert found["affects"]["store"] == "cost"
+
+
+@pytest.mark.parametrize("track", tracks())
+def test_one_function_serves_every_track(track, capsys):
+    with pytest.raises(SystemExit):
+        run_app(build_app(track, "About."), ["ls", "methods"])
+
+    names = capsys.readouterr().out.split()
+    assert names
+    assert all(name.startswith(f"{track}/") for name in names)
+
+
+@pytest.mark.parametrize("track", tracks())
+@pytest.mark.parametrize(
+    "command", ["run", "bench", "export", "table", "report", "validate", "ls", "doctor"]
+)
+def test_each_command_has_an_example_with_its_own_program(track, command, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_app(build_app(track, "About."), [command, "--help"])
+
+    assert end.value.code == 0
+    assert f"Example: {tracks()[track].program} {command}" in capsys.readouterr().out

@@ -13,7 +13,7 @@ def context(seed=1, **more):
     return RunContext(seed, Path(), Services(FeatureCache(enabled=False)), **more)
 
 
-def test_named_streams_are_fixed_and_unrelated():
+def test_named_streams_are_fixed_and_independent():
     first = context().rng("init").integers(1 << 30, size=4)
 
     np.testing.assert_array_equal(first, context().rng("init").integers(1 << 30, size=4))
@@ -35,7 +35,7 @@ def test_batches_cover_every_row_once_in_another_order_each_epoch():
     assert [len(b) for b in ctx.batches("train", 3, 4, 0, drop_last=True)] == [3]
 
 
-def test_a_reference_test_feeds_order_and_start_values():
+def test_reference_tests_replace_order_and_initial_values():
     given = np.ones((2, 2), np.float32)
     ctx = context(order=lambda *a: [np.arange(a[1])], start={"w": given})
 

@@ -47,7 +47,7 @@ CHAIN = "- &n0 [x]\n" + "".join(f"- &n{i + 1} [*n{i}]\n" for i in range(500))
         ("{a: {<<: [{b: 1}, {b: 2}]}}", {"a": {"b": 1}}),
     ],
 )
-def test_yaml_is_read_as_people_mean_it(text, value):
+def test_yaml_scalars(text, value):
     got = _yaml.parse(text)
 
     assert got == value
@@ -81,7 +81,7 @@ def test_yaml_is_read_as_people_mean_it(text, value):
         ("a: \ud800", "not allowed"),
     ],
 )
-def test_yaml_that_no_config_may_hold_is_refused_at_once(text, message):
+def test_invalid_yaml_is_refused_quickly(text, message):
     begun = time.monotonic()
     with pytest.raises(_yaml.YamlError) as caught:
         _yaml.parse(text)
@@ -102,7 +102,7 @@ def test_yaml_that_no_config_may_hold_is_refused_at_once(text, message):
         ("bomb.yaml", LAUGHS.encode(), "is not YAML: line 5"),
     ],
 )
-def test_a_file_that_is_no_config(tmp_path, name, content, message):
+def test_invalid_config_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(ConfigError) as caught:
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_config(tmp_path, name, content, message):
         b"method: {name: zero_shot}\rdata: {name: synthetic}\r",
     ],
 )
-def test_marks_and_line_ends_of_other_systems_are_read(tmp_path, content):
+def test_byte_order_marks_and_other_line_ends_are_read(tmp_path, content):
     (tmp_path / "c.yaml").write_bytes(content)
 
     assert config.load([str(tmp_path / "c.yaml")]).config.data.name == "synthetic"
@@ -144,7 +144,7 @@ def test_only_regular_files_are_read_and_nothing_hangs(tmp_path):
             _given.read_text(tmp_path / name, "file", 100)
 
 
-def test_what_looks_like_an_interpolation_is_text():
+def test_interpolation_syntax_is_plain_text():
     got = config.load(["zero_shot"], ["data.name=${oc.env:HOME}", "model.name=???"])
 
     assert got.config.data.name == "${oc.env:HOME}"
@@ -179,7 +179,7 @@ def test_what_looks_like_an_interpolation_is_text():
         ('evaluation.also=[{dataset: "a\\tb"}]', "evaluation.also.0.dataset: a name must not"),
     ],
 )  # fmt: skip
-def test_values_that_no_setting_takes_are_one_message(setting, message):
+def test_invalid_values_of_settings(setting, message):
     with pytest.raises(ConfigError) as caught:
         config.load(["zero_shot"], ["data.name=synthetic", setting])
 
@@ -188,7 +188,7 @@ def test_values_that_no_setting_takes_are_one_message(setting, message):
 
 
 @pytest.mark.parametrize("name", ["few_shot", "16-shot, 3 seeds", "été", "परीक्षण", "v1.2 (mine)"])
-def test_people_may_name_their_protocols(name):
+def test_valid_names_of_protocols(name):
     got = config.build(
         [("t", {"data": {"name": "synthetic"}, "method": {"name": "zero_shot"}}),
          ("u", {"evaluation": {"protocol": name}})], source="t",
@@ -198,7 +198,7 @@ def test_people_may_name_their_protocols(name):
 
 
 @pytest.mark.parametrize("stem", ["a|b", "a\nb", "\x1b[31mred", "x" * 101])
-def test_a_recipe_is_named_after_its_file(tmp_path, stem):
+def test_a_recipe_has_the_name_of_its_file(tmp_path, stem):
     path = tmp_path / f"{stem}.yaml"
     path.write_text("method: {name: zero_shot}\ndata: {name: synthetic}\n")
 
@@ -206,7 +206,7 @@ def test_a_recipe_is_named_after_its_file(tmp_path, stem):
         config.load([str(path)])
 
 
-def test_merging_replaces_what_is_of_another_kind():
+def test_merging_replaces_values_of_another_type():
     into: dict = {}
     first = {"a": {"b": 1, "c": [1]}, "d": 5}
     for over in (first, {"a": {"b": 2}}, {"d": {"e": 1}}, {"a": {"c": {"f": 1}}}):
@@ -216,7 +216,7 @@ def test_merging_replaces_what_is_of_another_kind():
     assert first == {"a": {"b": 1, "c": [1]}, "d": 5}
 
 
-def test_paths_of_users_are_one_message(tmp_path, monkeypatch):
+def test_invalid_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
 
     assert _given.user_path("~/x") == tmp_path / "x"
@@ -234,13 +234,13 @@ def test_paths_of_users_are_one_message(tmp_path, monkeypatch):
         assert len(str(caught.value)) < 400
 
 
-def test_what_a_terminal_would_obey_is_shown_as_escapes():
+def test_control_characters_are_shown_as_escapes():
     assert _given.visible("a\x1b[31m\n\ud800é") == "a\\x1b[31m\\n\\ud800é"
     assert _given.visible("a\n\tb\x07", lines=True) == "a\n\tb\\x07"
     assert _given.shown("x" * 500).endswith("...")
 
 
-def test_no_name_is_offered_in_place_of_itself():
+def test_a_name_is_not_suggested_for_itself():
     assert did_you_mean("coop", ["coop", "lora"]) == ""
     assert did_you_mean("Coop", ["coop"]) == "; did you mean 'coop'?"
     assert did_you_mean("x" * 1_000_000, ["coop"]) == ""

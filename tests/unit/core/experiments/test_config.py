@@ -26,7 +26,7 @@ def build(*fragments, **more):
         ("data.templates=7", 7),
     ],
 )
-def test_settings_are_read_as_a_shell_user_types_them(text, value):
+def test_settings_from_a_shell(text, value):
     parsed = config.parse_settings([text])
 
     assert value in (
@@ -35,7 +35,7 @@ def test_settings_are_read_as_a_shell_user_types_them(text, value):
     )
 
 
-def test_later_fragments_win_and_say_so():
+def test_later_fragments_win_and_are_the_origin():
     got = build({"seeds": [3], "data": {"shots": 2}}, {"seeds": [4]})
 
     assert got.config.seeds == (4,)
@@ -46,7 +46,7 @@ def test_later_fragments_win_and_say_so():
 
 
 @pytest.mark.parametrize("value", [7, "7", 80])
-def test_a_number_is_a_name_of_templates(value):
+def test_a_number_is_a_valid_name_of_templates(value):
     assert build({"data": {"templates": value}}).config.data.templates == str(value)
 
 
@@ -69,7 +69,7 @@ def test_faults_name_path_value_and_nearest_key(fragment, message):
     assert message in str(caught.value)
 
 
-def test_a_recipe_of_ones_own_is_no_deviation_from_itself(tmp_path):
+def test_a_users_own_recipe_has_no_deviations(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("method: {name: zero_shot, logit_scale: 10}\n")
 
@@ -84,7 +84,7 @@ def test_a_recipe_of_ones_own_is_no_deviation_from_itself(tmp_path):
     )
 
 
-def test_a_store_that_is_no_word(tmp_path):
+def test_a_list_is_not_a_value_of_store(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("store: [on]\nmethod: {name: zero_shot}\ndata: {name: synthetic}\n")
 
@@ -92,7 +92,7 @@ def test_a_store_that_is_no_word(tmp_path):
         config.load([str(bad)])
 
 
-def test_prefixes_may_be_left_out():
+def test_prefixes_are_optional():
     assert build({"method": {"name": "zero_shot"}}).method_name == "clip/zero_shot"
     assert build({"method": {"name": "zero-shot"}}).method_name == "clip/zero_shot"
     assert build({"method": {"name": "tfidf_svm"}}, track="text").track == "text"

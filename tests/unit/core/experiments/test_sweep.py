@@ -53,7 +53,7 @@ def test_the_product_of_all_axes(load):
     ]
 
 
-def test_images_and_texts_stand_in_one_sweep_for_either_program(load):
+def test_one_sweep_may_have_images_and_texts(load):
     content = {
         "seeds": [1, 2],
         "parts": [
@@ -88,7 +88,7 @@ def test_a_method_without_a_backbone_runs_once_for_all_models(load):
     ]  # fmt: skip
 
 
-def test_a_method_may_have_shots_and_seeds_of_its_own(load):
+def test_a_method_may_set_its_own_shots_and_seeds(load):
     found = load({
         **BASE,
         "methods": [{"recipe": "zero_shot", "shots": [None], "seeds": [1]}, "linear_probe-quick"],
@@ -124,7 +124,7 @@ def test_excludes(load, exclude, left):
     assert [(e.config.data.name, e.config.data.shots) for e in found] == left
 
 
-def test_an_exclude_of_seeds_takes_the_seeds_alone(load):
+def test_an_exclude_of_seeds_removes_only_these_seeds(load):
     found = load({
         **BASE,
         "shots": [1, 2],
@@ -135,7 +135,7 @@ def test_an_exclude_of_seeds_takes_the_seeds_alone(load):
     assert [(e.config.data.shots, e.config.seeds) for e in found] == [(1, (1, 2, 3)), (2, (2,))]
 
 
-def test_an_include_adds_to_what_is_left_and_nothing_twice(load):
+def test_an_include_adds_runs_without_repeating_any(load):
     found = load({
         **BASE,
         "shots": [1, 2],
@@ -177,7 +177,7 @@ def test_eval_on_for_all_or_by_dataset(load):
         load({**BASE, "eval_on": {"folder:*": ["synthetic"]}})
 
 
-def test_a_setting_of_the_command_line_replaces_an_axis_in_every_part(load):
+def test_an_axis_of_the_command_line_replaces_it_in_every_part(load):
     content = {"parts": [{**BASE, "seeds": [1]}, {**BASE, "shots": [2], "seeds": [9]}]}
 
     found = load(content, "seeds=[5,6]", "method.max_iter=7")
@@ -189,7 +189,7 @@ def test_a_setting_of_the_command_line_replaces_an_axis_in_every_part(load):
 # ---------------------------------------------------------------- protocols
 
 
-def test_few_shot_is_coops(load):
+def test_few_shot_protocol(load):
     found = load({**BASE, "protocol": "few_shot"})
 
     assert [e.config.data.shots for e in found] == [1, 2, 4, 8, 16]
@@ -198,7 +198,7 @@ def test_few_shot_is_coops(load):
     assert {e.config.evaluation.split for e in found} == {"test"}
 
 
-def test_base_to_new_learns_base_and_judges_both(load):
+def test_base_to_new_protocol(load):
     (found,) = load({
         **BASE,
         "protocol": "base_to_new",
@@ -229,7 +229,7 @@ def test_base_to_new_learns_base_and_judges_both(load):
         ("folder:pacs/photo", ["folder:pacs/sketch"]),
     ],
 )
-def test_domain_shift(load, dataset, targets):
+def test_domain_shift_protocol(load, dataset, targets):
     (found,) = load({**BASE, "datasets": [dataset], "protocol": "domain_shift"})
 
     assert [t.dataset for t in found.config.evaluation.also] == targets
@@ -242,7 +242,7 @@ def test_a_sweep_may_take_part_of_a_protocol(load):
 
 
 @pytest.mark.parametrize("name", sorted(shipped.protocol_names()))
-def test_every_shipped_protocol_is_valid_and_says_where_it_is_from(name):
+def test_every_shipped_protocol_is_valid_and_has_a_source(name):
     _, rules = sweep.load_protocol(name)
 
     assert len(rules.about) > 40
@@ -269,6 +269,6 @@ def test_every_shipped_protocol_is_valid_and_says_where_it_is_from(name):
         ({**BASE, "settings": {"data.shot": 2}}, "did you mean 'shots'"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named(load, content, message):
+def test_mistakes_are_named(load, content, message):
     with pytest.raises(ConfigError, match=message):
         load(content)

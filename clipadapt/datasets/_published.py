@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import numpy as np
 
 from clipadapt.core.api.data import SPLITS
-from clipadapt.core.data.labelled import split_by_hash, split_evenly
+from clipadapt.core.data.labelled import split_evenly
 from clipadapt.datasets._images import UNREADABLE, readable
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 X = TypeVar("X")
 SHARES: Final[dict[SplitName, float]] = {"train": 0.6, "val": 0.2, "test": 0.2}
 """Shares of the splits if a dataset has none: the hash of each file's bytes decides."""
-VAL_SHARE: Final = 0.1
+VAL_SHARES: Final[dict[SplitName, float]] = {"val": 0.1, "train": 0.9}
+"""Shares of a published train from which a val is split off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,6 @@ class Arranged(Generic[X]):
     flags: tuple[str, ...]
 
 
-def hash_split(sha256: str) -> SplitName:
-    """Return the split of a file by its hash and :data:`SHARES`; it does not change when files are added."""
-    return split_by_hash(bytes.fromhex(sha256[:16]), SHARES)
-
-
-def held_out(sha256: str) -> bool:
-    """Return whether an image of train belongs to the fixed tenth that is used as val."""
-    return int(sha256[:16], 16) / 2**64 < VAL_SHARE
-
-
 def with_val(train: Split[X], sha256s: Iterable[str]) -> dict[SplitName, Split[X]]:
     """Split a fixed tenth off ``train`` as ``val``; empty splits are omitted.
 
@@ -52,7 +43,7 @@ def with_val(train: Split[X], sha256s: Iterable[str]) -> dict[SplitName, Split[X
         train: The published train split.
         sha256s: One hash per image, which decides its split; see :func:`split_evenly` for small classes.
     """
-    where = split_evenly(list(sha256s), train.labels, {"val": VAL_SHARE, "train": 1 - VAL_SHARE})
+    where = split_evenly(list(sha256s), train.labels, VAL_SHARES)
     return by_split(train, where)
 
 

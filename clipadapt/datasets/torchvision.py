@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from clipadapt.core.api.errors import DataError, unknown
 from clipadapt.core.api.registry import DATASETS
 from clipadapt.core.api.user_input import user_path
-from clipadapt.core.data.labelled import LabelledSet, make_split
+from clipadapt.core.data.labelled import LabelledSet, make_split, split_by_hash
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import ImageFiles
-from clipadapt.datasets._published import by_split, hash_split, held_out, without_unreadable
+from clipadapt.datasets._published import SHARES, VAL_SHARES, by_split, without_unreadable
 from clipadapt.datasets._report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from PIL.Image import Image
 
@@ -206,9 +206,9 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
             part = without_unreadable(part, options, left_out)
         parts[split] = part
     if not known.splits:
-        parts = _by_name(parts["train"], hash_split)
+        parts = _by_name(parts["train"], SHARES)
     elif "val" not in parts:
-        parts |= _by_name(parts["train"], _train_or_val)
+        parts |= _by_name(parts["train"], VAL_SHARES)
     data = LabelledSet(
         name=name,
         classnames=classnames,
@@ -268,15 +268,13 @@ def _classnames(base: Any) -> tuple[str, ...]:
 
 
 def _by_name(
-    part: Split[Image], place: Callable[[str], SplitName]
+    part: Split[Image], shares: Mapping[SplitName, float]
 ) -> dict[SplitName, Split[Image]]:
     """Split by the hash of the last two components of each id: the class folder and the file."""
     names = ("/".join(key.split("/")[-2:]) for key in part.inputs.ids)
-    return by_split(part, [place(hashlib.sha256(n.encode()).hexdigest()) for n in names])
-
-
-def _train_or_val(sha256: str) -> SplitName:
-    return "val" if held_out(sha256) else "train"
+    return by_split(
+        part, [split_by_hash(hashlib.sha256(n.encode()).digest(), shares) for n in names]
+    )
 
 
 def _plain(name: str) -> str:

@@ -1,1 +1,1 @@
-"""The contract for plug-in authors: protocols, plain data, run context, registries, flags, tracks and errors."""
+"""What plug-in authors read: ``typing.Protocol`` classes, data, run context, registries, flags, tracks, errors."""

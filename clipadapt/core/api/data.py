@@ -1,4 +1,4 @@
-"""Data: inputs, splits, tasks, and the protocol of a dataset.
+"""Data: inputs, splits, tasks, and the ``typing.Protocol`` of a dataset.
 
 A method gets a :class:`Task` (train and val, never test), and its classifier gets :class:`Inputs` (no labels). A file
 below ``datasets/`` exports a :class:`DatasetProvider`.

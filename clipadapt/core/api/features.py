@@ -1,4 +1,4 @@
-"""Frozen features: what identifies them, and the protocol of the cache that models read them through."""
+"""Frozen features: what identifies them, and the ``typing.Protocol`` of the cache that models read them through."""
 
 from __future__ import annotations
 

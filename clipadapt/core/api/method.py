@@ -1,6 +1,6 @@
-"""Methods: the protocols of a method and of the classifiers that it returns.
+"""Methods: the ``typing.Protocol`` of a method and those of the classifiers that it returns.
 
-A method must have ``fit`` and ``load``, and a classifier ``predict_scores`` and ``save``. The other protocols here are
+A method must have ``fit`` and ``load``, and a classifier ``predict_scores`` and ``save``. The other classes here are
 optional capabilities of a classifier, which a run checks with ``isinstance``.
 """
 

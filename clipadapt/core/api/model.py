@@ -1,6 +1,6 @@
-"""Models: the protocol of a backbone, its options and identity, and what a file below ``models/`` exports.
+"""Models: the ``typing.Protocol`` of a backbone, its options and identity, and what a file below ``models/`` exports.
 
-Protocols for more specific backbones, such as those that embed images and texts, are in ``clipadapt.models`` and
+Those of more specific backbones, such as models that embed images and texts, are in ``clipadapt.models`` and
 ``textsent.models``.
 """
 

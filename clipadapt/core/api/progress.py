@@ -1,4 +1,4 @@
-"""Progress: the protocol through which long operations show bars and notes, and one that shows nothing."""
+"""Progress: the ``typing.Protocol`` of what shows bars and notes of long operations, and one that shows nothing."""
 
 from __future__ import annotations
 

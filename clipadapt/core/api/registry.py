@@ -151,7 +151,7 @@ class Registry(Generic[T]):
     def resolve(self, name: str, track: str) -> Resolved[T]:
         """Split ``scheme:argument`` and return the file that serves it.
 
-        A name whose scheme has no file of its own goes to the kind's default file, whole.
+        A name whose scheme has no file is passed unchanged to the default file of the kind.
 
         Raises:
             UnknownNameError: If no file serves the name.

@@ -1,4 +1,4 @@
-"""Shipped recipes, sweeps and protocols, and config files: found by path or bare name, read as plain data."""
+"""Shipped recipes, sweeps and evaluation protocols, and config files: found by path or name, read as plain data."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _methods_in(block: Mapping[str, Any]) -> Iterator[str]:
 
 
 def protocol_names() -> dict[str, Path]:
-    """Return the shipped protocols by name."""
+    """Return the shipped evaluation protocols by name."""
     return _shipped("protocols")
 
 
@@ -123,7 +123,7 @@ def read_fragment(path: Path) -> dict[str, Any]:
 
 
 def check_identifier(name: str, what: str) -> str:
-    """Return the name of a recipe, sweep or protocol, the name of its file, if it is valid.
+    """Return the name of a recipe, sweep or evaluation protocol, the name of its file, if it is valid.
 
     Raises:
         ConfigError: If it is not.

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 MOST_CLASSES: Final = 30
 """With more classes, only the hardest are printed; JSON holds all."""
 HARDEST: Final = 20
-METRICS_SHOWN: Final = ("macro_f1", "weighted_precision", "weighted_recall")
+METRICS_SHOWN: Final = tuple(m.name for m in METRICS.values() if m.summary)
 """Metrics with a column, after the accuracy."""
 
 

@@ -1,9 +1,9 @@
 """The metrics of a record. A metric is one function below, registered by :func:`metric` under its own name.
 
-It returns the value of each example, whose mean is the metric. From these the interval is computed, over the examples
-of one run here and over seeds and examples in tables. A figure that is no mean over examples, such as a calibration
-error, is returned as a number and has no interval. Records, tables, summary and page find name, title, unit and
-direction in :data:`METRICS`; there is no other list of metrics.
+It returns the value of each example, whose mean is the metric. The interval is computed from these values: over the
+examples of one run here, over seeds and examples in tables. A figure that is not a mean over examples, such as a
+calibration error, is returned as a number and has no interval. Records, tables, summary and page find name, title,
+unit and direction in :data:`METRICS`; there is no other list of metrics.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Metric:
     probabilities: bool
     least_classes: int
     version: int
-    columns: tuple[str, ...]
+    leaderboard: tuple[str, ...]
+    summary: bool
     note: str
 
 
@@ -103,13 +104,14 @@ def metric(
     probabilities: bool = False,
     least_classes: int = 1,
     version: int = 1,
-    columns: tuple[str, ...] = (),
+    leaderboard: tuple[str, ...] = (),
+    summary: bool = False,
     note: str = "",
 ) -> Callable[[_Compute], _Compute]:
-    """Register the decorated function as the metric of its name.
+    """Register the decorated function as a metric; its name is the name in records.
 
     The function takes :class:`~clipadapt.core.scoring.scores.LabelledScores` and returns the value of each example, or
-    a number that is no mean over examples, or None if the stored scores are not enough.
+    a number that is not a mean over examples, or None if the stored scores are not enough.
 
     Args:
         title: Name shown in tables and on the page, without the unit.
@@ -119,14 +121,16 @@ def metric(
             temperature fitted on val with the suffix ``_calibrated``; margins have only the second.
         least_classes: Fewest classes for which it is computed.
         version: :data:`METRICS_VERSION` since which its values have their present meaning.
-        columns: Suffixes (empty or :data:`CALIBRATED`) with which it is a column of the page's leaderboard.
+        leaderboard: Suffixes, empty or :data:`CALIBRATED`, with which it has a column on the report page.
+        summary: Whether it has a column in summaries.
         note: What a reader of the column should know.
     """
 
     def register(compute: _Compute) -> _Compute:
         name = compute.__name__
         METRICS[name] = Metric(
-            name, compute, title, unit, higher_is_better, probabilities, least_classes, version, columns, note
+            name, compute, title, unit, higher_is_better, probabilities, least_classes, version,
+            leaderboard, summary, note,
         )  # fmt: skip
         return compute
 
@@ -178,7 +182,7 @@ def find_metric(name: str) -> Metric | None:
 
 
 def example_values(name: str, scored: LabelledScores) -> ExampleValues | None:
-    """Return a metric's value of each example; None if it is no mean over examples, or not enough is stored.
+    """Return a metric's value of each example; None if it is not a mean over examples, or not enough is stored.
 
     Args:
         name: Name with or without :data:`CALIBRATED`.
@@ -249,7 +253,7 @@ def mean_per_class_recall(s: LabelledScores) -> ExampleValues:
     return ExampleValues(recall[present].mean() + own, _mean_weight(share, support))
 
 
-@metric("macro F1", version=2, columns=("",))
+@metric("macro F1", version=2, leaderboard=("",), summary=True)
 def macro_f1(s: LabelledScores) -> ExampleValues:
     """Mean F1 of the classes that occur in the labels or are predicted."""
     support, predicted, _ = s.class_counts
@@ -270,7 +274,7 @@ def weighted_f1(s: LabelledScores) -> ExampleValues:
     return ExampleValues(f1[s.labels] + own)
 
 
-@metric("weighted precision")
+@metric("weighted precision", summary=True)
 def weighted_precision(s: LabelledScores) -> ExampleValues:
     """Mean precision of the classes, weighted by support."""
     support, predicted, _ = s.class_counts
@@ -279,7 +283,7 @@ def weighted_precision(s: LabelledScores) -> ExampleValues:
     return ExampleValues(precision[s.labels] + own)
 
 
-@metric("weighted recall")
+@metric("weighted recall", summary=True)
 def weighted_recall(s: LabelledScores) -> ExampleValues:
     """Mean recall of the classes, weighted by support, which is the accuracy."""
     return ExampleValues(s.correct)
@@ -293,13 +297,13 @@ def _mean_weight(share: float, support: NDArray[np.intp]) -> float:
 # ---------------------------------------------------------------- of the probabilities
 
 
-@metric("NLL", unit="nats", higher_is_better=False, probabilities=True, columns=("",), note="nats")
+@metric("NLL", unit="nats", higher_is_better=False, probabilities=True, leaderboard=("",))
 def nll(s: LabelledScores) -> ExampleValues | None:
     """Mean negative log-likelihood of the label."""
     return None if s.losses is None else ExampleValues(s.losses)
 
 
-@metric("Brier score", unit="squared error", higher_is_better=False, probabilities=True)
+@metric("Brier", unit="squared error", higher_is_better=False, probabilities=True)
 def brier(s: LabelledScores) -> ExampleValues | None:
     """Mean over examples of the squared error of the probabilities, summed over classes, in [0, 2].
 
@@ -313,7 +317,7 @@ def brier(s: LabelledScores) -> ExampleValues | None:
     "ECE",
     higher_is_better=False,
     probabilities=True,
-    columns=("", CALIBRATED),
+    leaderboard=("", CALIBRATED),
     note="15 bins of equal width",
 )
 def ece(s: LabelledScores) -> float | None:

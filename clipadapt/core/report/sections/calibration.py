@@ -11,7 +11,7 @@ from clipadapt.core.api.errors import RecordError
 from clipadapt.core.records.confidence import confidences, score_kind
 from clipadapt.core.report import svg
 from clipadapt.core.report.charts import accuracy_axis
-from clipadapt.core.report.formats import format_value
+from clipadapt.core.report.formats import format_value, metric_title
 from clipadapt.core.report.section import section
 from clipadapt.core.scoring.calibration import reliability, selective
 from clipadapt.core.scoring.metrics import CALIBRATED, METRICS
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TEMPLATE: Final = """\
 <p class="lede">First chart: accuracy against confidence; a calibrated classifier is on the diagonal. Bins of equal
 width, seeds pooled, whiskers: 95 % intervals; bars: number of examples. Second chart: accuracy if only the most
-confident examples are answered. Dashed: scores without calibration; color: with the temperature fitted on val. AURC:
+confident examples are answered. Dashed: scores without calibration; colour: with the temperature fitted on val. AURC:
 mean error over all coverages.</p>
 <div class="list">
 {% for c in cards %}
@@ -162,7 +162,7 @@ def _figures(r: PageRow) -> list[tuple[str, str, str]]:
     """Return the metrics of probabilities, before and after calibration."""
     return [
         (
-            m.title + {"fraction": ", %", "nats": ", nats"}.get(m.unit, ""),
+            metric_title(m.name),
             format_value(r.row.mean(m.name), m.unit),
             format_value(r.row.mean(m.name + CALIBRATED), m.unit),
         )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clipadapt.core.report.section import Page
 
 TEMPLATE: Final = """\
-<p class="lede">Dashed: train; color: val; one line per seed. Rings: the selected epoch.</p>
+<p class="lede">Dashed: train; colour: val; one line per seed. Rings: the selected epoch.</p>
 <div class="list">
 {% for c in cards %}
 <details class="card item"{{ attributes(c.row.data) }}{% if loop.index <= 2 %} open{% endif %}>

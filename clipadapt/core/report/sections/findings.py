@@ -115,11 +115,11 @@ def _finding(block: Block) -> Finding:
     elif len(ranked) < 2:
         verdict = "the only method"
     elif lead.best:
-        verdict = "significantly better than the runner-up"
+        verdict = "significantly better"
     elif second is None:
-        verdict = "not compared with the runner-up: no common seed or example"
+        verdict = "not compared: no common seed or example"
     else:
-        verdict = "not significantly better than the runner-up"
+        verdict = "not significantly better"
     data = {"data": place(block)}
     if block.shots is not None or any(r.row.first.method.uses_train for r in block.rows):
         data["shots"] = "all" if block.shots is None else str(block.shots)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.report.formats import NOTHING, format_interval, format_value
+from clipadapt.core.report.formats import NOTHING, format_interval, format_value, metric_title
 from clipadapt.core.report.page_rows import place
 from clipadapt.core.report.section import section
-from clipadapt.core.scoring.metrics import CALIBRATED, METRICS
+from clipadapt.core.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from clipadapt.core.report.page_rows import PageRow
     from clipadapt.core.report.section import Page
+    from clipadapt.core.scoring.metrics import Metric
 
 TEMPLATE: Final = """\
 <p class="lede">Each row is one method in one setting; figures are means over seeds. Click a heading to sort.
@@ -85,24 +86,15 @@ def leaderboard(page: Page) -> dict[str, Any]:
 
 def _metric_columns() -> list[Column]:
     """Return the columns of the metrics that are registered with one."""
-    return [
-        _metric_column(m.name + suffix, m.title, m.unit, m.note, m.probabilities, suffix)
-        for m in METRICS.values()
-        for suffix in m.columns
-    ]
+    return [_metric_column(m, suffix) for m in METRICS.values() for suffix in m.leaderboard]
 
 
-def _metric_column(
-    name: str, title: str, unit: str, note: str, probabilities: bool, suffix: str
-) -> Column:
-    notes = [note] if note and not suffix else []
-    if suffix == CALIBRATED:
-        title, notes = f"{title} at T", ["with the temperature fitted on val"]
-    elif probabilities:
-        notes.append("without calibration")
-    percent = ", %" if unit == "fraction" else ""
+def _metric_column(m: Metric, suffix: str) -> Column:
+    name, notes = m.name + suffix, [m.note] if m.note else []
+    if m.probabilities:
+        notes.append("with the temperature fitted on val" if suffix else "without calibration")
     return Column(
-        title + percent, "figure", ", ".join(notes), lambda r: _figure(r.row.mean(name), unit)
+        metric_title(name), "figure", ", ".join(notes), lambda r: _figure(r.row.mean(name), m.unit)
     )
 
 

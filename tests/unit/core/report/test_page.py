@@ -20,6 +20,8 @@ from clipadapt.core.report.section import SECTIONS, section
 from clipadapt.core.report.sections.cost import pareto
 from clipadapt.core.report.summary import build_summary
 from clipadapt.core.report.tables import build_table, render
+from clipadapt.core.scoring.metrics import METRICS, ExampleValues
+from clipadapt.core.scoring.metrics import metric as metric_function
 from tests.unit.core.records.test_records import make_record, metric
 from tests.unit.core.report.report_runs import DATA, HOSTILE, NAMES, PATH, save_all, save_run
 
@@ -181,6 +183,20 @@ def test_a_section_is_one_decorated_function(store, monkeypatch):
     assert page.text("dates-of-runs").startswith("Dates <of> runs <20")
     assert list(page.texts)[1:4] == ["findings", "dates-of-runs", "leaderboard"]
     assert "environment" not in page.texts
+
+
+def test_a_registered_metric_gets_a_column(tmp_path):
+    @metric_function("share of class 0", leaderboard=("",))
+    def first_class(s):
+        return ExampleValues(s.predicted == 0)
+
+    try:
+        save_run(RunStore(tmp_path), "clip/coop", 1.0)
+        page = Reader(report.build_report(tmp_path, examples=False)[0])
+    finally:
+        del METRICS["first_class"]
+
+    assert "share of class 0, %" in page.text("leaderboard")
 
 
 def test_unlike_records_are_not_averaged(tmp_path):

@@ -1,1 +1,1 @@
-"""Text data sets: one file each; the name before `:` is the file."""
+"""Text datasets: one file each; the name before `:` is the file."""

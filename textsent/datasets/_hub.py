@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub."""
+"""Read text datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ def read(
     """Read the text and label columns of every split.
 
     Args:
-        folder: The data set's files.
-        origin: Its name, for messages.
-        text: Column of the texts, or None to find it.
-        label: Column of the labels, or None to find it.
-        config: Configuration of a data set that has several.
+        folder: The files of the dataset.
+        origin: Name of the dataset, for messages.
+        text: Text column, or None to find it.
+        label: Label column, or None to find it.
+        config: Configuration, for a dataset that has several.
 
     Returns:
-        One table per split; the two columns; the class names where the column declares them. Declared labels
-        come as names, and None where the hub has none (-1).
+        One table per split; the two columns; the class names, if the label column declares them. Labels of
+        declared classes are names, or None for -1, which means "no label" on the hub.
 
     Raises:
-        DataError: If the files cannot be read, or a column is missing.
+        DataError: If the files cannot be read, or a column does not exist.
     """
     import datasets
     from datasets.exceptions import DatasetsError
 
     folder, config = hub_datasets.configuration(folder, config)
-    # The prepared copy that the library keeps would grow by one for every data set; the texts end in memory.
+    # The texts are kept in memory, so the copy that the library prepares is temporary.
     with scratch_folder() as scratch, _no_bars():
         try:
             loaded = datasets.load_dataset(str(folder), name=config, cache_dir=str(scratch))
         except (DatasetsError, OSError, ValueError) as err:
-            # "An error occurred while generating the dataset": its cause says which.
+            # The message is "An error occurred while generating the dataset"; the details are in its cause.
             raise hub_datasets.unreadable(folder, origin, err) from None
         features: Mapping[str, Any] = next(iter(loaded.values())).features
         names = Table(origin, dict.fromkeys(features, ()))
@@ -62,7 +62,7 @@ def read(
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Switch the library's progress bars off for a moment; they would break up the program's own."""
+    """Disable the library's progress bars, which would interrupt those of this program."""
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()

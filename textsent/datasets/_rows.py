@@ -1,4 +1,4 @@
-"""From rows of any table to checked splits of texts and labels."""
+"""Check the rows of a table and assemble them into splits of texts and labels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Row:
 
     Attributes:
         key: Unique, stable id.
-        text: The text, never empty.
-        label: Name of its class.
-        where: How to find the row in its file, for messages.
+        text: The text, not empty.
+        label: Class name.
+        where: File and row number, for messages.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """Splits that passed every check, and what is worth knowing of them."""
+    """Splits that passed all checks, with flags and notes for the user."""
 
     classnames: tuple[str, ...]
     parts: Mapping[SplitName, Split[str]]
@@ -53,16 +53,16 @@ def rows_of(
 
     Args:
         table: The table.
-        text: Column of the texts.
-        label: Column of the labels.
-        prefix: Begins every id: ``train`` gives ``train/00000``.
-        skip: Leave out rows without a text or label, instead of an error.
+        text: Text column.
+        label: Label column.
+        prefix: Start of every id: ``train`` gives ``train/00000``.
+        skip: Skip rows without a text or label instead of raising an error.
 
     Returns:
-        One row per row of the table, None where it is left out; and how many are left out.
+        One entry per row of the table, None if it is skipped; and the number of skipped rows.
 
     Raises:
-        DataError: If a text or label is empty or missing, or a text is not text.
+        DataError: If a text or label is empty, missing or of the wrong type.
     """
     rows: list[Row | None] = []
     skipped = 0
@@ -85,21 +85,21 @@ def rows_of(
 def assemble(
     rows: Mapping[SplitName, Sequence[Row]], classnames: tuple[str, ...] | None = None
 ) -> Assembled:
-    """Check the splits against one another and number the classes.
+    """Check the splits together and number the classes.
 
     Args:
-        rows: Rows of every split there is.
-        classnames: ``C`` class names in their order; None takes those of the train split (of all splits
-            where there is no train), numbers by value and other names by alphabet.
+        rows: Rows of every split.
+        classnames: ``C`` class names in order; None takes those of the train split (of all splits if there is
+            no train split), sorted by value if they are numbers, else alphabetically.
 
     Raises:
-        DataError: If a split is empty, there is one class only, a label is not among the classes, or the
-            label column hardly ever repeats a value.
+        DataError: If a split is empty, there is only one class, a label is not one of the classes, or the
+            label column has too many different values.
     """
     for split, found in rows.items():
         if not found:
             raise DataError(
-                f"the split '{split}' is empty", hint="give it rows, or leave the split out"
+                f"the split '{split}' is empty", hint="add rows to it, or remove the split"
             )
     basis = rows.get("train") or [row for found in rows.values() for row in found]
     merged: tuple[str, ...] = ()
@@ -110,13 +110,13 @@ def assemble(
     used = {row.label for row in basis}
     if len(used) < 2:
         raise DataError(
-            f"all {len(basis)} rows of the split '{next(iter(rows))}' have one label, '{basis[0].label}'; "
+            f"all {len(basis)} rows of the split '{next(iter(rows))}' have the label '{basis[0].label}'; "
             "at least two classes are needed",
         )
     if len(used) > 10 and len(used) > len(basis) / 2:
         raise DataError(
-            f"the label column holds {len(used)} different values in {len(basis)} rows; these are not classes",
-            hint="name the right column by adding ?label=COLUMN to the data set's name",
+            f"the label column has {len(used)} different values in {len(basis)} rows; these are not classes",
+            hint="give the right column by adding ?label=COLUMN to the dataset's name",
         )
     index = {name: i for i, name in enumerate(names)}
     parts = {}
@@ -126,8 +126,8 @@ def assemble(
         for row in rows[split]:
             if row.label not in index:
                 raise DataError(
-                    f"{row.where}: the label '{row.label}' is outside the classes: {_shown(names)}",
-                    hint="the classes are those of the train split; correct the label or leave the row out",
+                    f"{row.where}: the label '{row.label}' is not one of the classes: {_shown(names)}",
+                    hint="the classes are those of the train split; correct the label or remove the row",
                 )
         parts[split] = make_split(
             [row.text for row in rows[split]],
@@ -142,13 +142,13 @@ def assemble(
 def _merge_alike(
     rows: Mapping[SplitName, Sequence[Row]],
 ) -> tuple[dict[SplitName, list[Row]], tuple[str, ...]]:
-    """Give labels that differ only in how they are written the most frequent of their spellings."""
+    """Merge labels that differ only in spelling into the most frequent one."""
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for row in (row for found in rows.values() for row in found):
         spellings[class_key(row.label)][row.label] += 1
     kept = {key: min(c, key=lambda name: (-c[name], name)) for key, c in spellings.items()}
     notes = tuple(
-        f"labels that differ only in their spelling are one class, '{kept[key]}': "
+        f"labels that differ only in spelling are merged into one class, '{kept[key]}': "
         + ", ".join(f"'{name}' ({n:,})" for name, n in counts.most_common())
         for key, counts in spellings.items()
         if len(counts) > 1
@@ -163,52 +163,52 @@ def _merge_alike(
 
 def _checked_text(value: Any, column: str, where: str) -> str:
     if _is_nan(value):
-        raise DataError(f"{where}: the text in column '{column}' is missing (NaN)", hint=_MEND)
+        raise DataError(f"{where}: the text in column '{column}' is missing (NaN)", hint=_FIX)
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: column '{column}' holds a {type(value).__name__} ({value!r:.40}), not a text",
-            hint="name the right column by adding ?text=COLUMN to the data set's name",
+            f"{where}: column '{column}' contains {value!r:.40} of type {type(value).__name__}, not a text",
+            hint="give the right column by adding ?text=COLUMN to the dataset's name",
         )
     if not value.strip():
-        raise DataError(f"{where}: the text in column '{column}' is empty", hint=_MEND)
+        raise DataError(f"{where}: the text in column '{column}' is empty", hint=_FIX)
     try:
         value.encode()
     except UnicodeEncodeError as err:
         raise DataError(
-            f"{where}: the text in column '{column}' holds half a Unicode character "
+            f"{where}: the text in column '{column}' contains half a Unicode character "
             f"(U+{ord(value[err.start]):04X} at position {err.start})",
-            hint=_MEND,
+            hint=_FIX,
         ) from None
     return value
 
 
 def _checked_label(value: Any, column: str, where: str) -> str:
     if _is_nan(value) or (isinstance(value, str) and not value.strip()):
-        raise DataError(f"{where}: the label in column '{column}' is missing", hint=_MEND)
+        raise DataError(f"{where}: the label in column '{column}' is missing", hint=_FIX)
     if not isinstance(value, (str, int, float)):
         raise DataError(
-            f"{where}: column '{column}' holds a {type(value).__name__} ({value!r:.40}), not a label",
-            hint="name the right column by adding ?label=COLUMN to the data set's name",
+            f"{where}: column '{column}' contains {value!r:.40} of type {type(value).__name__}, not a label",
+            hint="give the right column by adding ?label=COLUMN to the dataset's name",
         )
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # Parquet holds whole numbers as floats where one was missing
+        value = int(value)  # Parquet stores integers as floats if one is missing
     name = str(value).strip()
     broken = next((c for c in name if unicodedata.category(c) in {"Cc", "Cs"}), None)
     if broken is not None:
         raise DataError(
-            f"{where}: the label in column '{column}' holds a character that cannot be shown "
+            f"{where}: the label in column '{column}' contains a character that cannot be displayed "
             f"(U+{ord(broken):04X})",
-            hint=_MEND,
+            hint=_FIX,
         )
     return name
 
 
-_MEND = "fix or remove the row, or leave such rows out with --set data.on_bad_image=skip"
+_FIX = "fix or remove the row, or skip such rows with --set data.on_bad_image=skip"
 
 
 def _is_nan(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().casefold() == "nan"  # how a missing value looks after str()
+        return value.strip().casefold() == "nan"  # str() of a missing value
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -231,12 +231,12 @@ def _duplicates(
     if across:
         flags.append("duplicates_across_splits")
         example = " = ".join(row.where for _, row in across[0][:2])
-        notes.append(f"the same text lies in two splits, {len(across)} times: {example}")
+        notes.append(f"texts in more than one split: {len(across)}, for example {example}")
     conflicts = [g for g in groups.values() if len({row.label for _, row in g}) > 1]
     if conflicts:
         flags.append("duplicates_across_classes")
         example = " = ".join(row.where for _, row in conflicts[0][:2])
-        notes.append(f"the same text has two labels, {len(conflicts)} times: {example}")
+        notes.append(f"texts with more than one label: {len(conflicts)}, for example {example}")
     return tuple(flags), tuple(notes)
 
 

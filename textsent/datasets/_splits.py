@@ -1,4 +1,4 @@
-"""Which split a text falls into where none is named."""
+"""Split the texts of a dataset that has no splits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SHARES: dict[SplitName, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def split_rows(rows: Sequence[Row]) -> dict[SplitName, list[Row]]:
-    """Return the rows of each split, which a hash of the text decides by :data:`SHARES`.
+    """Assign rows to splits in the proportions of :data:`SHARES`, by a hash of their text.
 
-    A text stays where it is when rows are added, but for a class of few texts, see
+    A text stays in its split when rows are added, except in classes with few texts, see
     :func:`clipadapt.core.data.labelled.split_evenly`.
     """
     numbers = {key: i for i, key in enumerate(sorted({class_key(row.label) for row in rows}))}

@@ -1,4 +1,4 @@
-"""Tables of one's own: .csv, .tsv, .parquet and .jsonl, read whole, every value as the file holds it."""
+"""Read .csv, .tsv, .parquet and .jsonl files; values are not converted."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ LABEL_COLUMNS = (
 )
 
 QUOTES: Final = ("auto", "double", "none")
-"""What a quotation mark is: found out, the limit of a field, or a character of the text."""
+"""Meaning of quotation marks: detected, delimiters of a field, or characters of the text."""
 SEPARATORS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
-"""Names of separators, beside the characters themselves."""
+"""Names of separators; the characters themselves are accepted too."""
 
 _SNIFFED: Final = (",", ";", "\t", "|")
 _BYTE_ORDER_MARKS: Final = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",  # after the longer mark that begins with it
+    codecs.BOM_UTF16_LE: "utf-16",  # after the longer mark with the same start
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _Rows = list[tuple[int, list[str]]]
@@ -58,11 +58,11 @@ _Rows = list[tuple[int, list[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a .csv, .tsv or .jsonl is read.
+    """Options for reading a .csv, .tsv or .jsonl file.
 
     Attributes:
-        encoding: Encoding of its bytes; a byte order mark of UTF-8 is dropped.
-        separator: Character between two fields; None finds it out.
+        encoding: Text encoding; a UTF-8 byte order mark is dropped.
+        separator: Character between two fields; None detects it.
         quotes: One of :data:`QUOTES`.
     """
 
@@ -72,17 +72,17 @@ class Reading:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Reading:
-        """Return what the options ``encoding``, ``sep`` and ``quote`` of a data set's name say.
+        """Return the options ``encoding``, ``sep`` and ``quote`` of a dataset name.
 
         Raises:
-            DataError: If the encoding is not one of text, or another value is not accepted.
+            DataError: If the encoding is not a text encoding, or another value is invalid.
         """
         encoding, quotes = query.get("encoding", "utf-8"), query.get("quote", "auto")
         try:
             known = "\0" not in encoding and codecs.lookup(encoding)._is_text_encoding
         except (LookupError, ValueError, UnicodeError):
             known = False
-        if not known:  # zlib and rot13 are codecs, too, but not of text
+        if not known:  # zlib and rot13 are codecs but not text encodings
             raise DataError(
                 f"unknown encoding '{encoding}'",
                 hint="for example encoding=latin-1, cp1252 or utf-16",
@@ -104,11 +104,11 @@ class Table:
     """Columns of equal length.
 
     Attributes:
-        origin: What to call the table in a message: its file's name.
-        columns: Values by column name; None where a value is missing.
-        notes: What the user should know about how it was read, one sentence each.
-        repeated: Names that several columns have; none of these is in ``columns``.
-        joined: Lines that may be rows of their own, but that quotation marks join to others.
+        origin: File name, for messages.
+        columns: Values by column name; None for missing values.
+        notes: Notes for the user on how the file was read, one sentence each.
+        repeated: Names of several columns; these are not in ``columns``.
+        joined: Lines that may be separate rows but are joined to others by quotation marks.
     """
 
     origin: str
@@ -118,15 +118,15 @@ class Table:
     joined: int = 0
 
     def find(self, what: str, named: str | None, usual: Sequence[str]) -> str:
-        """Return the name of the column that holds ``what``.
+        """Return the name of the text or label column.
 
         Args:
             what: ``text`` or ``label``.
-            named: The column the user named, or None to look for a usual name.
-            usual: Usual names, the likeliest first; case does not matter.
+            named: Column given by the user, or None to look for a usual name.
+            usual: Usual names, the most likely first; case is ignored.
 
         Raises:
-            DataError: If there is no such column, or several; the message names those there are.
+            DataError: If there is no such column, or more than one; the message lists the columns.
         """
         name = find_column(
             self.origin,
@@ -138,22 +138,22 @@ class Table:
         )
         if name in self.repeated:
             raise DataError(
-                f"{self.origin} has several columns called '{name}'",
-                hint=f"rename all but one, or name another column by adding ?{what}=COLUMN to the data set's name",
+                f"{self.origin} has several columns named '{name}'",
+                hint=f"rename all but one, or give another column by adding ?{what}=COLUMN to the dataset's name",
             )
         return name
 
 
 def read_table(path: Path, reading: Reading | None = None) -> Table:
-    """Read one file; its ending tells the format.
+    """Read one file; the format is given by its extension.
 
     Args:
         path: The file.
-        reading: How a .csv, .tsv or .jsonl is read; None finds everything out.
+        reading: Options for .csv, .tsv and .jsonl; None detects everything.
 
     Raises:
-        DataError: If the file cannot be read, the ending is none of :data:`ENDINGS`, the bytes are not in
-            the encoding, or a row does not fit the header.
+        DataError: If the file cannot be read, its extension is not one of :data:`ENDINGS`, its bytes are not valid in
+            the encoding, or a row does not match the header.
     """
     reading = reading or Reading()
     ending = path.suffix.lower()
@@ -163,7 +163,7 @@ def read_table(path: Path, reading: Reading | None = None) -> Table:
             hint="save the table in one of these formats",
         )
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
+        if not stat.S_ISREG(path.stat().st_mode):  # reading from a pipe would block
             raise DataError(f"'{path}' is not a regular file", hint="save the table as a file")
         if ending == ".parquet":
             return _read_parquet(path)
@@ -185,15 +185,15 @@ def _decode(path: Path, raw: bytes, encoding: str) -> str:
         line = raw.count(b"\n", 0, err.start) + 1
         raise DataError(
             f"{path.name} is not {encoding.upper()}: byte 0x{raw[err.start]:02x} at offset {err.start}, line {line}",
-            hint="save the file as UTF-8, or name its encoding by adding "
-            f"?encoding={marked} to the data set's name",
+            hint="save the file as UTF-8, or give its encoding by adding "
+            f"?encoding={marked} to the dataset's name",
         ) from None
-    except UnicodeError as err:  # utf-16 without a mark, for one
+    except UnicodeError as err:  # such as utf-16 without a byte order mark
         raise DataError(f"{path.name} is not {encoding.upper()}: {err}") from None
-    if "\0" in text.partition("\n")[0]:  # utf-16 without a mark is valid UTF-8
+    if "\0" in text.partition("\n")[0]:  # utf-16 without a byte order mark is valid UTF-8
         raise DataError(
-            f"{path.name} is not {encoding.upper()}: its first line holds NUL characters",
-            hint="name its encoding by adding ?encoding=utf-16-le (or utf-16-be) to the data set's name",
+            f"{path.name} is not {encoding.upper()}: its first line contains NUL characters",
+            hint="give its encoding by adding ?encoding=utf-16-le (or utf-16-be) to the dataset's name",
         )
     return text
 
@@ -209,7 +209,7 @@ def _parse_csv(origin: str, text: str, ending: str, reading: Reading) -> Table:
             rows, joined, notes = _unquoted(origin, text, separator, ending, reading.quotes)
             table = replace(_table(origin, rows, separator, notes), joined=joined)
         except DataError as err:
-            failure = failure or err  # of the likeliest separator
+            failure = failure or err  # of the most likely separator
             continue
         usual = "\t" if ending == ".tsv" else ","
         if separator != usual and reading.separator is None:
@@ -221,9 +221,9 @@ def _parse_csv(origin: str, text: str, ending: str, reading: Reading) -> Table:
 
 
 def _separators(text: str, ending: str, named: str | None) -> tuple[list[str], str]:
-    """Return the separators worth a try, the likeliest first, and the text without a line ``sep=;``."""
+    """Return the separators to try, the most likely first, and the text without a line ``sep=;``."""
     first, newline, rest = text.partition("\n")
-    if first.startswith("sep=") and len(first.rstrip("\r")) == 5:  # as spreadsheets mark it
+    if first.startswith("sep=") and len(first.rstrip("\r")) == 5:  # written by spreadsheets
         named, text = named or first[4], rest if newline else ""
     if named is not None:
         return [named], text
@@ -237,15 +237,15 @@ def _separators(text: str, ending: str, named: str | None) -> tuple[list[str], s
 def _unquoted(
     origin: str, text: str, separator: str, ending: str, quotes: str
 ) -> tuple[_Rows, int, tuple[str, ...]]:
-    """Return the rows of a text, the lines that quotation marks may have joined by mistake, and what to say of it.
+    """Return the rows of a text, the number of lines that quotation marks may have joined by mistake, and notes.
 
-    A quotation mark that opens a field and is closed some lines further down joins those lines to one field. Where
-    every line is a whole row without that, it is a character of the text in a .tsv, which most programs write
-    without quotes; in a .csv it cannot be known, so it is reported.
+    A quotation mark that opens a field and is closed some lines further down joins these lines into one field. If
+    every line is also a complete row by itself, the mark is taken as text in a .tsv, which most programs write
+    without quotes; in a .csv it is ambiguous and is reported.
     """
     if quotes == "none" or '"' not in text:
         return _rows(text, separator, csv.QUOTE_NONE), 0, ()
-    # Marks in every line are no accident: one that is open then is a damaged or cut file.
+    # With quotation marks in every line, an unclosed one means that the file is damaged or truncated.
     every_row = text.count('"') >= 2 * text.count("\n") - 2
     try:
         quoted = _rows(text, separator, csv.QUOTE_MINIMAL)
@@ -255,8 +255,8 @@ def _unquoted(
             return plain, 0, (f"{origin}: quotation marks are read as part of the text ({err})",)
         raise DataError(
             f"{origin} is not a table of values separated by {_shown(separator)}: {err}",
-            hint='double the quotes inside a quoted field ("he said ""no"""), or add ?quote=none to the data '
-            "set's name where quotation marks are part of the text",
+            hint='double the quotes inside a quoted field ("he said ""no"""), or add ?quote=none to the '
+            "dataset's name if quotation marks are part of the text",
         ) from None
     every_row = every_row or text.count('"') >= 2 * (len(quoted) - 1)
     joined = any("\n" in cell for _, row in quoted for cell in row)
@@ -266,14 +266,14 @@ def _unquoted(
     if ending == ".tsv":
         return plain, 0, (f"{origin}: quotation marks are read as part of the text",)
     note = (
-        f"{origin}: quotation marks join {len(plain)} lines to {len(quoted)} rows; if they are part of the "
-        "text, add ?quote=none to the data set's name"
+        f"{origin}: quotation marks join {len(plain)} lines into {len(quoted)} rows; if they are part of the "
+        "text, add ?quote=none to the dataset's name"
     )
     return quoted, len(plain) - len(quoted), (note,)
 
 
 def _whole_lines(text: str, separator: str) -> _Rows | None:
-    """Return the rows where every line by itself has the same number of fields, else None."""
+    """Return one row per line if all lines have the same number of fields (more than one), else None."""
     rows = _rows(text, separator, csv.QUOTE_NONE)
     widths = {len(row) for _, row in rows}
     return rows if len(widths) == 1 and widths != {1} else None
@@ -282,7 +282,7 @@ def _whole_lines(text: str, separator: str) -> _Rows | None:
 def _rows(text: str, separator: str, quoting: Literal[0, 3]) -> _Rows:
     """Return ``(line number, fields)`` of every row that is not blank."""
     limit = csv.field_size_limit(2**31 - 1)
-    # newline="": a field may hold \r or \n, and only those end a line (str.splitlines knows more).
+    # newline="": only \r and \n end a line, and a field may contain them (str.splitlines splits at more characters).
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True
     )
@@ -296,23 +296,23 @@ def _rows(text: str, separator: str, quoting: Literal[0, 3]) -> _Rows:
 
 def _table(origin: str, rows: _Rows, separator: str, notes: tuple[str, ...]) -> Table:
     if not rows:
-        raise DataError(f"{origin} is empty; its first line must name the columns")
+        raise DataError(f"{origin} is empty; its first line must contain the column names")
     header = [name.strip() for name in rows[0][1]]
     width = len(header)
     for number, row in rows[1:]:
         if len(row) < width or any(cell.strip() for cell in row[width:]):
             raise DataError(
-                f"{origin}, line {number}: {len(row)} fields, but the header names {width}: "
+                f"{origin}, line {number}: {len(row)} fields, but the header has {width}: "
                 + ", ".join(header),
-                hint=f"fields are separated by {_shown(separator)} here (another one: add ?sep=CHARACTER to the "
-                "data set's name); put a field that holds it in double quotes",
+                hint=f"fields are separated by {_shown(separator)} (for another separator add ?sep=CHARACTER to the "
+                "dataset's name); put a field that contains it in double quotes",
             )
     columns = {name: [row[i] for _, row in rows[1:]] for i, name in enumerate(header) if name}
     unnamed = [i for i, name in enumerate(header) if not name]
     filled = sum(any(row[i].strip() for i in unnamed) for _, row in rows[1:])
     if filled:
         notes += (
-            f"{origin}: columns without a name are left out; {filled} rows have values there",
+            f"{origin}: columns without a name are ignored; {filled} rows have values in them",
         )
     repeated = tuple(sorted({name for name in columns if header.count(name) > 1}))
     return Table(origin, {n: v for n, v in columns.items() if n not in repeated}, notes, repeated)

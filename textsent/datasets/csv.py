@@ -1,13 +1,13 @@
-"""``csv:PATH``: one's own texts in .csv, .tsv, .parquet or .jsonl.
+"""``csv:PATH``: your own texts in .csv, .tsv, .parquet or .jsonl.
 
 ``PATH`` is a folder with ``train.csv``, ``val.csv`` and ``test.csv`` (any of the three; ``valid``, ``validation``
-and ``dev`` are ``val``), or one file. One file is split by its column ``split``, or another one that holds names of
-splits alone (``partition``, ``set``), where it has one, else 80/10/10 by a hash of each text: rows added later move
-none of the others, and equal texts fall into one split.
+and ``dev`` are ``val``), or one file. A file is split by its column ``split``, or by another column that only contains
+names of splits (such as ``partition`` or ``set``). Without such a column it is split 80/10/10 by a hash of each text:
+adding rows moves no other row, and equal texts are in one split.
 
-The columns of text and label are found by their usual names, or named: ``csv:PATH?text=COL&label=COL``;
-``split=COL`` and ``encoding=NAME`` are accepted too, ``sep=CHARACTER`` (also ``semicolon``, ``tab``, ``pipe``) where
-the separator is not found out, and ``quote=none`` where quotation marks are part of the text.
+The text and label columns are found by their usual names or given as ``csv:PATH?text=COL&label=COL``. Further options
+are ``split=COL``, ``encoding=NAME``, ``sep=CHARACTER`` (also ``semicolon``, ``tab``, ``pipe``) if the separator is not
+detected, and ``quote=none`` if quotation marks are part of the text.
 """
 
 from __future__ import annotations
@@ -43,50 +43,39 @@ LAYOUTS = "a .csv, .tsv, .parquet or .jsonl file, or a folder with train.csv, va
 
 
 def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
-    """Open one's own table or tables.
+    """Open a table, or a folder of tables.
 
     Args:
         argument: ``PATH``, or ``PATH?text=COL&label=COL`` with any of :data:`OPTIONS`.
-        options: With ``on_bad_image="skip"`` rows without a text or label are left out and counted.
+        options: With ``on_bad_image="skip"`` rows without a text or label are skipped and counted.
 
     Raises:
-        DataError: If a file, column, text or label is missing or cannot be used; the message says where.
+        DataError: If a file, column, text or label is missing or invalid; the message says where.
     """
-    # A "?" may belong to the file's own name.
-    exists = bool(argument.strip()) and user_path(argument).exists()
-    name, query = (argument, {}) if exists else split_query(argument, OPTIONS)
-    if not name:
-        raise DataError("csv: names no file", hint=f"write csv:PATH, where PATH is {LAYOUTS}")
-    path = user_path(name)
-    if not path.exists():
-        raise DataError(f"no such file or folder: '{path}'", hint=f"csv:PATH takes {LAYOUTS}")
+    path, query = _path_and_query(argument)
     reading = Reading.of(query)
     skip = options.on_bad_image == "skip"
-    by_hash = False
-    notes: tuple[str, ...] = ()
+    title = f"csv:{path.resolve().name}"  # resolved, so that "." has a name
     if path.is_dir():
         files, others = _split_files(path)
-        if others:
-            notes += (
-                f"tables that are not called after a split are left out: {', '.join(others)}",
-            )
+        notes = [f"tables not named after a split are left out: {', '.join(others)}"] * bool(others)
         tables = {split: read_table(file, reading) for split, file in files.items()}
         rows, skipped = _from_tables(tables, query, skip=skip)
+        by_hash = False
     else:
         table = read_table(path, reading)
         tables = {"train": table}
         column = _split_column(table, query)
-        if column and "split" not in query and column.strip().casefold() != SPLIT_COLUMN:
-            notes += (f"the column '{column}' says which split a row is of",)
-        by_hash = column is None
+        notes = _split_column_note(column, query)
         rows, skipped = _from_one(table, column, query, skip=skip)
+        by_hash = column is None
     assembled = assemble(rows)
-    # Absolute, so that "." has a name too.
-    title = f"csv:{path.resolve().name}"
-    notes += tuple(note for table in tables.values() for note in table.notes) + assembled.notes
-    joined = sum(table.joined for table in tables.values())
+    notes += [note for table in tables.values() for note in table.notes]
+    notes += assembled.notes
     if skipped:
-        notes += (f"{skipped} rows without a text or label are left out",)
+        notes.append(f"{skipped} rows without a text or label are left out")
+    joined = sum(table.joined for table in tables.values())
+    n_rows = sum(map(len, rows.values()))
     return LabelledSet(
         name=title,
         classnames=assembled.classnames,
@@ -98,10 +87,10 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         flags=(
             *(("split_by_hash",) if by_hash else ()),
             *assembled.flags,
-            *many_left_out(sum(map(len, rows.values())), skipped + joined),
+            *many_left_out(n_rows, skipped + joined),
         ),
         notes=tuple(f"{title}: {note}" for note in notes),
-        found=sum(map(len, rows.values())) + skipped + joined,
+        found=n_rows + skipped + joined,
         left_out={
             "without a text or label": skipped,
             "joined to others by quotation marks": joined,
@@ -109,8 +98,31 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     )
 
 
+def _path_and_query(argument: str) -> tuple[Path, dict[str, str]]:
+    """Return the path and the options of a dataset name.
+
+    Raises:
+        DataError: If there is no path, or no such file or folder.
+    """
+    # A "?" may be part of a file name.
+    exists = bool(argument.strip()) and user_path(argument).exists()
+    name, query = (argument, {}) if exists else split_query(argument, OPTIONS)
+    if not name:
+        raise DataError("csv: has no path", hint=f"write csv:PATH, where PATH is {LAYOUTS}")
+    path = user_path(name)
+    if not path.exists():
+        raise DataError(f"no such file or folder: '{path}'", hint=f"csv:PATH takes {LAYOUTS}")
+    return path, query
+
+
+def _split_column_note(column: str | None, query: dict[str, str]) -> list[str]:
+    """Return a note if the split column was guessed from its values."""
+    guessed = column and "split" not in query and column.strip().casefold() != SPLIT_COLUMN
+    return [f"the column '{column}' gives the split of a row"] if guessed else []
+
+
 def _split_files(folder: Path) -> tuple[dict[SplitName, Path], list[str]]:
-    """Return the table of each split, and the names of tables that belong to none."""
+    """Return the table of each split, and the names of tables that are not named after a split."""
     found: dict[SplitName, Path] = {}
     others = []
     try:
@@ -134,7 +146,7 @@ def _split_files(folder: Path) -> tuple[dict[SplitName, Path], list[str]]:
     if not found:
         shown = ", ".join(p.name for p in inside[:8]) or "nothing"
         raise DataError(
-            f"'{folder}' holds no train, val or test table; it holds: {shown}",
+            f"'{folder}' contains no train, val or test table; it contains: {shown}",
             hint=f"csv:PATH takes {LAYOUTS}",
         )
     return {split: found[split] for split in SPLITS if split in found}, others
@@ -145,8 +157,8 @@ def _columns(table: Table, query: dict[str, str]) -> tuple[str, str]:
     label = table.find("label", query.get("label"), LABEL_COLUMNS)
     if text == label:
         raise DataError(
-            f"{table.origin}: the column '{text}' cannot be the text and the label",
-            hint="name two columns by adding ?text=COLUMN&label=COLUMN to the data set's name",
+            f"{table.origin}: the column '{text}' cannot be both text and label",
+            hint="give two columns by adding ?text=COLUMN&label=COLUMN to the dataset's name",
         )
     return text, label
 
@@ -164,7 +176,7 @@ def _from_tables(
 
 
 def _split_column(table: Table, query: dict[str, str]) -> str | None:
-    """Return the column of the splits: the one named, the one called so, else one whose values all are splits."""
+    """Return the split column: the given one, the one named ``split``, or one whose values are all names of splits."""
     if "split" in query:
         return table.find("split", query["split"], ())
     called = next((c for c in table.columns if c.strip().casefold() == SPLIT_COLUMN), None)
@@ -197,7 +209,7 @@ def _from_one(
             raise DataError(
                 f"{row.where}: '{value}' in column '{column}' is not a split; "
                 f"accepted: {', '.join(SPLIT_ALIASES)}",
-                hint="name another column by adding ?split=COLUMN to the data set's name",
+                hint="give another column by adding ?split=COLUMN to the dataset's name",
             )
         rows[split].append(row)
     return {split: part for split, part in rows.items() if part}, skipped
@@ -208,9 +220,9 @@ def _by_hash(table: Table, rows: list[Row]) -> dict[SplitName, list[Row]]:
     empty = [split for split, part in parts.items() if not part]
     if empty:
         raise DataError(
-            f"{table.origin} has {len(rows)} rows; split 80/10/10 by a hash of the text they "
-            f"leave the split '{empty[0]}' empty",
-            hint="add a column 'split' with train, val and test, or give a folder with train.csv and test.csv",
+            f"{table.origin} has {len(rows)} rows; split 80/10/10 by a hash of the text, "
+            f"the split '{empty[0]}' is empty",
+            hint="add a column 'split' with train, val and test, or use a folder with train.csv and test.csv",
         )
     return parts
 

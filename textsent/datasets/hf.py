@@ -1,8 +1,8 @@
-"""``hf:REPO[@REVISION]``: any text classification set of the Hugging Face hub.
+"""``hf:REPO[@REVISION]``: any text classification dataset of the Hugging Face hub.
 
-The columns of text and label are found by their usual names, or named: ``hf:ORG/NAME?text=COL&label=COL``;
-``config=NAME`` chooses among several configurations. With ``HF_HUB_OFFLINE=1`` the hub cache serves. A set with
-one split only is split 80/10/10 by a hash of each text.
+The text and label columns are found by their usual names or given as ``hf:ORG/NAME?text=COL&label=COL``;
+``config=NAME`` selects one of several configurations. With ``HF_HUB_OFFLINE=1`` only the hub cache is used. A dataset
+with a single split is split 80/10/10 by a hash of each text.
 """
 
 from __future__ import annotations
@@ -18,68 +18,48 @@ from textsent.datasets._rows import assemble, rows_of
 from textsent.datasets._splits import split_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from clipadapt.core.api.data import DatasetOptions, SplitName
     from textsent.datasets._rows import Row
+    from textsent.datasets._tables import Table
 
 OPTIONS = ("text", "label", "config")
-WAY_OUT = "without a network take rotten_tomatoes:offline, or one's own file with csv:PATH"
+WAY_OUT = "without a network use rotten_tomatoes:offline, or your own file with csv:PATH"
 
 
 def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
-    """Open a data set of the hub.
+    """Open a dataset of the hub.
 
     Args:
-        argument: ``ORG/NAME``, ``ORG/NAME@REVISION``, with ``?text=COL&label=COL&config=NAME`` where needed.
-        options: With ``on_bad_image="skip"`` rows without a text or label are left out and counted.
+        argument: ``ORG/NAME`` or ``ORG/NAME@REVISION``, optionally with ``?text=COL&label=COL&config=NAME``.
+        options: With ``on_bad_image="skip"`` rows without a text or label are skipped and counted.
 
     Raises:
-        DataError: If the data set cannot be had or read, or has no usable texts and labels.
+        DataError: If the dataset is not available, cannot be read, or has no usable texts and labels.
     """
     name, query = split_query(argument, OPTIONS)
     repo, _, given = name.partition("@")
     revision = None if given in {"", "main"} else given
     if not repo:
-        raise DataError("hf: names no data set", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
+        raise DataError("hf: has no repository", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    config = query.get("config")
+    title = f"hf:{name}" + (f"?config={config}" if config is not None else "")
     files = hub_datasets.dataset(
-        repo, revision, hub_datasets.TABLES, way_out=WAY_OUT, config=query.get("config")
+        repo, revision, hub_datasets.TABLES, way_out=WAY_OUT, config=config
     )
     tables, text, label, classnames = _hub.read(
-        files.folder,
-        title,
-        text=query.get("text"),
-        label=query.get("label"),
-        config=query.get("config"),
+        files.folder, title, text=query.get("text"), label=query.get("label"), config=config
     )
-    published, left_out = match_splits(
-        title,
-        {
-            name: not table.columns[label] or any(v is not None for v in table.columns[label])
-            for name, table in tables.items()
-        },
-    )
-    rows: dict[SplitName, list[Row]] = {}
-    notes = [files.note] if files.note else []
-    notes += left_out
+    rows, skipped, notes = _rows(title, tables, text, label, skip=options.on_bad_image == "skip")
     flags: tuple[str, ...] = ()
-    skipped = 0
-    for split, found in published.items():
-        checked, without = rows_of(
-            tables[found],
-            text,
-            label,
-            prefix=split_named(found) or found,
-            skip=options.on_bad_image == "skip",
-        )
-        rows[split] = [row for row in checked if row is not None]
-        skipped += without
     if len(tables) == 1:
         (whole,) = rows.values()
         rows = split_rows(whole)
         flags = ("split_by_hash",)
     assembled = assemble(rows, classnames)
-    if skipped:
-        notes.append(f"{skipped} rows without a text or label are left out")
+    n_rows = sum(map(len, rows.values()))
+    notes = [*([files.note] if files.note else []), *notes, *assembled.notes]
     return LabelledSet(
         name=title,
         classnames=assembled.classnames,
@@ -89,11 +69,32 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
         source=files.source,
         parts=assembled.parts,
         skipped=skipped,
-        flags=(*flags, *assembled.flags, *many_left_out(sum(map(len, rows.values())), skipped)),
-        notes=tuple(f"{title}: {note}" for note in (*notes, *assembled.notes)),
-        found=sum(map(len, rows.values())) + skipped,
+        flags=(*flags, *assembled.flags, *many_left_out(n_rows, skipped)),
+        notes=tuple(f"{title}: {note}" for note in notes),
+        found=n_rows + skipped,
         left_out={"without a text or label": skipped},
     )
+
+
+def _rows(
+    title: str, tables: Mapping[str, Table], text: str, label: str, *, skip: bool
+) -> tuple[dict[SplitName, list[Row]], int, list[str]]:
+    """Return the checked rows of each split, how many rows are skipped, and notes for the user."""
+    labelled = {
+        name: not table.columns[label] or any(v is not None for v in table.columns[label])
+        for name, table in tables.items()
+    }
+    published, notes = match_splits(title, labelled)
+    rows: dict[SplitName, list[Row]] = {}
+    total = 0
+    for split, name in published.items():
+        prefix = split_named(name) or name
+        checked, skipped = rows_of(tables[name], text, label, prefix=prefix, skip=skip)
+        rows[split] = [row for row in checked if row is not None]
+        total += skipped
+    if total:
+        notes.append(f"{total} rows without a text or label are left out")
+    return rows, total, notes
 
 
 DATASET = open_hf

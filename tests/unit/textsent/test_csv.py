@@ -154,7 +154,10 @@ def test_duplicates_are_reported(open_text, folder):
     write_csv(folder / "test.csv", [("good film", "neg"), ("lovely", "pos")])
     data = open_text(f"csv:{folder}")
     assert data.flags == ("duplicates_across_splits", "duplicates_across_classes")
-    assert "two splits, 1 times: train.csv, row 1 = test.csv, row 1" in data.notes[0]
+    assert (
+        "texts in more than one split: 1, for example train.csv, row 1 = test.csv, row 1"
+        in data.notes[0]
+    )
     assert "two labels" in data.notes[1]
 
 
@@ -206,7 +209,7 @@ def test_stray_quotation_marks_of_a_csv_are_reported_and_can_be_read_as_text(ope
 
     joined = open_text(f"csv:{path}")
     assert len(texts_of(joined)) == 30
-    assert "quotation marks join 61 lines to 31 rows" in joined.notes[0]
+    assert "quotation marks join 61 lines into 31 rows" in joined.notes[0]
     assert joined.found == 60
     assert joined.left_out["joined to others by quotation marks"] == 30
     assert "many_left_out" in joined.flags
@@ -247,7 +250,7 @@ def test_columns_without_a_name_are_of_no_interest(open_text, tmp_path):
     write_csv(
         path, [(b, a, "more" if i < 3 else "", "", "") for i, (a, b) in enumerate(many())], header
     )
-    assert "columns without a name are left out; 3 rows" in open_text(f"csv:{path}").notes[0]
+    assert "columns without a name are ignored; 3 rows" in open_text(f"csv:{path}").notes[0]
 
 
 def test_a_repeated_column_that_is_not_needed_does_not_matter(open_text, tmp_path):
@@ -258,7 +261,7 @@ def test_a_repeated_column_that_is_not_needed_does_not_matter(open_text, tmp_pat
     pq.write_table(
         pa.table([["a"], ["b"], ["c"]], names=["text", "text", "label"]), tmp_path / "a.parquet"
     )
-    refuses(open_text, f"csv:{tmp_path}/a.parquet", "several columns called 'text'")
+    refuses(open_text, f"csv:{tmp_path}/a.parquet", "several columns named 'text'")
 
 
 def test_rows_of_blank_cells_and_blank_cells_at_the_end_are_no_faults(open_text, tmp_path):
@@ -283,7 +286,7 @@ def test_spellings_of_one_label_are_one_class_and_reported(open_text, tmp_path, 
     path = write_csv(tmp_path / "a.csv", rows, ("text", "label", "split"))
     data = open_text(f"csv:{path}")
     assert data.classnames == kept
-    assert "labels that differ only in their spelling are one class" in data.notes[0]
+    assert "labels that differ only in spelling are merged into one class" in data.notes[0]
     assert len(data.split("test")) == 2
 
 
@@ -319,8 +322,8 @@ def test_what_is_no_regular_file_is_not_waited_for(open_text, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "a", "label": "\\ud800"}', "character that cannot be shown (U+D800)"),
-        ('{"text": "a", "label": "a\\u0000b"}', "character that cannot be shown (U+0000)"),
+        ('{"text": "a", "label": "\\ud800"}', "character that cannot be displayed (U+D800)"),
+        ('{"text": "a", "label": "a\\u0000b"}', "character that cannot be displayed (U+0000)"),
         ("[" * 100_000, "line 1: not JSON"),
         ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1: not JSON"),
     ],
@@ -334,14 +337,14 @@ def test_odd_json(open_text, tmp_path, line, message):
 
 def test_a_missing_file_or_folder(open_text, tmp_path):
     refuses(open_text, f"csv:{tmp_path}/none.csv", "no such file or folder", "none.csv")
-    refuses(open_text, "csv:", "names no file", "csv:PATH")
-    refuses(open_text, f"csv:{tmp_path}", "holds no train, val or test table", "nothing")
+    refuses(open_text, "csv:", "has no path", "csv:PATH")
+    refuses(open_text, f"csv:{tmp_path}", "contains no train, val or test table", "nothing")
 
 
 def test_one_column_is_not_the_text_and_the_label(open_text, tmp_path):
     path = write_csv(tmp_path / "a.csv")
     name = f"csv:{path}?text=label&label=label"
-    refuses(open_text, name, "'label' cannot be the text and the label", "?text=COLUMN")
+    refuses(open_text, name, "'label' cannot be both text and label", "?text=COLUMN")
     refuses(open_text, f"csv:{path}?text=text&text=label", "names the option 'text' twice")
 
 
@@ -397,22 +400,28 @@ def test_missing_values_of_parquet_and_jsonl(open_text, tmp_path):
 
 def test_a_text_that_is_not_text(open_text, tmp_path):
     pq.write_table(pa.table({"text": [1, 2], "label": [0, 1]}), tmp_path / "train.parquet")
-    refuses(open_text, f"csv:{tmp_path}", "row 1: column 'text' holds a int (1), not a text")
+    refuses(open_text, f"csv:{tmp_path}", "row 1: column 'text' contains 1 of type int, not a text")
     (tmp_path / "train.parquet").unlink()
     (tmp_path / "train.jsonl").write_text('{"text": "\\ud83d", "label": 1}\n')
     refuses(open_text, f"csv:{tmp_path}", "half a Unicode character (U+D83D")
     (tmp_path / "train.jsonl").write_text('{"text": "a", "label": [1]}\n')
-    refuses(open_text, f"csv:{tmp_path}", "column 'label' holds a list ([1]), not a label")
+    refuses(open_text, f"csv:{tmp_path}", "column 'label' contains [1] of type list, not a label")
 
 
 def test_a_label_outside_the_classes(open_text, folder):
     write_csv(folder / "test.csv", [("awful", "neutral")])
-    refuses(open_text, f"csv:{folder}", "test.csv, row 1", "'neutral' is outside", "neg, pos")
+    refuses(
+        open_text,
+        f"csv:{folder}",
+        "test.csv, row 1",
+        "'neutral' is not one of the classes",
+        "neg, pos",
+    )
 
 
 def test_one_class_only(open_text, folder):
     write_csv(folder / "train.csv", [("a", "pos"), ("b", "pos")])
-    refuses(open_text, f"csv:{folder}", "all 2 rows", "one label, 'pos'")
+    refuses(open_text, f"csv:{folder}", "all 2 rows", "have the label 'pos'")
 
 
 def test_a_label_column_that_does_not_hold_classes(open_text, tmp_path):
@@ -424,7 +433,7 @@ def test_an_empty_split(open_text, folder):
     write_csv(folder / "test.csv", [])
     refuses(open_text, f"csv:{folder}", "the split 'test' is empty")
     (folder / "test.csv").write_bytes(b"")
-    refuses(open_text, f"csv:{folder}", "test.csv is empty", "name the columns")
+    refuses(open_text, f"csv:{folder}", "test.csv is empty", "contain the column names")
 
 
 def test_too_few_rows_to_split_by_hash(open_text, tmp_path):
@@ -453,7 +462,7 @@ def test_bytes_that_are_not_utf8(open_text, tmp_path):
 def test_a_row_that_does_not_fit_the_header(open_text, tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("text,label\ngood,a\nbad, really,b\n")
-    refuses(open_text, f"csv:{path}", "line 3: 3 fields, but the header names 2: text, label")
+    refuses(open_text, f"csv:{path}", "line 3: 3 fields, but the header has 2: text, label")
     path.write_text('text,label\n"good,a\nbad, very,b\n')
     refuses(
         open_text, f"csv:{path}", "not a table of values separated by commas: line", "quote=none"
@@ -462,7 +471,7 @@ def test_a_row_that_does_not_fit_the_header(open_text, tmp_path):
         open_text, f"csv:{path}?quote=double", "not a table of values separated by commas: line"
     )
     path.write_text("text,text\na,b\n")
-    refuses(open_text, f"csv:{path}", "several columns called 'text'", "?text=COLUMN")
+    refuses(open_text, f"csv:{path}", "several columns named 'text'", "?text=COLUMN")
 
 
 def test_damaged_parquet_and_jsonl(open_text, tmp_path):
@@ -486,7 +495,7 @@ def test_a_column_that_holds_names_of_splits_alone_tells_the_splits(open_text, t
     data = open_text(f"csv:{write_csv(tmp_path / 'a.csv', rows, ('text', 'label', column))}")
     assert {split: len(part) for split, part in data.parts.items()} == {"train": 10, "test": 10}
     assert data.flags == ()
-    assert f"the column '{column}' says which split a row is of" in data.notes[0]
+    assert f"the column '{column}' gives the split of a row" in data.notes[0]
     mixed = [*rows, ("film", "a", "other")]
     data = open_text(f"csv:{write_csv(tmp_path / 'b.csv', mixed, ('text', 'label', column))}")
     assert "split_by_hash" in data.flags

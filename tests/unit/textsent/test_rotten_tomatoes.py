@@ -52,7 +52,7 @@ def test_refusals_of_the_folder(open_text, tiny, tmp_path):
     with pytest.raises(DataError, match="only 2 reviews"):
         open_text(f"rotten_tomatoes:{tiny}")
     (tiny / "rt-polarity.neg").unlink()
-    with pytest.raises(DataError, match=r"does not hold rt-polarity.neg"):
+    with pytest.raises(DataError, match=r"does not contain rt-polarity.neg"):
         open_text(f"rotten_tomatoes:{tiny}")
 
 

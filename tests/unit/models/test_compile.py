@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ def test_compiled_features_equal_the_others_and_are_cached_separately(
     plain = model.encode(inputs, "image")
     assert len(store.ls()) == 1
 
-    model.services.compile = True
-    compiled = model.encode(inputs, "image")
+    compiling = model.with_services(replace(model.services, compile=True))
+    compiled = compiling.encode(inputs, "image")
 
     np.testing.assert_allclose(compiled, plain, atol=1e-5)
     assert {s.space.dtype for s in store.ls()} == {"fp32", "fp32 compiled"}
@@ -46,8 +47,8 @@ def test_compiled_features_equal_the_others_and_are_cached_separately(
     from torch._dynamo.utils import counters
 
     graphs = counters["stats"]["unique_graphs"]
-    model.services.store = FeatureCache(tmp_path / "empty")
-    few = model.encode(inputs.take(np.arange(2)), "image")
+    empty = replace(compiling.services, store=FeatureCache(tmp_path / "empty"))
+    few = compiling.with_services(empty).encode(inputs.take(np.arange(2)), "image")
     np.testing.assert_array_equal(few, compiled[:2])
     assert counters["stats"]["unique_graphs"] == graphs > 0
 
@@ -58,7 +59,7 @@ def test_a_missing_compiler_is_one_message(tiny_models, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     model = load(tiny_models["clip"], FeatureCache(enabled=False))
-    model.services.compile = True
+    model = model.with_services(replace(model.services, compile=True))
 
     with pytest.raises(
         ModelError, match=r"^torch cannot compile 'local-dir:.*\n  hint: install a C"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -249,8 +250,7 @@ def test_the_number_of_threads_is_set(folders: dict[str, Path]) -> None:
     try:
         encoder = load(folders["bert"], threads=2)
         assert torch.get_num_threads() == 2
-        encoder.services.threads = 1
-        encoder.encode(inputs(TEXTS))
+        encoder.with_services(replace(encoder.services, threads=1)).encode(inputs(TEXTS))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

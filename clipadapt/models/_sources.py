@@ -114,7 +114,7 @@ def _text_folder(name: str, wanted: Wanted, what: str) -> tuple[Path, tuple[str,
     if Path(name).is_dir():
         return Path(name), ()
     try:
-        found = model_files(name, None, wanted, hint=_names.OFFLINE_WAYS)
+        found = _files(name, None, wanted)
     except ModelError as err:
         raise ModelError(
             f"{what} '{name}' is not available: {err.problem}", hint=err.hint

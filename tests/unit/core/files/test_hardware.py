@@ -1,4 +1,4 @@
-"""What is asked of a GPU through the framework that is loaded, and what is set aside for it."""
+"""GPU memory, measured through the loaded framework, and the GPUs reserved for a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipadapt.core.runs import distributed
 
 @pytest.fixture
 def card(monkeypatch):
-    """A framework that counts the memory of a card."""
+    """A framework that counts the memory of a GPU."""
     calls = []
     cuda = SimpleNamespace(
         is_initialized=lambda: True,
@@ -25,7 +25,7 @@ def card(monkeypatch):
     return calls
 
 
-def test_peak_memory_is_the_cards_where_the_model_is_on_one(card):
+def test_peak_memory_of_a_model_on_a_gpu_is_that_of_the_gpu(card):
     env.reset_peak_memory("cuda:1")
     assert env.peak_memory("cuda:1") == 123
     assert card == [("reset", "cuda:1"), ("peak", "cuda:1")]
@@ -33,7 +33,7 @@ def test_peak_memory_is_the_cards_where_the_model_is_on_one(card):
     assert env.peak_memory("cpu") != 123
 
 
-def test_memory_is_given_back_between_runs(card):
+def test_gpu_memory_is_released_between_runs(card):
     hardware.free_device_memory()
     assert card == [("empty",)]
 
@@ -42,14 +42,11 @@ def test_memory_is_given_back_between_runs(card):
     ("device", "asked", "gpus"),
     [("cuda", None, 1), ("cpu", None, 0), ("mps", None, 0), ("cuda:1", 0.5, 0.5)],
 )
-def test_a_run_whose_device_turns_out_a_gpu_is_given_one(device, asked, gpus):
+def test_a_run_on_a_gpu_reserves_one(device, asked, gpus):
     resources = SimpleNamespace(cpus=None, gpus=asked, memory_bytes=None, custom={})
-    prepared = SimpleNamespace(
-        device=device,
-        threads=1,
+    spec = SimpleNamespace(
+        title="a run",
+        opened=SimpleNamespace(device=device, threads=1),
         experiment=SimpleNamespace(config=SimpleNamespace(resources=resources)),
     )
-    assert (
-        distributed._resources(SimpleNamespace(prepared=prepared, title="a run"))["num_gpus"]
-        == gpus
-    )
+    assert distributed._resources(spec)["num_gpus"] == gpus

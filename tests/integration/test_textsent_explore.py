@@ -1,4 +1,4 @@
-"""``textsent explore`` and ``textsent inspect`` from end to end, and what they say to a user's mistakes."""
+"""``textsent explore`` and ``textsent inspect`` from end to end, and their error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = [
 
 @pytest.fixture
 def reviews(tmp_path: Path) -> str:
-    """A small csv with its splits, one text in two of them under two labels."""
+    """Write a small csv with splits; one text is in two of them with different labels."""
     lines = ["text,label,split"]
     lines += [f'"{text}",{label},train' for text, label in ROWS]
     lines += [
@@ -41,7 +41,7 @@ def minilm() -> str:
 
 @pytest.fixture
 def explore(cli, tmp_path):
-    """Run ``textsent explore`` with its picture under ``tmp_path``."""
+    """Run ``textsent explore`` with its histogram under ``tmp_path``."""
 
     def call(*arguments: object):
         return cli("explore", *arguments, "--out", tmp_path / "out", program="textsent")
@@ -89,7 +89,7 @@ def test_explore_reads_well(explore, reviews, minilm):
     assert "train and val 1 1 0 0" in lines
 
 
-def test_explore_without_matplotlib_says_so_and_goes_on(explore, reviews, monkeypatch):
+def test_explore_without_matplotlib_reports_it_and_continues(explore, reviews, monkeypatch):
     monkeypatch.setattr("textsent.cli.find_spec", lambda name: None)
 
     result = explore("--dataset", reviews, "--json")
@@ -119,7 +119,7 @@ def test_the_official_reviews(explore, shared, minilm):
     assert all(row["count"] == 0 for row in found["duplicates"]["exact"])
 
 
-def test_rows_without_a_text_can_be_left_out(explore, tmp_path):
+def test_rows_without_a_text_can_be_skipped(explore, tmp_path):
     path = tmp_path / "holes.csv"
     path.write_text("text,label,split\na,x,train\n,x,train\nb,y,train\n")
 
@@ -164,7 +164,7 @@ def test_mistakes_are_one_message(explore, reviews, minilm, tmp_path, arguments,
     assert not (tmp_path / "out").exists()
 
 
-def test_inspect_follows_texts_through_the_model(cli, minilm):
+def test_inspect_shows_texts_in_the_model(cli, minilm):
     texts = ["a fine film", "it drags"]
     result = cli("inspect", "--model", minilm, "--json", *texts, program="textsent")
 

@@ -1,4 +1,4 @@
-"""Checkpoints of both tracks: damage of any file is named, the checkpoint passed over, and the end is the same."""
+"""Damaged checkpoints of both tracks are reported and skipped, and the fit gives the same result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def encoder():
 
 @pytest.fixture(scope="module", params=METHODS)
 def killed(request, encoder, tmp_path_factory):
-    """A fit killed in its last epoch: method, undisturbed scores, work folder, a copy of its checkpoints, its key."""
+    """Kill a fit in its last epoch; return method, full scores, work folder, copied checkpoints, key."""
     name, root = request.param, tmp_path_factory.mktemp("checkpoints")
     whole = fit(name, encoder, make_task(44), context(root / "whole"), **SETTINGS)
     with pytest.raises(Killed):
@@ -65,7 +65,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def restored(work: Path, pristine: Path) -> Path:
-    """Put the checkpoints back as they were; return the newest."""
+    """Restore the checkpoints; return the newest."""
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(pristine, work)
     return max((work / "trainer").glob("checkpoint-*"), key=_step)
@@ -81,7 +81,7 @@ def damages(raw: bytes, rng: random.Random) -> list[bytes]:
     return out + [raw[: rng.randrange(len(raw))] for _ in range(CASES)]
 
 
-def test_every_damage_of_a_text_checkpoint_is_named_and_passed_over(killed):
+def test_a_damaged_text_checkpoint_is_reported_and_skipped(killed):
     _, _, work, pristine, key = killed
     rng = random.Random(0)
     newest = restored(work, pristine)
@@ -110,7 +110,7 @@ def test_every_damage_of_a_text_checkpoint_is_named_and_passed_over(killed):
     "file",
     ["weights", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "checksums.json", "all"],
 )  # fmt: skip
-def test_a_text_fit_ends_equal_after_damage(killed, encoder, file):
+def test_a_text_fit_gives_the_same_result_after_damage(killed, encoder, file):
     name, expected, work, pristine, _ = killed
     newest = restored(work, pristine)
     every = [newest] if file != "all" else list(newest.parent.glob("checkpoint-*"))
@@ -128,7 +128,7 @@ def test_a_text_fit_ends_equal_after_damage(killed, encoder, file):
 
 
 class Hostile:
-    """Runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -155,7 +155,7 @@ def test_a_hostile_pickle_runs_nothing_whatever_the_checksums_say(
     assert len(bars.notes) == 1
 
 
-def test_a_planted_file_is_damage_too(killed):
+def test_an_added_file_is_damage_too(killed):
     _, _, work, pristine, key = killed
     newest = restored(work, pristine)
     torch.save({}, newest / "pytorch_model.bin")
@@ -215,7 +215,7 @@ def a_checkpoint_after_each_step(monkeypatch):
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_every_damage_of_an_image_checkpoint_is_named_and_passed_over(
+def test_a_damaged_image_checkpoint_is_reported_and_skipped(
     tmp_path, a_checkpoint_after_each_step, capsys, monkeypatch, keep
 ):
     notes: list[str] = []
@@ -234,7 +234,7 @@ def test_every_damage_of_an_image_checkpoint_is_named_and_passed_over(
     assert toy(tmp_path / "w", keep=keep) == (expected[0], expected[1] - 4)
 
 
-def test_a_dtype_that_was_changed_is_damage(tmp_path, a_checkpoint_after_each_step):
+def test_a_changed_dtype_is_damage(tmp_path, a_checkpoint_after_each_step):
     expected = toy(tmp_path / "fresh")
     toy(tmp_path / "w", after=4)
     (path,) = (tmp_path / "w").iterdir()

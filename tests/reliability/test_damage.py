@@ -1,8 +1,8 @@
-"""Flipped bits and truncations in every kind of file that is read back: none goes unnoticed, none is a traceback.
+"""Flipped bits and truncations in every kind of file that is read back are detected, without a traceback.
 
-A kind is a function that makes its file below a folder and returns the file and what reads it, as a command would. What
-is read is either refused with a message that names the file, or equal to what an undamaged file gives (a cache's entry
-is then made anew). Add a kind by adding a function to :data:`KINDS`.
+A kind is a function that makes its file below a folder and returns the file and a function that reads it as a command
+would. A damaged file is either rejected with a message that names it, or gives the same result as an undamaged file
+(a cache entry is recomputed). Add a kind by adding a function to :data:`KINDS`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Made = tuple[Path, Callable[[], Any]]
 
 
 def saved(root: Path) -> Path:
-    """A run with a history, a draw, a classifier and an earlier attempt; returns its folder."""
+    """Save a run with a history, a draw, a classifier and an earlier attempt; return its folder."""
     store, made = RunStore(root / "runs"), root / "made"
     made.mkdir(parents=True)
     (made / "weights.bin").write_bytes(random.Random(0).randbytes(500))
@@ -119,7 +119,7 @@ KINDS: dict[str, Callable[[Path], Made]] = {
 
 
 def flipped(whole: bytes, number: int) -> bytes:
-    """One bit is another, each time elsewhere."""
+    """Return the content with one bit flipped, at a different place each time."""
     at = random.Random(number).randrange(8 * len(whole))
     raw = bytearray(whole)
     raw[at // 8] ^= 1 << at % 8
@@ -127,12 +127,12 @@ def flipped(whole: bytes, number: int) -> bytes:
 
 
 def cut(whole: bytes, number: int) -> bytes:
-    """The end is missing: nothing is left, or all but the last byte, or something between."""
+    """Return the content without its end: empty, all but the last byte, or something in between."""
     return whole[: number * (len(whole) - 1) // (TIMES - 1)]
 
 
 def survives(path: Path, read: Callable[[], Any], harm: Callable[[bytes, int], bytes]) -> None:
-    """Damage a file time after time; what reads it must refuse it by name, or give what it should."""
+    """Damage a file repeatedly; reading it must fail with its name, or give the right result."""
     whole = path.read_bytes()
     expected = read()
     for number in range(TIMES):
@@ -149,13 +149,13 @@ def survives(path: Path, read: Callable[[], Any], harm: Callable[[bytes, int], b
 
 @pytest.mark.parametrize("harm", [flipped, cut])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_damage_goes_unnoticed(kind, harm, tmp_path):
+def test_all_damage_is_detected(kind, harm, tmp_path):
     survives(*KINDS[kind](tmp_path), harm)
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, tiny_clip):
-    """A real run with a classifier, and the folder of its records."""
+    """Make a real run with a classifier; return its folder."""
     from clipadapt.core.experiments import config
     from clipadapt.core.runs.session import run_experiments
 
@@ -167,7 +167,7 @@ def fitted(tmp_path_factory, tiny_clip):
 
 @pytest.mark.parametrize("harm", [flipped, cut])
 @pytest.mark.parametrize("name", ["classifier.safetensors", "classifier.json"])
-def test_no_classifier_is_loaded_that_is_not_what_was_saved(fitted, name, harm):
+def test_a_damaged_classifier_is_never_loaded(fitted, name, harm):
     path = fitted / "classifier" / name
     for read in (load_run, inspect_run):
         survives(path, lambda read=read: (read(fitted), path.read_bytes())[1], harm)

@@ -1,4 +1,4 @@
-"""Twenty thousand classes: nothing is stored, and nothing is held in memory, for each pair of them."""
+"""With 20,000 classes neither files nor memory grow with the number of pairs of classes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.unit.core.records.test_records import make_record
 
 CLASSES, EXAMPLES = 20_000, 4_000
 
-# The peak of a process is its own; the whole matrix of int64 would take 3,200 MB.
+# In a process of its own, to measure its peak; a dense int64 matrix would take 3,200 MB.
 MEASURED = """
 import sys
 import numpy as np
 from clipadapt.core.records.environment import peak_memory, reset_peak_memory
-reset_peak_memory()  # else a child begins with the peak of its parent
+reset_peak_memory()  # otherwise a child process starts with the peak of its parent
 from clipadapt.core.cli.streams import run_app
 if sys.argv[1] == "metrics":
     from clipadapt.core.scoring.metrics import compute_metrics
@@ -39,7 +39,7 @@ print("PEAK", peak_memory() >> 20)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two seeds whose predictions are in their short form."""
+    """Save runs of two seeds, with predictions in the short form."""
     store = RunStore(tmp_path_factory.mktemp("runs"))
     labels = np.arange(EXAMPLES, dtype=np.int64) * 5
     for seed in (1, 2):
@@ -61,7 +61,7 @@ def runs(tmp_path_factory):
     return store
 
 
-def test_a_record_grows_with_the_classes_and_not_with_their_square(runs):
+def test_a_record_grows_linearly_with_the_classes(runs):
     for path in runs.root.rglob("*.*"):
         assert path.stat().st_size < 2_000_000, path
 

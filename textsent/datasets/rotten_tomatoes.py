@@ -140,7 +140,7 @@ def _reviews(path: Path) -> list[str]:
         problem = f"line {empty[0]} is empty" if empty else f"only {len(reviews)} reviews"
         raise DataError(
             f"{path.name}: {problem}; one review per line is expected, 5,331 in the original file",
-            hint="get the original sentence polarity data set v1.0",
+            hint="download the original sentence polarity dataset v1.0",
         )
     return reviews
 

@@ -92,7 +92,6 @@ def train(
     """
     folder = ctx.work_dir.resolve() / "trainer"
     checkpoint = _checkpoints.newest_valid(folder, key, ctx.progress.note)
-    best = val_rows is not None and config.keep == "best"
     arguments = _arguments(
         config,
         folder,
@@ -101,14 +100,15 @@ def train(
         validate=val_rows is not None,
         padded=tokenizer is not None,
     )
+    pad = (
+        None if tokenizer is None else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
+    )
     steps = config.steps_for(len(train_rows))
     with ctx.progress.track(name, steps, "steps") as bar, _current(device):
         trainer = _Trainer(
             model,
             arguments,
-            data_collator=default_data_collator
-            if tokenizer is None
-            else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO),
+            data_collator=default_data_collator if pad is None else pad,
             train_dataset=cast("Any", train_rows),
             eval_dataset=cast("Any", val_rows),
             compute_metrics=_accuracy,
@@ -121,9 +121,12 @@ def train(
     epochs = history(trainer.state.log_history)
     for epoch in epochs:
         ctx.log(**epoch)
-    if not best:
-        return None
-    chosen = max(epochs, key=lambda e: e["val_accuracy"])  # the first of equals, as in the Trainer
+    return _selection(epochs) if arguments.load_best_model_at_end else None
+
+
+def _selection(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the epoch with the best val accuracy, the first of equal ones as in the Trainer."""
+    chosen = max(epochs, key=lambda e: e["val_accuracy"])
     return {"epoch": chosen["epoch"], "by": "val accuracy", "value": chosen["val_accuracy"]}
 
 

@@ -191,17 +191,10 @@ def fit(
             name=method,
             key=_fit_key(method, config, backbone, train, val, ctx),
         )
-    untrained = {name: array for name, array in initialized.items() if name not in trained}
+    model.eval()
+    kept = {name: array for name, array in initialized.items() if name not in trained}
     return SequenceClassifier(
-        backbone,
-        model.eval(),
-        task.classnames,
-        trained,
-        untrained,
-        length,
-        cached,
-        settings or {},
-        selection,
+        backbone, model, task.classnames, trained, kept, length, cached, settings or {}, selection
     )
 
 

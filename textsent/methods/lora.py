@@ -66,7 +66,7 @@ class LoRA:
         Raises:
             DataError: If train has only one class.
             ModelError: If the architecture is unknown and no target is given, or the model cannot read
-                ``max_length`` pieces.
+                ``max_length`` tokens.
             ConfigError: If a target's layer is narrower than the rank, or the warm-up is longer than the training.
             UnknownNameError: If a target matches no linear layer of the encoder.
         """

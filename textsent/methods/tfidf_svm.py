@@ -13,6 +13,7 @@ from clipadapt.core.api.errors import DataError
 from clipadapt.core.api.limits import Examples, Iterations, Penalty
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
+from textsent.methods import _task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,13 +69,8 @@ class TfidfSVM:
         from sklearn.svm import LinearSVC
 
         config = self.config
-        train = task.require_train("tfidf_svm")
+        train, _ = _task.labelled(task, "tfidf_svm")
         seen = np.unique(train.labels)
-        if len(seen) < 2:
-            raise DataError(
-                f"tfidf_svm needs examples of at least two classes, got {len(seen)}",
-                hint="add training examples of the other classes",
-            )
         vectorizer = _vectorizer(config.max_ngram, config.sublinear_tf, config.min_df)
         try:
             counts = vectorizer.fit_transform(list(train.inputs.examples))  # sparse (n, V)

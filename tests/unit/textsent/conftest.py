@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).parents[3]
 
 @pytest.fixture
 def open_text():
-    """Open a text data set by the name a user would give."""
+    """Open a text dataset by the name that a user would give."""
 
     def opener(name: str, on_bad_image: str = "error"):
         found = DATASETS.resolve(name, "text")

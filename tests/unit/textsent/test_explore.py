@@ -44,7 +44,7 @@ def few() -> LabelledSet[str]:
 
 
 def tokenize(texts, max_length):
-    """One piece per word between two special ones."""
+    """Return one token per word between two special tokens."""
     most = 1000 if max_length is None else max_length - 2
     rows = [[1, *range(10, 10 + len(t.split()[:most])), 2] for t in texts]
     return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
@@ -97,11 +97,11 @@ def test_lengths_agree_with_numpy(few):
 
 
 @pytest.mark.parametrize(("max_length", "cut"), [(4, 4), (5, 1), (11, 1), (12, 0)])
-def test_truncation_counts_texts_that_lose_a_piece(few, max_length, cut):
+def test_truncation_counts_texts_that_lose_a_token(few, max_length, cut):
     facts = explore(few, tokenize=tokenize, max_length=max_length)["splits"]["train"]
 
     assert facts["truncation"] == {"max_length": max_length, "count": cut, "share": cut / 4}
-    assert facts["lengths"]["tokens"]["max"] == 12  # measured before the cut
+    assert facts["lengths"]["tokens"]["max"] == 12  # measured before truncation
 
 
 def test_a_tokenized_split_holds_what_a_model_needs(few):
@@ -144,14 +144,14 @@ def test_duplicates_within_and_across_splits_with_their_conflicts(few):
     assert {alike["a"]["id"], alike["b"]["id"]} == {"train/3", "test/0"}
 
 
-def test_one_text_many_times_is_counted_once_and_at_once():
+def test_a_text_with_many_copies_is_counted_once_and_fast():
     found = duplicates(text_set(train=[("good", 1)] * 20_000 + [("Good!", 0)]))
 
     assert found["exact"][0] == {"splits": ["train"], "count": 1, "conflicts": 0}
     assert found["near"][0] == {"splits": ["train"], "count": 1, "conflicts": 1}
 
 
-def test_a_search_that_would_never_end_is_reported_with_its_cost():
+def test_a_search_that_would_take_too_long_is_reported_with_its_cost():
     words = [f"w{i}" for i in range(40)]
     rows = [
         (f"{a} {b} {c} {d}", 0) for a in words for b in words for c in words[:10] for d in words[:5]
@@ -171,12 +171,12 @@ def test_the_cost_bounds_the_pairs_compared():
     assert comparisons(["one text", "another one"]) <= 1
 
 
-def test_an_empty_split_is_named():
+def test_an_empty_split_is_reported():
     with pytest.raises(DataError, match="the split 'val' of few is empty"):
         explore(text_set(train=TRAIN, val=[]))
 
 
-def test_what_people_read_holds_the_figures(few):
+def test_the_rendered_text_contains_the_figures(few):
     text = render(explore(few, tokenize=tokenize, max_length=5))
     lines = [line.split() for line in text.splitlines()]
 
@@ -214,7 +214,7 @@ def test_the_histogram_is_a_picture_with_named_axes(few, tmp_path, monkeypatch, 
         assert values.sum() == pytest.approx(100), n
 
 
-def test_no_matplotlib_says_what_to_install(few, tmp_path, monkeypatch):
+def test_without_matplotlib_the_hint_is_to_install_it(few, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
     with pytest.raises(ClipAdaptError, match=r"clipadapt\[report\]"):

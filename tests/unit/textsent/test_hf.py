@@ -117,7 +117,7 @@ def test_empty_texts_and_missing_labels(open_text, hub_cache):
     assert len(data.split("train")) == 2
 
 
-def test_files_that_do_not_fit_their_card(open_text, repo):
+def test_files_that_do_not_match_their_card(open_text, repo):
     (repo / "README.md").write_text(CARD.replace("sentence", "phrase"))
     with pytest.raises(DataError, match=r"(?s)hf:org/reviews cannot be read: .*phrase"):
         open_text("hf:org/reviews")
@@ -133,7 +133,7 @@ def test_refusals(open_text, hub_cache):
     assert "rotten_tomatoes:offline" in caught.value.hint
 
 
-def test_what_the_hub_says_no_to(open_text, hub_cache, monkeypatch):
+def test_refusals_of_the_hub(open_text, hub_cache, monkeypatch):
     from huggingface_hub import errors
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -155,7 +155,7 @@ def test_what_the_hub_says_no_to(open_text, hub_cache, monkeypatch):
         open_text("hf:org/none@v9")
 
 
-def test_the_cache_serves_when_the_hub_is_out_of_reach(open_text, repo, monkeypatch):
+def test_the_cache_is_used_when_the_hub_is_unreachable(open_text, repo, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     def ask(repo):
@@ -169,7 +169,7 @@ def test_the_cache_serves_when_the_hub_is_out_of_reach(open_text, repo, monkeypa
 
 
 def test_from_a_hub_cache_named_by_the_environment(repo, tmp_path):
-    """In a process of its own: the hub's client reads its environment once, when it is imported."""
+    """Run in a separate process, as the hub's client reads its environment when it is imported."""
     code = (
         "from clipadapt.core.api.data import DatasetOptions\n"
         "from textsent.datasets.hf import DATASET\n"

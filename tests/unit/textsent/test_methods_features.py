@@ -94,7 +94,7 @@ def test_logits_are_scikit_learns_before_and_after_saving(encoder, ctx, tmp_path
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_penalty_is_chosen_on_val(encoder, ctx, name):
+def test_the_penalty_is_selected_on_val(encoder, ctx, name):
     task = make_task(80)
     chosen = fit(name, encoder, task, ctx, C_grid=(10.0, 1e-5, 1.0))
     assert isinstance(chosen, Selected)
@@ -107,7 +107,7 @@ def test_the_penalty_is_chosen_on_val(encoder, ctx, name):
         assert chosen.selection["by"] == f"val accuracy over C (C={first:.4g})"
 
 
-def test_layer_pooling_and_length_are_remembered(encoder, ctx, tmp_path):
+def test_layer_pooling_and_length_are_saved(encoder, ctx, tmp_path):
     task = make_task(60, val=False)
     how = {"layer": 1, "pooling": "mean", "max_length": 6}
     fitted = fit("svm", encoder, task, ctx, **how)
@@ -148,7 +148,7 @@ def test_what_cannot_be_fitted(encoder, ctx, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_damaged_or_of_another_model_is_refused(encoder, ctx, tmp_path, name):
+def test_a_damaged_classifier_or_another_model_is_rejected(encoder, ctx, tmp_path, name):
     method = METHODS[name](METHODS[name].Config())
     fit(name, encoder, make_task(), ctx).save(tmp_path / "saved")
     wide = TinyEncoder("bert")
@@ -164,7 +164,7 @@ def test_what_is_damaged_or_of_another_model_is_refused(encoder, ctx, tmp_path, 
         method.load(tmp_path / "nothing", encoder)
 
 
-def test_a_solver_that_stops_early_says_so(encoder, tmp_path):
+def test_a_solver_that_does_not_converge_is_reported(encoder, tmp_path):
     said = []
 
     class Notes:

@@ -39,11 +39,11 @@ TEST = make_split(30, 2).inputs
 
 
 class Killed(BaseException):
-    """Stands for the signal."""
+    """Raised in place of a signal."""
 
 
 class Bars:
-    """Keeps what was shown; stops the run after a number of steps."""
+    """Records the shown values; stops the run after a number of steps."""
 
     def __init__(self, stop_after=None):
         self.shown, self.total, self.done, self.stop_after = [], None, 0, stop_after
@@ -99,7 +99,7 @@ def fit(name, encoder, task, ctx, **config):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_fit_is_deterministic_and_touches_nothing_else(encoder, tmp_path, capfd, monkeypatch, name):
+def test_fit_is_deterministic_and_has_no_side_effects(encoder, tmp_path, capfd, monkeypatch, name):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     before = encoder.weights_sha256
@@ -132,7 +132,7 @@ def test_fit_is_deterministic_and_touches_nothing_else(encoder, tmp_path, capfd,
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_trained_and_what_stays(encoder, ctx, name):
+def test_only_the_right_parameters_are_trained(encoder, ctx, name):
     fitted = fit(name, encoder, make_task(), ctx)
     start = encoder.classifier(("class 0", "class 1"), 42).state_dict()
     now = dict(fitted.model.named_parameters())
@@ -185,7 +185,7 @@ def test_a_newly_initialized_pooler_is_saved(tmp_path, ctx, name):
     encoder = TinyEncoder("bert", pooler=False)
     fitted = fit(name, encoder, make_task(), ctx)
     fitted.save(tmp_path / "saved")
-    weight = "bert.pooler.dense.weight"  # the bias begins at zero for all
+    weight = "bert.pooler.dense.weight"  # the bias is always initialized to zero
     assert tuple(fitted.initialized) == (() if weight in fitted.trained else (weight,))
     restored = METHODS[name](METHODS[name].Config()).load(tmp_path / "saved", encoder)
     np.testing.assert_array_equal(restored.predict_scores(TEST), fitted.predict_scores(TEST))
@@ -231,7 +231,7 @@ def test_the_export_is_loaded_by_the_libraries(tmp_path, ctx, name, architecture
 
 @pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("name", METHODS)
-def test_a_folder_of_hugging_faces_goes_through_fit_save_load_and_export(tmp_path, name, capfd):
+def test_fit_save_load_and_export_of_a_hugging_face_folder(tmp_path, name, capfd):
     tiny = TinyEncoder()
     tiny.module.save_pretrained(tmp_path / "model")
     tiny.tokenizer.save_pretrained(tmp_path / "model")
@@ -278,7 +278,7 @@ def test_the_best_epoch_by_val_accuracy_is_kept(encoder, ctx, name):
     assert best["val_loss"] == pytest.approx(float(loss), abs=1e-5)
 
 
-def test_the_last_epoch_is_kept_where_asked_for_or_without_val(encoder, tmp_path):
+def test_the_last_epoch_is_kept_on_request_or_without_val(encoder, tmp_path):
     task, ctx = make_task(), context(tmp_path / "a")
     last = fit("full_finetune", encoder, task, ctx, keep="last", epochs=4)
     scores = last.predict_scores(task.val.inputs)
@@ -308,7 +308,7 @@ def test_progress_shows_steps_loss_and_val_accuracy(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "group"), [*((name, False) for name in METHODS), ("full_finetune", True)]
 )
-def test_a_killed_fit_goes_on_and_ends_equal(encoder, tmp_path, name, group):
+def test_an_interrupted_fit_resumes_with_an_equal_result(encoder, tmp_path, name, group):
     task, settings = make_task(44), {"epochs": 3, "group_by_length": group}
     whole_ctx = context(tmp_path / "whole")
     whole = fit(name, encoder, task, whole_ctx, **settings)
@@ -318,7 +318,7 @@ def test_a_killed_fit_goes_on_and_ends_equal(encoder, tmp_path, name, group):
     ctx = context(tmp_path / "work", progress=bars)
     resumed = fit(name, encoder, task, ctx, **settings)
     assert bars.shown[0] == {}
-    assert len(bars.shown) == 1 + 6  # the twelve steps before count at once
+    assert len(bars.shown) == 1 + 6  # the first twelve steps are counted in one step
     assert bars.done == 18
     np.testing.assert_array_equal(resumed.predict_scores(TEST), whole.predict_scores(TEST))
     assert resumed.selection == whole.selection
@@ -326,7 +326,7 @@ def test_a_killed_fit_goes_on_and_ends_equal(encoder, tmp_path, name, group):
     assert resumed.n_trainable_params == whole.n_trainable_params
 
 
-def test_checkpoints_of_another_fit_are_not_taken(encoder, tmp_path):
+def test_checkpoints_of_another_fit_are_not_used(encoder, tmp_path):
     plain = fit("full_finetune", encoder, make_task(), context(tmp_path / "plain"), epochs=1)
     fit("full_finetune", encoder, make_task(48), context(tmp_path / "work"), epochs=3)
     ctx = context(tmp_path / "work")
@@ -363,7 +363,7 @@ def test_no_pickle_is_loaded(encoder, tmp_path, monkeypatch):
     ]
 
 
-def test_texts_are_tokenised_and_encoded_once(tmp_path):
+def test_texts_are_tokenized_and_encoded_once(tmp_path):
     encoder = TinyEncoder()
     fit("full_finetune", encoder, make_task(), context(tmp_path / "a"))
     assert encoder.tokenized == 40 + 21
@@ -383,7 +383,7 @@ def test_the_head_on_features_is_the_models_own(tmp_path, architecture):
 
 
 def test_a_head_that_reads_more_than_the_first_state_is_trained_through_the_model(tmp_path):
-    encoder = TinyEncoder("xlnet")  # its head reads the last piece
+    encoder = TinyEncoder("xlnet")  # its head reads the last token
     fitted = fit("head", encoder, make_task(), context(tmp_path / "work"))
     assert not fitted.from_features
     start = encoder.classifier(("class 0", "class 1"), 42).state_dict()
@@ -468,7 +468,7 @@ def test_all_parameters_are_counted_once_beside_those_that_are_trained(encoder, 
     assert (fitted.n_trainable_params == total) == (name == "full_finetune")
 
 
-def test_history_weighs_the_loss_by_its_steps():
+def test_history_weights_the_loss_by_its_steps():
     entries = [
         {"loss": 1.0, "learning_rate": 0.1, "epoch": 0.8, "step": 10},
         {"loss": 4.0, "learning_rate": 0.2, "epoch": 1.0, "step": 12},

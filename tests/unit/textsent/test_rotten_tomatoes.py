@@ -16,7 +16,7 @@ OFFLINE_FINGERPRINT = "b73ddceee99bf0e9bbb3cb768c88d96a361155ff573d514aa883769f8
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Ten reviews a class in the original files' format, with the traps those hold."""
+    """Return ten reviews per class in the format of the original files, with their pitfalls."""
     good = [f"good {i} \x85 caf\xe9 " for i in range(10)]
     bad = [f" bad {i}\t" for i in range(10)]
     (tmp_path / "rt-polarity.pos").write_bytes("".join(f"{g}\n" for g in good).encode("latin-1"))
@@ -72,7 +72,7 @@ def test_the_original_files(open_text, original_reviews):
     assert first.startswith("the rock is destined to be the 21st century's ")
     assert data.flags == ()
     assert data.name == "rotten_tomatoes"
-    # The hub's card states the bytes of each split: texts, 8 a label, 4 an offset and one offset more.
+    # The hub's card gives the bytes of each split: texts, 8 per label, 4 per offset and one more offset.
     stated = {"train": 1_074_810, "val": 134_679, "test": 135_972}
     for split, expected in stated.items():
         texts = data.split(split).inputs.examples
@@ -99,7 +99,7 @@ def test_offline(open_text, review_wheel):
         assert counts[0] == counts[1]
     ids = [key for s in data.splits for key in data.split(s).inputs.ids]
     assert len(set(ids)) == 8530
-    # Split once, for good: results of another split would have to be called by another name.
+    # The split must never change: another split would need another dataset name.
     assert data.fingerprint == OFFLINE_FINGERPRINT
 
 
@@ -108,7 +108,7 @@ def test_offline_keeps_near_duplicates_in_one_split(open_text, review_wheel):
     texts = [t for s in data.splits for t in data.split(s).inputs.examples]
     where = np.repeat(np.arange(3), [len(data.split(s)) for s in data.splits])
     groups = duplicate_groups(texts)
-    assert len(np.unique(groups)) < len(texts)  # there are some
+    assert len(np.unique(groups)) < len(texts)  # there are near-duplicates
     for group in np.flatnonzero(np.bincount(groups) > 1):
         assert len(set(where[groups == group])) == 1
 
@@ -126,7 +126,7 @@ def test_without_the_wheel(open_text, monkeypatch):
     assert "clipadapt[offline]" in caught.value.hint
 
 
-def test_without_network_and_cache_the_ways_out_are_named(open_text, hub_cache):
+def test_without_network_and_cache_the_hint_lists_alternatives(open_text, hub_cache):
     with pytest.raises(DataError, match="cannot reach the hub") as caught:
         open_text("rotten_tomatoes")
     assert "rotten_tomatoes:offline" in caught.value.hint
@@ -152,7 +152,7 @@ def test_the_pinned_copy_of_the_hub_cache_equals_the_original_files(
     assert rotten_tomatoes.REVISION in data.source
 
 
-def test_another_cached_revision_serves_and_says_so(open_text, hub_cache, tiny):
+def test_another_cached_revision_is_used_with_a_note(open_text, hub_cache, tiny):
     files = cached_repo(hub_cache, rotten_tomatoes.REPO, "b" * 40)
     write_hub_copy(files, open_text(f"rotten_tomatoes:{tiny}"))
     data = open_text("rotten_tomatoes")
@@ -167,7 +167,7 @@ def test_a_hub_copy_with_other_labels_is_refused(open_text, hub_cache):
         open_text("rotten_tomatoes")
 
 
-def test_a_hub_that_does_not_answer_is_given_up(open_text, hub_cache, monkeypatch):
+def test_a_hub_that_does_not_answer_is_an_error(open_text, hub_cache, monkeypatch):
     import time
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

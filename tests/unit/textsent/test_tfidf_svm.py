@@ -157,7 +157,7 @@ def test_what_cannot_be_fitted(ctx):
         TfidfSVMConfig(C=-1.0)
 
 
-def test_a_solver_that_stops_early_says_so(tmp_path):
+def test_a_solver_that_does_not_converge_is_reported(tmp_path):
     class Notes:
         def __init__(self):
             self.said = []

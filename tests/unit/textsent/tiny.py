@@ -1,4 +1,4 @@
-"""A tiny random text encoder with a vocabulary of a few words, and texts that can be told apart; no network."""
+"""A tiny random text encoder with a vocabulary of a few words, and texts that are easy to classify; no network."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class TinyEncoder:
-    """What a method sees of a text encoder; every encoding is counted."""
+    """The part of a text encoder that methods use; encodings are counted."""
 
     device, dtype, name = "cpu", "fp32", "tiny"
     services = None
@@ -73,9 +73,7 @@ class TinyEncoder:
 
     def __init__(self, architecture: str = "distilbert", *, pooler: bool = True) -> None:
         self.architecture = architecture
-        self.pooler = (
-            pooler  # False: as from a checkpoint without one, so that each classifier draws its own
-        )
+        self.pooler = pooler  # False: like a checkpoint without a pooler, so each classifier initializes its own
         with torch.random.fork_rng():
             torch.manual_seed(3)
             self.module = AutoModel.from_config(CONFIGS[architecture]()).eval()
@@ -95,7 +93,7 @@ class TinyEncoder:
 
     def tokenize(self, texts, max_length=None):
         if max_length is not None and max_length > self.max_length:
-            raise ModelError(f"tiny reads 40 pieces at the most, got max_length {max_length}")
+            raise ModelError(f"tiny reads at most 40 tokens, got max_length {max_length}")
         self.tokenized += len(texts)
         length = max_length or self.max_length
         return [self.tokenizer(t, truncation=True, max_length=length)["input_ids"] for t in texts]

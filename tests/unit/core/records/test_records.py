@@ -40,7 +40,7 @@ def metric(value, low=None, high=None, unit="fraction", higher=True, n=100):
 
 
 def make_record(**changes):
-    """A record that is ok; ``evaluation__split`` and the like change parts."""
+    """Return a record with status ok; ``evaluation__split`` and the like change nested fields."""
     data = {"name": "folder:photo", "sha256": "d1", "n_train": 16, "n_val": 4, "n_test": 100,
             "n_classes": 4, "shots": 4, "manifest_sha256": None, "skipped": 0}  # fmt: skip
     evaluation = {"dataset": "folder:photo", "split": "test", "templates": ["a photo of a {}."],
@@ -88,7 +88,7 @@ def make_predictions(n=10, n_classes=4, seed=0):
 # ---------------------------------------------------------------- the record
 
 
-def test_the_fields_are_those_of_the_design():
+def test_the_record_has_the_documented_fields():
     fields = make_record().model_dump()
     assert list(fields) == [
         "schema_version", "run_id", "fit_id", "status", "error", "attempt", "config", "seed", "data",
@@ -129,8 +129,8 @@ def test_the_environment_is_described_without_a_framework():
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
-def test_peak_memory_begins_anew():
-    # In a process of its own: one that has run other tests gives memory back at any time.
+def test_peak_memory_can_be_reset():
+    # In a separate process, as a process that has run other tests may release memory at any time.
     script = """
 import numpy as np
 from clipadapt.core.records import environment as env
@@ -146,16 +146,16 @@ print(before, grown, after, env.peak_memory())
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    before, grown, after, anew = map(int, done.stdout.split())
+    before, grown, after, reset = map(int, done.stdout.split())
     assert abs(after - grown) < 1 << 20  # the kernel counts in batches
     assert 60 << 20 < grown - before < 80 << 20
-    assert anew < grown - (50 << 20)
+    assert reset < grown - (50 << 20)
 
 
 # ---------------------------------------------------------------- identity
 
 
-def test_ids_follow_content_and_not_order():
+def test_ids_depend_on_content_and_not_on_order():
     fit = {"lr": 0.1, "seed": 1, "names": ["a", "b"]}
     evaluation = {"dataset": "x", "split": "test"}
     run_id = make_run_id(fit=fit, evaluation=evaluation)
@@ -169,7 +169,7 @@ def test_ids_follow_content_and_not_order():
         make_fit_id(fit={"lr": float("nan")})
 
 
-def test_slugs_are_file_names_and_never_shared():
+def test_slugs_are_unique_file_names():
     names = [
         "openmoji:line", "openmoji-line", "openmoji/line", "openmoji line", "Openmoji-line", "..", ".", "",
         "a/../b", "folder:" + "deep/" * 200, "folder:" + "deep/" * 201, "ünï", "con\udcffx", "x\n", "-x",
@@ -227,7 +227,7 @@ def test_equal_scores_are_kept_in_the_order_of_their_classes():
     assert flat.shortened(most=10).classes.tolist() == [list(range(0, 140, 7))]
 
 
-def test_the_cells_of_the_confusion_matrix_that_are_not_0():
+def test_non_zero_cells_of_the_confusion_matrix():
     labels = np.array([2, 0, 0, 2, 1], np.int64)
     scores = np.eye(4, dtype=np.float32)[[2, 3, 3, 0, 1]]
     found = Predictions(tuple("abcde"), labels, scores)
@@ -244,7 +244,7 @@ def test_the_short_form_round_trips(tmp_path):
     np.testing.assert_array_equal(back.classes, short.classes)
 
 
-def test_wrong_predictions_are_refused():
+def test_invalid_predictions_are_rejected():
     with pytest.raises(ValueError, match="not unique"):
         Predictions(("a", "a"), np.zeros(2, np.int64), np.zeros((2, 3), np.float32))
     with pytest.raises(ValueError, match=r"labels must be int64 \(1,\)"):
@@ -253,10 +253,10 @@ def test_wrong_predictions_are_refused():
         Predictions(("a",), np.zeros(1, np.int64), np.zeros((1, 3)))
 
 
-# ---------------------------------------------------------------- the store of runs
+# ---------------------------------------------------------------- the run store
 
 
-def test_a_run_is_saved_whole_and_found_again(tmp_path):
+def test_a_run_is_saved_and_found_again(tmp_path):
     store = RunStore(tmp_path / "runs")
     classifier = tmp_path / "made"
     classifier.mkdir()
@@ -332,7 +332,7 @@ def test_status_and_call_must_agree(tmp_path):
         RunStore(tmp_path).save_failure(make_record())
 
 
-def test_load_all_is_recursive_and_passes_unfinished_folders_over(tmp_path):
+def test_load_all_is_recursive_and_skips_unfinished_folders(tmp_path):
     for name in ("a", "b/c"):
         RunStore(tmp_path / name).save(make_record(), make_predictions())
     unfinished = RunStore(tmp_path / "a").run_dir(make_record()).parent / ".tmp-1-ab"
@@ -366,7 +366,7 @@ def test_a_missing_folder_is_a_clear_error(tmp_path):
         (lambda raw: as_version_1(raw).replace(b'"seed": 1', b'"sed": 1'), "is not a valid record: seed: "),
     ],
 )  # fmt: skip
-def test_a_record_that_cannot_be_read_is_named_with_a_way_out(tmp_path, change, message):
+def test_an_unreadable_record_is_reported_with_its_path_and_a_hint(tmp_path, change, message):
     store = RunStore(tmp_path)
     store.save(make_record(), make_predictions())
     path = store.run_dir(make_record()) / "record.json"
@@ -384,7 +384,7 @@ def test_a_record_that_cannot_be_read_is_named_with_a_way_out(tmp_path, change, 
     assert store.find(make_record().run_id) is None
 
 
-def test_one_bad_record_is_named_and_the_rest_is_shown(tmp_path):
+def test_one_bad_record_is_reported_and_the_others_are_returned(tmp_path):
     store = RunStore(tmp_path)
     for run_id in ("a" * 16, "b" * 16):
         store.save(make_record(run_id=run_id), make_predictions())
@@ -401,7 +401,7 @@ def test_one_bad_record_is_named_and_the_rest_is_shown(tmp_path):
 @pytest.mark.parametrize(
     "name", ["record.json", "predictions.npz", "history.jsonl", "classifier/w"]
 )
-def test_a_damaged_run_is_made_anew_and_kept_aside(tmp_path, name):
+def test_a_damaged_run_is_replaced_and_kept_aside(tmp_path, name):
     store, made = RunStore(tmp_path / "runs"), tmp_path / "made"
     made.mkdir()
     (made / "w").write_bytes(b"weights")
@@ -425,7 +425,7 @@ def test_a_damaged_run_is_made_anew_and_kept_aside(tmp_path, name):
     assert [r.run_id for r in store.load_all()] == [again.run_id]
 
 
-def test_a_record_of_a_newer_version_is_named_and_never_replaced(tmp_path):
+def test_a_record_of_a_newer_version_is_reported_and_never_replaced(tmp_path):
     store = RunStore(tmp_path)
     store.save(make_record(), make_predictions())
     path = store.run_dir(make_record()) / "record.json"
@@ -458,7 +458,7 @@ def test_records_of_version_1_are_read(tmp_path):
 
 
 def as_version_1(raw):
-    """The same record as it was written before there were checksums."""
+    """Return the record as version 1 had it, without checksums."""
     fields = json.loads(raw)
     del fields["sha256"], fields["files"]
     return json.dumps({**fields, "schema_version": 1}).encode()
@@ -474,7 +474,7 @@ def as_version_1(raw):
         {"descr": "<U400000000", "shape": (500,)},
     ],
 )
-def test_a_header_that_claims_more_than_there_is_costs_no_memory(tmp_path, header):
+def test_a_header_with_a_wrong_size_allocates_no_memory(tmp_path, header):
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("scores.npy", "w") as file:
         np.lib.format.write_array_header_2_0(file, {"fortran_order": False, **header})
@@ -483,18 +483,18 @@ def test_a_header_that_claims_more_than_there_is_costs_no_memory(tmp_path, heade
         Predictions.parse(path.read_bytes(), path)
 
 
-def test_an_entry_that_claims_800_gb_is_refused(tmp_path):
+def test_an_entry_with_a_wrong_size_is_rejected(tmp_path):
     path = tmp_path / "x.npz"
     make_predictions().write(path)
     raw = bytearray(path.read_bytes())
-    at = raw.find(b"PK\x01\x02")  # of the first entry: sizes stand at 20 (packed) and 24
+    at = raw.find(b"PK\x01\x02")  # of the first entry: the sizes are at 20 (packed) and 24
     raw[at + 24 : at + 28] = (0xFFFFFFF0).to_bytes(4, "little")
     path.write_bytes(raw)
     with pytest.raises(DamagedError, match=r"x\.npz is damaged"):
         Predictions.parse(path.read_bytes(), path)
 
 
-def test_predictions_that_are_not_the_records_are_refused(tmp_path):
+def test_predictions_that_do_not_match_the_record_are_rejected(tmp_path):
     store = RunStore(tmp_path)
     store.save(make_record(), make_predictions())
     folder = store.run_dir(make_record())
@@ -525,7 +525,7 @@ def test_an_unwritable_root_is_a_clear_error(tmp_path):
         RunStore(tmp_path / "file").save(make_record(), make_predictions())
 
 
-def test_a_run_made_elsewhere_is_adopted_whole_or_not_at_all(tmp_path):
+def test_a_run_of_another_machine_is_adopted_completely_or_not_at_all(tmp_path):
     there, here = RunStore(tmp_path / "there"), RunStore(tmp_path / "here")
     saved = there.save(make_record(), make_predictions(), history=[{"loss": 1.0}])
     folder = there.run_dir(saved)

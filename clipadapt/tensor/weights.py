@@ -20,18 +20,19 @@ class WeightsHash:
     """
 
     def __init__(self) -> None:
-        self._cached: dict[str, tuple[int, str]] = {}
+        self._cached: dict[str, tuple[tuple[str, int], str]] = {}  # by name: state, sha256
 
     def of(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         """Return the sha256 of named tensors, as 64 hexadecimal digits."""
         total = hashlib.sha256()
         for name, tensor in tensors:
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            fast = xxhash.xxh3_128_intdigest(data)
+            head = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
+            state = head, xxhash.xxh3_128_intdigest(data)
             cached = self._cached.get(name)
-            if cached is None or cached[0] != fast:
-                head = f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode()
-                cached = fast, hashlib.sha256(head + hashlib.sha256(data).digest()).hexdigest()
+            if cached is None or cached[0] != state:
+                content = head.encode() + hashlib.sha256(data).digest()
+                cached = state, hashlib.sha256(content).hexdigest()
                 self._cached[name] = cached
             total.update(cached[1].encode())
         return total.hexdigest()

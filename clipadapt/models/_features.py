@@ -87,7 +87,7 @@ class Features:
             raise ValueError("texts have no augmented views")
         batches = self._images if request.tower == "image" else self._texts
         with torch.no_grad():
-            got = services.store.get_or_compute(
+            got = services.cache.get_or_compute(
                 self.space(request, services),
                 inputs.digests(),
                 partial(batches, inputs, request, services),

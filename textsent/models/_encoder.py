@@ -184,7 +184,7 @@ class Encoder:
         texts = [inputs.examples[i] for i in range(len(inputs))]
         self._cached_tokenizer.report_truncated(texts, limit, self.services)
         set_threads(self.services)
-        got = self.services.store.get_or_compute(
+        got = self.services.cache.get_or_compute(
             self._space(place, pooling, limit),
             inputs.digests(),
             partial(self._rows, inputs, place, pooling, limit),

@@ -59,7 +59,7 @@ class Services:
     """What a model uses to encode, beside its weights.
 
     Attributes:
-        store: Feature cache; a disabled one computes every feature.
+        cache: Feature cache; a disabled one computes every feature.
         progress: Where progress is shown.
         meter: Seconds of encoding.
         workers: Threads that decode images ahead; None takes one per available processor.
@@ -70,7 +70,7 @@ class Services:
         flags: Flags of the current run with their reasons, see :meth:`report`.
     """
 
-    store: FeatureReader
+    cache: FeatureReader
     progress: Progress = field(default_factory=Silent)
     meter: Meter = field(default_factory=Meter)
     workers: int | None = None
@@ -130,9 +130,9 @@ class RunContext:
         return self.services.progress
 
     @property
-    def store(self) -> FeatureReader:
+    def cache(self) -> FeatureReader:
         """The feature cache."""
-        return self.services.store
+        return self.services.cache
 
     def rng(self, name: str) -> np.random.Generator:
         """Return the named random stream of this seed; it is the same on every platform."""

@@ -93,7 +93,7 @@ class ModelLoader:
         config = opened.experiment.config
         return replace(
             self._shared,
-            store=self._caches[config.store],
+            cache=self._caches[config.store],
             meter=Meter(),
             flags={},
             workers=config.workers,

@@ -47,7 +47,7 @@ def test_compiled_features_equal_the_others_and_are_cached_separately(
     from torch._dynamo.utils import counters
 
     graphs = counters["stats"]["unique_graphs"]
-    empty = replace(compiling.services, store=FeatureCache(tmp_path / "empty"))
+    empty = replace(compiling.services, cache=FeatureCache(tmp_path / "empty"))
     few = compiling.with_services(empty).encode(inputs.take(np.arange(2)), "image")
     np.testing.assert_array_equal(few, compiled[:2])
     assert counters["stats"]["unique_graphs"] == graphs > 0

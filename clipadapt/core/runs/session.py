@@ -138,11 +138,12 @@ class Session:
             order: Puts all fits in the order in which they are done.
             on_mistake: Called with a fit, still claimed, that a mistake of the user has stopped.
         """
-        for specs in planned:
-            self._report_skipped(specs)
         flat = [spec for specs in planned for spec in specs]
+        complete = {spec for spec in flat if not spec.is_open()}
+        for specs in planned:
+            self._report_skipped(specs, len(complete.intersection(specs)))
         with self.progress.track("runs", len(flat), "runs") as bar, Claims(self.out) as claims:
-            leftovers.clear(self.out, claims, {s.fit_id for s in flat if not s.is_open()})
+            leftovers.clear(self.out, claims, {spec.fit_id for spec in complete})
             local = Local(lambda spec: execute(spec, self.models))
             for done in work_through(
                 order(flat), claims, executor or local, self.progress, on_mistake=on_mistake
@@ -160,8 +161,7 @@ class Session:
                         f".damaged-{run_id}"
                     )
 
-    def _report_skipped(self, specs: Sequence[FitSpec]) -> None:
-        skipped = sum(not spec.is_open() for spec in specs)
+    def _report_skipped(self, specs: Sequence[FitSpec], skipped: int) -> None:
         if skipped:
             self.progress.note(
                 f"{specs[0].experiment.method_name} on {specs[0].opened.home.dataset.name}: "

@@ -58,7 +58,7 @@ def test_a_record_has_every_documented_field(cli, records, probe, tmp_path, pict
     assert first["evaluation"]["templates"] == ["a photo of a {}."]
     assert first["method"]["name"] == "clip/linear_probe"
     assert first["method"]["recipe"] == "linear_probe-quick"
-    assert "our own solver" in first["method"]["deviations"][0]
+    assert "clipadapt's own solver" in first["method"]["deviations"][0]
     assert first["model"]["name"] == "local-dir:clip"
     assert first["selection"]["by"].startswith("val accuracy over C")
     assert first["calibration"]["temperature"] > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from clipadapt.core.data.columns import find_column
 from clipadapt.core.files import hub_datasets
 from clipadapt.core.files.folders import cache_dir, require_regular
 from clipadapt.datasets._decode import EXTENSIONS, decoded_digest, load_rgb
+from clipadapt.tensor import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 IMAGE_COLUMNS: Final = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png")
 LABEL_COLUMNS: Final = (
@@ -159,39 +159,23 @@ def read(
         DataError: If the files cannot be read, or a column does not exist or has the wrong type.
     """
     import datasets
-    from datasets.exceptions import DatasetsError
 
     folder, config = hub_datasets.configuration(folder, config)
-    with _no_bars():
-        try:
-            loaded = datasets.load_dataset(
-                str(folder), name=config, cache_dir=str(cache_dir() / "datasets" / "hf")
-            )
-        except (DatasetsError, OSError, ValueError) as err:
-            # The message is "An error occurred while generating the dataset"; the details are in its cause.
-            raise hub_datasets.unreadable(folder, origin, err) from None
-        features: Mapping[str, Any] = next(iter(loaded.values())).features
+    prepared = cache_dir() / "datasets" / "hf"
+    # The dataset's own files (links into the hub cache), and those that the library extracted from archives.
+    repo = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    with rows.tables(folder, origin, config=config, cache=prepared) as tables:
+        features: Mapping[str, Any] = next(iter(tables.values())).features
         image = _image_column(features, origin, image)
         label = _label_column(features, origin, label)
-        names = (
-            tuple(features[label].names)
-            if isinstance(features[label], datasets.ClassLabel)
-            else None
-        )
+        names = rows.declared_classes(features[label])
         splits = {}
-        # The files of the dataset (links into the hub cache), and the archives unpacked by the library.
-        repo = folder.parents[1] if folder.parent.name == "snapshots" else folder
-        roots = (repo, cache_dir() / "datasets" / "hf")
-        for name, table in loaded.items():
-            rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-            labels = list(table[label])
-            if names is not None:
-                # On the hub, -1 means "no label".
-                labels = [None if v is None or v < 0 else names[v] for v in labels]
+        for name, table in tables.items():
+            column = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            labels = rows.named_labels(table[label], names)
             labels = [None if isinstance(v, str) and not v.strip() else v for v in labels]
-            splits[str(name)] = HubSplit(
-                HubImages(rows, image, f"{origin}, split {name}", roots), labels
-            )
+            images = HubImages(column, image, f"{origin}, split {name}", (repo, prepared))
+            splits[name] = HubSplit(images, labels)
     return HubTables(splits, label, names)
 
 
@@ -238,17 +222,3 @@ def _label_column(features: Mapping[str, Any], origin: str, named: str | None) -
 
 def _described(feature: Any) -> str:
     return f"{getattr(feature, 'dtype', None) or type(feature).__name__}"
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Disable the progress bars of ``datasets``, which would interfere with the program's own."""
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.data.columns import split_query
+from clipadapt.core.data.columns import split_hub_name
 from clipadapt.core.data.labelled import (
     LabelledSet,
     make_split,
@@ -65,12 +65,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     Raises:
         DataError: If the dataset is not available or cannot be read, or has no usable images and labels.
     """
-    name, query = split_query(argument, OPTIONS)
-    repo, _, given = name.partition("@")
-    revision = None if given in {"", "main"} else given
-    if not repo:
-        raise DataError("hf: names no dataset", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
+    repo, revision, title, query = split_hub_name(argument, OPTIONS)
     files = hub_datasets.dataset(
         repo, revision, _hub.PATTERNS, way_out=WAY_OUT, config=query.get("config")
     )

@@ -1,4 +1,4 @@
-"""A hub with two open_clip models, a text model and a data set, and this process led to it."""
+"""A local hub with open_clip models, a text model and a dataset; this process is redirected to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.textsent.models import tiny as text
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the package's own, and no token of the user's."""
+    """A separate cache of the package, and no user token."""
     monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path / "clipadapt"))
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
@@ -30,7 +30,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repositories' files, made once."""
+    """The files of the repositories, written once."""
     root = tmp_path_factory.mktemp("hub")
     clip.write(root / "models/org/clip/main", "clip")
     siglip = clip.write(root / "models/org/siglip/main", "siglip") / "open_clip_config.json"
@@ -52,17 +52,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The hub, running."""
+    """The running hub."""
     root = Path(shutil.copytree(made, tmp_path / "root"))
     with Hub(root, tokens={"hf_alice": "alice", "hf_bob": "bob"}) as server:
         for name, value in server.constants(tmp_path / "cache").items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setattr("time.sleep", lambda _: None)  # the waits between attempts
+        monkeypatch.setattr("time.sleep", lambda _: None)  # no waiting between attempts
         yield server
 
 
 def pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
-    """Write a data set of two splits, one of them in two files."""
+    """Write a dataset with two splits, one of them in two files."""
     (folder / "data").mkdir(parents=True)
     for split, shards in {"train": 2, "test": 1}.items():
         for shard in range(shards):

@@ -1,9 +1,9 @@
 """A small Hugging Face hub on this machine, for tests without a network. Standard library only.
 
-It speaks what huggingface_hub asks: repository info, trees, resolve with ETag, X-Repo-Commit, X-Linked-Size, redirects
-to a store on another host, ranges, moved, private and gated repositories, tokens. Xet stays unused.
+It implements what huggingface_hub needs: repository info, trees, resolve with ETag, X-Repo-Commit, X-Linked-Size,
+redirects to a store on another host, ranges, moved, private and gated repositories, tokens. Xet is not used.
 
-Files are at ``ROOT/models|datasets/ORG/NAME/REVISION/...``, one folder per branch or tag. Beside them may be
+Files are at ``ROOT/models|datasets/ORG/NAME/REVISION/...``, one folder per branch or tag. Next to them there may be
 ``repo.json``: ``{"moved_from": ["old-name"], "private": false, "disabled": false, "gated": false, "readers": ["alice"],
 "licence": "mit"}``. A commit is a hash of the files, so a changed ``main`` is another commit, and a copy of a folder
 under another name keeps its commit.
@@ -29,17 +29,17 @@ CHUNK = 2**16
 
 @dataclass
 class Fault:
-    """What goes wrong with requests whose ``PATH?QUERY`` matches.
+    """A fault for requests whose ``PATH?QUERY`` matches.
 
     Attributes:
         match: Regular expression that is searched.
-        times: How often; None is for ever.
+        times: How often; None is always.
         status: Answer with this status.
         headers: Added to the answer.
-        body: Content in the place of the file's.
-        after: Break the connection after so many bytes of the body.
-        damage: Overwrite the middle of the body; the length stays.
-        cut: Leave so many bytes off the end, with headers that fit.
+        body: Content instead of the file's.
+        after: Break the connection after this many bytes of the body.
+        damage: Overwrite the middle of the body, keeping the length.
+        cut: Truncate the body by this many bytes, with matching headers.
     """
 
     match: str
@@ -54,7 +54,7 @@ class Fault:
 
 @dataclass
 class Request:
-    """One request as it came."""
+    """One received request."""
 
     method: str
     path: str
@@ -63,7 +63,7 @@ class Request:
 
 
 class AnswerError(Exception):
-    """An answer that is an error of the hub."""
+    """An error response of the hub."""
 
     def __init__(self, status: int, message: str, code: str = "", **headers: str) -> None:
         super().__init__(message)
@@ -82,18 +82,18 @@ class File:
 
     @property
     def lfs(self) -> bool:
-        """Whether the store keeps it."""
+        """Whether it is in the store."""
         return bool(LFS.search(self.name))
 
     @property
     def etag(self) -> str:
-        """What the hub calls this content."""
+        """The hub's hash of the content."""
         return self.sha256 if self.lfs else self.sha1
 
 
 @functools.cache
 def _hashes(path: str, size: int, mtime_ns: int) -> tuple[str, str]:
-    """Return git's blob hash and the sha256."""
+    """Return the git blob hash and the sha256."""
     raw = Path(path).read_bytes()
     return hashlib.sha1(b"blob %d\0" % size + raw).hexdigest(), hashlib.sha256(raw).hexdigest()
 
@@ -155,7 +155,7 @@ class Hub:
         self.server.server_close()
 
     def env(self, home: Path) -> dict[str, str]:
-        """Return the environment that leads a process here, with a hub cache of its own under ``home``."""
+        """Return environment variables that redirect a process here, with its own hub cache under ``home``."""
         return {
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -166,7 +166,7 @@ class Hub:
         }
 
     def constants(self, cache: Path) -> dict[str, Any]:
-        """Return what leads this very process here: attributes of ``huggingface_hub.constants``."""
+        """Return attributes of ``huggingface_hub.constants`` that redirect this process here."""
         return {
             "ENDPOINT": self.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -175,12 +175,12 @@ class Hub:
         }
 
     def fault(self, match: str, **what: Any) -> None:
-        """Let something go wrong from now on; see :class:`Fault`."""
+        """Add a fault, see :class:`Fault`."""
         with self.lock:
             self.faults.append(Fault(match, **what))
 
     def asked(self, match: str) -> list[Request]:
-        """Return the requests so far whose path matches."""
+        """Return the requests received so far whose path matches."""
         with self.lock:
             return [r for r in self.log if re.search(match, r.path)]
 
@@ -197,7 +197,7 @@ class Hub:
         return None
 
     def moved(self, kind: str, name: str) -> str | None:
-        """Return today's name of a repository that was once called ``name``."""
+        """Return the current name of a repository that was renamed from ``name``."""
         for settings in (self.root / f"{kind}s").glob("**/repo.json"):
             if name in json.loads(settings.read_text()).get("moved_from", ()):
                 return settings.parent.relative_to(self.root / f"{kind}s").as_posix()
@@ -215,7 +215,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.hub  # type: ignore[attr-defined, no-any-return]
 
     def log_message(self, *_: object) -> None:
-        """Write nothing: the hub keeps its own log."""
+        """Log nothing: the hub keeps its own log."""
 
     def do_GET(self) -> None:
         """Answer any method."""
@@ -291,7 +291,7 @@ class Handler(BaseHTTPRequestHandler):
                 **({"cardData": {"license": licence}} if licence else {}),
             })
 
-    # ------------------------------------------------------------ who may read what
+    # ------------------------------------------------------------ permissions
 
     def _user(self) -> str | None:
         if self.token is not None and self.token not in self.hub.tokens:
@@ -307,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
         ):
             new = self.hub.moved(kind, name)
             if new is not None:
-                # Only the path is replaced, and the place is told relative to the host, as the hub does.
+                # Like the hub, replace only the path and send a relative location.
                 place = self.where.replace(f"/{quote(name)}", f"/{quote(new)}", 1)
                 raise AnswerError(307, f"moved to {new}", Location=place)
             raise AnswerError(404 if user else 401, "Repository not found", "RepoNotFound")
@@ -359,7 +359,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, raw, headers)
 
-    # ------------------------------------------------------------ out
+    # ------------------------------------------------------------ output
 
     def _json(self, value: Any) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

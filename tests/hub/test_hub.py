@@ -1,4 +1,4 @@
-"""The package against a hub: what is fetched, what is said when it fails, and that it works without it afterwards."""
+"""The package against a local hub: downloads, error messages, and offline use afterwards."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def encode(model, texts=("a fine film", "a dull story")):
 
 
 def age(folder):
-    """Make files old enough to be remembered: what is younger than two seconds is not."""
+    """Make files old enough to be remembered: those younger than two seconds are not."""
     old = time.time() - 60
     for path in Path(folder).rglob("*"):
         if path.is_file():
@@ -66,12 +66,12 @@ def age(folder):
 
 
 def blob(name):
-    """Return where the cache keeps the bytes of a file."""
+    """Return the path of a file's content in the cache."""
     return next(Path(constants.HF_HUB_CACHE).rglob(f"snapshots/*/{name}")).resolve()
 
 
 def move_main(hub, *, keep="v1"):
-    """Give org/clip other weights on main; the earlier state stays as a tag."""
+    """Give org/clip other weights on main and keep the earlier state as a tag."""
     folder = hub.root / "models/org/clip"
     folder.joinpath("main").rename(folder / keep)
     clip.write(folder / "main", "clip")
@@ -82,7 +82,7 @@ def move_main(hub, *, keep="v1"):
 # ---------------------------------------------------------------- works
 
 
-def test_the_hubs_old_name_and_no_file_that_is_not_wanted(hub):
+def test_a_renamed_repository_and_no_unwanted_file(hub):
     assert load("bert", "text").name == "bert"
     assert not hub.asked("README.md")
 
@@ -94,7 +94,7 @@ def test_a_token_goes_to_the_hub_and_not_to_the_store(hub, monkeypatch):
     assert {r.token for r in hub.asked("/store/")} == {None}
 
 
-def test_a_shard_that_does_not_come_leaves_no_smaller_set(hub, monkeypatch):
+def test_a_missing_shard_leaves_no_incomplete_dataset(hub, monkeypatch):
     hub.fault("train-00001", status=503, times=None)
     with pytest.raises(DataError, match=r"failed: 'data/train-00001.*HTTP 503"):
         open_("hf:org/pets")
@@ -111,7 +111,7 @@ def test_a_broken_connection_is_resumed(hub):
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_hub_that_is_busy_is_asked_again(hub, status):
+def test_requests_to_a_busy_hub_are_retried(hub, status):
     hub.fault("/api/", status=status, times=2)
     hub.fault(rf"resolve/.*{WEIGHTS}", status=status, times=2)
     assert identify("hf-hub:org/clip").revision
@@ -144,13 +144,13 @@ def test_two_processes_on_a_blank_cache(hub, tmp_path):
     env = {**os.environ, **hub.env(tmp_path / "home")}
     command = [sys.executable, "-c", code]
     both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate()[0] for process in both]
+    printed = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert told[0] == told[1]
-    assert len(told[0].split()) == 2
+    assert printed[0] == printed[1]
+    assert len(printed[0].split()) == 2
 
 
-def test_a_big_file_is_reported_where_stderr_is_no_terminal(hub, monkeypatch, capsys):
+def test_progress_is_printed_if_stderr_is_not_a_terminal(hub, monkeypatch, capsys):
     monkeypatch.setattr(hub_client, "LINE_SECONDS", 0.0)
     load("hf-hub:org/clip")
     assert re.search(
@@ -158,7 +158,7 @@ def test_a_big_file_is_reported_where_stderr_is_no_terminal(hub, monkeypatch, ca
     )
     monkeypatch.setattr(hub_client, "LINE_SECONDS", 10.0)
     load("hf-hub:org/siglip")
-    assert "download" not in capsys.readouterr().err  # it was here sooner than a line is due
+    assert "download" not in capsys.readouterr().err  # it was downloaded before a line was due
 
 
 def test_a_clip_of_transformers_is_converted(hub, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_clip_of_transformers_is_converted(hub, monkeypatch):
 
 
 def test_files_of_transformers_in_the_cache_do_not_hide_open_clips(hub):
-    """A repository may hold both; what another program fetched of it does not decide which is taken."""
+    """A repository may have both; files downloaded by another program do not decide which is used."""
     clip.write_transformers(hub.root / "models/org/clip/main")
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         hf_hub_download("org/clip", name)
@@ -198,14 +198,14 @@ def test_a_text_model_works_offline_afterwards(hub, monkeypatch):
     assert found.licence == "mit"
 
 
-def test_a_text_model_that_is_there_is_not_asked_for_again(hub):
+def test_a_cached_text_model_causes_no_request(hub):
     load("org/bert", "text")
     before = len(hub.log)
     load("org/bert", "text")
     assert len(hub.log) == before
 
 
-def test_a_data_set_works_offline_afterwards(hub, monkeypatch):
+def test_a_dataset_works_offline_afterwards(hub, monkeypatch):
     first = open_("hf:org/pets")
     offline(monkeypatch)
     again = open_("hf:org/pets")
@@ -213,7 +213,7 @@ def test_a_data_set_works_offline_afterwards(hub, monkeypatch):
     assert again.revision == first.revision
 
 
-def test_a_moved_data_set_is_reported_and_not_followed(hub):
+def test_a_moved_dataset_is_reported_and_not_followed(hub):
     first = open_("hf:org/pets")
     folder = hub.root / "datasets/org/pets"
     folder.joinpath("main").rename(folder / "old")
@@ -221,12 +221,12 @@ def test_a_moved_data_set_is_reported_and_not_followed(hub):
     again = open_("hf:org/pets")
     assert again.classnames == ("cat", "dog")
     (note,) = [n for n in again.notes if "has moved to commit" in n]
-    new = re.search(r"write (hf:org/pets@\w+)", note)[1]  # what the note says works
+    new = re.search(r"write (hf:org/pets@\w+)", note)[1]  # the name in the note works
     assert open_(new).classnames == ("frog", "newt")
     assert first.revision in note
 
 
-def test_the_identity_is_that_of_the_weights_that_are_loaded(hub):
+def test_the_identity_is_that_of_the_loaded_weights(hub):
     load("hf-hub:org/clip")
     age(Path(constants.HF_HUB_CACHE))
     first = identify("hf-hub:org/clip")
@@ -251,7 +251,9 @@ def test_a_main_that_another_program_moved_is_reported_once(hub):
     assert identify("hf-hub:org/clip").notes == ()
 
 
-def test_the_identity_does_not_change_when_the_tokenizer_has_come(hub, own_cache, monkeypatch):
+def test_the_identity_does_not_change_after_the_tokenizer_is_downloaded(
+    hub, own_cache, monkeypatch
+):
     first = identify("hf-hub:org/siglip")
     load("hf-hub:org/siglip")
     shutil.rmtree(own_cache)
@@ -259,7 +261,7 @@ def test_the_identity_does_not_change_when_the_tokenizer_has_come(hub, own_cache
     assert identify("hf-hub:org/siglip").weights_sha256 == first.weights_sha256
 
 
-def test_a_tags_tokenizer_is_fetched_with_it_and_hashed(hub, monkeypatch):
+def test_the_tokenizer_of_a_tag_is_downloaded_and_hashed(hub, monkeypatch):
     tag_of(monkeypatch, "ViT-B-16-SigLIP", "org/siglip", "org/siglip/")
     first = identify("ViT-B-16-SigLIP/mine")
     assert hub.asked("tokenizer.json")
@@ -271,7 +273,7 @@ def test_a_tags_tokenizer_is_fetched_with_it_and_hashed(hub, monkeypatch):
     assert identify("ViT-B-16-SigLIP/mine").weights_sha256 != first.weights_sha256
 
 
-def test_a_tag_is_remembered_until_main_is_another(hub, monkeypatch):
+def test_a_tag_is_remembered_until_main_moves(hub, monkeypatch):
     tag_of(monkeypatch, "ViT-B-32", "", "org/clip/")
     first = identify("ViT-B-32/mine")
     age(Path(constants.HF_HUB_CACHE))
@@ -285,7 +287,7 @@ def test_a_tag_is_remembered_until_main_is_another(hub, monkeypatch):
 
 
 def tag_of(monkeypatch, arch, tokenizer, place):
-    """Let open_clip know a tag 'mine' of an architecture, whose weights are on this hub."""
+    """Register a tag 'mine' of an architecture with open_clip, whose weights are on this hub."""
     from clipadapt.models import _names
 
     config = _names.architecture_config(arch)
@@ -332,10 +334,10 @@ def test_the_record_holds_commits_and_a_table_names_them(hub, cli, tmp_path, mon
     assert cli("predict", run, picture).code == 0  # with the weights of the run's own commit
 
 
-# ---------------------------------------------------------------- a file that is damaged
+# ---------------------------------------------------------------- damaged files
 
 
-def test_a_damaged_blob_is_named_and_fetching_it_again_works(hub, tmp_path):
+def test_a_damaged_blob_is_named_and_downloading_it_again_works(hub, tmp_path):
     right = load("hf-hub:org/clip").weights_sha256
     path = blob(WEIGHTS)
     flip(path)
@@ -344,7 +346,7 @@ def test_a_damaged_blob_is_named_and_fetching_it_again_works(hub, tmp_path):
     assert f"'{path}'" in caught.value.problem
     subprocess.run(["sh", "-c", re.search(r"rm '.*'", caught.value.hint)[0]], check=True)
     assert load("hf-hub:org/clip").weights_sha256 == right
-    flip(blob("open_clip_config.json"))  # a small file is named by git's hash
+    flip(blob("open_clip_config.json"))  # a small file is named by its git hash
     with pytest.raises(ModelError, match="is damaged"):
         load("hf-hub:org/clip")
 
@@ -358,12 +360,12 @@ def test_a_byte_that_flips_under_an_unchanged_stat_is_found_at_load(hub):
     flip(path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     identity._read_here.clear()  # as in another process
-    assert identify("org/bert", "text")  # named by its stat; what is loaded is read
+    assert identify("org/bert", "text")  # identified by its stat; loading reads it
     with pytest.raises(ModelError, match="is damaged"):
         load("org/bert", "text")
 
 
-def test_a_damaged_shard_of_a_data_set_is_named(hub):
+def test_a_damaged_shard_of_a_dataset_is_named(hub):
     open_("hf:org/pets")
     path = next(Path(constants.HF_HUB_CACHE).rglob("snapshots/*/data/test-*")).resolve()
     path.write_bytes(path.read_bytes()[:-100])
@@ -374,7 +376,7 @@ def test_a_damaged_shard_of_a_data_set_is_named(hub):
     assert open_("hf:org/pets").classnames == ("cat", "dog")
 
 
-def test_no_flip_in_what_is_remembered_is_trusted(tmp_path, own_cache):
+def test_damaged_remembered_facts_are_not_trusted(tmp_path, own_cache):
     folder = clip.write(tmp_path / "mine", "clip")
     age(folder)
     right = identify(f"local-dir:{folder}").weights_sha256
@@ -408,10 +410,10 @@ def flip(path):
     path.write_bytes(raw)
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- errors
 
 
-def test_a_tokenizer_that_does_not_come_is_an_error(hub):
+def test_a_tokenizer_that_cannot_be_downloaded_is_an_error(hub):
     right = load("hf-hub:org/siglip").tokenizer(["a photo of a dog."])
     shutil.rmtree(Path(constants.HF_HUB_CACHE))
     hub.fault(r"tokenizer\.json", status=503, times=None)
@@ -422,7 +424,7 @@ def test_a_tokenizer_that_does_not_come_is_an_error(hub):
 
 
 @pytest.mark.parametrize("track", ["clip", "text"])
-def test_a_tokenizer_without_its_words_is_an_error(tiny_texts, tmp_path, track):
+def test_a_tokenizer_without_vocabulary_is_an_error(tiny_texts, tmp_path, track):
     if track == "text":
         folder = Path(shutil.copytree(tiny_texts["bert"], tmp_path / "mine"))
         (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]")
@@ -434,7 +436,7 @@ def test_a_tokenizer_without_its_words_is_an_error(tiny_texts, tmp_path, track):
         load(name, track)
 
 
-def test_the_file_that_open_clip_takes(hub):
+def test_the_same_file_as_open_clip_is_downloaded(hub):
     folder = hub.root / "models/org/clip/main"
     (folder / "open_clip_pytorch_model.bin").write_bytes(b"not the same")
     (folder / "open_clip_pytorch_model.safetensors").write_bytes(b"not the same")
@@ -489,7 +491,7 @@ def test_a_failing_hub(hub, fault, message, hint):
     assert "\n" not in caught.value.problem
 
 
-def test_the_cached_data_set_serves_whatever_the_hub_answers(hub):
+def test_the_cached_dataset_is_used_whatever_the_hub_answers(hub):
     first = open_("hf:org/pets").fingerprint
     for fault in ({"status": 503}, {"status": 403}, {"body": "<html>"}):
         hub.fault("/api/", times=None, **fault)
@@ -507,7 +509,7 @@ def test_the_cached_data_set_serves_whatever_the_hub_answers(hub):
         ("http://127.0.0.1:9", "cannot reach"),
     ],
 )
-def test_an_endpoint_that_is_none(hub, monkeypatch, endpoint, message):
+def test_an_invalid_endpoint(hub, monkeypatch, endpoint, message):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
     with pytest.raises(ModelError, match=message) as caught:
         identify("hf-hub:org/clip")
@@ -543,14 +545,14 @@ def test_private_disabled_and_absent_repositories(hub, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["org/clip@main", "org/-x", "org/a..b", "org/a--b", "org/x.git"])
-def test_a_name_that_is_none(hub, name):
+def test_an_invalid_name(hub, name):
     with pytest.raises(ModelError) as caught:
         identify(f"hf-hub:{name}")
     assert caught.value.hint
     assert not hub.log
 
 
-def test_a_token_that_is_wrong(hub, monkeypatch):
+def test_an_invalid_token(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     for call in (lambda: open_("hf:org/pets"), lambda: identify("hf-hub:org/clip")):
         with pytest.raises((DataError, ModelError), match="rejects the token") as caught:
@@ -569,7 +571,7 @@ def test_a_repository_of_something_else(hub):
         identify("org/bert", "text")
 
 
-def test_a_cache_that_cannot_be_written(hub, tmp_path, monkeypatch):
+def test_an_unwritable_cache(hub, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="is not writable") as caught:
@@ -586,7 +588,7 @@ def test_doctor_says_the_same(hub, cli):
     assert wrong.code == 2
 
 
-# ---------------------------------------------------------------- configurations of data sets
+# ---------------------------------------------------------------- configurations of datasets
 
 CARD = """---
 license: cc-by-4.0
@@ -621,7 +623,7 @@ def several(hub):
     return hub
 
 
-def test_a_configuration_fetches_its_files_alone(several, monkeypatch):
+def test_a_configuration_downloads_only_its_files(several, monkeypatch):
     data = open_("hf:org/several?config=two", "text")
     assert data.splits == ("train", "test")
     assert data.licence == "cc-by-4.0"
@@ -632,7 +634,7 @@ def test_a_configuration_fetches_its_files_alone(several, monkeypatch):
         open_("hf:org/several?config=one", "text")
 
 
-def test_a_configuration_has_to_be_chosen_before_anything_is_fetched(several):
+def test_a_configuration_must_be_chosen_before_anything_is_downloaded(several):
     with pytest.raises(DataError, match="several configurations: one, two") as caught:
         open_("hf:org/several", "text")
     assert not several.asked(r"\.parquet")
@@ -642,7 +644,7 @@ def test_a_configuration_has_to_be_chosen_before_anything_is_fetched(several):
         open_("hf:org/several?config=tow", "text")
 
 
-def test_the_default_configuration_is_fetched_alone(several):
+def test_only_the_default_configuration_is_downloaded(several):
     card = several.root / "datasets/org/several/main/README.md"
     card.write_text(CARD.replace("config_name: two", "config_name: two\n  default: true"))
     assert open_("hf:org/several", "text").splits == ("train", "test")
@@ -685,7 +687,7 @@ def test_equal_to_open_clip(hub, name):
 
 
 def test_a_configuration_of_picture_files_is_read(hub):
-    """What is read stands in a folder of links, which lead into the hub's cache."""
+    """The data are read from a folder of links to the hub cache."""
     folder = hub.root / "datasets/org/shots/main"
     for config in ("one", "two"):
         for name in ("cat", "dog"):

@@ -239,7 +239,7 @@ def snapshot(root):
     ("damage", "message"),
     [
         (lambda text: text[: len(text) // 2], "truncated or not a record"),
-        (lambda text: text.replace('"seed": 1', '"seed": 2'), "its content is not what was written"),
+        (lambda text: text.replace('"seed": 1', '"seed": 2'), "its content has changed since it was written"),
         (lambda text: '{"metrics": {"loss": 0.3}, "params": {}}', "truncated or not a record"),
         (lambda text: "[]", "truncated or not a record"),
     ],

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.files import hub_datasets
 from clipadapt.core.files.atomic import scratch_folder
+from clipadapt.tensor import rows
 from textsent.datasets._tables import LABEL_COLUMNS, TEXT_COLUMNS, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -33,42 +33,19 @@ def read(
     Raises:
         DataError: If the files cannot be read, or a column does not exist.
     """
-    import datasets
-    from datasets.exceptions import DatasetsError
-
     folder, config = hub_datasets.configuration(folder, config)
-    # The texts are kept in memory, so the copy that the library prepares is temporary.
-    with scratch_folder() as scratch, _no_bars():
-        try:
-            loaded = datasets.load_dataset(str(folder), name=config, cache_dir=str(scratch))
-        except (DatasetsError, OSError, ValueError) as err:
-            # The message is "An error occurred while generating the dataset"; the details are in its cause.
-            raise hub_datasets.unreadable(folder, origin, err) from None
-        features: Mapping[str, Any] = next(iter(loaded.values())).features
+    # Prepare the library's copy in a scratch folder: the texts are kept in memory.
+    with (
+        scratch_folder() as scratch,
+        rows.tables(folder, origin, config=config, cache=scratch) as found,
+    ):
+        features: Mapping[str, Any] = next(iter(found.values())).features
         names = Table(origin, dict.fromkeys(features, ()))
         text = names.find("text", text, TEXT_COLUMNS)
         label = names.find("label", label, LABEL_COLUMNS)
-        columns = {
-            split: part.select_columns([text, label]).to_dict() for split, part in loaded.items()
-        }
-    declared: tuple[str, ...] | None = None
-    if isinstance(features[label], datasets.ClassLabel):
-        declared = tuple(features[label].names)
-        for values in columns.values():
-            values[label] = [None if v is None or v < 0 else declared[v] for v in values[label]]
+        columns = {s: part.select_columns([text, label]).to_dict() for s, part in found.items()}
+    declared = rows.declared_classes(features[label])
+    for values in columns.values():
+        values[label] = rows.named_labels(values[label], declared)
     tables = {s: Table(f"{origin}, split {s}", values) for s, values in columns.items()}
     return tables, text, label, declared
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Disable the library's progress bars, which would interrupt those of this program."""
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapt.core.api.errors import DataError
-from clipadapt.core.data.columns import split_query
+from clipadapt.core.data.columns import split_hub_name
 from clipadapt.core.data.labelled import LabelledSet, many_left_out, match_splits, split_named
 from clipadapt.core.files import hub_datasets
 from textsent.datasets import _hub
@@ -38,13 +37,8 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[str]:
     Raises:
         DataError: If the dataset is not available, cannot be read, or has no usable texts and labels.
     """
-    name, query = split_query(argument, OPTIONS)
-    repo, _, given = name.partition("@")
-    revision = None if given in {"", "main"} else given
-    if not repo:
-        raise DataError("hf: has no repository", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    repo, revision, title, query = split_hub_name(argument, OPTIONS)
     config = query.get("config")
-    title = f"hf:{name}" + (f"?config={config}" if config is not None else "")
     files = hub_datasets.dataset(
         repo, revision, hub_datasets.TABLES, way_out=WAY_OUT, config=config
     )

@@ -1,4 +1,4 @@
-"""Columns of a table, found by their usual names or named by the user with ``?key=COLUMN`` after a data set's name."""
+"""Options after a dataset's name (``?key=value``), and the columns of a table that they choose."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def find_column(
     """Return the name of the column that holds ``what``.
 
     Args:
-        origin: What to call the table in a message.
+        origin: Name of the table, for messages.
         columns: Names of its columns.
-        what: ``text``, ``image`` or ``label``; also the key by which the user names it.
-        named: The column the user named, or None to look for a usual name.
-        usual: Usual names, the likeliest first; case does not matter.
-        both: How to name every column at once, for the hint.
+        what: ``text``, ``image`` or ``label``; also the key with which the user names the column.
+        named: The column named by the user, or None to look for a usual name.
+        usual: Usual names, most likely first; case is ignored.
+        both: How to name all columns, for the hint.
 
     Raises:
-        DataError: If there is no such column; the message names those there are.
+        DataError: If there is no such column; the message lists the existing ones.
     """
     present = ", ".join(columns) or "none"
     if named is not None:
@@ -46,16 +46,39 @@ def find_column(
     raise DataError(
         f"{origin} has no column with a usual name for the {what}; its columns: {present}; "
         f"usual names: {', '.join(usual)}",
-        hint=f"name it by adding ?{what}=COLUMN to the data set's name ({both} for both); where these are no names "
-        "but values, write a line of names above them",
+        hint=f"name it by adding ?{what}=COLUMN to the dataset's name ({both} for both); if the first line has values "
+        "instead of column names, add a line of names above it",
     )
+
+
+def split_hub_name(
+    argument: str, accepted: Sequence[str]
+) -> tuple[str, str | None, str, dict[str, str]]:
+    """Split ``ORG/NAME[@REVISION][?key=value]``, the part after ``hf:`` of a dataset's name.
+
+    Args:
+        argument: The text after ``hf:``.
+        accepted: Accepted keys.
+
+    Returns:
+        The repository; its revision, or None for ``main``; the name for messages and records; the options.
+
+    Raises:
+        DataError: If the repository is missing, or an option is not accepted.
+    """
+    name, query = split_query(argument, accepted)
+    repo, _, revision = name.partition("@")
+    if not repo:
+        raise DataError("hf: names no dataset", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    title = f"hf:{name}" + (f"?config={query['config']}" if "config" in query else "")
+    return repo, None if revision in {"", "main"} else revision, title, query
 
 
 def split_query(argument: str, accepted: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Split ``NAME?key=value&key=value``; values may be percent-encoded.
 
     Raises:
-        DataError: If a key is not among ``accepted``, or has no value.
+        DataError: If a key is not ``accepted``, is repeated, or has no value.
     """
     name, _, query = argument.partition("?")
     values = {}

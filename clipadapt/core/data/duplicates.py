@@ -1,4 +1,4 @@
-"""Near-duplicate texts: equal up to case, punctuation and a few words."""
+"""Near-duplicate texts: texts that are equal except for case, punctuation and a few words."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NEAR = 0.7
 """Jaccard overlap of the word sets from which two texts count as near-duplicates."""
 
 MAX_COMPARISONS = 20_000_000
-"""Pairs that are compared where a search is one of several things to do, some ten seconds' worth."""
+"""Limit on the compared pairs if the search is only one step of a command; about ten seconds."""
 
 _NOT_WORD = re.compile(r"[\W_]+")
 
 
 def normalise(text: str) -> str:
-    """Fold case and Unicode forms; runs of punctuation and white space become one space."""
+    """Normalise case and Unicode forms, and replace runs of punctuation and white space by one space."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _NOT_WORD.sub(" ", folded).strip() or folded.strip()
 
@@ -33,7 +33,7 @@ def normalise(text: str) -> str:
 def near_duplicates(
     texts: Sequence[str], threshold: float = NEAR
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield every pair whose word sets overlap by ``threshold`` or more, none left out.
+    """Yield every pair whose word sets overlap by ``threshold`` or more.
 
     Two sets with a Jaccard overlap of ``t`` share one of their ``|s| - ceil(t |s|) + 1`` rarest words, so
     only texts that share such a word are compared.
@@ -62,9 +62,9 @@ def near_duplicates(
 
 
 def comparisons(texts: Sequence[str], threshold: float = NEAR) -> int:
-    """Return how many pairs :func:`near_duplicates` compares at the most, in time linear in ``n``.
+    """Return the maximum number of pairs that :func:`near_duplicates` compares, in linear time.
 
-    Long texts in many words take few comparisons each; short ones in few words take nearly ``n * n / 2``.
+    Long texts with a large vocabulary need few comparisons; short texts with a small one nearly ``n * n / 2``.
     """
     holders: Counter[str] = Counter()
     total = 0
@@ -75,7 +75,7 @@ def comparisons(texts: Sequence[str], threshold: float = NEAR) -> int:
 
 
 def _prefixes(texts: Sequence[str], threshold: float) -> Iterator[tuple[frozenset[str], list[str]]]:
-    """Yield the word set of each text, and those of its rarest words by which it is looked up."""
+    """Yield the word set of each text, and its rarest words, which are used for the look-up."""
     words = [frozenset(normalise(text).split()) for text in texts]
     frequency = Counter(w for row in words for w in row)
     for row in words:
@@ -85,7 +85,7 @@ def _prefixes(texts: Sequence[str], threshold: float) -> Iterator[tuple[frozense
 
 
 def duplicate_groups(texts: Sequence[str], threshold: float = NEAR) -> NDArray[np.int64]:
-    """Return the group of every text, shape ``(n,)``: near-duplicates, and theirs in turn, share one."""
+    """Return the group of each text, shape ``(n,)``: the connected components of near-duplicates."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,4 +1,4 @@
-"""The one kind of data set: plain data that every provider fills in."""
+"""Labelled datasets as plain data, and the rules that all readers share: split names, class keys, hash splits."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ SPLIT_ALIASES: Final[dict[str, SplitName]] = {
     "eval": "test",
     "evaluation": "test",
 }
-"""The one vocabulary of split names, in small letters; :func:`split_named` looks a name up."""
+"""Split names in lower case, for all readers; see :func:`split_named`."""
 LEFT_OUT_SHARE: Final = 0.05
-"""Share of examples that may be left out before every table says so."""
+"""Share of unreadable examples above which every table shows a flag."""
 _NUMBER: Final = re.compile(
     r"(?:class|cls|c|category|label|id)?[\s_-]*[+-]?\d+(?:\.\d+)?", re.IGNORECASE
 )
 _NEEDED: Final[tuple[SplitName, ...]] = ("train", "test", "val")
-# Words that say nothing of which split it is: Training_Set, test-images, train2017.
+# Words without meaning for the split: Training_Set, test-images.
 _FILLERS: Final = frozenset({"set", "data", "dataset", "split", "images", "imgs"})
 
 
@@ -58,13 +58,13 @@ class LabelledSet(Generic[X]):
     """Labelled examples with their provenance; see :class:`clipadapt.core.api.data.Dataset`.
 
     Attributes:
-        parts: The splits there are.
-        aliases: Split -> the split whose examples it holds under another name.
-        notes: What is worth telling the user before the run, one sentence each.
-        keys: What each class is called in the folder or table, where its name is another; empty where none is.
-        found: Files or rows that were found, or None where that is not counted.
-        left_out: Reason -> how many of them were not read.
-        revision: Commit of the hub's repository that the examples are of, or None.
+        parts: The splits.
+        aliases: Split -> the split that has the same examples under another name.
+        notes: Sentences to show the user before the run.
+        keys: Name of each class in the folder or table, if it differs from its class name; else empty.
+        found: Number of files or rows found, or None if not counted.
+        left_out: Reason -> number of them not read.
+        revision: Commit of the hub repository, or None.
     """
 
     name: str
@@ -85,12 +85,12 @@ class LabelledSet(Generic[X]):
 
     @property
     def n_read(self) -> int:
-        """Examples of all splits, each counted once."""
+        """Number of examples in all splits, each counted once."""
         return sum(len(part) for split, part in self.parts.items() if split not in self.aliases)
 
     @property
     def inventory(self) -> str:
-        """What was found and what was read of it, for people."""
+        """Summary of what was found and read, for messages."""
         sizes = ", ".join(f"{split} {len(self.parts[split])}" for split in self.splits)
         of = "" if self.found in {None, self.n_read} else f" of {self.found} found"
         text = f"{self.n_read} read{of} in {len(self.classnames)} classes ({sizes})"
@@ -99,14 +99,14 @@ class LabelledSet(Generic[X]):
 
     @property
     def splits(self) -> tuple[SplitName, ...]:
-        """Names of the splits there are, in the order train, val, test."""
+        """Names of the splits, in the order train, val, test."""
         return tuple(s for s in SPLITS if s in self.parts)
 
     def split(self, name: SplitName, /) -> Split[X]:
         """Return one split.
 
         Raises:
-            DataError: If the set has no such split.
+            DataError: If the dataset has no such split.
         """
         if name not in self.parts:
             raise DataError(
@@ -117,9 +117,11 @@ class LabelledSet(Generic[X]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over class names, ids, labels and content of every example of every split."""
+        """sha256 of the class names and the ids, labels and content of all examples of all splits."""
         total = hashlib.sha256("\0".join(self.classnames).encode())
-        with ThreadPoolExecutor(cpu_count()) as pool:  # reading files waits for the disk
+        with ThreadPoolExecutor(
+            cpu_count()
+        ) as pool:  # threads, because reading files waits for the disk
             for name in self.splits:
                 part = self.parts[name]
                 examples = part.inputs.examples
@@ -131,7 +133,7 @@ class LabelledSet(Generic[X]):
 
 
 def many_left_out(read: int, lost: int) -> tuple[str, ...]:
-    """Return the flag ``many_left_out`` where what was lost is more than :data:`LEFT_OUT_SHARE` of all."""
+    """Return the flag ``many_left_out`` if more than :data:`LEFT_OUT_SHARE` of all examples were left out."""
     return ("many_left_out",) if lost > LEFT_OUT_SHARE * (read + lost) else ()
 
 
@@ -141,15 +143,15 @@ def make_split(
     labels: Sequence[int] | NDArray[np.int64],
     classnames: tuple[str, ...],
 ) -> Split[X]:
-    """Return a split of ``n`` examples, ids and labels, in that order."""
+    """Return a split of ``n`` examples, ids and labels."""
     return Split(Inputs(examples, tuple(ids)), np.asarray(labels, dtype=np.int64), classnames)
 
 
 def split_named(name: str) -> SplitName | None:
-    """Return the split that a folder, file, column value or published split of this name is, or None.
+    """Return the split meant by the name of a folder, file, column value or published split, or None.
 
-    Case, spaces, digits and words such as ``set`` and ``images`` make no difference: ``Training``, ``TEST``,
-    ``training_set``, ``val2017``. It is the same for every reader of images and texts.
+    Case, spaces, digits and words such as ``set`` and ``images`` are ignored: ``Training``, ``TEST``,
+    ``training_set``, ``val2017``.
     """
     words = [w for w in re.findall(r"[^\W\d_]+", name.casefold()) if w not in _FILLERS]
     if len(words) != 1:
@@ -158,18 +160,18 @@ def split_named(name: str) -> SplitName | None:
 
 
 def split_within(name: str) -> SplitName | None:
-    """Return the one split that a word of the name is: ``seg_train``, ``reviews-test``; None where none or two are.
+    """Return the split named by one word of a name (``seg_train``, ``reviews-test``); None if none or two are.
 
-    Of use where it is known otherwise that the name is one of a split.
+    Use it only if the name is known to be that of a split.
     """
     found = {split for word in re.findall(r"[^\W\d_]+", name) if (split := split_named(word))}
     return found.pop() if len(found) == 1 else None
 
 
 def natural_key(name: str) -> tuple[tuple[int, str], ...]:
-    """Return the key that sorts numbers within names by value: 1, 2, 10; names without numbers as text."""
+    """Return a sort key that orders numbers within names by value: 1, 2, 10."""
     parts = re.split(r"(\d+)", name)
-    # Digits by their count first, which is by value; the whole name at last tells 1 from 01.
+    # The number of digits comes first, so numbers sort by value; the name itself distinguishes 1 from 01.
     numbers = [
         (len(p.lstrip("0")), p.lstrip("0")) if i % 2 else (0, p) for i, p in enumerate(parts)
     ]
@@ -177,10 +179,9 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def class_key(name: str) -> str:
-    """Return what two labels have in common that mean one class.
+    """Return a normalised label: labels of the same class have equal keys.
 
-    Case, spaces, ``_``, invisible characters, the width of digits, a ``+`` before and a ``.0`` behind a number do not
-    matter.
+    Case, spaces, ``_``, invisible characters, the width of digits, and ``+`` and ``.0`` around a number are ignored.
     """
     plain = unicodedata.normalize("NFKC", name).replace("\N{MINUS SIGN}", "-")
     seen = "".join(c for c in plain if unicodedata.category(c) != "Cf")
@@ -189,16 +190,16 @@ def class_key(name: str) -> str:
 
 
 def is_number(name: str) -> bool:
-    """Tell whether a class has a number for a name (``7``, ``0.0``, ``class_7``), which no prompt can use."""
+    """Return whether a class name is a number (``7``, ``0.0``, ``class_7``), which is useless in a prompt."""
     return bool(_NUMBER.fullmatch(name))
 
 
 def split_by_hash(content: bytes, shares: Mapping[SplitName, float]) -> SplitName:
-    """Return the split that a content hash alone decides; it stays when data are added.
+    """Return the split assigned by a content hash; it does not change when examples are added.
 
     Args:
-        content: A sha256, of which eight bytes are read.
-        shares: Split -> its share of all; the shares add up to 1.
+        content: A sha256, of which eight bytes are used.
+        shares: Split -> its share of all examples; the shares add up to 1.
     """
     position, upper = int.from_bytes(content[:8], "big") / 2**64, 0.0
     for name, share in shares.items():
@@ -213,11 +214,11 @@ def split_evenly(
     labels: Sequence[int] | NDArray[np.int64],
     shares: Mapping[SplitName, float],
 ) -> list[SplitName]:
-    """Return the split of each example: its hash decides, and no class lacks a split that it could have.
+    """Assign each example to a split by its hash, without leaving a class out of a split unnecessarily.
 
-    A class that the hashes leave without an example in train, test or val, in this order, takes one from its
-    largest split. So a class of one example has it in train, and files added to a larger class move none of the
-    others. Equal examples stay together.
+    If a class has no example in train, test or val, in this order, one is moved there from its largest split. So a
+    class with a single example has it in train, and adding files to a larger class moves none of the others. Equal
+    examples stay together.
 
     Args:
         contents: Hexadecimal sha256 of each example.
@@ -233,7 +234,7 @@ def split_evenly(
         members = sorted(classes[label])
         for rank, split in enumerate(order):
             held = Counter(where[m] for m in members)
-            # One that is needed more is never emptied.
+            # A split with a higher priority is never emptied.
             donors = [s for s, n in held.items() if n > 1 or s in order[rank + 1 :]]
             if held[split] == 0 and donors:
                 donor = max(donors, key=lambda s: (held[s], s))
@@ -244,18 +245,18 @@ def split_evenly(
 def match_splits(
     origin: str, labelled: Mapping[str, bool]
 ) -> tuple[dict[SplitName, str], list[str]]:
-    """Tell which split each published one is.
+    """Map published split names to splits.
 
     Args:
-        origin: Name of the set, for messages.
+        origin: Name of the dataset, for messages.
         labelled: Name of every published split -> whether it has labels.
 
     Returns:
-        Split -> published name, where the only one of an unknown name is ``train``; and a note on each
-        that is left out.
+        Split -> published name (an only split with an unknown name is ``train``), and a note on each split that is
+        left out.
 
     Raises:
-        DataError: If two mean the same split, or none is left.
+        DataError: If two names mean the same split, or no split is left.
     """
     found: dict[SplitName, str] = {}
     notes = []

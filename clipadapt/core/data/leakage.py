@@ -1,15 +1,15 @@
-"""The leakage guard: duplicates between what may be learnt from and what is judged.
+"""The leakage guard: duplicates between the training and validation splits and the evaluation split.
 
-Exact: equal content by digest. Near: texts by their words (:mod:`clipadapt.core.data.duplicates`), images by a
-perceptual hash: thumbnails of 16 x 16 pixels, compared by the cosine of their gradients in all three channels. The
-hash keeps real values where dHash keeps signs, for on line drawings, mostly white, the signs are noise. A copy that
-was rescaled, compressed again or changed in contrast keeps a cosine above 0.98, one with 1 % cut from each side is
-near 0.97; the most alike of different emoji reach 0.91, of different sketches (thin guitars on white) 0.94, of
-photographs 0.82. A mirrored copy or a tighter crop is not found; features see more, see
-:func:`cosine_neighbours`.
+Exact duplicates have equal content. Near-duplicates are found by words for texts
+(:mod:`clipadapt.core.data.duplicates`), and for images by a perceptual hash: the cosine of the gradients of two
+thumbnails of 16 x 16 pixels, over three channels. The hash keeps real values instead of the signs of dHash, which are
+noise on line drawings with a white background. A copy that was rescaled, recompressed or changed in contrast has a
+cosine above 0.98, and one with 1 % cropped from each side about 0.97. Different images reach at most 0.91 for emoji,
+0.94 for sketches (thin guitars on white) and 0.82 for photographs. Mirrored copies and tighter crops are not found;
+:func:`cosine_neighbours` on features finds more.
 
-Only the runner calls it, after the fit: the split judged is not touched before. It returns counts and a few ids, never
-examples.
+Only the runner calls it, after the fit, so that the evaluation split is not read before. It returns counts and a few
+ids, never examples.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION: Final = 3
-"""Raised when the same data come to give other counts; part of the cache's key."""
+"""Part of the cache key; increased when the same data give other counts, or the format changes."""
 NEAR_IMAGE: Final = 0.95
-"""Cosine of the gradients of two thumbnails from which two images count as near-duplicates."""
+"""Minimum cosine of the thumbnail gradients of near-duplicate images."""
 MAX_NEAR: Final = 20_000
-"""Data sets of more examples are searched for exact duplicates only: to decode them all would take long."""
+"""Datasets with more examples are searched only for exact duplicates, because decoding takes too long."""
 SHOWN: Final = 3
 FLAT: Final = 64.0
-"""Norm of gradients, in grey levels, below which a thumbnail is one even area and resembles nothing."""
+"""Norm of gradients, in grey levels, below which a thumbnail is uniform and matches nothing."""
 
 _BLOCK: Final = 2048
 
@@ -87,12 +87,12 @@ class Overlap(StrictModel):
 
 
 class LeakageFacts(StrictModel):
-    """What the guard found between the data learnt from and the split judged.
+    """Duplicates between the training data and the evaluation split.
 
     Attributes:
-        overlaps: One for each pair of splits, the judged split's first.
-        near_by: How near-duplicates were looked for, None where they were not.
-        shared_classes: Class names judged that were learnt, too; None where they are the same list.
+        overlaps: One for each pair of splits, those with the evaluation split first.
+        near_by: How near-duplicates were searched, or None if they were not.
+        shared_classes: Number of evaluated class names that were also trained; None if both lists are the same.
     """
 
     overlaps: tuple[Overlap, ...]
@@ -100,12 +100,12 @@ class LeakageFacts(StrictModel):
     shared_classes: NonNegativeInt | None = None
 
     def flags(self, n: int) -> tuple[str, ...]:
-        """Return the flags of a record: ``leakage`` into the evaluation split, ``duplicates_train_val`` before it.
+        """Return the flags of a record: ``leakage``, ``duplicates_train_val`` and ``evaluated_on_*``.
 
-        Where every example of it has a copy in one split, it is that split, whatever its name: ``evaluated_on_train``.
+        If every evaluated example has a copy in one split, the flag is ``evaluated_on_train`` or ``_val``.
 
         Args:
-            n: Examples in the evaluation split, also those that a limit leaves out.
+            n: Examples in the evaluation split, including those left out by a limit.
         """
         into = [o for o in self.overlaps if not o.before]
         whole = tuple(f"evaluated_on_{o.trained}" for o in into if o.exact >= n > 0)
@@ -115,35 +115,35 @@ class LeakageFacts(StrictModel):
 
 
 def examine(
-    home: Dataset[Any], held_out: SplitName, target: Dataset[Any], judged: SplitName
+    home: Dataset[Any], held_out: SplitName, target: Dataset[Any], evaluated: SplitName
 ) -> LeakageFacts:
-    """Look for duplicates between what may be learnt from and what is judged; cached by both fingerprints.
+    """Search for duplicates between the training data and an evaluation split; cached by both fingerprints.
 
     Args:
-        home: Data set learnt from.
-        held_out: Split of ``home`` that is never learnt from.
-        target: Data set judged on.
-        judged: Its split.
+        home: Dataset that is trained on.
+        held_out: Split of ``home`` that is never trained on.
+        target: Dataset that is evaluated.
+        evaluated: Its evaluation split.
     """
     same = home.fingerprint == target.fingerprint
-    learnt = tuple(s for s in learnable(home, held_out) if not (same and s == judged))
-    path = _cached(home, learnt, target, judged)
+    trained = tuple(s for s in trainable(home, held_out) if not (same and s == evaluated))
+    path = _cached(home, trained, target, evaluated)
     try:
         return LeakageFacts.model_validate(read_sealed_json(path))
     except FileNotFoundError:
-        pass  # not looked at yet
+        pass  # not searched yet
     except (OSError, ValueError, RecursionError) as err:
-        log.warning("%s is damaged (%s); duplicates are looked for again", path, err)
-    facts = _examine(home, learnt, target, judged)
+        log.warning("%s is damaged (%s); duplicates are searched again", path, err)
+    facts = _examine(home, trained, target, evaluated)
     try:
         write_sealed_json(path, facts.model_dump(mode="json"))
     except OSError:
-        return facts  # a cache that cannot be written only costs the next look
+        return facts  # an unwritable cache: the next run searches again
     return facts
 
 
-def learnable(dataset: Dataset[Any], held_out: SplitName) -> tuple[SplitName, ...]:
-    """Return the splits that a run which holds one out may learn from, under whichever name they go."""
+def trainable(dataset: Dataset[Any], held_out: SplitName) -> tuple[SplitName, ...]:
+    """Return the splits that a run may train or select on if one split is held out, considering aliases."""
     aliases: dict[SplitName, SplitName] = getattr(dataset, "aliases", {})
     held = aliases.get(held_out, held_out)
     names: tuple[SplitName, ...] = ("train", "val")
@@ -151,26 +151,26 @@ def learnable(dataset: Dataset[Any], held_out: SplitName) -> tuple[SplitName, ..
 
 
 def class_overlap(base: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
-    """Return the names among ``new`` that ``base`` has, too, up to case, punctuation and underscores."""
+    """Return the names in ``new`` that are also in ``base``, ignoring case, punctuation and underscores."""
     known = {normalise(name) for name in base}
     return tuple(name for name in new if normalise(name) in known)
 
 
 def cosine_neighbours(
-    learnt: NDArray[np.floating[Any]], judged: NDArray[np.floating[Any]], threshold: float
+    trained: NDArray[np.floating[Any]], evaluated: NDArray[np.floating[Any]], threshold: float
 ) -> NDArray[np.int64]:
-    """Return for each judged example the learnt one it is nearest to, -1 where none is near enough.
+    """Return the index of the nearest training example of each evaluated one, or -1 if none is near enough.
 
     Args:
-        learnt: Vectors of shape ``(n, D)``: features of any model.
-        judged: Vectors of shape ``(m, D)``.
-        threshold: Cosine from which two count as near; one of all zeros is near nothing.
+        trained: Vectors of shape ``(n, D)``, such as features.
+        evaluated: Vectors of shape ``(m, D)``.
+        threshold: Minimum cosine; a zero vector is near nothing.
     """
-    nearest = np.full(len(judged), -1, dtype=np.int64)
-    best = np.full(len(judged), threshold - 1e-6)
-    right = _unit(judged)
-    for start in range(0, len(learnt), _BLOCK):
-        cosine = _unit(learnt[start : start + _BLOCK]) @ right.T  # (b, m)
+    nearest = np.full(len(evaluated), -1, dtype=np.int64)
+    best = np.full(len(evaluated), threshold - 1e-6)
+    right = _unit(evaluated)
+    for start in range(0, len(trained), _BLOCK):
+        cosine = _unit(trained[start : start + _BLOCK]) @ right.T  # (b, m)
         rows = cosine.argmax(axis=0)
         value = cosine[rows, np.arange(len(right))]
         better = value > best
@@ -179,7 +179,7 @@ def cosine_neighbours(
 
 
 def gradients(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the perceptual hash of thumbnails ``(n, S, S, 3)``: their gradients, 0 where all is one area."""
+    """Return the perceptual hash of thumbnails ``(n, S, S, 3)``: their gradients, or 0 for a uniform thumbnail."""
     pixels = thumbnails.astype(np.float32)
     n = len(pixels)
     down = np.diff(pixels, axis=1).reshape(n, -1)
@@ -194,39 +194,40 @@ def gradients(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _examine(
     home: Dataset[Any],
-    learnt: Sequence[SplitName],
+    trained: Sequence[SplitName],
     target: Dataset[Any],
-    judged: SplitName,
+    evaluated: SplitName,
 ) -> LeakageFacts:
-    total = sum(len(home.split(s)) for s in learnt) + len(target.split(judged))
-    look = _search_of(target.split(judged).inputs) if total <= MAX_NEAR else None
-    overlaps = tuple(_overlap(home, s, target, judged, look) for s in learnt)
-    if set(learnt) == {"train", "val"}:
-        inside = _overlap(home, "train", home, "val", look)
+    total = sum(len(home.split(s)) for s in trained) + len(target.split(evaluated))
+    search = _search_of(target.split(evaluated).inputs) if total <= MAX_NEAR else None
+    overlaps = tuple(_overlap(home, s, target, evaluated, search) for s in trained)
+    if set(trained) == {"train", "val"}:
+        inside = _overlap(home, "train", home, "val", search)
         overlaps += (inside.model_copy(update={"before": True}),)
     return LeakageFacts(
         overlaps=overlaps,
-        near_by=look[0] if look and overlaps else None,
+        near_by=search[0] if search and overlaps else None,
     )
 
 
 def _overlap(
     home: Dataset[Any],
-    learnt: SplitName,
+    trained: SplitName,
     other: Dataset[Any],
-    judged: SplitName,
-    look: _Look | None,
+    evaluated: SplitName,
+    search: _Search | None,
 ) -> Overlap:
-    left, right = home.split(learnt).inputs, other.split(judged).inputs
+    left, right = home.split(trained).inputs, other.split(evaluated).inputs
     where = {content.tobytes(): i for i, content in enumerate(left.digests())}
     exact = np.array([where.get(d.tobytes(), -1) for d in right.digests()], dtype=np.int64)
-    near = None if look is None else look[1](_Side(home, learnt, left), _Side(other, judged, right))
+    sides = _Side(home, trained, left), _Side(other, evaluated, right)
+    near = None if search is None else search[1](*sides)
     if near is not None:
         near[exact >= 0] = -1
     pairs = [*_pairs(exact), *([] if near is None else _pairs(near))][:SHOWN]
     return Overlap(
-        trained=learnt,
-        evaluated=judged,
+        trained=trained,
+        evaluated=evaluated,
         exact=int((exact >= 0).sum()),
         near=None if near is None else int((near >= 0).sum()),
         examples=tuple((_as_text(left.ids[i]), _as_text(right.ids[j])) for i, j in pairs),
@@ -234,7 +235,7 @@ def _overlap(
 
 
 class _Side:
-    """One split of the two compared; equal where data and split are, so that thumbnails are made once."""
+    """One of two compared splits; equal if dataset and split are, so that thumbnails are computed once."""
 
     def __init__(self, dataset: Dataset[Any], split: SplitName, inputs: Inputs[Any]) -> None:
         self.key = dataset.fingerprint, split
@@ -247,11 +248,13 @@ class _Side:
         return hash(self.key)
 
 
-_Look = tuple[Literal["thumbnails", "words"], Callable[[_Side, _Side], "NDArray[np.int64] | None"]]
+_Search = tuple[
+    Literal["thumbnails", "words"], Callable[[_Side, _Side], "NDArray[np.int64] | None"]
+]
 
 
-def _search_of(inputs: Inputs[Any]) -> _Look | None:
-    """Return how near-duplicates of such examples are found, None where there is no way."""
+def _search_of(inputs: Inputs[Any]) -> _Search | None:
+    """Return how near-duplicates of such examples are found, or None if they cannot be."""
     if not len(inputs):
         return None
     if isinstance(inputs.examples[0], str):
@@ -259,7 +262,7 @@ def _search_of(inputs: Inputs[Any]) -> _Look | None:
     try:
         thumbnail(inputs.examples, 0)
     except ClipAdaptError:
-        return "thumbnails", _alike_images  # one that cannot be decoded is an image all the same
+        return "thumbnails", _alike_images  # an image, though it cannot be decoded
     except TypeError:
         return None
     return "thumbnails", _alike_images
@@ -283,15 +286,15 @@ def _alike_images(left: _Side, right: _Side) -> NDArray[np.int64]:
     )
 
 
-@lru_cache(maxsize=3)  # train, val and what is judged
+@lru_cache(maxsize=3)  # train, val and the evaluation split
 def _thumbnails(side: _Side) -> NDArray[np.uint8]:
-    """Return the thumbnails of a split, shape ``(n, S, S, 3)``; black where an image cannot be decoded."""
+    """Return the thumbnails of a split, shape ``(n, S, S, 3)``; one that cannot be decoded is black."""
 
     def one(index: int) -> NDArray[np.uint8] | None:
         try:
             return thumbnail(side.inputs.examples, index)
         except ClipAdaptError:
-            return None  # a run that needs this image stops at it; one that does not must not
+            return None  # only a run that needs this image fails
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         found = list(pool.map(one, range(len(side.inputs))))
@@ -313,6 +316,8 @@ def _as_text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _cached(home: Dataset[Any], learnt: Sequence[str], target: Dataset[Any], judged: str) -> Path:
-    key = json.dumps([VERSION, MAX_NEAR, home.fingerprint, learnt, target.fingerprint, judged])
+def _cached(
+    home: Dataset[Any], trained: Sequence[str], target: Dataset[Any], evaluated: str
+) -> Path:
+    key = json.dumps([VERSION, MAX_NEAR, home.fingerprint, trained, target.fingerprint, evaluated])
     return cache_dir() / "leakage" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

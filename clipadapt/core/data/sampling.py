@@ -1,7 +1,7 @@
-"""Few-shot draws that nest, hold on every platform, and are kept as a manifest.
+"""Few-shot draws: nested, equal on every platform, and saved as a manifest.
 
-A draw ranks the examples of a class by the sha256 of seed, role and id and takes the first ones: the 4-shot set of a
-seed lies inside its 8-shot set, and neither the order of the files nor a random generator has a say.
+A draw ranks the examples of a class by the sha256 of seed, role and id, and takes the first ones. So the 4-shot set of
+a seed is part of its 8-shot set, and the result does not depend on the order of files or on a random generator.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def draw(
         labels: Class indices, shape ``(n,)``.
         shots: Examples per class.
         seed: Seed of the draw.
-        role: Part of the hash, so that ``train`` and ``val`` draws are unrelated.
-        allow_fewer: Take all of a class that has fewer; :func:`short_classes` says which.
-        classnames: ``C`` class names. Without them a class is named by its index, and only the classes up
-            to the largest label are known.
+        role: Part of the hash, so that ``train`` and ``val`` draws are independent.
+        allow_fewer: Take all examples of a class that has fewer; see :func:`short_classes`.
+        classnames: ``C`` class names. Without them, classes are named by index, and only those up to the largest
+            label are checked.
 
     Returns:
-        Indices into ``ids``, by class and within a class by rank; a class's first ``k`` are its ``k``-shot draw.
+        Indices into ``ids``, ordered by class, then by rank; the first ``k`` of a class are its ``k``-shot draw.
 
     Raises:
         ConfigError: If ``shots`` is below 1.
-        DataError: If a class has fewer than ``shots`` examples and that is not allowed; names every such class.
-        ValueError: If ids and labels do not fit together.
+        DataError: If a class has fewer than ``shots`` examples and ``allow_fewer`` is not set.
+        ValueError: If ids and labels differ in length.
     """
     if shots < 1:
         raise ConfigError(f"data.shots must be at least 1 (got {shots})")
@@ -67,11 +67,11 @@ def draw(
         counts = ", ".join(f"'{name}' has {count}" for name, count in short.items())
         raise DataError(
             f"the {role} split has too few examples for {shots} shots: {counts}",
-            hint="lower data.shots, or take what there is with '--set data.allow_fewer=true'",
+            hint="lower data.shots, or use fewer examples with '--set data.allow_fewer=true'",
         )
     if not len(ids):
         return np.empty(0, dtype=np.int64)
-    # File names need not be valid UTF-8; Python holds their other bytes as surrogates.
+    # File names may not be valid UTF-8; Python represents other bytes as surrogates.
     keys = [
         hashlib.sha256(f"{seed}:{role}:{id_}".encode(errors="surrogateescape")).hexdigest()
         for id_ in ids
@@ -85,12 +85,12 @@ def draw(
 def short_classes(
     labels: NDArray[np.int64], shots: int, classnames: Sequence[str] | None = None
 ) -> dict[str, int]:
-    """Return the classes with fewer than ``shots`` examples and how many each has.
+    """Return the classes with fewer than ``shots`` examples, and their number of examples.
 
     Args:
         labels: Class indices, shape ``(n,)``.
         shots: Examples wanted per class.
-        classnames: ``C`` class names; two classes of one name are told apart by their index.
+        classnames: ``C`` class names; classes with the same name are distinguished by index.
     """
     counts = np.bincount(labels, minlength=len(classnames) if classnames is not None else 0)
     names = list(classnames) if classnames is not None else [str(c) for c in range(len(counts))]
@@ -102,12 +102,12 @@ def short_classes(
 
 
 def val_shots(shots: int) -> int:
-    """Return the validation examples per class: as many as for training, four at the most."""
+    """Return the number of validation examples per class: as many as for training, but at most four."""
     return min(shots, MAX_VAL_SHOTS)
 
 
 def base_new_classes(n_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the sorted labels in two for base-to-new: the first ``ceil(C / 2)``, and the rest.
+    """Split the sorted labels for base-to-new: the first ``ceil(C / 2)``, and the rest.
 
     Raises:
         DataError: If there are fewer than two classes.
@@ -116,23 +116,23 @@ def base_new_classes(n_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int6
         K. Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, section 4.1.
     """
     if n_classes < 2:
-        raise DataError(f"base-to-new needs at least 2 classes, the data set has {n_classes}")
+        raise DataError(f"base-to-new needs at least 2 classes, the dataset has {n_classes}")
     base, new = np.split(np.arange(n_classes, dtype=np.int64), [(n_classes + 1) // 2])
     return base, new
 
 
 class Manifest(StrictModel):
-    """A draw, written beside the record and accepted as input.
+    """A draw, saved with the record and accepted as input.
 
     Attributes:
         version: Version of this format.
-        dataset: Name of the data set.
+        dataset: Name of the dataset.
         dataset_sha256: Its fingerprint.
         seed: Seed of the draw.
-        shots: Examples per class asked for.
+        shots: Requested examples per class.
         train: Ids of the training examples.
         val: Ids of the validation examples.
-        fewer: Role (``train``, ``val``) -> class -> examples, of the classes that had fewer than asked for.
+        fewer: Role (``train``, ``val``) -> class -> number of examples, for classes that had fewer.
         sha256: Hash of all other fields, see :meth:`content_sha256`.
     """
 
@@ -158,7 +158,7 @@ class Manifest(StrictModel):
         val: Sequence[str] = (),
         fewer: Mapping[Role, dict[str, int]] | None = None,
     ) -> Self:
-        """Build a manifest with its hash."""
+        """Return a manifest with its hash."""
         manifest = cls(
             dataset=dataset,
             dataset_sha256=dataset_sha256,
@@ -171,7 +171,7 @@ class Manifest(StrictModel):
         return manifest.model_copy(update={"sha256": manifest.content_sha256()})
 
     def content_sha256(self) -> str:
-        """Return the sha256 over all fields but ``sha256``: compact JSON, ASCII, keys sorted."""
+        """Return the sha256 of all fields but ``sha256``, as compact ASCII JSON with sorted keys."""
         content = self.model_dump(exclude={"sha256"})
         return hashlib.sha256(
             json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
@@ -179,7 +179,7 @@ class Manifest(StrictModel):
 
     def write(self, path: Path) -> None:
         """Write the manifest as JSON, atomically."""
-        # ASCII escapes, because an id may hold bytes that are no UTF-8.
+        # Escaped to ASCII, because an id may not be valid UTF-8.
         write_text(path, json.dumps(self.model_dump(), indent=2) + "\n")
 
     @classmethod
@@ -187,11 +187,11 @@ class Manifest(StrictModel):
         """Read a manifest and check it.
 
         Raises:
-            DataError: If the file is missing or no manifest, was changed after it was written, or repeats an id.
+            DataError: If the file is missing or not a manifest, was changed after it was written, or repeats an id.
         """
-        again = "restore the file, or leave the manifest out and draw again"
+        again = "restore the file, or remove the manifest from the config to draw again"
         try:
-            # Not pydantic's own JSON parser: it refuses the lone surrogates of odd file names.
+            # pydantic's own JSON parser rejects lone surrogates, which file names may contain.
             manifest = cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except OSError as err:
             raise DataError(
@@ -207,8 +207,8 @@ class Manifest(StrictModel):
             raise DataError(f"'{path}' is not a valid manifest: {err}", hint=again) from err
         if manifest.sha256 != (content := manifest.content_sha256()):
             raise DataError(
-                f"the manifest '{path}' was changed after it was written: it says sha256 "
-                f"'{manifest.sha256[:16]}', its content has '{content[:16]}'",
+                f"the manifest '{path}' was changed after it was written: it states sha256 "
+                f"'{manifest.sha256[:16]}', but its content has '{content[:16]}'",
                 hint=again,
             )
         for role, ids in (("train", manifest.train), ("val", manifest.val)):
@@ -221,18 +221,18 @@ class Manifest(StrictModel):
 
 
 def apply(manifest: Manifest, ids: Sequence[str], *, role: Role = "train") -> NDArray[np.int64]:
-    """Find a manifest's examples in a split.
+    """Return the positions of a manifest's examples in a split.
 
     Args:
         manifest: The draw.
         ids: ``n`` unique ids of the split.
-        role: Which list of the manifest.
+        role: The list of the manifest to use.
 
     Returns:
         Indices into ``ids`` in the manifest's order.
 
     Raises:
-        DataError: If the split lacks an id; names the first three.
+        DataError: If an id is missing in the split; the message has the first three.
     """
     wanted = manifest.train if role == "train" else manifest.val
     index = {id_: i for i, id_ in enumerate(ids)}
@@ -240,7 +240,7 @@ def apply(manifest: Manifest, ids: Sequence[str], *, role: Role = "train") -> ND
     if missing:
         named = ", ".join(f"'{id_}'" for id_ in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(
-            f"{len(missing)} of {len(wanted)} {role} ids of the manifest are not in the data set: {named}",
+            f"{len(missing)} of {len(wanted)} {role} ids of the manifest are not in the dataset: {named}",
             hint=f"the manifest was drawn from '{manifest.dataset}' with sha256 "
             f"'{manifest.dataset_sha256[:16]}'; check data.name",
         )

@@ -1,8 +1,8 @@
-"""Atomic writes and the cache folder.
+"""Atomic writes: a reader sees the old content or the new content, never a part of it.
 
-A file or folder is built under a temporary name beside its target, flushed to disk and renamed: a reader
-sees the old content or the new, never a part. What a killed process leaves behind begins with ``.tmp-`` and
-names that process; readers ignore such names and :func:`remove_leftovers` clears them away.
+A file or folder is written under a temporary name next to its target, flushed to disk and renamed. Temporary names
+begin with ``.tmp-`` and identify the process, so that readers ignore them and :func:`remove_leftovers` can remove those
+of killed processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import RecordError
-from clipadapt.core.files import processes as _processes
+from clipadapt.core.files import processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,34 +30,34 @@ TEMPORARY_PREFIX: Final = ".tmp-"
 
 
 LEFTOVER_SECONDS: Final = 24 * 3600.0
-"""A temporary name untouched for this long is a leftover where its process cannot be seen from here."""
+"""A temporary entry unchanged for this long is a leftover, if its process runs on another machine."""
 
 
-_TRIES: Final = 100  # where other processes come in between
+_TRIES: Final = 100  # if other processes interfere
 
 
 _OURS: Final = re.compile(r"(?:\.tmp-|clipadapt-)(?:(\d+-[0-9a-f]{8}-\d+)-|\d+-)?[0-9a-f]{16}")
 
 
 def is_temporary(path: Path) -> bool:
-    """Tell whether the name is that of an unfinished file or folder."""
+    """Return whether the name is that of an unfinished file or folder."""
     return path.name.startswith(TEMPORARY_PREFIX)
 
 
 def remove_leftovers(directory: Path, *, older_than: float = LEFTOVER_SECONDS) -> int:
-    """Remove what killed processes left in ``directory``; return how many entries.
+    """Remove temporary entries that killed processes left in ``directory``; return their number.
 
-    What a living process of this machine is making is never touched, and what a dead one left goes at once.
+    Entries of running processes on this machine are never removed; those of dead processes always are.
 
     Args:
-        directory: Folder to clear, not its sub-folders.
-        older_than: Seconds since the last change of an entry whose process cannot be seen from here.
+        directory: Folder to clean, without its sub-folders.
+        older_than: Minimum age in seconds for an entry of a process on another machine.
     """
     removed = 0
-    with contextlib.suppress(OSError):  # no such folder, or one that cannot be read
+    with contextlib.suppress(OSError):  # the folder is missing or unreadable
         for path in directory.iterdir():
             found = _OURS.fullmatch(path.name)
-            # Another process may clear the same entry at the same time.
+            # Another process may remove the same entry at the same time.
             with contextlib.suppress(OSError):
                 if found and _is_leftover(path, found[1], older_than):
                     remove(path)
@@ -66,26 +66,26 @@ def remove_leftovers(directory: Path, *, older_than: float = LEFTOVER_SECONDS) -
 
 
 def files_below(folder: Path, name: str | None = None) -> Iterator[Path]:
-    """List the files below a folder, whatever other processes remove from it at the same time.
+    """List the files below a folder.
 
-    Unlike ``Path.rglob``, which raises where a folder vanishes between two of its calls.
+    Unlike ``Path.rglob``, this does not raise if another process removes a folder at the same time.
 
     Args:
-        folder: The folder; one that is missing has no files.
-        name: Only files of this name.
+        folder: The folder; a missing one has no files.
+        name: If given, list only files with this name.
     """
     for parent, _, files in os.walk(folder):
         yield from (Path(parent, file) for file in files if name in {None, file})
 
 
 def _is_leftover(path: Path, tag: str | None, older_than: float) -> bool:
-    gone = _processes.tagged_is_gone(tag) if tag else None
+    gone = processes.tagged_is_gone(tag) if tag else None
     return time.time() - path.lstat().st_mtime >= older_than if gone is None else gone
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a folder of the system's for temporary files, removed when the block ends; so are those of the killed."""
+    """Yield a new folder in the system's temporary folder; it is removed when the block ends."""
     top = Path(tempfile.gettempdir())
     remove_leftovers(top)
     path = top / _temporary_name("clipadapt-")
@@ -98,10 +98,10 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name, whole, when the block ends without an error.
+    """Open a file that appears under its name when the block ends without an error.
 
     Args:
-        path: The target; its folder is made where it is missing.
+        path: The target; its folder is created if missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -124,32 +124,32 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; line ends are kept as they are."""
+    """Write a UTF-8 text file atomically, without changing line ends."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically.
 
-    It is ASCII with escapes: a file's name, and so an id, may hold bytes that are no UTF-8.
+    Non-ASCII characters are escaped, because file names, and so ids, may not be valid UTF-8.
 
     Raises:
-        ValueError: If a number is not finite; JSON has no word for it.
+        ValueError: If a number is not finite, which JSON cannot express.
     """
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """Return what :func:`write_json` writes."""
+    """Return the text that :func:`write_json` writes."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the name ``path``, whole, when the block ends without an error.
+    """Yield a temporary folder that is renamed to ``path`` when the block ends without an error.
 
-    A folder that stands there already is replaced: set aside, then removed. A kill between the two
-    renames leaves no folder of that name, never a mixture.
+    An existing folder is renamed, then removed. If the process is killed between the two renames, there is no folder
+    of that name, but never a mixture of old and new.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
@@ -162,7 +162,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for file in (Path(folder, name) for name in files):
                 mode = stat.S_IMODE(file.lstat().st_mode)
                 if mode | readable != mode and not file.is_symlink():
-                    file.chmod(mode | readable)  # some libraries let only the maker read
+                    file.chmod(
+                        mode | readable
+                    )  # some libraries make files readable only by their owner
                 _sync(file)
             _sync(Path(folder))
         _take_the_place(temporary, path)
@@ -173,13 +175,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a name for what will take the name ``path``; it names this process, see :func:`remove_leftovers`."""
-    # The target's own name stays out: a prefix could make it longer than the file system allows.
+    """Return a temporary name next to ``path`` that identifies this process, see :func:`remove_leftovers`."""
+    # The target's own name is not part of it, because the result could exceed the file system's limit.
     return path.with_name(_temporary_name(TEMPORARY_PREFIX))
 
 
 def _temporary_name(prefix: str) -> str:
-    return f"{prefix}{_processes.tag()}-{secrets.token_hex(8)}"
+    return f"{prefix}{processes.tag()}-{secrets.token_hex(8)}"
 
 
 def _take_the_place(new: Path, path: Path) -> None:
@@ -190,7 +192,7 @@ def _take_the_place(new: Path, path: Path) -> None:
         try:
             new.rename(path)
         except OSError:
-            # Another process put its folder there in between; set that one aside as well.
+            # Another process put its folder there meanwhile; rename that one, too.
             if not path.exists():
                 raise
         else:
@@ -201,7 +203,7 @@ def _take_the_place(new: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it; nothing there is fine."""
+    """Remove a file, a link, or a folder with its content; a missing path is fine."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -209,9 +211,9 @@ def remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder; it has no such flush
+        return  # Windows cannot flush a folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

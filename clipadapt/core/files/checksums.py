@@ -1,4 +1,8 @@
-"""TODO."""
+"""Checksums of files and folders, and JSON files that contain their own.
+
+Sealed JSON ends in a line with the sha256 of everything before it. A folder is described by the sha256 of each of its
+files.
+"""
 
 from __future__ import annotations
 
@@ -18,46 +22,46 @@ _SEAL: Final = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 
 def sealed(text: str) -> bytes:
-    """Return the JSON of a mapping with the sha256 of its own bytes as the last member, on a line of its own.
+    """Return JSON with the sha256 of its own bytes added as the last member, on a separate line.
 
-    Every byte counts: a file that was cut short, or in which one bit is another, no longer fits its seal.
+    A truncated file or a single flipped bit no longer matches the checksum.
 
     Args:
-        text: JSON of a mapping that is not empty and has no member ``sha256``; ASCII.
+        text: ASCII JSON of a non-empty mapping without a member ``sha256``.
     """
     body = text.rstrip().removesuffix("}").rstrip().encode("ascii")
     return body + f',\n  "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode("ascii")
 
 
 def has_seal(content: bytes) -> bool:
-    """Tell whether the content is what :func:`sealed` returned.
+    """Return whether the content ends in a checksum, as :func:`sealed` adds it.
 
     Raises:
-        ValueError: If it has a seal that does not fit it.
+        ValueError: If the checksum does not match the content.
     """
     found = _SEAL.search(content)
     if found is None:
         return False
     if hashlib.sha256(content[: found.start()]).hexdigest() != found[1].decode("ascii"):
-        raise ValueError("its content is not what was written (its sha256 differs)")
+        raise ValueError("its content has changed since it was written (its sha256 differs)")
     return True
 
 
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a mapping atomically, as :func:`sealed` JSON; see :func:`write_json`."""
+    """Write a mapping atomically as :func:`sealed` JSON."""
     write_bytes(path, sealed(json.dumps(value, indent=2, allow_nan=False)))
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_sealed_json` wrote.
+    """Read a file written by :func:`write_sealed_json`.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is not, byte for byte, what was written.
+        ValueError: If it has no checksum, or one that does not match.
     """
     content = path.read_bytes()
     if not has_seal(content):
-        raise ValueError("it does not end in the sha256 of its content")
+        raise ValueError("it does not end with the sha256 of its content")
     value: dict[str, Any] = json.loads(content)
     del value["sha256"]
     return value
@@ -70,18 +74,18 @@ def sha256_file(path: Path) -> str:
 
 
 def checksums(directory: Path) -> dict[str, str]:
-    """Return the sha256 of every file in a folder, by its path there."""
+    """Return the sha256 of every file below a folder, by relative path."""
     files = sorted(p for p in directory.rglob("*") if p.is_file())
     return {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
 
 
 def first_changed(directory: Path, expected: Mapping[str, str], besides: str) -> str:
-    """Return the first file of a folder that is not as it was, or an empty string.
+    """Return the first file of a folder that has changed, or an empty string.
 
     Args:
         directory: The folder.
-        expected: What :func:`checksums` said of it.
-        besides: Name of a file written after that.
+        expected: Its earlier :func:`checksums`.
+        besides: Name of a file that was added later.
     """
     there = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
     for name in sorted(there.symmetric_difference({*expected, besides})):
@@ -90,6 +94,6 @@ def first_changed(directory: Path, expected: Mapping[str, str], besides: str) ->
         try:
             if not (directory / name).is_file() or sha256_file(directory / name) != known:
                 return name
-        except OSError:  # one that cannot be read is as good as lost
+        except OSError:  # unreadable counts as changed
             return name
     return ""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Folders and files named by the user: the cache folder, output files, and whether they are writable."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from clipadapt.core.files.atomic import TEMPORARY_PREFIX, remove_leftovers
 if TYPE_CHECKING:
     from pathlib import Path
 
+_NO_SPACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
-def check_writable(
-    directory: Path, hint: str = "name a folder that can be written with --out DIR"
-) -> None:
-    """Prove that a file can be written in ``directory``, before any work is done; leave nothing behind.
+
+def check_writable(directory: Path, hint: str = "choose a writable folder with --out DIR") -> None:
+    """Check that files can be written in ``directory`` before any work starts; nothing is left behind.
 
     Args:
-        directory: The folder; it need not exist yet.
-        hint: The next step, where it cannot.
+        directory: The folder; it may not exist yet.
+        hint: Next step for the user if it is not writable.
 
     Raises:
-        RecordError: If it cannot; the message names the folder and the reason.
+        RecordError: If it is not writable; the message names the folder and the reason.
     """
     try:
-        # Nothing is made that another process may be about to use, nor anything that a kill would leave behind.
-        # A link to nowhere is there, and is no folder.
+        # The folder itself is not created: another process may be about to, and a kill would leave it behind.
+        # A broken link exists, but is not a folder.
         there = next(p for p in (directory, *directory.parents) if os.path.lexists(p))
         remove_leftovers(there)
         with tempfile.TemporaryFile(dir=there, prefix=TEMPORARY_PREFIX) as probe:
@@ -43,18 +44,22 @@ def check_writable(
 
 
 def output_file(path: Path, option: str) -> Path:
-    """Return where a file that a user named for output is to be written; a link is followed to what it means.
+    """Return the path to write for an output file named by the user, following links.
+
+    Args:
+        path: The file.
+        option: Command-line option that named it.
 
     Raises:
-        RecordError: If it is a folder, a device or the like, or the folder of it cannot be written.
+        RecordError: If it is not a regular file, or its folder is not writable.
     """
-    hint = f"name another file with {option} FILE"
+    hint = f"choose another file with {option} FILE"
     try:
-        target = path.resolve()  # a link is kept, and what it leads to is replaced
+        target = path.resolve()  # the link is kept and its target replaced
         mode = target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
-    except (OSError, RuntimeError) as err:  # RuntimeError: links that lead to one another
+    except (OSError, RuntimeError) as err:  # RuntimeError: circular links
         raise RecordError(
             f"cannot write '{path}': {getattr(err, 'strerror', None) or err}", hint=hint
         ) from None
@@ -65,26 +70,20 @@ def output_file(path: Path, option: str) -> Path:
     return target
 
 
-_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-_NOT_ALLOWED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
-
-
 def refusal(err: BaseException) -> RecordError | None:
-    """Return what to say where the system refuses a file for want of room or of permission; None for other errors."""
-    if not isinstance(err, OSError) or err.errno not in _NO_ROOM | _NOT_ALLOWED:
+    """Return a user error for an OSError about disk space or permissions, or None for other errors."""
+    if not isinstance(err, OSError) or err.errno not in _NO_SPACE | _NOT_ALLOWED:
         return None
     where = f" '{os.fsdecode(err.filename)}'" if err.filename else " a file"
-    if err.errno in _NO_ROOM:
-        hint = "make room, for example with 'clipadapt cache prune --max-bytes N', and start the same command again"
+    if err.errno in _NO_SPACE:
+        hint = "free some space, for example with 'clipadapt cache prune --max-bytes N', and run the same command again"
         return RecordError(f"cannot write{where}: {err.strerror}", hint=hint)
-    hint = "check owner and mode; CLIPADAPT_CACHE names the cache folder, --out that of the records"
+    hint = "check owner and permissions; CLIPADAPT_CACHE sets the cache folder, --out the folder of the records"
     return RecordError(f"cannot use{where}: {err.strerror}", hint=hint)
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: ``CLIPADAPT_CACHE``, or the user's cache folder of the platform."""
+    """Return the cache folder: ``CLIPADAPT_CACHE``, or the platform's cache folder of the user."""
     given = os.environ.get("CLIPADAPT_CACHE")
     if given:
         return user_path(given).absolute()
@@ -94,10 +93,10 @@ def cache_dir() -> Path:
 
 
 def require_regular(path: Path) -> None:
-    """Check that a path leads to a regular file: reading a FIFO, a socket or a device may never end.
+    """Check that a path is a regular file: reading a FIFO, a socket or a device may never end.
 
     Raises:
-        OSError: If it does not, or cannot be looked at; ``strerror`` says what it is.
+        OSError: If it is not, or cannot be accessed; ``strerror`` says what it is.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):

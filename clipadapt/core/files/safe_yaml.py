@@ -1,7 +1,7 @@
-"""YAML as people write it by hand: plain data only, by the core schema of YAML 1.2, within bounds.
+"""Safe YAML: plain data only, according to the core schema of YAML 1.2, with limits on size and depth.
 
-``on``, ``off``, ``yes`` and ``no`` are words; ``2024-13-45``, ``1:30`` and ``007`` are text; no tag builds an object.
-What would expand without end (aliases of aliases, an alias within itself) is refused before it does.
+``on``, ``off``, ``yes``, ``no``, ``2024-13-45``, ``1:30`` and ``007`` are strings, and no tag builds an object. Aliases
+that would expand without limit are rejected before they are expanded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clipadapt.core.api.user_input import visible
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
 MAX_VALUES: Final = 20_000
-"""Values in one document; what an alias stands for counts each time."""
+"""Limit on the values in one document; an alias counts as its values, each time."""
 MAX_DIGITS: Final = 25
 
 _SCALARS: Final = {
@@ -33,27 +33,27 @@ _TAG: Final = "tag:yaml.org,2002:"
 
 
 class YamlError(ValueError):
-    """Text that is not YAML, or holds what no config may; the message says where."""
+    """Invalid YAML, or YAML that exceeds a limit; the message has the position."""
 
 
 def parse(text: str, *, words: bool = False) -> Any:
-    """Return the one document of a text as mappings, lists, text, numbers, booleans and None.
+    """Parse the one document in a text to dicts, lists, strings, numbers, booleans and None.
 
     Args:
         text: The text.
-        words: Take every number, boolean and null as the text that it is, also as a key.
+        words: Keep every number, boolean and null as a string, including keys.
 
     Raises:
-        YamlError: If it is not YAML, or holds what no config may.
+        YamlError: If it is not valid YAML, exceeds a limit, or has a key that is not a string.
     """
     if len(text) > MAX_BYTES:
         raise YamlError(f"more than {MAX_BYTES:,} characters")
     try:
         return _Reader(text, words=words).document()
     except yaml.MarkedYAMLError as err:
-        told = " ".join(part for part in (err.context, err.problem) if part)
-        raise _fault(told, err.problem_mark or err.context_mark) from None
-    except yaml.YAMLError as err:  # a character that YAML does not take
+        problem = " ".join(part for part in (err.context, err.problem) if part)
+        raise _fault(problem, err.problem_mark or err.context_mark) from None
+    except yaml.YAMLError as err:  # a character that YAML does not allow
         raise YamlError(" ".join(str(err).split())) from None
 
 
@@ -63,31 +63,31 @@ def _fault(problem: str, mark: Any) -> YamlError:
 
 
 class _Reader:
-    """Turns the events of one document into plain data, and keeps count of them."""
+    """Converts the events of one document to plain data and counts its values."""
 
     def __init__(self, text: str, *, words: bool) -> None:
         self.words = words
         self.events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
-        self.anchors: dict[str, tuple[Any, int, int]] = {}  # value, values in it, levels below it
+        self.anchors: dict[str, tuple[Any, int, int]] = {}  # value, number of values, levels below
         self.count = 0
 
     def document(self) -> Any:
-        next(self.events)  # the begin of the stream
+        next(self.events)  # start of the stream
         if isinstance(next(self.events), events.StreamEndEvent):
             return None
         value, _ = self.value(next(self.events), 1)
-        next(self.events)  # the end of the document
+        next(self.events)  # end of the document
         more = next(self.events)
         if not isinstance(more, events.StreamEndEvent):
             raise _fault("a second document begins here", more.start_mark)
         return value
 
     def value(self, event: Any, depth: int) -> tuple[Any, int]:
-        """Return the value that begins with an event, and how many levels are below it."""
+        """Return the value that starts with an event, and the number of levels below it."""
         if isinstance(event, events.AliasEvent):
             if event.anchor not in self.anchors:
                 raise _fault(
-                    f"the alias '*{event.anchor}' stands for nothing, or for what holds itself",
+                    f"the alias '*{event.anchor}' is undefined, or contains itself",
                     event.start_mark,
                 )
             value, size, height = self.anchors[event.anchor]
@@ -100,7 +100,7 @@ class _Reader:
         if depth + height > MAX_DEPTH:
             raise _fault(f"more than {MAX_DEPTH} levels deep", event.start_mark)
         if self.count > MAX_VALUES:
-            raise _fault(f"more than {MAX_VALUES:,} values, aliases counted", event.start_mark)
+            raise _fault(f"more than {MAX_VALUES:,} values, including aliases", event.start_mark)
         return value, height
 
     def _new(self, event: Any, depth: int) -> tuple[Any, int]:
@@ -109,7 +109,7 @@ class _Reader:
         if isinstance(event, events.ScalarEvent):
             return (event.value if self.words else _scalar(event)), 0
         if event.tag not in {None, "!", f"{_TAG}seq", f"{_TAG}map"}:
-            raise _fault(f"the tag '{event.tag}' is not known", event.start_mark)
+            raise _fault(f"unknown tag '{event.tag}'", event.start_mark)
         if isinstance(event, events.SequenceStartEvent):
             return self._list(depth)
         return self._mapping(depth)
@@ -131,15 +131,15 @@ class _Reader:
             value, levels = self.value(next(self.events), depth + 1)
             height = max(height, levels + 1)
             if not isinstance(key, str):
-                raise _fault(f"the key {key!r} is not text", event.start_mark)
+                raise _fault(f"the key {key!r} is not a string", event.start_mark)
             if key == "<<":
                 several = value if isinstance(value, list) else [value]
                 if not all(isinstance(one, dict) for one in several):
-                    raise _fault("'<<' takes a mapping, or a list of mappings", event.start_mark)
-                for one in several:  # of several, the first that has a key gives its value
+                    raise _fault("'<<' needs a mapping, or a list of mappings", event.start_mark)
+                for one in several:  # if several have a key, the first wins
                     merged = {**one, **merged}
             elif key in own:
-                raise _fault(f"the key '{key}' stands there twice", event.start_mark)
+                raise _fault(f"the key '{key}' occurs twice", event.start_mark)
             else:
                 own[key] = value
         return {**merged, **own}, height
@@ -155,14 +155,14 @@ def _scalar(event: events.ScalarEvent) -> Any:
         kind = event.tag.removeprefix(_TAG)
         fits = ("float", "int") if kind == "float" else (kind,)
         if kind != "str" and not any(k in _SCALARS and _SCALARS[k].fullmatch(text) for k in fits):
-            raise _fault(f"'{text[:40]}' is no value of the tag '{event.tag}'", event.start_mark)
+            raise _fault(f"'{text[:40]}' is not a value of the tag '{event.tag}'", event.start_mark)
     if kind == "null":
         return None
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
         if len(text) > MAX_DIGITS:
-            raise _fault(f"a number of {len(text):,} digits", event.start_mark)
+            raise _fault(f"a number with {len(text):,} digits", event.start_mark)
         return int(text)
     if kind == "float":
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))

@@ -1,4 +1,4 @@
-"""How classifiers are written: arrays in safetensors, the rest as JSON; never a pickle."""
+"""Files of saved classifiers: arrays in safetensors, the rest in JSON; never a pickle."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def save(directory: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str
 
 
 def load_facts(directory: Path, required: Sequence[str]) -> dict[str, Any]:
-    """Read the facts that :func:`save` wrote.
+    """Read the facts written by :func:`save`.
 
     Raises:
-        RecordError: If the file is missing or damaged, or lacks one of the ``required`` keys.
+        RecordError: If the file is missing or damaged, or lacks a ``required`` key.
     """
     try:
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
@@ -48,14 +48,14 @@ def load_facts(directory: Path, required: Sequence[str]) -> dict[str, Any]:
 def load_arrays(
     directory: Path, shapes: Mapping[str, tuple[int | None, ...]]
 ) -> dict[str, NDArray[Any]]:
-    """Read the arrays that :func:`save` wrote.
+    """Read the arrays written by :func:`save`.
 
     Args:
         directory: Folder of the saved classifier.
-        shapes: Expected arrays; None stands for any length.
+        shapes: Expected shape of each array; None stands for any length.
 
     Raises:
-        RecordError: If the file is missing or damaged, or an array is missing, of another shape or not expected.
+        RecordError: If the file is missing or damaged, or an array is missing, unexpected, or has another shape.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -72,7 +72,7 @@ def load_arrays(
             raise RecordError(
                 f"the classifier in '{directory}' does not fit this model: "
                 f"'{name}' has shape {got}, expected {want}",
-                hint="load it with the model named in its record",
+                hint="load it with the model in its record",
             )
     return arrays
 
@@ -81,5 +81,5 @@ def unreadable(directory: Path, problem: str) -> RecordError:
     """Return the error for a saved classifier that cannot be read."""
     return RecordError(
         f"no readable classifier in '{directory}': {problem}",
-        hint="name a run folder that holds 'classifier', or run the experiment again",
+        hint="use a run folder that contains 'classifier', or run the experiment again",
     )

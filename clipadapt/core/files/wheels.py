@@ -1,4 +1,4 @@
-"""Files that come in packages of their own: found, and compared with the sha256 they are known by."""
+"""Data files in installed packages, found by module and verified by their known sha256."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MINILM_VOCABULARY: Final = (
     "model/vocab.txt",
     "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 )
-"""BERT's uncased vocabulary, byte for byte; DistilBERT's too."""
+"""Identical to the vocabulary of uncased BERT and DistilBERT."""
 
 
 def path_of(which: tuple[str, str, str]) -> Path | None:
-    """Return where a file is, unchecked, or None where its package is not installed."""
+    """Return the path of a file without verifying it, or None if its package is not installed."""
     module, file, _ = which
     spec = importlib.util.find_spec(module)
     path = Path(spec.origin or "").parent / file if spec is not None else None
@@ -34,14 +34,14 @@ def path_of(which: tuple[str, str, str]) -> Path | None:
 
 
 def checked_file(which: tuple[str, str, str], missing: str) -> Path:
-    """Return the path of a checked file; a second look at an unchanged one reads its stat only.
+    """Return the path of a verified file; an unchanged file is read only once.
 
     Args:
         which: Module, file and sha256.
-        missing: What to say where the package is not installed.
+        missing: Message if the package is not installed.
 
     Raises:
-        ModelError: If it is not, or the bytes are not the known ones.
+        ModelError: If the package is not installed, or the file does not have the known sha256.
     """
     path = path_of(which)
     if path is None:
@@ -50,7 +50,7 @@ def checked_file(which: tuple[str, str, str], missing: str) -> Path:
     if got != which[2]:
         again = WAY_OUT.replace("install", "install --force-reinstall --no-deps")
         raise ModelError(
-            f"'{path}' is not the file it should be: sha256 {got}, expected {which[2]}",
-            hint=f"install it again: {again}",
+            f"'{path}' is not the expected file: sha256 {got}, expected {which[2]}",
+            hint=f"reinstall it: {again}",
         )
     return path

@@ -175,7 +175,7 @@ def _flags(
     found = [*home.flags, *target.flags, *flags]
     # By content: the same data may have another name, or be a copy.
     same = target.dataset.fingerprint == home.dataset.fingerprint
-    if same and target.split in leakage.learnable(home.dataset, home.split):
+    if same and target.split in leakage.trainable(home.dataset, home.split):
         found.append(f"evaluated_on_{target.split}")
     if leaks is not None:
         found += leaks.flags(len(target.dataset.split(target.split)))

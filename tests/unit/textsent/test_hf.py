@@ -124,7 +124,7 @@ def test_files_that_do_not_match_their_card(open_text, repo):
 
 
 def test_refusals(open_text, hub_cache):
-    with pytest.raises(DataError, match="has no repository"):
+    with pytest.raises(DataError, match="names no dataset"):
         open_text("hf:")
     with pytest.raises(DataError, match="'a/b/c' is not a valid name of a hub dataset"):
         open_text("hf:a/b/c")

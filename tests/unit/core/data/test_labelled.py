@@ -1,4 +1,4 @@
-"""Names of splits and classes, and splits made by a hash."""
+"""Names of splits and classes, and splits by hash."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_numbers_in_names_sort_by_value():
     assert sorted(["1" * 5000, "2"], key=natural_key) == ["2", "1" * 5000]
 
 
-def test_labels_that_mean_one_class_have_one_key():
+def test_labels_of_the_same_class_have_the_same_key():
     for same in (
         ["Big_Dog", "big dog ", " BIG  dog"],
         ["0", "0.0", "0."],
@@ -64,7 +64,7 @@ def test_labels_that_mean_one_class_have_one_key():
     assert len({class_key(name) for name in ("1", "1.5", "10", "a", "b")}) == 5
 
 
-def test_numbers_that_are_no_names():
+def test_numbers_as_class_names():
     assert all(map(is_number, ("1", "-1", "0.0", "007", "class_3", "Class 3", "label-1", "c0")))
     assert not any(map(is_number, ("cat", "1 euro", "n01440764", "A4", "")))
 
@@ -81,7 +81,7 @@ def test_a_split_by_hash_leaves_no_class_without_an_example():
             assert set(where) == set(("train", "test", "val")[:size])
 
 
-def test_a_split_by_hash_is_the_same_for_any_order_and_keeps_equal_examples_together():
+def test_a_split_by_hash_ignores_order_and_keeps_equal_examples_together():
     contents = [digest(i % 7) for i in range(20)]
     labels = [i % 2 for i in range(20)]
     where = split_evenly(contents, labels, SHARES)
@@ -98,7 +98,7 @@ def test_a_large_class_is_split_by_the_hash_alone():
     assert 90 < Counter(first)["train"] < 150
 
 
-def test_what_is_left_out_is_flagged_above_a_share():
+def test_many_left_out_is_flagged_above_a_share():
     assert many_left_out(95, 5) == ()
     assert many_left_out(94, 6) == ("many_left_out",)
     assert many_left_out(0, 0) == ()
@@ -112,7 +112,7 @@ def test_labels_that_look_alike_are_one_class(one, other):
     assert class_key(one) == class_key(other)
 
 
-def test_labels_that_differ_stay_apart():
+def test_different_labels_stay_separate():
     assert (
         len({class_key(name) for name in ("1", "-1", "10", "1.5", "C++", "C", "a-1", "a 1")}) == 8
     )

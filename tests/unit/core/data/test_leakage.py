@@ -15,7 +15,7 @@ NAMES = ("cat", "dog")
 
 
 def scene(seed: int) -> Image.Image:
-    """A picture of smooth areas, as a photograph has them, different for every seed."""
+    """A smooth picture, like a photograph, different for every seed."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, size=(7, 7, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((120, 120), Image.Resampling.BICUBIC)
@@ -44,7 +44,7 @@ def counts(facts: leakage.LeakageFacts) -> dict[tuple[str, str], tuple[int, int 
     return {(o.trained, o.evaluated): (o.exact, o.near) for o in facts.overlaps}
 
 
-def test_exact_and_near_duplicates_of_images_are_counted_apart():
+def test_exact_and_near_duplicates_of_images_are_counted_separately():
     train = [scene(i) for i in range(6)]
     test = [scene(10), train[1].copy(), squeezed(train[2]), train[3].resize((70, 90)), scene(11)]
     val = [squeezed(train[4]), scene(12)]
@@ -76,7 +76,7 @@ def test_exact_and_near_duplicates_of_images_are_counted_apart():
     ],
     ids=["jpeg", "half", "aspect", "crop 1 %", "contrast"],
 )
-def test_a_changed_copy_is_near_and_no_other_picture_is(change):
+def test_only_a_changed_copy_is_near(change):
     originals = np.stack([thumbnail([scene(i)], 0) for i in range(40)])
     copies = np.stack([thumbnail([change(scene(i))], 0) for i in range(40)])
 
@@ -102,7 +102,7 @@ def test_pictures_that_differ_in_colour_alone_are_not_near():
     assert counts(leakage.examine(data, "test", data, "test")) == {("train", "test"): (0, 0)}
 
 
-def test_even_areas_resemble_nothing_but_are_exact_duplicates_all_the_same():
+def test_uniform_images_are_exact_but_not_near_duplicates():
     def blank(grey):
         return Image.new("RGB", (40, 40), (grey, grey, grey))
 
@@ -122,7 +122,7 @@ def test_texts_are_compared_by_their_words():
     assert facts.near_by == "words"
 
 
-def test_another_set_is_compared_with_what_is_learnt_here():
+def test_another_dataset_is_compared_with_the_training_data():
     home = labelled("home", train=[scene(1), scene(2)], test=[scene(3), scene(4)])
     away = labelled("away", ("Cat", "wolf"), test=[scene(2), scene(5)])
 
@@ -144,24 +144,24 @@ def test_a_copy_of_a_split_is_that_split_under_any_name():
     assert [o.before for o in on_val.overlaps] == [False, False, True]
 
 
-def test_duplicates_before_what_is_judged_are_told_from_those_within_it():
+def test_duplicates_between_train_and_val_have_their_own_flag():
     home = labelled("home", train=[scene(1), scene(2)], val=[scene(1)], test=[scene(5)])
     away = labelled("away", val=[scene(6)])
 
     assert leakage.examine(home, "test", away, "val").flags(1) == ("duplicates_train_val",)
 
 
-def test_what_is_held_out_is_not_learnt_from_under_another_name():
+def test_the_held_out_split_is_not_trained_on_under_an_alias():
     parts = {"train": [scene(1), scene(2)], "val": [scene(3)], "test": [scene(3)]}
     data = labelled("alias", aliases={"val": "test"}, **parts)
 
-    assert leakage.learnable(data, "test") == ("train",)
+    assert leakage.trainable(data, "test") == ("train",)
     assert counts(leakage.examine(data, "test", data, "test")) == {("train", "test"): (0, 0)}
-    judged_on_val = leakage.examine(data, "val", data, "val")
-    assert counts(judged_on_val) == {("train", "val"): (0, 0)}
+    on_val = leakage.examine(data, "val", data, "val")
+    assert counts(on_val) == {("train", "val"): (0, 0)}
 
 
-def test_a_picture_that_cannot_be_decoded_does_not_stop_a_run_that_may_not_need_it():
+def test_an_undecodable_image_does_not_stop_the_search():
     class Broken(list):
         def __getitem__(self, index):
             if index == 0:
@@ -193,7 +193,7 @@ def test_large_sets_are_searched_for_exact_copies_only(monkeypatch):
     assert facts.flags(len(data.split("test"))) == ("leakage",)
 
 
-def test_a_sequence_may_bring_thumbnails_of_its_own_and_a_subset_passes_them_on():
+def test_a_sequence_may_have_its_own_thumbnails_and_a_subset_uses_them():
     class Cheap(list):
         def thumbnail(self, index):
             return np.full((16, 16, 3), self[index], dtype=np.uint8)
@@ -207,13 +207,13 @@ def test_a_sequence_may_bring_thumbnails_of_its_own_and_a_subset_passes_them_on(
 
 def test_nearest_neighbours_agree_with_all_pairs():
     rng = np.random.default_rng(0)
-    learnt, judged = rng.normal(size=(5000, 4)), rng.normal(size=(60, 4))
-    judged[0] = 0
-    cosine = (learnt / np.linalg.norm(learnt, axis=1, keepdims=True)) @ (
-        judged[1:] / np.linalg.norm(judged[1:], axis=1, keepdims=True)
+    trained, evaluated = rng.normal(size=(5000, 4)), rng.normal(size=(60, 4))
+    evaluated[0] = 0
+    cosine = (trained / np.linalg.norm(trained, axis=1, keepdims=True)) @ (
+        evaluated[1:] / np.linalg.norm(evaluated[1:], axis=1, keepdims=True)
     ).T
 
-    found = leakage.cosine_neighbours(learnt, judged, 0.99)
+    found = leakage.cosine_neighbours(trained, evaluated, 0.99)
 
     assert found[0] == -1
     expected = np.where(cosine.max(axis=0) >= 0.99, cosine.argmax(axis=0), -1)

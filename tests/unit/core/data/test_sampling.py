@@ -64,7 +64,7 @@ def test_draws_do_not_depend_on_the_order_of_the_files(
     assert got == expected
 
 
-def test_draw_is_fixed_for_ever() -> None:
+def test_draws_never_change() -> None:
     got = [IDS[i] for i in draw(IDS, LABELS, 2, 1)]
 
     assert got == [
@@ -77,7 +77,7 @@ def test_draw_is_fixed_for_ever() -> None:
     ]
 
 
-def test_an_added_file_changes_at_most_one_place_per_class() -> None:
+def test_an_added_file_changes_at_most_one_example_per_class() -> None:
     before = {IDS[i] for i in draw(IDS, LABELS, 8, 1)}
     after_ids = [*IDS, "class0/new.jpg"]
     after = {after_ids[i] for i in draw(after_ids, np.append(LABELS, 0), 8, 1)}
@@ -93,7 +93,7 @@ def test_seeds_and_roles_draw_differently() -> None:
     assert all(a != b for i, a in enumerate(draws) for b in draws[:i])
 
 
-def test_too_few_names_every_short_class_and_the_remedy() -> None:
+def test_too_few_examples_lists_every_short_class_and_the_next_step() -> None:
     labels = np.array([0] * 5 + [1] * 2 + [2] * 4)
     ids = [str(i) for i in range(11)]
     names = ("cat", "dog", "owl", "eel")
@@ -107,7 +107,7 @@ def test_too_few_names_every_short_class_and_the_remedy() -> None:
     assert "data.allow_fewer=true" in message
 
 
-def test_allow_fewer_takes_what_there_is_and_the_counts_say_so() -> None:
+def test_allow_fewer_takes_all_examples_and_reports_the_counts() -> None:
     labels = np.array([0] * 5 + [1] * 2)
     ids = [str(i) for i in range(7)]
 
@@ -129,7 +129,7 @@ def test_wrong_arguments() -> None:
         draw(IDS, LABELS[:5], 1, 1)
 
 
-def test_odd_file_names_can_be_drawn_and_kept(tmp_path: Path) -> None:
+def test_odd_file_names_can_be_drawn_and_saved(tmp_path: Path) -> None:
     ids = ["bytes\udcff.jpg", "日本.jpg", "é.jpg", "e\u0301.jpg"]
 
     drawn = draw(ids, np.zeros(4, dtype=np.int64), 4, 1)
@@ -179,7 +179,11 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("seed", 2, "was changed after it was written: it says sha256 '.{16}', its content has"),
+        (
+            "seed",
+            2,
+            "was changed after it was written: it states sha256 '.{16}', but its content has",
+        ),
         ("train", ["other.jpg"], "was changed after it was written"),
         ("sha256", "", "was changed after it was written"),
         ("shots", 0, "shots: Input should be greater than 0"),
@@ -202,7 +206,7 @@ def test_manifest_that_was_tampered_with(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
-def test_manifest_that_is_none(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_manifest(tmp_path: Path, text: str) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(text)
 
@@ -222,12 +226,12 @@ def test_manifest_missing_binary_or_with_a_repeated_id(tmp_path: Path) -> None:
         Manifest.read(path)
 
 
-def test_manifest_of_another_data_set_names_three_missing_ids() -> None:
+def test_manifest_of_another_dataset_names_three_missing_ids() -> None:
     with pytest.raises(DataError) as caught:
         apply(make(), IDS[4:])
 
     message = str(caught.value)
-    assert "4 of 6 train ids of the manifest are not in the data set" in message
+    assert "4 of 6 train ids of the manifest are not in the dataset" in message
     assert f"'{IDS[0]}', '{IDS[1]}', '{IDS[2]}', ..." in message
     assert IDS[3] not in message
     assert "folder:pictures" in caught.value.hint
@@ -237,6 +241,6 @@ def test_short_classes_of_many_classes_are_found_in_one_pass():
     names = [f"class {c % 29_999}" for c in range(30_000)]
     begun = time.perf_counter()
     short = short_classes(np.arange(30_000), 2, names)
-    assert time.perf_counter() - begun < 5  # minutes, where each name is counted anew
+    assert time.perf_counter() - begun < 5  # would be minutes if each name were counted separately
     assert len(short) == 30_000
     assert {"class 0 (class 0)", "class 0 (class 29999)"} <= set(short)

@@ -48,7 +48,7 @@ def test_writes_replace_and_leave_nothing_behind(tmp_path):
     assert _names(path.parent) == ["file.bin", "json", "text"]
 
 
-def test_json_refuses_what_is_no_json(tmp_path):
+def test_json_rejects_values_that_json_cannot_express(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"value": float("nan")})
     assert _names(tmp_path) == []
@@ -69,12 +69,12 @@ def test_an_error_keeps_the_old_content(tmp_path):
     assert _names(tmp_path) == ["file"]
 
 
-def test_a_name_of_the_longest_length_can_be_written(tmp_path):
+def test_the_longest_possible_name_can_be_written(tmp_path):
     write_bytes(tmp_path / ("n" * 255), b"x")
     assert _names(tmp_path) == ["n" * 255]
 
 
-def test_a_directory_appears_whole_and_replaces_the_old_one(tmp_path):
+def test_a_directory_appears_complete_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "a" / "run"
     with atomic_directory(path) as new:
         (new / "one").write_text("1")
@@ -88,7 +88,7 @@ def test_a_directory_appears_whole_and_replaces_the_old_one(tmp_path):
     assert _names(path.parent) == ["run"]
 
 
-def test_a_directory_whose_making_fails_does_not_appear(tmp_path):
+def test_a_directory_does_not_appear_if_writing_fails(tmp_path):
     def fails():
         with atomic_directory(tmp_path / "run") as new:
             (new / "one").write_text("1")
@@ -105,17 +105,15 @@ def _ended() -> subprocess.Popen:
     return process
 
 
-def test_what_the_dead_left_goes_and_what_the_living_make_stays(tmp_path):
+def test_leftovers_of_dead_processes_are_removed_and_those_of_running_ones_kept(tmp_path):
     mine = temporary_beside(tmp_path / "x")
     dead = Path(str(mine).replace(str(os.getpid()), str(_ended().pid)))
-    reused = Path(
-        re.sub(r"-\d+-([0-9a-f]{16})$", r"-1-\1", str(mine))
-    )  # this number, another process
+    reused = Path(re.sub(r"-\d+-([0-9a-f]{16})$", r"-1-\1", str(mine)))  # same id, another process
     pid, _place, rest = mine.name.removeprefix(TEMPORARY_PREFIX).split("-", 2)
     elsewhere, elsewhere_old = (
         tmp_path / f"{TEMPORARY_PREFIX}{pid}-{'0' * 8}-{i}{rest[1:]}" for i in (1, 2)
     )
-    earlier = tmp_path / f"{TEMPORARY_PREFIX}{pid}-{'0' * 16}"  # as versions before wrote it
+    earlier = tmp_path / f"{TEMPORARY_PREFIX}{pid}-{'0' * 16}"  # as earlier versions wrote it
     others = [tmp_path / name for name in ("x", ".tmp-notes", "clipadapt-runs")]
     everything = (mine, dead, reused, elsewhere, elsewhere_old, earlier, *others)
     for path in everything:
@@ -130,7 +128,7 @@ def test_what_the_dead_left_goes_and_what_the_living_make_stays(tmp_path):
     assert remove_leftovers(tmp_path / "missing") == 0
 
 
-def test_a_scratch_folder_goes_with_its_process(tmp_path, monkeypatch):
+def test_a_scratch_folder_is_removed_after_its_process(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = (
         "import os\n"
@@ -148,19 +146,19 @@ def test_a_scratch_folder_goes_with_its_process(tmp_path, monkeypatch):
     assert _names(tmp_path) == []
 
 
-def test_others_may_read_a_directory_that_a_library_wrote_for_its_maker_alone(tmp_path):
+def test_other_users_can_read_a_directory_with_files_readable_only_by_their_owner(tmp_path):
     with atomic_directory(tmp_path / "model") as new:
         (new / "weights").touch(mode=0o600)
     folder = tmp_path / "model"
     assert (folder / "weights").stat().st_mode & 0o666 == folder.stat().st_mode & 0o666
 
 
-def test_a_lock_whose_folder_cannot_be_made_is_not_waited_for():
+def test_a_lock_whose_folder_cannot_be_created_does_not_block():
     with locked(Path("/proc/nowhere/cache/locks/x")) as waited:
         assert not waited
 
 
-def test_check_writable_names_folder_reason_and_way_out(tmp_path):
+def test_check_writable_names_folder_reason_and_next_step(tmp_path):
     check_writable(tmp_path / "new" / "folder")
     assert _names(tmp_path) == []
     (tmp_path / "there").mkdir()
@@ -172,7 +170,7 @@ def test_check_writable_names_folder_reason_and_way_out(tmp_path):
         check_writable(tmp_path / "file" / "runs")
     assert str(caught.value) == (
         f"cannot write to the folder '{tmp_path}/file/runs': Not a directory\n"
-        "  hint: name a folder that can be written with --out DIR"
+        "  hint: choose a writable folder with --out DIR"
     )
 
 
@@ -190,7 +188,7 @@ def test_sha256_of_a_file(tmp_path):
     assert sha256_file(tmp_path / "x") == hashlib.sha256(b"abc" * 1000).hexdigest()
 
 
-def test_files_below_survives_what_vanishes_while_it_lists(tmp_path):
+def test_files_below_survives_folders_that_vanish_while_it_lists(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / name / "in").mkdir(parents=True)
         (tmp_path / name / "in" / "x.txt").write_text("x")

@@ -61,7 +61,7 @@ def test_version_2_is_checked_against_its_seal_and_gains_the_new_names(tmp_path)
 
     (path,) = tmp_path.glob("*/*/*/record.json")
     path.write_text(path.read_text().replace('"seed": 42', '"seed": 43'))
-    with pytest.raises(DamagedError, match="its content is not what was written"):
+    with pytest.raises(DamagedError, match="its content has changed since it was written"):
         store.load(path.parent)
 
 

@@ -357,10 +357,10 @@ def test_a_missing_folder_is_a_clear_error(tmp_path):
         (lambda _: b"\xff\xfe", "is truncated or not a record"),
         (lambda _: b"[" * 100_000, "is truncated or not a record"),
         (lambda raw: raw[:-1], "it does not end in the sha256 of its content"),
-        (lambda raw: raw.replace(b'"seed": 1', b'"seed": 2'), "its content is not what was written"),
+        (lambda raw: raw.replace(b'"seed": 1', b'"seed": 2'), "its content has changed since it was written"),
         (
             lambda raw: raw.replace(b'"schema_version": 3', b'"schema_version": 1'),
-            "its content is not what was written",
+            "its content has changed since it was written",
         ),
         (lambda raw: as_version_1(raw).replace(b'"seed": 1', b'"seed": "x"'), "is not a valid record: seed: "),
         (lambda raw: as_version_1(raw).replace(b'"seed": 1', b'"sed": 1'), "is not a valid record: seed: "),

@@ -18,8 +18,7 @@ from clipadapt.core.api.errors import EXIT_USER_ERROR, ClipAdaptError
 from clipadapt.core.cli.progress import on_stderr
 from clipadapt.core.experiments.sweep import load_sweep
 from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.report import page as report
-from clipadapt.core.report import tables
+from clipadapt.core.report import page, tables
 from clipadapt.core.runs import sweep
 
 SWEEP = "demo-small"
@@ -32,12 +31,12 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=None)
     arguments = parser.parse_args()
     begun = time.perf_counter()
-    page = arguments.out / "report.html"
+    report = arguments.out / "report.html"
     try:
         outcome = sweep.run_sweep(load_sweep(SWEEP), arguments.out, on_stderr())
         store = RunStore(arguments.out)
         table = tables.render(tables.build_table(outcome.records, store=store), "markdown")
-        report.write_report(arguments.out, page)
+        page.write_report(arguments.out, report)
     except ClipAdaptError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
@@ -46,7 +45,7 @@ def main() -> None:
         print(f"failed: {title}: {message}", file=sys.stderr)
     seconds = time.perf_counter() - begun
     print(f"records: {arguments.out} ({len(outcome.records)} runs, {seconds:.0f} s)")
-    print(f"report: {page}")
+    print(f"report: {report}")
     if outcome.failures:
         sys.exit(1)
     if arguments.readme is not None:

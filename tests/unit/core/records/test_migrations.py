@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from clipadapt.core.api.errors import DamagedError
 from clipadapt.core.records.migrations import SCHEMA_VERSION, upgrade
 from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.report.tables import build_table
+from clipadapt.core.report.tables import build_table, render
 
 DATA = Path(__file__).parent / "data"
 VERSIONS = (1, 2)
@@ -34,8 +36,9 @@ def test_a_stored_record_is_read_and_shown_in_a_table(version, tmp_path):
     assert record.schema_version == SCHEMA_VERSION
     assert (record.run_id, record.fit_id) == (raw["run_id"], raw["fit_id"])
     assert record.metrics["accuracy"].value == raw["metrics"]["accuracy"]["value"]
-    (row,) = build_table([record]).rows
-    assert row.n_trainable_params == raw["n_trainable_params"]
+    (row,) = csv.DictReader(io.StringIO(render(build_table([record]), "csv")))
+    assert row["dataset"] == raw["evaluation"]["dataset"]
+    assert row["n_trainable_params"] == str(raw["n_trainable_params"])
 
 
 def test_version_1_loses_its_confusion_matrix_and_gains_the_new_names(tmp_path):

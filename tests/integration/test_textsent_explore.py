@@ -64,7 +64,7 @@ def test_explore_prints_one_document_and_draws_a_picture(explore, reviews, tmp_p
     assert picture.name == "lengths.png"
     assert picture.parent.parent == tmp_path / "out"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "the same text has two labels" in result.err
+    assert "texts with more than one label: 1" in result.err
 
 
 def test_explore_with_a_model_counts_tokens_and_checks_the_columns(explore, reviews, minilm):

@@ -91,9 +91,9 @@ def test_a_file_that_is_no_plugin_is_named_and_the_rest_is_listed(
         ("METHOD = object\nimport nowhere_at_all\n", "cannot be imported: ModuleNotFoundError"),
         ("def METHOD():\n    METHOD()\nMETHOD()\n", "cannot be imported: RecursionError"),
         ("METHOD = object\nraise BaseException('odd')\n", "cannot be imported: BaseException: odd"),
-        ("METHOD = object\n", "METHOD is <class 'object'>, which lacks Config, version"),
+        ("METHOD = object\n", "METHOD is <class 'object'>, without Config, version"),
         ("class METHOD:\n    Config = version = requires = fit = load = None\n", "a MethodConfig"),
-        ("METHOD = [].append\nprint('printed')\n", "which lacks Config"),
+        ("METHOD = [].append\nprint('printed')\n", "without Config"),
     ],
 )
 def test_a_plugin_that_fails_where_it_is_used_is_never_a_success(

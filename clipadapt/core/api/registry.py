@@ -119,12 +119,7 @@ class Registry(Generic[T]):
                 return candidate
         known = self.names(track) if track and "/" not in name else self.names()
         shown = name if "/" in name or not track else f"{track}/{name}"
-        raise unknown(
-            self.kind,
-            shown,
-            known,
-            hint=f"list them with '{program(track)} ls {self.kind.replace(' ', '')}s'",
-        )
+        raise self._unknown(shown, known, track)
 
     def get(self, name: str, track: str | None = None) -> T:
         """Import one file and return what it exports.
@@ -143,7 +138,7 @@ class Registry(Generic[T]):
         if found is None or lacks:
             what = "nothing" if found is None else repr(found)
             raise ConfigError(
-                f"{entry.path}: {self.export} is {what[:100]}, which lacks {', '.join(lacks)}",
+                f"{entry.path}: {self.export} is {what[:100]}, without {', '.join(lacks)}",
                 hint=f"end the file with '{self.export} = ...', as CONTRIBUTING.md shows",
             )
         return cast("T", found)
@@ -171,12 +166,11 @@ class Registry(Generic[T]):
                 hint=f"write the name of the {self.kind}",
             )
         known = tuple(n.partition("/")[2] for n in self.names(track))
-        raise unknown(
-            self.kind,
-            name,
-            known,
-            hint=f"list them with '{program(track)} ls {self.kind.replace(' ', '')}s'",
-        )
+        raise self._unknown(name, known, track)
+
+    def _unknown(self, name: str, known: Sequence[str], track: str | None) -> UnknownNameError:
+        hint = f"list them with '{program(track)} ls {self.kind}s'"
+        return unknown(self.kind, name, known, hint=hint)
 
 
 @cache

@@ -33,8 +33,8 @@ KEPT_BYTES: Final = 1 << 30
 STRIDE: Final = 100.0
 LONGEST_STRIDE: Final = math.log(1.001 * STRIDE)
 SAFE_C: Final = 1e-4
-"""Above this C, a problem without a solved neighbour is approached in strides: a first step that is too long leaves
-misclassified examples where the loss has no curvature."""
+"""Above this C, a problem without a solved neighbour is solved through a sequence of intermediate penalties: too long a
+first step leaves misclassified examples where the loss has no curvature."""
 MAX_STEPS: Final = 100
 MAX_INNER: Final = 300
 FORCING: Final = 0.1

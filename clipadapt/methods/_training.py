@@ -1,4 +1,4 @@
-"""The one training loop of the CLIP methods: schedules, selection on val, history, and resuming after a kill.
+"""The one training loop of the CLIP methods: schedules, selection on val, history, and resuming after an interruption.
 
 A method passes :func:`train` an :class:`Objective`: named tensors and the loss of a batch of rows. Random numbers
 (batch order, dropout) come from named streams or from a generator stored in the checkpoint, so a resumed fit is

@@ -92,8 +92,8 @@ def _unpickled(path: Path) -> Any:
     strange = _strange(path)
     if strange:
         raise ModelError(
-            f"'{path}' holds objects of {', '.join(strange[:3])} beside its weights, which may run code when they are "
-            "read, so they are not",
+            f"'{path}' contains objects of {', '.join(strange[:3])} besides its weights; loading them could run code, "
+            "so the file was not loaded",
             hint="if you trust it, save only the weights: found = torch.load(FILE, weights_only=False), then "
             "torch.save(found['state_dict'], 'plain.pt'), or found.state_dict() if it holds a whole model",
         ) from failure

@@ -179,7 +179,7 @@ class Towers:
         return torch.where(used.any(dim=1), last, 1)
 
     def arithmetic(self, tower: Tower, *, fast: bool, compiled: bool) -> Iterator[str]:
-        """Yield what decides the last bits of a feature beside weights and example."""
+        """Yield everything besides weights and input that affects a feature numerically."""
         yield self.dtype
         if self.device != "cpu":
             yield self.device.partition(":")[0]

@@ -35,7 +35,7 @@ LIBRARIES: Final = {
     "image": ("torch", "torchvision", "timm", "open_clip_torch", "pillow"),
     "text": ("torch", "open_clip_torch", "transformers", "tokenizers", "ftfy", "regex"),
 }
-"""Packages of which another version may give other bits, by tower."""
+"""Packages whose version can change the results numerically, by tower."""
 IMAGE_BATCH: Final = 32
 TEXT_BATCH: Final = 64
 
@@ -58,7 +58,7 @@ class Request:
 
 
 class Features:
-    """The features that one network gives."""
+    """Computes the features of one network."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Features:
         tokenizer: Tokenizer,
         model_cfg: Mapping[str, Any],
     ) -> None:
-        """Take the parts that decide a feature.
+        """Store everything that features depend on.
 
         Args:
             towers: The encoders.

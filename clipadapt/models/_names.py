@@ -95,7 +95,7 @@ def parse(name: str) -> Name:
         rest = rest.strip()
         if not rest:
             raise ModelError(
-                f"'{name}' names nothing after '{scheme}:'", hint=f"accepted are {FORMS}"
+                f"'{name}' has nothing after '{scheme}:'", hint=f"accepted are {FORMS}"
             )
         if scheme == "random":
             return Name("random", arch=known_architecture(rest))
@@ -111,7 +111,7 @@ def parse(name: str) -> Name:
         return Name("tag", arch=known_architecture(arch), tag=rest)
     if name in architectures():
         raise ModelError(
-            f"the model '{name}' names no weights",
+            f"the model '{name}' does not say which weights to load",
             hint=f"write {name}/TAG, {name}/PATH.safetensors or random:{name}; "
             "tags are on open_clip's page of pretrained models",
         )
@@ -127,7 +127,7 @@ def _hub_name(name: str, rest: str) -> Name:
             hint="write hf-hub:ORGANISATION/NAME, optionally @REVISION",
         )
     if at and revision in {"", "main"}:
-        what = ": main is a branch that moves" if revision else " names no revision after '@'"
+        what = ": main is a branch that moves" if revision else " has no revision after '@'"
         raise ModelError(
             f"'{name}'{what}",
             hint=f"write hf-hub:{repo}, whose first use pins the commit, or hf-hub:{repo}@COMMIT",

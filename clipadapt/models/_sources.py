@@ -381,7 +381,7 @@ def require_network(url: str, shown: str) -> None:
         os.environ.get(v, "").lower() in offline for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     ):
         raise ModelError(
-            f"'{shown}' is not on this machine, and HF_HUB_OFFLINE forbids to download it",
+            f"'{shown}' is not on this machine, and HF_HUB_OFFLINE is set, so it cannot be downloaded",
             hint=f"unset HF_HUB_OFFLINE; {_names.OFFLINE_WAYS}",
         )
     why = unreachable(url)

@@ -51,7 +51,7 @@ class Tokenizer:
             )
         except (
             Exception
-        ) as err:  # transformers and tokenizers raise many types for unreadable files
+        ) as err:  # transformers and tokenizers raise many types of exceptions for unreadable files
             first = str(err).strip().partition("\n")[0] or type(err).__name__
             raise ModelError(
                 f"the tokenizer of '{shown}' in '{source.tokenizer}' cannot be read: {first}",

@@ -97,7 +97,7 @@ def wrong(cli, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coop", "lora", "full_finetune", "clip_adapter", "tip_adapter"])
-def test_one_fit_is_judged_on_a_second_set_of_the_same_classes(name, fitted, sketches):
+def test_one_fit_is_evaluated_on_a_second_set_of_the_same_classes(name, fitted, sketches):
     (home, away), folders = fitted(name)
 
     assert home.fit_id == away.fit_id
@@ -162,7 +162,7 @@ def test_inspect_of_a_coop_run_shows_words(fitted, cli):
     found = json.loads(cli("inspect", folder, "--json").out)
     lines = cli("inspect", folder).out
 
-    vectors = found["learnt"]["context"]
+    vectors = found["trained"]["context"]
     assert [v["nearest"][0]["word"] for v in vectors] == ["a", "photo", "of", "a"]
     assert all(0 < v["nearest"][0]["distance"] < 0.2 for v in vectors)
     assert found["parameters"]["trainable"] == 4 * 32

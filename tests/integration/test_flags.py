@@ -202,7 +202,7 @@ def test_inspect_shows_what_the_classifier_says(known, cli, tmp_path):
     text = cli("inspect", folder).out.splitlines()
     plain = json.loads(cli("inspect", folder, "--json").out)
 
-    assert plain["learnt"] == {"start": "wrong", "words": [{"word": "a", "distance": 0.25}]}
+    assert plain["trained"] == {"start": "wrong", "words": [{"word": "a", "distance": 0.25}]}
     assert text[text.index("learnt:") :] == [
         "learnt:", "  start: wrong", "  words: word a, distance 0.25",
     ]  # fmt: skip

@@ -22,7 +22,7 @@ def only_run(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def module_pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("learnt") / "pictures"
+    root = tmp_path_factory.mktemp("trained") / "pictures"
     for s, (split, n) in enumerate((("train", 6), ("val", 4), ("test", 4))):
         for c, (name, colour) in enumerate(COLOURS.items()):
             for i in range(n):
@@ -182,7 +182,7 @@ def test_inspect_gives_the_facts_of_the_record(cli, fitted):
         "total": record["n_total_params"],
     }
     assert plain["files"] == {p.name: p.stat().st_size for p in (fitted / "classifier").iterdir()}
-    assert plain["learnt"] is None
+    assert plain["trained"] is None
     assert f"  trainable: {record['n_trainable_params']:,}" in lines
     assert "learnt: none" in lines
     accuracy = record["metrics"]["accuracy"]
@@ -374,7 +374,7 @@ def test_a_real_run_predicts_pictures_into_a_sheet(cli, records, tmp_path):
     assert len(text) < 20_000 * len(test)
 
 
-def test_a_run_judged_on_other_classes_predicts_those(cli, tiny_clip, tmp_path):
+def test_a_run_evaluated_on_other_classes_predicts_those(cli, tiny_clip, tmp_path):
     out = tmp_path / "runs"
     settings = [
         f"model.name={tiny_clip}",

@@ -126,7 +126,7 @@ def _from_folder(folder: Path) -> LabelledSet[str]:
         texts = positive[a] + negative[b]
         labels = [POSITIVE] * len(positive[a]) + [NEGATIVE] * len(negative[b])
         parts[split] = _part(split, texts, labels)
-    return _official(parts, "rt-polarity.pos and rt-polarity.neg, cut by the hub's rule", "")
+    return _official(parts, "rt-polarity.pos and rt-polarity.neg, split as on the hub", "")
 
 
 def _reviews(path: Path) -> list[str]:

@@ -31,7 +31,7 @@ class TfidfSVMConfig(MethodConfig):
     Attributes:
         C: Inverse strength of the L2 penalty.
         max_ngram: Longest word n-gram counted.
-        min_df: Fewest training texts that must contain an n-gram.
+        min_df: Minimum number of training texts that contain an n-gram.
         sublinear_tf: Count ``1 + ln(tf)`` instead of ``tf``.
         max_iter: Maximum number of passes of the solver.
     """

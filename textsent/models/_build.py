@@ -68,7 +68,9 @@ def configuration(source: Source, name: str) -> PreTrainedConfig:
     values = {k: v for k, v in source.config.items() if k != "model_type"}
     try:
         return AutoConfig.for_model(source.config["model_type"], **values)
-    except Exception as err:  # transformers and its validation raise many types for a config
+    except (
+        Exception
+    ) as err:  # transformers and its validation raise many types of exceptions for a config
         raise _cannot_build(name, err) from err
 
 
@@ -105,7 +107,9 @@ def _loaded(source: Source, name: str) -> tuple[PreTrainedModel, frozenset[str]]
             trust_remote_code=False,
             weights_only=True,
         )
-    except Exception as err:  # torch, safetensors and transformers raise many types for a file
+    except (
+        Exception
+    ) as err:  # torch, safetensors and transformers raise many types of exceptions for a file
         if any(p.suffix == ".bin" for p in source.files):
             raise ModelError(
                 f"the weights of '{name}' cannot be read as plain tensors: {_first_line(err)}",

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 BATCH: Final = 64
 LIBRARIES: Final = ("torch", "transformers", "tokenizers")
-"""Packages of which another version may give other bits."""
+"""Packages whose version can change the results numerically."""
 
 
 def load(source: Source, *, name: str, device: str, dtype: str, services: Services) -> Encoder:

@@ -116,7 +116,7 @@ def parse(name: str) -> Name:
             return Name("known", random=True, repo=plain)
         if not inner:
             raise ModelError(
-                f"'{name}' names nothing after 'random:'",
+                f"'{name}' has nothing after 'random:'",
                 hint=f"write random:{next(iter(KNOWN))}; also known are {', '.join(list(KNOWN)[1:])}",
             )
         found = parse(inner)
@@ -138,7 +138,7 @@ def parse(name: str) -> Name:
             hint=f"accepted are {FORMS}",
         )
     if at and not revision:
-        raise ModelError(f"'{name}' names no revision after '@'", hint=f"write {repo}")
+        raise ModelError(f"'{name}' has no revision after '@'", hint=f"write {repo}")
     return Name("hub", repo=repo, revision=None if revision in {"", "main"} else revision)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.context import Services
 
 MAX_CACHED: Final = 200_000
-"""Most texts whose token ids are cached."""
+"""Maximum number of texts whose token ids are cached."""
 MANY_TRUNCATED: Final = 0.01
 """Share of truncated texts from which a run is flagged."""
 
@@ -26,7 +26,7 @@ class CachedTokenizer:
 
     Attributes:
         inner: The tokenizer of transformers.
-        max_length: Most tokens that the model reads, special ones included.
+        max_length: Maximum number of tokens that the model reads, special ones included.
         digest: Text that differs between two tokenizers that may give other token ids.
     """
 

@@ -74,7 +74,7 @@ register("duplicates_across_splits", "the same bytes or text occur in two splits
 register("duplicates_across_classes", "the same bytes or text occur with two labels")
 register("duplicate_classnames", "two classes have the same name, or names with the same tokens")
 register("unknown_tokens", "the tokenizer does not know many tokens of the class names")
-register("collapse", "almost all examples are assigned to one class")
+register("collapse", "all examples are assigned to one class, or accuracy is at or below chance")
 register("below_zero_shot", "less accurate than zero-shot")
 register("nan", "the scores are not finite", "error")
 register("temperature_at_bound", "no temperature fits val; the probabilities are not calibrated")

@@ -8,7 +8,7 @@ cosine above 0.98, and one with 1 % cropped from each side about 0.97. Different
 0.94 for sketches (thin guitars on white) and 0.82 for photographs. Mirrored copies and tighter crops are not found;
 :func:`cosine_neighbours` on features finds more.
 
-Only the runner calls it, after the fit, so that the evaluation split is not read before. It returns counts and a few
+It is called after the fit, so that the evaluation split is not read before. It returns counts and a few
 ids, never examples.
 """
 

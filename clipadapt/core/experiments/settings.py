@@ -74,7 +74,7 @@ class ModelConfig(StrictModel):
 
     Attributes:
         name: Model, as ``--model`` takes it.
-        precision: Dtype of frozen weights; ``auto`` is bf16 where the hardware multiplies it.
+        precision: Dtype of frozen weights; ``auto`` is bf16 on hardware with native bf16 support.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
     """
 

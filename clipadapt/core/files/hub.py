@@ -274,7 +274,7 @@ def _remembered(found: Snapshot) -> Snapshot:
     if before and not same:
         note = (
             f"'{repo.revision or 'main'}' of '{repo.name}' is now commit {found.revision}; it was {before} when last "
-            f"used here; for the earlier state write {repo.name}@{before}"
+            f"used here; to use the earlier version, write {repo.name}@{before}"
         )
     return replace(found, licence=licence, note=note)
 
@@ -287,5 +287,5 @@ def _compared(here: Snapshot, commit: str) -> Snapshot:
     return replace(
         here,
         note=f"the hub's '{here.repo.name}' has moved to commit {commit}; {here.revision} is used, as at the first "
-        f"use; for the new state write {prefix}{here.repo.name}@{commit}",
+        f"use; to use the new version, write {prefix}{here.repo.name}@{commit}",
     )

@@ -1,4 +1,4 @@
-"""What the seeds of one method answered on each example, and the interval over seeds and examples made from it.
+"""Per-example results of a method's seeds, and the interval over seeds and examples made from it.
 
 Every seed is evaluated on the same examples, so the design is crossed. One fit has Wilson's interval, which is the
 same model with a single seed.

@@ -1,4 +1,4 @@
-"""Paired tests between the rows that compete, with the letters of ties and the best row.
+"""Paired tests between the rows that compete, plus tie letters and the best row.
 
 Two methods are tested on the examples that both were evaluated on, joined by id. One seed each: McNemar's exact test.
 Several: the crossed model of :func:`~clipadapt.core.scoring.statistics.crossed_interval` on the differences, with its

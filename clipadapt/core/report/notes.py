@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from clipadapt.core.records.schema import RunRecord
 
+INTERVALS = (
+    "Intervals are 95 %: over test examples (Wilson) for one seed, over seeds and examples together for several. "
+    "n: test examples."
+)
 MOST_FAILURES = 5
 """Failed runs that a note names."""
 

@@ -36,7 +36,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import group_records, several_states, state_of
-from clipadapt.core.report.notes import conditions, failure_note
+from clipadapt.core.report.notes import INTERVALS, conditions, failure_note
 from clipadapt.core.report.rows import Row
 from clipadapt.core.report.run_files import RunFiles
 from clipadapt.core.scoring.metrics import METRICS
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     _Grid = Callable[[Sequence[Column], Sequence[Sequence[str]], Collection[tuple[int, int]]], str]
 
 MOST_CLASSES: Final = 30
-"""With more classes, only the hardest are printed; JSON holds all."""
+"""With more classes, only the classes with the lowest F1 are printed; JSON has all."""
 HARDEST: Final = 20
 METRICS_SHOWN: Final = tuple(m.name for m in METRICS.values() if m.summary)
 """Metrics with a column, after the accuracy."""
@@ -218,8 +218,7 @@ def _notes(
     if failed:
         yield failure_note(failed)
     yield (
-        "Intervals are 95 %: of an accuracy over examples and seeds together (Wilson for one seed). n: test examples. "
-        "Other figures are means over seeds; memory and saved size are the largest."
+        f"{INTERVALS} Other figures are means over seeds; memory and saved size are the largest."
     )
     yield (
         "Bold: significantly better than the runner-up at 5 % after Holm over the pairs of its block. McNemar: exact, "

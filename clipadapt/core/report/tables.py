@@ -29,7 +29,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import CHANGED_METRICS, group_records
-from clipadapt.core.report.notes import conditions, failure_note
+from clipadapt.core.report.notes import INTERVALS, conditions, failure_note
 from clipadapt.core.report.rows import Row
 from clipadapt.core.report.run_files import RunFiles
 from clipadapt.core.scoring.metrics import METRICS_VERSION
@@ -127,8 +127,7 @@ def build_table(
     if not records:
         raise RecordError(
             "there are no records to make a table of",
-            hint="run an experiment first, for example "
-            "'clipadapt run zero_shot --set data.name=synthetic --set model.name=stitched'",
+            hint="run an experiment first; 'run --help' shows an example",
         )
     distinct = list({r.run_id: r for r in records}.values())
     ok = [r for r in distinct if r.status == "ok"]
@@ -231,10 +230,7 @@ def _notes(distinct: Sequence[RunRecord], repeated: int, metric: str) -> Iterabl
     if repeated:
         yield f"Copies of a record (same run_id) count once: {repeated} left out."
     if ok:
-        yield (
-            "Intervals are 95 %: over test examples (Wilson) for one seed, over seeds and examples together for "
-            "several. n: test examples."
-        )
+        yield INTERVALS
     old = sum(r.metrics_version < METRICS_VERSION and metric in r.metrics for r in ok)
     if metric in CHANGED_METRICS and old:
         yield (

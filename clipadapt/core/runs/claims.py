@@ -1,4 +1,4 @@
-"""Claims: which process does which fit, so that several processes can share one output folder.
+"""Claims: which process runs which fit, so that several processes can share one output folder.
 
 A claim is a lock on the file ``<out>/.claims/<fit id>.lock``. The operating system releases it when the process
 ends, however it ends. ``<fit id>.txt`` beside it names the holder, for messages only.

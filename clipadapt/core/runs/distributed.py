@@ -1,4 +1,4 @@
-"""Do fits as tasks of Ray, on this machine or on the cluster that ``RAY_ADDRESS`` names.
+"""Run fits as Ray tasks, on this machine or on the cluster that ``RAY_ADDRESS`` names.
 
 A task is one fit with its evaluations. A worker does it in a folder of its own and returns the files; the driver, which
 holds the claims, writes them. So only the driver needs the output folder. Every worker needs the data, the weights

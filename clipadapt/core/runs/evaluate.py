@@ -1,4 +1,4 @@
-"""Evaluate: score the test inputs of one target and compute its metrics. Only here are test labels read."""
+"""Evaluate: score the test inputs of one target and compute its metrics. No method is given its labels."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def fit(spec: FitSpec, draw: Draw, model: LoadedModel, work_dir: Path) -> FitRes
 
 
 def timed(meter: Meter, work: Callable[[], Value]) -> tuple[Value, float]:
-    """Do some work; return its result and its seconds without those of encoding, which are left in the meter."""
+    """Call ``work``; return the result and the seconds without encoding, which the meter records."""
     meter.reset()
     begun = time.perf_counter()
     value = work()

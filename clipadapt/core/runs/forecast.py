@@ -24,8 +24,8 @@ class Estimate:
     Attributes:
         fit_seconds: Seconds of fitting and scoring.
         encode_seconds: Seconds of encoding, if the features are not cached.
-        peak_memory_bytes: Peak memory, or None if no record has it.
-        differs: In what the records used differ from the run; empty if they are of the same kind.
+        peak_memory_bytes: Peak memory, or None if no record reports it.
+        differs: How the records used differ from the run; empty if they are of the same kind.
         n_records: Number of records used.
     """
 
@@ -114,7 +114,7 @@ def render(plan: dict[str, Any]) -> str:
         ]
         if e["protocol"] != "standard":
             parts.append(f"protocol {e['protocol']}")
-        parts.append("evaluated on " + ", ".join(e["judged_on"]))
+        parts.append("evaluated on " + ", ".join(e["evaluated_on"]))
         line = f"{', '.join(parts)}: {e['complete']} of {e['runs']} runs complete"
         if e["complete"] < e["runs"]:
             line += f"; {_cost(e['expected'])}"
@@ -160,7 +160,7 @@ def _experiment(
         "shots": config.data.shots,
         "seeds": list(config.seeds),
         "protocol": config.evaluation.protocol,
-        "judged_on": [target.title for target in opened.targets],
+        "evaluated_on": [target.title for target in opened.targets],
         "runs": len(specs),
         "complete": len(specs) - len(todo),
         "expected": expected,

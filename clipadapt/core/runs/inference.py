@@ -135,8 +135,8 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
 
     Returns:
         ``run``, ``method`` (with its ``settings``), ``model``, ``data``, ``evaluation``, ``metrics``, ``selection``,
-        ``calibration``, ``flags``, ``parameters``, ``cost``, ``files`` (bytes by name) and ``learnt``, which is None if
-        the method does not support it.
+        ``calibration``, ``flags``, ``parameters``, ``cost``, ``files`` (bytes by name) and ``trained``, which is None
+        if the method does not support it.
 
     Raises:
         RecordError: If there is no such run, or its classifier is missing or damaged.
@@ -171,7 +171,7 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
         "parameters": {"trainable": record.n_trainable_params, "total": record.n_total_params},
         "cost": plain["cost"],
         "files": files,
-        "learnt": trained,
+        "trained": trained,
     }
 
 

@@ -10,7 +10,7 @@ from clipadapt.core.api.context import Meter, Services
 from clipadapt.core.api.errors import ModelError
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
-from clipadapt.core.api.registry import MODELS
+from clipadapt.core.api.registry import MODELS, program
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.hardware import free_device_memory, set_threads
 from clipadapt.core.files.identity import require_same
@@ -83,7 +83,7 @@ class ModelLoader:
             raise ModelError(
                 f"the method {opened.experiment.method_name} needs a model that is a "
                 f"{requires.__name__}; '{model.name}' is not",
-                hint="list methods with 'clipadapt ls methods'",
+                hint=f"list methods with '{program(opened.experiment.track)} ls methods'",
             )
         bind = getattr(backbone, "with_services", None)  # models of older plug-ins do not have it
         return LoadedModel(bind(services) if bind else backbone, services, self._load_seconds)

@@ -1,6 +1,6 @@
 """Plan: open the data of an experiment, identify its model, and find out which fits are left to do.
 
-Every mistake that can be found before the first fit is reported here. No model is loaded and no test example is read.
+Every mistake that can be found before the first fit is reported here. No model is loaded and nothing is evaluated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Record: write what a fit and its evaluation on one target came to, or why they failed."""
+"""Record: write the result of a fit and its evaluation on one target, or why they failed."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def _flags(
         found.append(f"evaluated_on_{target.split}")
     if leaks is not None:
         found += leaks.flags(len(target.dataset.split(target.split)))
-        # The new classes of base-to-new must be new; under a domain shift the classes are the same on purpose.
-        if leaks.shared_classes and spec.experiment.config.evaluation.protocol.startswith("base"):
+        # Classes evaluated as new must be new; under a domain shift the classes are the same on purpose.
+        if leaks.shared_classes and target.classes == "new":
             found.append("class_overlap")
     return registered(found)
 

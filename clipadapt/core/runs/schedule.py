@@ -1,4 +1,4 @@
-"""Schedule: claim fits, hand them to an executor, and wait for those that other processes do."""
+"""Schedule: claim fits, hand them to an executor, and wait for fits that other processes are running."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SHORTEST: Final = 0.05
 _LONGEST: Final = 1.0
-"""Seconds between two looks at what other processes have done."""
+"""Polling interval in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def work_through(
     process ended without doing them.
 
     Args:
-        specs: In the order in which they are best done.
+        specs: In preferred order.
         claims: Claims on the output folder.
         executor: Does the fits.
         progress: Where a wait is reported.

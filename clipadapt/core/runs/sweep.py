@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What a sweep came to.
+    """Result of a sweep.
 
     Attributes:
         records: Records of all runs that exist, in the order of the axes.
@@ -124,7 +124,7 @@ def in_good_order(specs: Sequence[FitSpec]) -> list[FitSpec]:
 
 
 def _record_mistake(spec: FitSpec, err: ClipAdaptError) -> None:
-    """Record a mistake of the user that only a fit revealed."""
+    """Record a user error found only during a fit."""
     write_failure(spec, Failure(err.problem, (USER_ERROR,)), datetime.now(UTC))
 
 

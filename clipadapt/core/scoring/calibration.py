@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ECE_BINS: Final = 15
 TEMPERATURES: Final = (1e-4, 1e3)
-"""Bounds of the search for a temperature; useful scores have their temperature well inside."""
+"""Bounds of the search for a temperature; useful scores have temperatures well within these bounds."""
 COVERAGES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 Binning = Literal["width", "mass"]
 
@@ -67,7 +67,7 @@ class Coverage:
 
 
 def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float | None:
-    """Return the softmax temperature of least negative log-likelihood, or None at an end of :data:`TEMPERATURES`.
+    """Return the softmax temperature of least negative log-likelihood, None at an end of :data:`TEMPERATURES`.
 
     If every label has the largest score, no such temperature exists: the likelihood grows without bound as the
     temperature falls to 0. The targets are then smoothed by one example's worth, spread evenly over the classes. This

@@ -119,7 +119,7 @@ def metric(
         higher_is_better: Direction.
         probabilities: Whether it reads probabilities. It is then computed for logits as they are, and at the
             temperature fitted on val with the suffix ``_calibrated``; margins have only the second.
-        least_classes: Fewest classes for which it is computed.
+        least_classes: Minimum number of classes for which it is computed.
         version: :data:`METRICS_VERSION` since which its values have their present meaning.
         leaderboard: Suffixes, empty or :data:`CALIBRATED`, with which it has a column on the report page.
         summary: Whether it has a column in summaries.

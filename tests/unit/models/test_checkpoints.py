@@ -119,7 +119,7 @@ REFUSED = {
     "no tensors": (lambda s: {"epoch": 3}, "holds no weights of a CLIP but a dict"),
     "a class of one's own": (
         lambda s: {"state_dict": s, "config": Odd()},
-        "holds objects of tests.unit.models.test_checkpoints.Odd beside its weights",
+        "contains objects of tests.unit.models.test_checkpoints.Odd besides its weights",
     ),
     "too few": (
         lambda s: {"model": {k: v for k, v in s.items() if k != "ln_final.weight"}},

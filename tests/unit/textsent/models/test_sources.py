@@ -180,8 +180,8 @@ def test_only_one_format_of_the_weights_is_downloaded() -> None:
         ("/no/such/folder", "there is no folder '/no/such/folder'"),
         ("local-dir:nothing", "there is no folder 'nothing'"),
         ("a b", "there is no folder 'a b'"),
-        ("org/model@", "names no revision"),
-        ("random:", "names nothing after 'random:'"),
+        ("org/model@", "has no revision"),
+        ("random:", "has nothing after 'random:'"),
         ("minilm:x", "'minilm' takes no argument"),
     ],
 )

@@ -21,7 +21,7 @@ FAMILIES = ("clip", "custom", "hf", "siglip")
 def load(name: str, **services: Any) -> Any:
     """Load a model in float32, without a feature cache unless one is given."""
     found = MODELS.resolve(name, "clip")
-    given = {"store": FeatureCache(enabled=False), "workers": 1, **services}
+    given = {"cache": FeatureCache(enabled=False), "workers": 1, **services}
     return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), Services(**given))
 
 
@@ -31,11 +31,11 @@ def models(
 ) -> Callable[[str], Any]:
     """Load the tiny model of a family once, which is safe because methods do not change it; all share a cache."""
     loaded: dict[str, Any] = {}
-    store = FeatureCache(tmp_path_factory.mktemp("store"))
+    cache = FeatureCache(tmp_path_factory.mktemp("cache"))
 
     def get(family: str) -> Any:
         if family not in loaded:
-            loaded[family] = load(tiny_models[family], store=store)
+            loaded[family] = load(tiny_models[family], cache=cache)
         return loaded[family]
 
     return get

@@ -226,7 +226,7 @@ def test_training_without_augmentation_only_reads_the_cache(tiny_clip, small, tm
     from clipadapt.models._encode import Towers
     from tests.unit.methods.conftest import load
 
-    model, calls = load(tiny_clip, store=FeatureCache(tmp_path / "store")), []
+    model, calls = load(tiny_clip, cache=FeatureCache(tmp_path / "cache")), []
     encode = Towers.encode_image
     monkeypatch.setattr(
         Towers,

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 def model(tmp_path_factory):
     from clipadapt.core.features.cache import FeatureCache
 
-    return load("random:ViT-B-16", store=FeatureCache(tmp_path_factory.mktemp("store")))
+    return load("random:ViT-B-16", cache=FeatureCache(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

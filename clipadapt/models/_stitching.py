@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clipadapt.core.files.atomic import atomic_directory, write_json
-from clipadapt.core.files.checksums import sha256_file
+from clipadapt.core.files.checksums import checksums
 from clipadapt.datasets._imagenet import CLASSNAMES
 from clipadapt.models import _names
 
@@ -143,9 +143,9 @@ def write(
         write_json(new / _names.CONFIG_NAME, config())
         for file in TEXT_FILES:
             shutil.copyfile(text_path.parent / file, new / file)
-        hashes = {p.name: sha256_file(p) for p in sorted(new.iterdir())}
         write_json(
-            new / _names.META_NAME, {"sha256": hashes, "templates": list(templates), "ridge": ridge}
+            new / _names.META_NAME,
+            {"sha256": checksums(new), "templates": list(templates), "ridge": ridge},
         )
 
 

@@ -333,7 +333,7 @@ def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> Run
     except OSError as err:
         raise RecordError(
             f"cannot write the run to '{folder}': {err.strerror or err}",
-            hint="make room, or name another folder with --out DIR",
+            hint="free some space, or choose another folder with --out DIR",
         ) from err
     return record
 

@@ -54,7 +54,7 @@ class Claims:
                 f"cannot claim a run in '{self.folder}': {err.strerror or err}",
                 hint=f"remove the file '{self.folder}', or name another folder with --out DIR"
                 if isinstance(err, FileExistsError | NotADirectoryError)
-                else "make room, or name another folder with --out DIR",
+                else "free some space, or choose another folder with --out DIR",
             ) from err
         if lock is None:
             return False

@@ -73,7 +73,7 @@ def make_work(out: Path, fit_id: str = "") -> Path:
             f"cannot create the folder '{folder}': {err.strerror or err}",
             hint=f"remove the file '{taken[0]}', or name another folder with --out DIR"
             if taken
-            else "make room, or name another folder with --out DIR",
+            else "free some space, or choose another folder with --out DIR",
         ) from err
     return folder
 

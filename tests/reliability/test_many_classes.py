@@ -81,5 +81,5 @@ def test_peak_memory(runs, tmp_path, command):
     assert int(done.stdout.rpartition("PEAK ")[2]) < 400
     if command == "report":
         page = (tmp_path / "page.html").read_text(encoding="utf-8")
-        assert "With so many classes the confusion matrix is not drawn." in page
+        assert "Too many classes to draw the confusion matrix." in page
         assert "Most often confused" in page

@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         self.broken = self.hub.take_fault(self.where)
         try:
             if self.broken and self.broken.status:
-                self._send(self.broken.status, b"told to fail", self.broken.headers)
+                self._send(self.broken.status, b"fault", self.broken.headers)
             elif self.broken and self.broken.body is not None:
                 self._send(200, self.broken.body.encode(), {"Content-Type": "text/html"})
             else:

@@ -82,4 +82,4 @@ def test_peak_memory(runs, tmp_path, command):
     if command == "report":
         page = (tmp_path / "page.html").read_text(encoding="utf-8")
         assert "Too many classes to draw the confusion matrix." in page
-        assert "Most often confused" in page
+        assert "Most frequent confusions" in page

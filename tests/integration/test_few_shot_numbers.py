@@ -198,7 +198,7 @@ def test_a_warm_up_longer_than_the_training_is_refused_for_texts(cli, tiny_texts
     done = cli(*words, program="textsent")
 
     assert done.code == 2
-    assert "has 3 steps" in done.text
+    assert "the 3 training steps" in done.text
     assert "method.warmup_steps=500" in done.text
     assert "-fewshot" in done.text
 
@@ -252,7 +252,7 @@ def test_a_rank_beyond_the_layers_width_is_refused(cli, tiny_clip, tiny_texts, f
 
     for each in (done, text):
         assert each.code == 2
-        assert "method.r is 5000; the layer" in each.text
+        assert "method.r is 5000, but the layer" in each.text
         assert "wide" in each.text
         assert "use 1 to" in each.text
 

@@ -203,14 +203,14 @@ def test_inspect_shows_what_the_classifier_says(known, cli, tmp_path):
     plain = json.loads(cli("inspect", folder, "--json").out)
 
     assert plain["trained"] == {"start": "wrong", "words": [{"word": "a", "distance": 0.25}]}
-    assert text[text.index("learnt:") :] == [
-        "learnt:", "  start: wrong", "  words: word a, distance 0.25",
+    assert text[text.index("trained:") :] == [
+        "trained:", "  start: wrong", "  words: word a, distance 0.25",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("way", ["slash", "relative", "copy", "renamed"])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_was_learnt_from_is_flagged_however_it_is_named(
+def test_training_examples_are_flagged_however_it_is_named(
     known, pictures, tmp_path, monkeypatch, way, split
 ):
     monkeypatch.chdir(tmp_path)
@@ -252,9 +252,7 @@ def test_fast_off_is_another_run_in_the_same_folder(known):
 
 
 @pytest.mark.parametrize("way", ["spelling", "copy", "extract"])
-def test_texts_that_were_learnt_from_are_flagged_however_they_are_named(
-    cli, records, tmp_path, way
-):
+def test_training_texts_are_flagged_however_they_are_named(cli, records, tmp_path, way):
     words = {"bad": ("dull", "weak", "slow", "poor"), "good": ("fine", "warm", "bright", "rich")}
     rows = {
         split: [

@@ -184,7 +184,7 @@ def test_inspect_gives_the_facts_of_the_record(cli, fitted):
     assert plain["files"] == {p.name: p.stat().st_size for p in (fitted / "classifier").iterdir()}
     assert plain["trained"] is None
     assert f"  trainable: {record['n_trainable_params']:,}" in lines
-    assert "learnt: none" in lines
+    assert "trained: none" in lines
     accuracy = record["metrics"]["accuracy"]
     shown = " ".join(f"{accuracy[k]:.4g}" for k in ("value", "low", "high"))
     assert (

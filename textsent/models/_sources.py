@@ -285,7 +285,9 @@ def _cached_copy(repo: str, revision: str | None, wanted: Wanted) -> hub.Snapsho
     if hub.cached("model", repo, revision, wanted) is not None:
         return None
     others = (other for other in _both_names(repo) if other != repo)
-    return next(filter(None, (hub.cached("model", o, revision, wanted) for o in others)), None)
+    found = next(filter(None, (hub.cached("model", o, revision, wanted) for o in others)), None)
+    # Licence and citation name the repository as the user did, whatever the cache holds.
+    return None if found is None else replace(found, repo=replace(found.repo, name=repo))
 
 
 def _of_known(name: Name) -> Source:

@@ -38,6 +38,11 @@ class Affects:
     facts: tuple[str, ...] = ()
     omit: Any = _ALWAYS
 
+    @property
+    def omitted(self) -> Any:
+        """The value of a key that is missing in a recorded config; None if it may have had any."""
+        return None if self.omit is _ALWAYS else self.omit
+
     def omits(self, value: Any) -> bool:
         """Return whether the id is made without this value."""
         return self.omit is not _ALWAYS and bool(value == self.omit)

@@ -176,10 +176,17 @@ class Registry(Generic[T]):
 @cache
 def tracks() -> Mapping[str, Track]:
     """Return the registered tracks by name."""
-    found = {}
+    found: dict[str, Track] = {}
     for point in entry_points(group="clipadapt.methods"):
-        found[point.name] = importlib.import_module(point.value).TRACK
+        track: Track | None = getattr(importlib.import_module(point.value), "TRACK", None)
+        if track is not None:  # a package may add methods to the track of another one
+            found.setdefault(point.name, track)
     return found
+
+
+def template_sets() -> Mapping[str, tuple[str, ...]]:
+    """Return the sets of prompt templates of all tracks by name."""
+    return {name: t for track in tracks().values() for name, t in track.template_sets.items()}
 
 
 def program(track: str | None) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from clipadapt.core.api.data import DatasetOptions, Split
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.api.registry import DATASETS, tracks
+from clipadapt.core.api.flags import FLAGS
+from clipadapt.core.api.registry import DATASETS, template_sets, tracks
 from clipadapt.core.data.classnames import duplicate_names, read_classnames
 from clipadapt.core.data.labelled import is_number
 from clipadapt.core.data.sampling import base_new_classes
@@ -108,6 +109,12 @@ class OpenDatasets:
                     f"the provider of '{name}' returned {dataset!r:.80}, which lacks {', '.join(missing)}",
                     hint="return a clipadapt.core.data.labelled.LabelledSet",
                 )
+            unregistered = [flag for flag in getattr(dataset, "flags", ()) if flag not in FLAGS]
+            if unregistered:
+                raise DataError(
+                    f"the dataset '{name}' has flags that are not registered: {', '.join(unregistered)}",
+                    hint="call clipadapt.core.api.flags.register in the plug-in",
+                )
             if inventory := getattr(dataset, "inventory", ""):
                 self.note(progress, f"{dataset.name}: {inventory}")
             for note in getattr(dataset, "notes", ()):
@@ -154,7 +161,7 @@ def open_target(
         for flag, warning in _name_warnings(classnames):
             opened.note(progress, f"warning: {dataset.name} {warning}")
             flags += [flag] if flag else []
-    templates = read_templates(data.templates, dataset, tracks()[track].template_sets)
+    templates = read_templates(data.templates, dataset, template_sets())
     chosen = class_indices(data.classes, len(classnames))
     names = tuple(classnames[c] for c in chosen)
     return Target(dataset, split, names, templates, tuple(flags), data.classes)

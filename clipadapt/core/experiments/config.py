@@ -107,8 +107,10 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         # A name is taken as typed: "folder:C: x" is no mapping, and "folder:my #1" has no comment.
         if isinstance(value, (dict, str)) and not text.startswith(("'", '"', "{")):
             value = text
-        values.pop(key.strip(), None)  # the last one counts, in the place of the last one
-        values[key.strip()] = value
+        name = key.strip()
+        # The last one counts, in the place of the last one; a mapping replaces the settings within it.
+        values = {k: v for k, v in values.items() if k != name and not k.startswith(f"{name}.")}
+        values[name] = value
     return dotted.nested(values)
 
 

@@ -223,14 +223,13 @@ def effect_of(key: str, method: type[MethodConfig] = MethodConfig) -> Effect:
 def settings_that_affect_results(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a recorded config that affect the result and are not recorded as facts.
 
-    Facts, such as the dtype or the sha256 of the data, stand for the other settings. A key that is newer than the
-    record has its default. Every key of the method counts, because the method is not imported.
+    Facts, such as the dtype or the sha256 of the data, stand for the other settings. A key that is missing in
+    an old record has the value that ids omit, or None. Every key of the method counts, because the method is not
+    imported.
     """
     given = flatten(config)
     found = {k: v for k, v in given.items() if k.startswith("method.") and k != "method.name"}
     for key, affects in declarations().items():
         if affects.effect == "result" and not affects.facts:
-            field = find_field(ExperimentConfig, key)
-            assert field is not None
-            found[key] = given.get(key, field.get_default(call_default_factory=True))
+            found[key] = given.get(key, affects.omitted)
     return found

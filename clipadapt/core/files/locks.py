@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from filelock import BaseFileLock
+
+log = logging.getLogger(__name__)
 
 _TRIES: Final = 100
 _UNSUPPORTED: Final = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -67,6 +71,7 @@ def try_lock(path: Path) -> BaseFileLock | None:
     except OSError as err:
         if err.errno not in _UNSUPPORTED:
             raise
+        _warn_without_locks(path.parent)
     return lock
 
 
@@ -84,11 +89,19 @@ def remove_unheld(directory: Path) -> int:
     return removed
 
 
+@cache
+def _warn_without_locks(folder: Path) -> None:
+    log.warning(
+        "the file system of '%s' has no locks: do not let two processes use the folder at the same time",
+        folder,
+    )
+
+
 def _lock(path: Path) -> BaseFileLock:
     from filelock import FileLock
 
-    # A soft lock would outlive its process.
-    return FileLock(path, fallback_to_soft=False)
+    # A soft lock would outlive its process. All users may open the file, as they may share the folder.
+    return FileLock(path, mode=0o666, fallback_to_soft=False)
 
 
 def _acquire(lock: BaseFileLock, timeout: float) -> None:

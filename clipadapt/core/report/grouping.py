@@ -207,6 +207,8 @@ def _facts(record: RunRecord, metric: str) -> dict[str, Any]:
     installed = record.environment.packages
     return {
         "data.n_test": record.data.n_test,
+        # Records of schema version 1 do not have it; their figures may be of other data.
+        "evaluation.sha256 known": record.evaluation.sha256 is not None,
         "model.weights_sha256": model.weights_sha256 if model else None,
         "method.version": record.method.version,
         f"metrics.{metric}.unit": value.unit if value else None,

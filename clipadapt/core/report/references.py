@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from clipadapt.core.api.errors import ConfigError
-from clipadapt.core.api.registry import tracks
+from clipadapt.core.api.registry import template_sets
 from clipadapt.core.api.strict import StrictModel
 from clipadapt.core.experiments.dotted import get
 
@@ -38,10 +38,6 @@ UNLIKE: Final = {
     "not_the_official_data": "not the official data",
     "allow_fewer": "a class had fewer examples than shots",
 }
-
-
-def _template_sets() -> Mapping[str, tuple[str, ...]]:
-    return {name: t for track in tracks().values() for name, t in track.template_sets.items()}
 
 
 class Reference(StrictModel):
@@ -89,13 +85,13 @@ class Reference(StrictModel):
     def prompts(self) -> tuple[str, ...] | None:
         """The prompt templates, with the name of a set resolved."""
         return (
-            _template_sets()[self.templates] if isinstance(self.templates, str) else self.templates
+            template_sets()[self.templates] if isinstance(self.templates, str) else self.templates
         )
 
     @field_validator("templates")
     @classmethod
     def _known(cls, templates: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        if isinstance(templates, str) and templates not in _template_sets():
+        if isinstance(templates, str) and templates not in template_sets():
             raise ValueError(f"there is no template set '{templates}'")
         return templates
 

@@ -23,7 +23,7 @@ from clipadapt.core.scoring.scores import class_counts, class_figures
 from clipadapt.core.scoring.statistics import Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -148,6 +148,14 @@ class Row:
         found = [self._stored.answers(r) for r in self.ok]
         return join([a for a in found if a is not None]) if found else None
 
+    def check_answers(self) -> None:
+        """Read the answers of all seeds.
+
+        Raises:
+            RecordError: If predictions cannot be read, or an example has two labels.
+        """
+        assert self.answers is not None or not self.ok
+
     # ------------------------------------------------------------ classes
 
     @property
@@ -157,10 +165,10 @@ class Row:
         names: Any = known["classnames"] if known else ()
         return tuple(str(n) for n in names)
 
-    @cached_property
-    def predictions(self) -> tuple[Predictions, ...]:
-        """Stored predictions of the successful runs."""
-        return tuple(self._stored.predictions(r) for r in self.ok)
+    @property
+    def predictions(self) -> Iterator[Predictions]:
+        """Stored predictions of the successful runs, one after another; large ones are read again each time."""
+        return (self._stored.predictions(r) for r in self.ok)
 
     @cached_property
     def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -177,7 +185,8 @@ class Row:
         names = self.classnames
         if not names:
             return ()
-        counts = [class_counts(p.predicted, p.labels, len(names)) for p in self.predictions]
+        answers = [a for r in self.ok if (a := self._stored.answers(r)) is not None]
+        counts = [class_counts(a.predicted[0], a.labels, len(names)) for a in answers]
         support = np.mean([c[0] for c in counts], axis=0)
         means = np.mean([class_figures(*c) for c in counts], axis=0)  # (3, C)
         return tuple(

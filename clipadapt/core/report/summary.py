@@ -142,6 +142,8 @@ def build_summary(
     unread = files.read_answers(records)
     records = [r for r in records if r.run_id not in unread]
     rows = _rows(records, files)
+    for row in rows:
+        row.check_answers()
     blocks = tuple(_block(key, members) for key, members in _competitors(rows))
     faults = [*unread.values(), *(fault for row in rows for fault in row.history_faults)]
     left_out = tuple(f"left out: {fault}" for fault in dict.fromkeys(faults))

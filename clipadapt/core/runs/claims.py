@@ -50,11 +50,13 @@ class Claims:
         try:
             lock = try_lock(self._lock(key))
         except OSError as err:
+            hint = "free some space, or choose another folder with --out DIR"
+            if isinstance(err, FileExistsError | NotADirectoryError):
+                hint = f"remove the file '{self.folder}', or choose another folder with --out DIR"
+            elif isinstance(err, PermissionError):
+                hint = f"check owner and permissions of '{self.folder}', or choose another folder with --out DIR"
             raise RecordError(
-                f"cannot claim a run in '{self.folder}': {err.strerror or err}",
-                hint=f"remove the file '{self.folder}', or name another folder with --out DIR"
-                if isinstance(err, FileExistsError | NotADirectoryError)
-                else "free some space, or choose another folder with --out DIR",
+                f"cannot claim a run in '{self.folder}': {err.strerror or err}", hint=hint
             ) from err
         if lock is None:
             return False

@@ -78,6 +78,11 @@ class ModelLoader:
         backbone = self._last
         if opened.identity is not None and backbone is not None:
             require_same(backbone, opened.identity)
+        if backbone is None or not hasattr(backbone, "with_services"):
+            raise ModelError(
+                f"the model '{model.name}' has no method with_services",
+                hint="add it to the plug-in; clipadapt.core.api.model.Backbone describes it",
+            )
         requires = opened.method.requires
         if requires is not None and not isinstance(backbone, requires):
             raise ModelError(
@@ -85,8 +90,7 @@ class ModelLoader:
                 f"{requires.__name__}; '{model.name}' is not",
                 hint=f"list methods with '{program(opened.experiment.track)} ls methods'",
             )
-        bind = getattr(backbone, "with_services", None)  # models of older plug-ins do not have it
-        return LoadedModel(bind(services) if bind else backbone, services, self._load_seconds)
+        return LoadedModel(backbone.with_services(services), services, self._load_seconds)
 
     def _services(self, opened: OpenExperiment) -> Services:
         """Return the services of one fit. A warning that an earlier fit has shown is not shown again."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core.api.flags import registered
 from clipadapt.core.api.method import Selected
 from clipadapt.core.data import leakage
 from clipadapt.core.data.classnames import classnames_sha256
@@ -179,10 +178,10 @@ def _flags(
         found.append(f"evaluated_on_{target.split}")
     if leaks is not None:
         found += leaks.flags(len(target.dataset.split(target.split)))
-        # Classes evaluated as new must be new; under a domain shift the classes are the same on purpose.
-        if leaks.shared_classes and target.classes == "new":
+        # The new classes of base-to-new must be new; under a domain shift the classes are the same on purpose.
+        if leaks.shared_classes and spec.experiment.config.evaluation.protocol.startswith("base"):
             found.append("class_overlap")
-    return registered(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _total_params(classifier: Classifier, backbone: Backbone | None) -> int | None:

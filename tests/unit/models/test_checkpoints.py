@@ -116,7 +116,7 @@ REFUSED = {
         lambda s: {"a": {"x": torch.ones(3)}, "b": {"y": torch.ones(3)}},
         "holds no weights of a CLIP; tensors are in 'a' (1 tensors), 'b' (1 tensors)",
     ),
-    "no tensors": (lambda s: {"epoch": 3}, "holds no weights of a CLIP but a dict"),
+    "no tensors": (lambda s: {"epoch": 3}, "holds no weights of a CLIP, only a dict"),
     "a class of one's own": (
         lambda s: {"state_dict": s, "config": Odd()},
         "contains objects of tests.unit.models.test_checkpoints.Odd besides its weights",

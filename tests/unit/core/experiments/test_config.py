@@ -96,3 +96,9 @@ def test_prefixes_are_optional():
     assert build({"method": {"name": "zero_shot"}}).method_name == "clip/zero_shot"
     assert build({"method": {"name": "zero-shot"}}).method_name == "clip/zero_shot"
     assert build({"method": {"name": "tfidf_svm"}}, track="text").track == "text"
+
+
+def test_a_mapping_replaces_the_settings_within_it():
+    given = config.parse_settings(["data.shots=4", "data={name: synthetic}", "data.limit=5"])
+
+    assert given == {"data": {"name": "synthetic", "limit": 5}}

@@ -185,3 +185,13 @@ def test_what_omits_a_value():
     assert not RESULT.omits(None)
     assert Affects("result", omit=None).omits(None)
     assert not Affects("result", omit="on").omits("off")
+
+
+def test_a_key_that_an_old_record_lacks_is_not_taken_for_its_default():
+    """Runs without the key ``fast`` may have been computed in another way; an omitted key has its omitted value."""
+    from clipadapt.core.experiments.settings import settings_that_affect_results
+
+    found = settings_that_affect_results({"method": {"name": "clip/zero_shot"}})
+
+    assert found["fast"] is None
+    assert found["compile"] == "off"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -99,3 +102,29 @@ def test_a_file_that_cannot_be_created_is_an_error_of_try_lock(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         try_lock(tmp_path / "file" / "lock")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_every_user_of_a_shared_folder_can_open_a_lock(tmp_path):
+    before = os.umask(0o022)
+    try:
+        lock = try_lock(tmp_path / "fit.lock")
+        assert lock is not None
+        assert stat.S_IMODE((tmp_path / "fit.lock").stat().st_mode) == 0o666
+        lock.release()
+    finally:
+        os.umask(before)
+
+
+def test_a_file_system_without_locks_is_warned_about_once(tmp_path, monkeypatch, caplog):
+    def unsupported(self, *args, **kwargs):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", unsupported)
+    with caplog.at_level(logging.WARNING):
+        assert try_lock(tmp_path / "a.lock") is not None
+        assert try_lock(tmp_path / "b.lock") is not None
+
+    assert [r.getMessage().partition(" has no locks")[1] for r in caplog.records] == [
+        " has no locks"
+    ]

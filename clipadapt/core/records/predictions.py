@@ -62,10 +62,7 @@ class Predictions:
     @property
     def predicted(self) -> NDArray[np.int64]:
         """Class of the highest score, the first of equal ones, shape ``(n,)``."""
-        if self.classes is not None:
-            return self.classes[:, 0].astype(np.int64)
-        best: NDArray[np.int64] = self.scores.argmax(axis=1)
-        return best
+        return self.scored().predicted
 
     def scored(self, temperature: float = 1.0) -> LabelledScores:
         """Return the scores as metrics read them, with probabilities at a temperature."""

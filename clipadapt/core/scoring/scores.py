@@ -54,7 +54,7 @@ class LabelledScores:
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """Predicted classes, shape ``(n,)``."""
+        """Class of the highest score, the first of equal ones, shape ``(n,)``."""
         if self.classes is not None:
             return self.classes[:, 0].astype(np.int64)
         best: NDArray[np.int64] = self.scores.argmax(axis=1)

@@ -75,7 +75,6 @@ def fit(spec: FitSpec, draw: Draw, model: LoadedModel, work_dir: Path) -> FitRes
         DivergedError: If the scores of val are not finite.
     """
     services = model.services
-    services.flags.clear()  # those reported while the model was loaded are not of this fit
     ctx = RunContext(spec.seed, work_dir, services, spec.opened.threads)
     method = spec.opened.method(spec.experiment.method)
     classifier, seconds = timed(services.meter, lambda: method.fit(model.backbone, draw.task, ctx))

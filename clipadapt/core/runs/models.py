@@ -60,10 +60,9 @@ class ModelLoader:
         Raises:
             ModelError: If the model cannot be loaded, or does not have what the method requires.
         """
-        services = self._services(opened)
         model = opened.experiment.config.model
         if opened.provider is None or model is None:
-            return LoadedModel(None, services, 0.0)
+            return LoadedModel(None, self._services(opened), 0.0)
         weights = opened.identity.weights_sha256 if opened.identity else ""
         key = (opened.experiment.track, model.name, model.precision, model.device, weights)
         if key != self._key:
@@ -72,7 +71,7 @@ class ModelLoader:
             begun = time.perf_counter()
             options = ModelOptions(model.precision, model.device)
             resolved = MODELS.resolve(model.name, opened.experiment.track)
-            self._last = opened.provider.load(resolved.argument, options, services)
+            self._last = opened.provider.load(resolved.argument, options, self._services(opened))
             self._load_seconds = time.perf_counter() - begun
             self._key = key
         backbone = self._last
@@ -90,6 +89,7 @@ class ModelLoader:
                 f"{requires.__name__}; '{model.name}' is not",
                 hint=f"list methods with '{program(opened.experiment.track)} ls methods'",
             )
+        services = self._services(opened)  # without the flags and seconds of loading
         return LoadedModel(backbone.with_services(services), services, self._load_seconds)
 
     def _services(self, opened: OpenExperiment) -> Services:

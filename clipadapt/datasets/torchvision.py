@@ -23,10 +23,19 @@ from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._folders import existing_folder
-from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import ImageFiles
 from clipadapt.datasets._published import SHARES, VAL_SHARES, by_split, without_unreadable
 from clipadapt.datasets._report import Report
+from clipadapt.datasets._sets import (
+    DTD,
+    EUROSAT,
+    FGVC_AIRCRAFT,
+    FLOWERS102,
+    FOOD101,
+    OXFORD_PETS,
+    PHOTO,
+    Facts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,17 +60,14 @@ class _Known:
     Attributes:
         kind: Name of the class in ``torchvision.datasets``.
         url: Address that is checked before the download starts.
+        facts: Prompt, licence, citation and curated class names.
         splits: Arguments of that class for each published split; empty if there are no splits.
-        classnames: Curated names in label order; empty to use torchvision's.
     """
 
     kind: str
     url: str
-    template: str
-    licence: str
-    citation: str
+    facts: Facts
     splits: _Splits = field(default_factory=dict)
-    classnames: tuple[str, ...] = ()
 
 
 _TRAIN_TEST: Final[_Splits] = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -75,87 +81,67 @@ KNOWN: Final[dict[str, _Known]] = {
     "cifar10": _Known(
         kind="CIFAR10",
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        template=PHOTO_TEMPLATES[0],
-        licence="unknown (none stated by the authors)",
-        citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        facts=Facts(
+            template=PHOTO,
+            licence="unknown (none stated by the authors)",
+            citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        ),
         splits={"train": {"train": True}, "test": {"train": False}},
     ),
     "cifar100": _Known(
         kind="CIFAR100",
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        template=PHOTO_TEMPLATES[0],
-        licence="unknown (none stated by the authors)",
-        citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        facts=Facts(
+            template=PHOTO,
+            licence="unknown (none stated by the authors)",
+            citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        ),
         splits={"train": {"train": True}, "test": {"train": False}},
     ),
     "dtd": _Known(
         kind="DTD",
         url=f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
-        template="{} texture.",
-        licence="for research purposes (stated by the authors)",
-        citation="M. Cimpoi et al., Describing Textures in the Wild, CVPR 2014",
+        facts=DTD,
         splits=_ALL_THREE,
     ),
     "eurosat": _Known(
         kind="EuroSAT",
         url="https://huggingface.co/datasets/torchgeo/eurosat",
-        template="a centered satellite photo of {}.",
-        licence="MIT",
-        citation="P. Helber et al., EuroSAT: A Novel Dataset and Deep Learning Benchmark for Land Use and Land "
-        "Cover Classification, JSTARS 2019",
-        classnames=(
-            "Annual Crop Land",
-            "Forest",
-            "Herbaceous Vegetation Land",
-            "Highway or Road",
-            "Industrial Buildings",
-            "Pasture Land",
-            "Permanent Crop Land",
-            "Residential Buildings",
-            "River",
-            "Sea or Lake",
-        ),
+        facts=EUROSAT,
     ),
     "fgvc_aircraft": _Known(
         kind="FGVCAircraft",
         url=f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
-        template="a photo of a {}, a type of aircraft.",
-        licence="non-commercial research (stated by the authors)",
-        citation="S. Maji et al., Fine-Grained Visual Classification of Aircraft, 2013, arXiv:1306.5151",
+        facts=FGVC_AIRCRAFT,
         splits=_ALL_THREE,
     ),
     "flowers102": _Known(
         kind="Flowers102",
         url=f"{_OXFORD}/flowers/102/102flowers.tgz",
-        template="a photo of a {}, a type of flower.",
-        licence="unknown (none stated by the authors)",
-        citation="M.-E. Nilsback and A. Zisserman, Automated Flower Classification over a Large Number of "
-        "Classes, ICVGIP 2008",
+        facts=FLOWERS102,
         splits=_ALL_THREE,
     ),
     "food101": _Known(
         kind="Food101",
         url="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-        template="a photo of {}, a type of food.",
-        licence="unknown (images from foodspotting.com; scientific fair use, stated by the authors)",
-        citation="L. Bossard et al., Food-101: Mining Discriminative Components with Random Forests, ECCV 2014",
+        facts=FOOD101,
         splits=_TRAIN_TEST,
     ),
     "oxford_iiit_pet": _Known(
         kind="OxfordIIITPet",
         url=f"{_OXFORD}/pets/data/images.tar.gz",
-        template="a photo of a {}, a type of pet.",
-        licence="CC BY-SA 4.0",
-        citation="O. M. Parkhi et al., Cats and Dogs, CVPR 2012",
+        facts=OXFORD_PETS,
         splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
     ),
     "stl10": _Known(
         kind="STL10",
         url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
-        template=PHOTO_TEMPLATES[0],
-        licence="unknown (none stated by the authors)",
-        citation="A. Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, "
-        "AISTATS 2011",
+        facts=Facts(
+            template=PHOTO,
+            licence="unknown (none stated by the authors)",
+            citation="A. Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, "
+            "AISTATS 2011",
+        ),
         splits=_TRAIN_TEST,
     ),
 }
@@ -196,7 +182,7 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
     root = existing_folder(folder, given) if folder else _downloaded(name, known)
     published = _open_splits(known, root, name)
 
-    classnames = known.classnames or _classnames(next(iter(published.values())))
+    classnames = tuple(map(known.facts.prompt_name, next(iter(published.values())).classes))
     left_out: Counter[str] = Counter()
     parts: dict[SplitName, Split[Image]] = {}
     for split, base in published.items():
@@ -212,9 +198,9 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
     data = LabelledSet(
         name=name,
         classnames=classnames,
-        templates=(known.template,),
-        licence=known.licence,
-        citation=known.citation,
+        templates=(known.facts.template,),
+        licence=known.facts.licence,
+        citation=known.facts.citation,
         source=known.url,
         parts=parts,
         flags=() if known.splits else ("not_the_official_split",),
@@ -261,10 +247,6 @@ def _rows(base: Any, root: Path, split: SplitName) -> tuple[Sequence[Image], lis
         return ArrayImages(base), ids, [int(label) for label in labels]
     names = [Path(path).relative_to(root).as_posix() for path in paths]
     return ImageFiles(root, names), names, [int(label) for label in labels]
-
-
-def _classnames(base: Any) -> tuple[str, ...]:
-    return tuple(name.replace("_", " ") for name in base.classes)
 
 
 def _by_name(

@@ -113,9 +113,9 @@ def test_every_known_dataset_exists_in_torchvision():
 
     for known in KNOWN.values():
         assert hasattr(torchvision.datasets, known.kind)
-        assert known.template.count("{}") == 1
-        assert known.licence
-        assert known.citation
+        assert known.facts.template.count("{}") == 1
+        assert known.facts.licence
+        assert known.facts.citation
 
 
 def test_names_without_a_scheme_are_torchvision_datasets():

@@ -1,0 +1,111 @@
+"""Facts about published image datasets that do not depend on who distributes them or splits them.
+
+Templates are CoOp's (``CUSTOM_TEMPLATES`` in ``trainers/zsclip.py`` of the official code, commit ff61507), which the
+papers after it use. So are the class names where the folders of a dataset have others (``NEW_CNAMES`` in
+``datasets/eurosat.py`` and ``datasets/caltech101.py``); all others are the dataset's own, with ``_`` replaced by a
+space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PHOTO: Final = PHOTO_TEMPLATES[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Prompt, licence and citation of a dataset.
+
+    Attributes:
+        template: CoOp's prompt template.
+        licence: Licence of the images.
+        citation: The paper.
+        renamed: Name of a class in the files -> its name in prompts, where they differ.
+    """
+
+    template: str
+    licence: str
+    citation: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def prompt_name(self, name: str) -> str:
+        """Return the name of a class in prompts."""
+        return self.renamed.get(name, name).replace("_", " ")
+
+
+CALTECH101: Final = Facts(
+    template=PHOTO,
+    licence="CC BY 4.0",
+    citation="L. Fei-Fei et al., Learning Generative Visual Models from Few Training Examples, CVPR Workshops 2004",
+    renamed={
+        "airplanes": "airplane",
+        "Faces": "face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+    },
+)
+DTD: Final = Facts(
+    template="{} texture.",
+    licence="for research purposes (stated by the authors)",
+    citation="M. Cimpoi et al., Describing Textures in the Wild, CVPR 2014",
+)
+EUROSAT: Final = Facts(
+    template="a centered satellite photo of {}.",
+    licence="MIT",
+    citation="P. Helber et al., EuroSAT: A Novel Dataset and Deep Learning Benchmark for Land Use and Land "
+    "Cover Classification, JSTARS 2019",
+    renamed={
+        "AnnualCrop": "Annual Crop Land",
+        "HerbaceousVegetation": "Herbaceous Vegetation Land",
+        "Highway": "Highway or Road",
+        "Industrial": "Industrial Buildings",
+        "Pasture": "Pasture Land",
+        "PermanentCrop": "Permanent Crop Land",
+        "Residential": "Residential Buildings",
+        "SeaLake": "Sea or Lake",
+    },
+)
+FGVC_AIRCRAFT: Final = Facts(
+    template="a photo of a {}, a type of aircraft.",
+    licence="non-commercial research (stated by the authors)",
+    citation="S. Maji et al., Fine-Grained Visual Classification of Aircraft, 2013, arXiv:1306.5151",
+)
+FLOWERS102: Final = Facts(
+    template="a photo of a {}, a type of flower.",
+    licence="unknown (none stated by the authors)",
+    citation="M.-E. Nilsback and A. Zisserman, Automated Flower Classification over a Large Number of "
+    "Classes, ICVGIP 2008",
+)
+FOOD101: Final = Facts(
+    template="a photo of {}, a type of food.",
+    licence="unknown (images from foodspotting.com; scientific fair use, stated by the authors)",
+    citation="L. Bossard et al., Food-101: Mining Discriminative Components with Random Forests, ECCV 2014",
+)
+OXFORD_PETS: Final = Facts(
+    template="a photo of a {}, a type of pet.",
+    licence="CC BY-SA 4.0",
+    citation="O. M. Parkhi et al., Cats and Dogs, CVPR 2012",
+)
+STANFORD_CARS: Final = Facts(
+    template=PHOTO,
+    licence="non-commercial research (stated by the authors)",
+    citation="J. Krause et al., 3D Object Representations for Fine-Grained Categorization, ICCV Workshops 2013",
+)
+SUN397: Final = Facts(
+    template=PHOTO,
+    licence="for research purposes (stated by the authors)",
+    citation="J. Xiao et al., SUN Database: Large-scale Scene Recognition from Abbey to Zoo, CVPR 2010",
+)
+UCF101: Final = Facts(
+    template="a photo of a person doing {}.",
+    licence="unknown (none stated by the authors)",
+    citation="K. Soomro et al., UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild, 2012, "
+    "arXiv:1212.0402",
+)

@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     for name in ("text/head", "text/full_finetune", "text/lora", "text/bitfit")
 }
 SMALL |= {
+    "text/setfit": {"num_iterations": 1, "batch_size": 8, "lr": 1e-3},
     "clip/coop": {"n_ctx": 4, "epochs": 2, "augment": "none", "batch_size": 8},
     "clip/lora": {"steps_per_shot": None, "epochs": 2, "augment": "none", "lr": 1e-2},
     "clip/clip_adapter": {"epochs": 2, "augment": "none", "batch_size": 8},

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import (
         EvalPrediction,
-        PreTrainedModel,
         PreTrainedTokenizerBase,
         TrainerControl,
         TrainerState,
@@ -63,7 +62,7 @@ def state_rows(states: NDArray[np.float32], labels: NDArray[np.int64]) -> Rows:
 
 
 def train(
-    model: PreTrainedModel,
+    model: nn.Module,
     train_rows: Rows,
     val_rows: Rows | None,
     config: TrainingConfig,
@@ -73,6 +72,7 @@ def train(
     device: str,
     name: str,
     key: str,
+    collate: Callable[[Rows], dict[str, torch.Tensor]] | None = None,
 ) -> dict[str, Any] | None:
     """Train ``model`` in place; return the epoch selected on val, or None without selection.
 
@@ -89,6 +89,7 @@ def train(
         device: Device of the encoder.
         name: Name of the progress bar.
         key: Identifies equal fits; checkpoints with a different key are removed.
+        collate: Joins rows to a batch; None pads them with ``tokenizer``.
     """
     folder = ctx.work_dir.resolve() / "trainer"
     checkpoint = _checkpoints.newest_valid(folder, key, ctx.progress.note)
@@ -100,15 +101,14 @@ def train(
         validate=val_rows is not None,
         padded=tokenizer is not None,
     )
-    pad = (
-        None if tokenizer is None else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
-    )
+    if collate is None and tokenizer is not None:
+        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
     steps = config.steps_for(len(train_rows))
     with ctx.progress.track(name, steps, "steps") as bar, _current(device):
         trainer = _Trainer(
-            model,
+            cast("Any", model),
             arguments,
-            data_collator=default_data_collator if pad is None else pad,
+            data_collator=cast("Any", collate or default_data_collator),
             train_dataset=cast("Any", train_rows),
             eval_dataset=cast("Any", val_rows),
             compute_metrics=_accuracy,

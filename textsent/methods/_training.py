@@ -189,7 +189,7 @@ def fit(
             tokenizer=None if cached else backbone.tokenizer,
             device=backbone.device,
             name=method,
-            key=_fit_key(method, config, backbone, train, val, ctx),
+            key=fit_key(method, config, backbone, train, val, ctx),
         )
     model.eval()
     kept = {name: array for name, array in initialized.items() if name not in trained}
@@ -210,7 +210,7 @@ def _rows(
     return _trainer.token_rows(backbone.tokenize(list(split.inputs.examples), length), split.labels)
 
 
-def _fit_key(
+def fit_key(
     method: str,
     config: TrainingConfig,
     backbone: TextEncoder,
@@ -218,6 +218,7 @@ def _fit_key(
     val: Split[str] | None,
     ctx: RunContext,
 ) -> str:
+    """Return the key of a fit's checkpoints; equal fits have equal keys."""
     facts = {
         "method": method,
         "config": config.model_dump(mode="json"),

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from clipadapt.core.api.limits import Iterations, Penalty
 from clipadapt.core.files import saved
 from clipadapt.core.scoring.scores import nll, topk_accuracy
-from textsent.methods import _features, _task
+from textsent.methods import _features, _logistic, _task
 from textsent.methods._features import MAX_GRID, FeatureConfig, Reader, Scaler
+from textsent.methods._logistic import Linear
 from textsent.models import TextEncoder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Task
     from clipadapt.core.api.method import MethodConfig, ScoreKind
-
-# The logit of a class without training examples is this far below all others, so it is never predicted.
-UNSEEN_MARGIN = 1e4
 
 
 class LogRegConfig(FeatureConfig):
@@ -43,23 +40,6 @@ class LogRegConfig(FeatureConfig):
         default=(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), max_length=MAX_GRID
     )
     max_iter: Iterations = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear layer on unscaled features; the scaling is folded into it.
-
-    Attributes:
-        weight: Shape ``(C, D)``, float32.
-        bias: Shape ``(C,)``, float32.
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return logits of shape ``(n, C)``."""
-        return (x @ self.weight.T.astype(np.float64) + self.bias).astype(np.float32)
 
 
 class LogReg:
@@ -92,7 +72,15 @@ class LogReg:
         scaler = Scaler.fitted(x, standardize=config.standardize)
 
         def fit(C: float) -> Linear:
-            return self._solve(x, train.labels, scaler, C, len(task.classnames), ctx)
+            return _logistic.solve(
+                x,
+                train.labels,
+                scaler,
+                C,
+                len(task.classnames),
+                config.max_iter,
+                ctx.progress.note,
+            )
 
         def evaluate(layer: Linear) -> dict[str, float]:
             logits = layer(xv)
@@ -119,40 +107,6 @@ class LogReg:
         return LogRegClassifier(
             Reader.restored(backbone, facts), classnames, layer, facts["selection"]
         )
-
-    def _solve(
-        self,
-        x: NDArray[np.float64],
-        y: NDArray[np.int64],
-        scaler: Scaler,
-        C: float,
-        n_classes: int,
-        ctx: RunContext,
-    ) -> Linear:
-        """Fit scikit-learn's logistic regression and return it as one layer over all classes."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            fitted = LogisticRegression(C=C, max_iter=self.config.max_iter).fit(scaler(x), y)
-        if any(issubclass(w.category, ConvergenceWarning) for w in caught):
-            ctx.progress.note(
-                f"warning: logreg did not converge in {self.config.max_iter} iterations at C={C:g}; "
-                "raise method.max_iter"
-            )
-        coef, intercept = fitted.coef_, fitted.intercept_
-        if len(coef) == 1:  # one row for two classes: the logit of the second over the first
-            coef, intercept = (
-                np.concatenate([-coef, coef]) / 2,
-                np.concatenate([-intercept, intercept]) / 2,
-            )
-        coef = coef / scaler.scale
-        intercept = intercept - coef @ scaler.mean
-        weight = np.zeros((n_classes, x.shape[1]), dtype=np.float32)
-        bias = np.full(n_classes, intercept.min() - UNSEEN_MARGIN, dtype=np.float32)
-        weight[fitted.classes_], bias[fitted.classes_] = coef, intercept
-        return Linear(weight, bias)
 
 
 @dataclass(frozen=True, slots=True)

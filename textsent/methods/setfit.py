@@ -1,0 +1,258 @@
+"""SetFit: an encoder trained on pairs of texts, then logistic regression on its features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat
+
+from clipadapt.core.api.limits import (
+    MAX_EPOCHS,
+    BatchSize,
+    Iterations,
+    Penalty,
+    WarmupSteps,
+    check_warmup,
+)
+from clipadapt.core.files import saved
+from textsent.methods import _logistic, _task, _training
+from textsent.methods._features import Scaler
+from textsent.methods._logistic import Linear
+from textsent.methods._task import TrainingConfig
+from textsent.models import Pooling, TextEncoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Split, Task
+    from clipadapt.core.api.method import MethodConfig, ScoreKind
+
+BODY = "body."  # prefix of the saved parameters of the encoder
+UNUSED = "pooler."  # neither the mean over tokens nor the first state reads it
+
+
+class SetFitConfig(TrainingConfig):
+    """Hyperparameters of ``text/setfit``.
+
+    Attributes:
+        num_iterations: Pairs of each kind, equal and different classes, drawn for each text.
+        epochs: Passes over the pairs.
+        batch_size: Pairs per step.
+        lr: Peak learning rate of the encoder.
+        warmup_steps: Steps of linear warm-up; below 1 a fraction of all steps.
+        keep: The last step: nothing is selected on val.
+        max_length: Tokens read of a text.
+        pooling: ``mean`` over the tokens, or ``cls``, the state of the first token.
+        C: Inverse strength of the penalty of the logistic regression.
+        max_iter: Maximum number of iterations of L-BFGS.
+    """
+
+    num_iterations: int = Field(default=20, ge=1, le=10_000)
+    epochs: int = Field(default=1, gt=0, le=MAX_EPOCHS)
+    batch_size: BatchSize = 16
+    lr: PositiveFloat = 2e-5
+    warmup_steps: WarmupSteps = 0.1
+    keep: Literal["last"] = "last"
+    max_length: int | None = Field(default=256, ge=3, le=1_000_000)
+    pooling: Pooling = "mean"
+    C: Penalty = 1.0
+    max_iter: Iterations = 1000
+
+    def check(self, task: Task[str]) -> None:
+        """Reject a warm-up that is longer than the training."""
+        if task.train is not None and len(task.train):
+            check_warmup(self.warmup_steps, self.steps_for(self.n_pairs(len(task.train))))
+
+    def n_pairs(self, n: int) -> int:
+        """Return the number of pairs of ``n`` texts."""
+        return 2 * self.num_iterations * n
+
+
+class SetFit:
+    """Contrastive training of the encoder on few labelled texts, then a linear head.
+
+    Texts of one class are pulled together and texts of different classes apart, so ``n`` texts give
+    ``2 num_iterations n`` training pairs.
+
+    References:
+        L. Tunstall et al., "Efficient Few-Shot Learning Without Prompts", 2022, section 3. arXiv:2209.11055
+    """
+
+    Config: ClassVar[type[MethodConfig]] = SetFitConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = TextEncoder
+    open_vocabulary: ClassVar[bool] = False
+
+    def __init__(self, config: SetFitConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: TextEncoder, task: Task[str], ctx: RunContext) -> SetFitClassifier:
+        """Train encoder and head on ``task.train``; ``task.val`` is not used.
+
+        An interrupted fit resumes from the last complete epoch in ``ctx.work_dir``.
+
+        Raises:
+            ConfigError: If the warm-up is longer than the training.
+            DataError: If train has only one class.
+            ModelError: If the model cannot read ``max_length`` tokens.
+        """
+        train, _ = _task.labelled(task, "setfit")
+        self.config.check(task)
+        length = self._length(backbone)
+        encoder = self._trained(backbone, train, length, ctx)
+        x = _features(encoder, train.inputs, self.config.pooling, length)  # (n, D)
+        head = _logistic.solve(
+            x,
+            train.labels,
+            Scaler.fitted(x, standardize=False),
+            self.config.C,
+            len(task.classnames),
+            self.config.max_iter,
+            ctx.progress.note,
+        )
+        return SetFitClassifier(encoder, task.classnames, head, self.config.pooling, length)
+
+    def load(self, directory: Path, backbone: TextEncoder) -> SetFitClassifier:
+        """Return the classifier saved in ``directory``.
+
+        Raises:
+            RecordError: If a file is missing or damaged, or does not match the encoder.
+        """
+        from textsent.methods import _network
+
+        facts = saved.load_facts(directory, ("classnames", "pooling", "max_length"))
+        classnames = tuple(facts["classnames"])
+        encoder: TextEncoder = backbone.clone()
+        own = {BODY + name: p for name, p in _trainable(encoder).items()}
+        shapes = {name: tuple(p.shape) for name, p in own.items()}
+        shapes |= {"weight": (len(classnames), backbone.width), "bias": (len(classnames),)}
+        arrays = saved.load_arrays(directory, shapes)
+        _network.overwrite(own, {name: arrays[name] for name in own})
+        head = Linear(arrays["weight"], arrays["bias"])
+        return SetFitClassifier(encoder, classnames, head, facts["pooling"], facts["max_length"])
+
+    def _length(self, backbone: TextEncoder) -> int:
+        """Return how many tokens of a text are read; a short model reads as many as it can."""
+        limit = _task.token_limit(backbone, self.config.max_length)
+        return min(limit, backbone.max_length)
+
+    def _trained(
+        self, backbone: TextEncoder, train: Split[str], length: int, ctx: RunContext
+    ) -> TextEncoder:
+        """Return a copy of the encoder that is trained on pairs."""
+        config = self.config
+        ids = backbone.tokenize(list(train.inputs.examples), length)
+        from textsent.methods import _contrastive, _trainer
+
+        pairs, same = draw_pairs(train.labels, config.num_iterations, ctx)
+        with _training.isolated(ctx.seed, ctx.threads):
+            encoder: TextEncoder = backbone.clone()
+            trainable = _trainable(encoder)
+            for name, parameter in encoder.module.named_parameters():
+                parameter.requires_grad = name in trainable
+            _trainer.train(
+                _contrastive.PairModel(encoder.module, config.pooling),
+                _contrastive.pair_rows(ids, pairs, same),
+                None,
+                config,
+                ctx,
+                tokenizer=backbone.tokenizer,
+                device=backbone.device,
+                name="setfit",
+                key=_training.fit_key("setfit", config, backbone, train, None, ctx),
+                collate=_contrastive.PairCollator(backbone.tokenizer),
+            )
+        encoder.module.eval()
+        return encoder
+
+
+def draw_pairs(
+    labels: NDArray[np.int64], num_iterations: int, ctx: RunContext
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw for each text ``num_iterations`` partners of its class and as many of other classes.
+
+    A partner of the same class may be the text itself, as in the official code.
+
+    Args:
+        labels: Labels of ``n`` texts of at least two classes.
+        num_iterations: Pairs of each kind per text.
+        ctx: Source of the random numbers.
+
+    Returns:
+        Row numbers of shape ``(2 num_iterations n, 2)``, and 1 for pairs of one class, else 0.
+    """
+    rng = ctx.rng("setfit.pairs")
+    rows = np.arange(len(labels))
+    equal = {y: rows[labels == y] for y in np.unique(labels)}
+    other = {y: rows[labels != y] for y in equal}
+    drawn = [
+        (i, rng.choice(pool[labels[i]]))
+        for _ in range(num_iterations)
+        for i in rows
+        for pool in (equal, other)
+    ]
+    same = np.tile(np.array([1, 0], dtype=np.int64), len(drawn) // 2)
+    return np.array(drawn, dtype=np.int64), same
+
+
+@dataclass(frozen=True, slots=True)
+class SetFitClassifier:
+    """A trained encoder and a linear layer on its features.
+
+    Attributes:
+        encoder: The trained encoder, a copy of its own.
+        classnames: ``C`` class names.
+        head: The linear layer.
+        pooling: How the states of a text are pooled.
+        max_length: Tokens read of a text.
+        score_kind: The scores are logits.
+    """
+
+    encoder: TextEncoder
+    classnames: tuple[str, ...]
+    head: Linear
+    pooling: Pooling
+    max_length: int
+    score_kind: ClassVar[ScoreKind] = "logit"
+
+    @property
+    def n_trainable_params(self) -> int:
+        """Trained parameters of the encoder, and the linear layer."""
+        body = sum(int(p.numel()) for p in _trainable(self.encoder).values())
+        return body + int(self.head.weight.size) + int(self.head.bias.size)
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return logits of shape ``(n, C)``."""
+        return self.head(_features(self.encoder, inputs, self.pooling, self.max_length))
+
+    def save(self, directory: Path) -> None:
+        """Write encoder and head as safetensors, the settings as JSON."""
+        own = _trainable(self.encoder)
+        arrays = {BODY + name: p.detach().cpu().numpy() for name, p in own.items()}
+        arrays |= {"weight": self.head.weight, "bias": self.head.bias}
+        facts = {
+            "classnames": self.classnames,
+            "pooling": self.pooling,
+            "max_length": self.max_length,
+        }
+        saved.save(directory, arrays, facts)
+
+
+def _features(
+    encoder: TextEncoder, inputs: Inputs[str], pooling: Pooling, length: int
+) -> NDArray[np.float64]:
+    return encoder.encode(inputs, -1, pooling, length).astype(np.float64)
+
+
+def _trainable(encoder: TextEncoder) -> dict[str, Any]:
+    """Return the parameters of an encoder that its features depend on, by name."""
+    named = encoder.module.named_parameters()
+    return {name: p for name, p in named if not name.startswith(UNUSED)}
+
+
+METHOD = SetFit

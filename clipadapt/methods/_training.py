@@ -54,10 +54,11 @@ class TrainingConfig(MethodConfig):
         weight_decay: Weight decay.
         eps: Term added to Adam's denominator.
         schedule: ``dassl``: per epoch, ``warmup_epochs`` at ``warmup_lr``, then a cosine decay that begins at ``lr``
-            and does not reach zero. ``cosine``: per step, down to ``min_lr``. ``constant``.
+            and does not reach zero. ``dassl_step``: per step, ``warmup_lr``, a linear warm-up, then the same cosine.
+            ``cosine``: per step, down to ``min_lr``. ``constant``.
         warmup_epochs: Epochs at ``warmup_lr`` (dassl).
-        warmup_lr: Learning rate of the warm-up epochs.
-        warmup_steps: Steps of linear warm-up (cosine, constant); below 1, a fraction of all steps.
+        warmup_lr: Learning rate of the warm-up epochs (dassl) or of the first step (dassl_step).
+        warmup_steps: Steps of linear warm-up (all but dassl); below 1, a fraction of all steps.
         min_lr: Final learning rate of the cosine schedule.
         epochs: Passes over train; 0 keeps the initial values.
         batch_size: Images per step.
@@ -74,7 +75,7 @@ class TrainingConfig(MethodConfig):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 5e-4
     eps: PositiveFloat = 1e-8
-    schedule: Literal["dassl", "cosine", "constant"] = "dassl"
+    schedule: Literal["dassl", "dassl_step", "cosine", "constant"] = "dassl"
     warmup_epochs: Epochs = 1
     warmup_lr: PositiveFloat = 1e-5
     warmup_steps: WarmupSteps = 0
@@ -119,6 +120,12 @@ class Objective:
         val: Labels of val.
         key: Hash of everything else that affects the result, see :func:`key_of`; a checkpoint with a different key is
             ignored.
+        state: Other tensors that ``loss`` or ``after_epoch`` changes in place; they belong to the checkpoint and to the
+            best epoch.
+        after_epoch: Called with the index of an epoch after its last step, before the evaluation on val.
+        every: Number of steps between evaluations on val, the first after step 1; None evaluates after epochs.
+        max_batches: Maximum number of batches per epoch; None for all.
+        prefer_last: Whether ``keep: best`` keeps the latest of several equally good evaluations.
     """
 
     name: str
@@ -128,6 +135,16 @@ class Objective:
     val_scores: Callable[[], NDArray[np.float32]] | None = None
     val: NDArray[np.int64] | None = None
     key: str = ""
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    after_epoch: Callable[[int], None] | None = None
+    every: int | None = None
+    max_batches: int | None = None
+    prefer_last: bool = False
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and state."""
+        return {**self.parameters, **self.state}
 
     @classmethod
     def of(
@@ -138,11 +155,13 @@ class Objective:
         val_scores: Callable[[], NDArray[np.float32]] | None,
         backbone: Backbone,
         task: Task[Any],
+        **more: Any,
     ) -> Objective:
         """Return the objective of a method that trains on ``task.train`` and evaluates on ``task.val``."""
         assert task.train is not None
         val = None if task.val is None else task.val.labels
-        return cls(name, parameters, loss, len(task.train), val_scores, val, key_of(backbone, task))
+        key = key_of(backbone, task)
+        return cls(name, parameters, loss, len(task.train), val_scores, val, key, **more)
 
 
 @dataclass(slots=True)
@@ -196,6 +215,10 @@ def learning_rate(config: TrainingConfig, epoch: int, step: int, epochs: int, st
             return config.warmup_lr
         return 0.5 * config.lr * (1 + math.cos(math.pi * (epoch - config.warmup_epochs) / epochs))
     warm = warmup_of(config.warmup_steps, steps)
+    if config.schedule == "dassl_step":
+        if step < warm:
+            return config.lr * step / warm if step else config.warmup_lr
+        return 0.5 * config.lr * (1 + math.cos(math.pi * (step - warm) / steps))
     if step < warm:
         return config.lr * (step + 1) / warm
     if config.schedule == "constant":
@@ -242,26 +265,22 @@ class _Loop:
                 batches = self._batches(state.epoch)
                 for rows in batches[state.index :]:
                     shown["loss"] = self._step(rows)
+                    self._evaluate_if_due(shown)
                     bar.advance(1, epoch=state.epoch + 1, **shown)
                     if state.step == self.steps:
                         break
                     self._save_if_due()
-                accuracy = self._end_epoch()
-                if accuracy is not None:
-                    shown["val_accuracy"] = accuracy
+                self._end_epoch(shown)
         for line in state.history:
             self.ctx.log(**line)
         return self._selected()
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
-        config = self.config
-        return self.ctx.batches(
-            self.objective.name,
-            self.objective.n,
-            config.batch_size,
-            epoch,
-            drop_last=config.drop_last,
+        own, config = self.objective, self.config
+        batches = self.ctx.batches(
+            own.name, own.n, config.batch_size, epoch, drop_last=config.drop_last
         )
+        return batches[: own.max_batches]
 
     def _step(self, rows: NDArray[np.int64]) -> float:
         """Take one optimizer step; return the loss before it."""
@@ -295,9 +314,11 @@ class _Loop:
             hint="lower the learning rate: --set method.lr=...",
         )
 
-    def _end_epoch(self) -> float | None:
-        """Log the epoch, evaluate on val if due, and keep the best parameters; return the val accuracy."""
+    def _end_epoch(self, shown: dict[str, float]) -> None:
+        """Log the epoch, and evaluate on val if due."""
         state, config = self.state, self.config
+        if self.objective.after_epoch is not None:
+            self.objective.after_epoch(state.epoch)
         line: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "step": state.step,
@@ -307,26 +328,43 @@ class _Loop:
                 config, state.epoch, state.step - 1, self.epochs, self.steps
             ),
         }
-        accuracy = None
-        last = state.step == self.steps
-        if (
-            self.objective.val_scores is not None
-            and self.objective.val is not None
-            and self._due(last=last)
-        ):
-            scores = self.objective.val_scores()
-            if not np.isfinite(scores).all():
-                raise self._diverged("the scores on val are", state.step)
-            accuracy = topk_accuracy(scores, self.objective.val, 1)
-            line |= {"val_accuracy": accuracy, "val_loss": nll(scores, self.objective.val)}
-            if config.keep == "best" and (state.best is None or accuracy > state.best["value"]):
-                state.best = {"epoch": state.epoch + 1, "by": "val accuracy", "value": accuracy}
-                self.best = {n: p.detach().clone() for n, p in self.objective.parameters.items()}
+        if self.objective.every is None and self._due(last=state.step == self.steps):
+            line |= self._evaluate(shown)
         if self.ctx.observe:
             self.ctx.observe("epoch", state.epoch)
         state.history.append(line)
         state.epoch, state.index, state.losses = state.epoch + 1, 0, []
-        return accuracy
+
+    def _evaluate_if_due(self, shown: dict[str, float]) -> None:
+        """Evaluate on val and log it, if the objective is evaluated every few steps."""
+        every, state = self.objective.every, self.state
+        if every is None or (state.step - 1) % every:
+            return
+        found = self._evaluate(shown)
+        if found:
+            state.history.append({"epoch": state.epoch + 1, "step": state.step, **found})
+
+    def _evaluate(self, shown: dict[str, float]) -> dict[str, float]:
+        """Evaluate on val and keep the best parameters; return accuracy and loss, or nothing without val."""
+        state, own = self.state, self.objective
+        if own.val_scores is None or own.val is None:
+            return {}
+        scores = own.val_scores()
+        if not np.isfinite(scores).all():
+            raise self._diverged("the scores on val are", state.step)
+        accuracy = topk_accuracy(scores, own.val, 1)
+        shown["val_accuracy"] = accuracy
+        if self.config.keep == "best" and self._is_better(accuracy):
+            by = "val accuracy" if own.every is None else f"val accuracy (step={state.step})"
+            state.best = {"epoch": state.epoch + 1, "by": by, "value": accuracy}
+            self.best = {n: t.detach().clone() for n, t in own.tensors.items()}
+        return {"val_accuracy": accuracy, "val_loss": nll(scores, own.val)}
+
+    def _is_better(self, accuracy: float) -> bool:
+        best = self.state.best
+        if best is None or accuracy > best["value"]:
+            return True
+        return self.objective.prefer_last and accuracy == best["value"]
 
     def _due(self, *, last: bool) -> bool:
         every = max(1, self.epochs // VAL_TIMES)
@@ -339,7 +377,7 @@ class _Loop:
             return None
         with torch.no_grad():
             for name, tensor in self.best.items():
-                self.objective.parameters[name].copy_(tensor)
+                self.objective.tensors[name].copy_(tensor)
         return self.state.best
 
     # ------------------------------------------------------------ checkpoints
@@ -349,9 +387,10 @@ class _Loop:
 
         own = self.objective
         facts = [own.name, self.config.model_dump(mode="json"), self.ctx.seed, self.steps, own.n]
-        shapes = [(n, tuple(p.shape)) for n, p in own.parameters.items()]
-        starts = _fingerprint({n: p.detach().cpu() for n, p in own.parameters.items()})
-        whole = [*facts, shapes, starts, own.key, str(torch.__version__)]
+        shapes = [(n, tuple(p.shape)) for n, p in own.tensors.items()]
+        starts = _fingerprint({n: p.detach().cpu() for n, p in own.tensors.items()})
+        more = [own.every, own.max_batches, own.prefer_last]
+        whole = [*facts, *more, shapes, starts, own.key, str(torch.__version__)]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def _path(self) -> Path:
@@ -366,7 +405,7 @@ class _Loop:
         import torch
         from safetensors.torch import save
 
-        tensors = {f"parameter.{n}": p.detach() for n, p in self.objective.parameters.items()}
+        tensors = {f"parameter.{n}": t.detach() for n, t in self.objective.tensors.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         tensors["rng"] = torch.get_rng_state()
         for i, gpu in enumerate(_gpus(self.objective.parameters)):
@@ -417,8 +456,8 @@ class _Loop:
             return
         self.state = _State(**json.loads(facts["state"]))
         with torch.no_grad():
-            for name, parameter in self.objective.parameters.items():
-                parameter.copy_(tensors[f"parameter.{name}"])
+            for name, tensor in self.objective.tensors.items():
+                tensor.copy_(tensors[f"parameter.{name}"])
         self.best = {
             n.removeprefix("best."): t.to(self.parameters[0].device)
             for n, t in tensors.items()

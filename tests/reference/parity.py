@@ -1,7 +1,7 @@
 """Reference numbers computed by official code: fixtures, their contents, and their tolerances.
 
 ``CLIPADAPT_PARITY`` selects another folder of fixtures in the same format; by default the compact copies in
-``tests/reference/data`` are used.
+``tests/reference/data`` are used, or the folder ``parity`` of ``CLIPADAPT_SHARED``.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+CHECKOUT: Final = Path(__file__).parents[2]
 INPUT: Final = "input"
 EXPECTED: Final = "expected output"
 _DTYPES: Final = {"int64": np.int64, "float64": np.float64, "float32": np.float32}
 
 
 def parity_dir(name: str) -> Path:
-    """Return the folder of a fixture; it must exist."""
+    """Return the folder of a fixture; without one, the test is skipped."""
     given = os.environ.get("CLIPADAPT_PARITY")
-    root = Path(given).expanduser() if given else Path(__file__).parent / "data"
-    directory = root / name
-    if not directory.is_dir():
-        raise FileNotFoundError(
-            f"no fixture '{name}' in '{root}'"
-            + (" (from CLIPADAPT_PARITY)" if given else "; it is part of the checkout")
-        )
-    return directory
+    if given:
+        directory = Path(given).expanduser() / name
+        if not directory.is_dir():
+            raise FileNotFoundError(f"no fixture '{name}' in '{given}' (from CLIPADAPT_PARITY)")
+        return directory
+    shared = Path(os.environ.get("CLIPADAPT_SHARED", CHECKOUT.parent / "shared"))
+    for root in (Path(__file__).parent / "data", shared / "parity"):
+        if (root / name).is_dir():
+            return root / name
+    pytest.skip(
+        f"no fixture '{name}' in the checkout or in '{shared / 'parity'}' (CLIPADAPT_SHARED)",
+        allow_module_level=True,
+    )
 
 
 @cache
@@ -61,6 +68,7 @@ class Fixture:
             (directory / "spec.json").read_text(encoding="utf-8")
         )
         self._stored: dict[str, NDArray[Any]] = load_file(directory / "tensors.safetensors")
+        self._compared: set[str] = set()
         missing = sorted(set(self.spec["tensors"]) - set(self._stored))
         assert not missing, f"{directory}: spec.json lists tensors that are not stored: {missing}"
 
@@ -97,6 +105,7 @@ class Fixture:
             AssertionError: With the entry whose excess over its tolerance is largest.
         """
         expected = self.expected[name].astype(np.float64)
+        self._compared.add(name)
         if hasattr(got, "detach"):
             got = got.detach().cpu()
             got = got.double().numpy() if got.is_floating_point() else got.numpy()
@@ -118,3 +127,8 @@ class Fixture:
                 f"{[int(i) for i in worst]}: got {got[worst]:.9g}, expected {expected[worst]:.9g}, "
                 f"beyond what is allowed by {excess[worst]:.3g}"
             )
+
+    def assert_complete(self) -> None:
+        """Assert that every expected tensor was compared; for the last test of a file."""
+        left = [name for name in self.expected if name not in self._compared]
+        assert not left, f"{self.directory}: expected tensors that no test compared: {left}"

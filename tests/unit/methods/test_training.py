@@ -50,6 +50,14 @@ def objective_of(p: torch.Tensor, n: int = 4, **more) -> Objective:
             6,
             [0.5, 1.0, 1.0, 0.6 + 0.4 * HALF, 0.6, 0.6 - 0.4 * HALF],
         ),
+        # The same cosine per step, after a linear warm-up.
+        (
+            {"lr": 2.0, "schedule": "dassl_step", "warmup_steps": 2, "warmup_lr": 0.5},
+            2,
+            4,
+            [0.5, 1.0, 2.0, 1 + HALF],
+        ),
+        ({"lr": 2.0, "schedule": "dassl_step", "warmup_steps": 0}, 1, 2, [2.0, 1.0]),
         ({"lr": 1.0, "schedule": "cosine"}, 1, 2, [1.0, 0.5]),
         ({"lr": 1.0, "schedule": "cosine", "warmup_steps": 4}, 1, 2, [0.25, 0.5]),
         (
@@ -292,3 +300,91 @@ def test_batches_follow_the_order_of_the_context(tmp_path):
     assert rows_seen == expected
     assert sorted(row for rows in rows_seen[:3] for row in rows) == [0, 1, 2, 3, 4]
     assert rows_seen[:3] != rows_seen[3:]
+
+
+def scored(p: torch.Tensor, right_from: float, until: float = math.inf):
+    """Return val scores of one example that are right while the parameter is in an interval."""
+
+    def scores() -> np.ndarray:
+        right = right_from <= p.item() <= until
+        return np.array([[float(right), 0.5]], dtype=np.float32)
+
+    return {"val_scores": scores, "val": np.array([0])}
+
+
+def test_evaluations_every_few_steps_are_logged_and_selected(tmp_path):
+    p = counter()
+    ctx = context(tmp_path)
+    config = TrainingConfig(**PLAIN, epochs=4, keep="best")
+
+    found = _training.train(objective_of(p, every=3, **scored(p, 4)), config, ctx)
+
+    evaluated = [(h["step"], h["val_accuracy"]) for h in ctx.history if "val_accuracy" in h]
+    assert evaluated == [(1, 0.0), (4, 1.0), (7, 1.0)]
+    assert found == {"epoch": 2, "by": "val accuracy (step=4)", "value": 1.0}
+    assert p.item() == 4
+
+
+@pytest.mark.parametrize(("prefer_last", "epoch"), [(False, 2), (True, 3)])
+def test_ties_on_val(prefer_last, epoch, tmp_path):
+    p = counter()
+    config = TrainingConfig(**PLAIN, epochs=4, keep="best")
+    objective = objective_of(p, prefer_last=prefer_last, **scored(p, 4, 6))
+
+    found = _training.train(objective, config, context(tmp_path))
+
+    assert found["epoch"] == epoch
+    assert p.item() == 2 * epoch
+
+
+def test_an_epoch_may_have_fewer_batches_than_the_data(tmp_path):
+    p = counter()
+
+    _training.train(
+        objective_of(p, n=10, max_batches=2), TrainingConfig(**PLAIN, epochs=3), context(tmp_path)
+    )
+
+    assert p.item() == 6
+
+
+def test_state_changes_after_epochs_and_belongs_to_the_best_epoch(tmp_path):
+    p, total = counter(), torch.zeros(1)
+    objective = objective_of(
+        p,
+        state={"total": total},
+        after_epoch=lambda epoch: total.add_(p.detach() * (epoch + 1)),
+        **scored(p, 4),
+    )
+
+    _training.train(objective, TrainingConfig(**PLAIN, epochs=3, keep="best"), context(tmp_path))
+
+    assert total.item() == 2 * 1 + 4 * 2
+
+
+@pytest.mark.parametrize(("name", "after"), [("lr", 1), ("lr", 2), ("lr", 5), ("epoch", 1)])
+def test_state_is_restored_from_a_checkpoint(name, after, tmp_path, monkeypatch):
+    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
+    config = TrainingConfig(**PLAIN, epochs=3)
+
+    def run(**observer) -> float:
+        p, total, steps = counter(), torch.zeros(1), torch.zeros(1)
+
+        def loss(rows, view):
+            steps.add_(1)
+            return -steps.item() * p.sum()
+
+        own = Objective(
+            "toy",
+            {"p": p},
+            loss,
+            4,
+            state={"total": total, "steps": steps},
+            after_epoch=lambda epoch: total.add_(p.detach() * (epoch + 1)),
+        )
+        _training.train(own, config, context(tmp_path, **observer))
+        return total.item()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(observe=Seen(name, after))
+
+    assert run() == (1 + 2) * 1 + (1 + 2 + 3 + 4) * 2 + 21 * 3

@@ -43,6 +43,21 @@ def zero_shot_weights(
     return np.ascontiguousarray(weights, dtype=np.float32)
 
 
+def mean_text_features(
+    model: ImageTextModel, classnames: tuple[str, ...], templates: tuple[str, ...]
+) -> NDArray[np.float32]:
+    """Average the projected, unnormalized text features of each class over templates, shape ``(C, D)``.
+
+    Raises:
+        ValueError: If there is no template, or one has no ``{}``.
+    """
+    prompts = prompts_of(classnames, templates)
+    ids = tuple(str(i) for i in range(len(prompts)))
+    features = model.encode(Inputs(prompts, ids), "text", "projected")  # (C * T, D)
+    mean = features.reshape(len(classnames), len(templates), -1).mean(axis=1)  # (C, D)
+    return np.ascontiguousarray(mean, dtype=np.float32)
+
+
 def prompts_of(classnames: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
     """Return ``C * T`` prompts, grouped by class.
 

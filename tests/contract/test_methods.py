@@ -205,7 +205,19 @@ def test_a_paper_recipe_states_its_precision_source_and_deviations(name):
 
 
 # Papers with their own rules for drawing examples of each class.
-FEW_SHOT = ("coop", "lora", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f")
+FEW_SHOT = (
+    "clap",
+    "clip_adapter",
+    "coop",
+    "cross_modal",
+    "linear_probe",
+    "lora",
+    "lp_plus_plus",
+    "prolip",
+    "taskres",
+    "tip_adapter",
+    "tip_adapter_f",
+)
 
 
 class Guarded:

@@ -14,6 +14,7 @@ from clipadapt.core.files import saved
 from clipadapt.methods import _export
 from clipadapt.methods._images import tensor
 from clipadapt.methods._training import nonempty
+from clipadapt.methods._views import each_view
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,6 @@ ROUNDING: Final = 1e-4
 """Tolerance, relative to the best logit, with which a class is kept as a possible prediction."""
 LONG_SEARCH_SECONDS: Final = 30.0
 """A search that takes longer than this is announced with an estimate of its duration."""
-FIRST_VIEW: Final = 1
 GRID_START: Final = 0.1
 CACHE_FORMULA: Final = """votes = np.exp(a['beta'] * (x @ a['keys'].T - 1)) @ np.eye(len(a['weight']))[a['labels']]
 scores = a['logit_scale'] * x @ a['weight'].T + a['alpha'] * votes"""
@@ -130,12 +130,9 @@ def build(
     """
     import torch.nn.functional as F
 
-    views = range(FIRST_VIEW, FIRST_VIEW + config.views) if config.views else (0,)
-    total = sum(
-        tensor(model.encode(train.inputs, "image", "projected", v, config.smallest_crop))
-        for v in views
-    )
-    keys = F.normalize(total / len(views), dim=-1)  # type: ignore[arg-type]
+    views = each_view(model, train.inputs, config.views, config.smallest_crop, "projected")
+    total = sum(tensor(features) for features in views)
+    keys = F.normalize(total / max(1, config.views), dim=-1)  # type: ignore[arg-type]
     return CacheModel(keys, train.labels, n_classes)
 
 

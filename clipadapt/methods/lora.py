@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
     from clipadapt.models import Tower
 
-Role = Literal["q", "k", "v", "out", "mlp", "pointwise"]
+Role = Literal["q", "k", "v", "out", "mlp", "pointwise", "auto"]
 ADAPTER: Final = "default"  # PEFT's name for the only adapter
 AS_OPENCLIP: Final = "export with --format openclip, which contains the merged weights"
 
@@ -41,8 +41,9 @@ class LoRAConfig(TrainingConfig):
 
     Attributes:
         encoder: Towers that get adapters.
-        roles: Layers that get adapters: ``q``, ``k``, ``v``, ``out`` of the attention, ``mlp``, and ``pointwise``, the
-            1x1 convolutions of a convolutional tower.
+        roles: Layers that get adapters: ``q``, ``k``, ``v``, ``out`` of the attention, ``mlp``; ``pointwise``, the 1x1
+            convolutions of a convolutional tower; ``auto`` is ``q``, ``k``, ``v`` of a tower with attention, else
+            ``pointwise``.
         blocks: Number of units at the end of the image tower, and of blocks at the end of the text tower, that get
             adapters; None adapts all. The input of the first adapted unit of the image tower is computed once.
         r: Rank of the updates.
@@ -553,7 +554,9 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
     towers: tuple[Tower, ...] = ("image", "text") if config.encoder == "both" else (config.encoder,)
     for tower in towers:
         offered = model.adapter_targets(tower)
-        for role in config.roles:
+        auto = ("q", "k", "v") if "q" in offered else ("pointwise",)
+        roles = [r for role in config.roles for r in (auto if role == "auto" else (role,))]
+        for role in roles:
             if role not in offered:
                 known = ", ".join(offered) or "none"
                 raise ModelError(
@@ -562,7 +565,7 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
                     hint=f"set method.roles=[{', '.join(offered) or role}] or method.encoder="
                     f"{'text' if tower == 'image' else 'image'}",
                 )
-        found = [name for role in config.roles for name in offered[role]]
+        found = [name for role in dict.fromkeys(roles) for name in offered[role]]
         place = (
             {name: unit_of(units, name) for name in found} if tower == "image" else _block_of(found)
         )
@@ -577,7 +580,7 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
         if not found:
             raise ModelError(
                 f"the last {config.blocks} units of the {tower} tower of '{model.name}' have no layer with the "
-                f"roles {', '.join(config.roles)}",
+                f"roles {', '.join(roles)}",
                 hint="increase method.blocks, or leave it out",
             )
         if tower == "image":

@@ -280,7 +280,7 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
         ),
         (
             "lora clip method.roles=[qq]",
-            ["method.roles.0: Input should be 'q', 'k', 'v', 'out', 'mlp' or 'pointwise' (got 'qq')"],
+            ["method.roles.0: Input should be 'q', 'k', 'v', 'out', 'mlp', 'pointwise' or 'auto' (got 'qq')"],
         ),
         ("lora clip method.roles=[]", ["method.roles: Tuple should have at least 1 item"]),
         (

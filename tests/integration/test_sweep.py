@@ -122,3 +122,27 @@ def test_every_shipped_sweep_is_valid(name):
     track = "text" if name.startswith("sentiment") else "clip"
 
     assert sweep.load_sweep(name, track=track)
+
+
+def test_lines_by_shots_and_dataset_are_shown_before_a_run(cli, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "method: {name: clip/linear_probe, max_iter: 5}\n"
+        "by_shots: {1: {method: {max_iter: 10}}, 2: {method: {max_iter: 20}}}\n"
+        "by_dataset: {synthetic: {by_shots: {2: {method: {max_iter: 22}}}}}\n"
+    )
+    plan = {
+        "datasets": ["synthetic:3x8"], "models": ["stitched"], "methods": [str(tmp_path / "mine.yaml")],
+        "shots": [1, 2, None],
+    }  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+
+    shown = json.loads(cli("bench", tmp_path / "plan.yaml", "--dry-run", "--json").out)["experiments"]  # fmt: skip
+    words = cli("bench", tmp_path / "plan.yaml", "--dry-run").out
+    one = cli("validate", "coop", "--set", "data.name=dtd", "--set", "data.shots=3")
+    bad = cli("validate", "coop", "--set", "data.name=dtd", "--set", "by_shots={1: {method: {epoch: 1}}}")  # fmt: skip
+
+    assert [e["lines"] for e in shown] == [["by_shots 1"], ["by_dataset synthetic, by_shots 2"], []]
+    assert "shots 2, settings of by_dataset synthetic, by_shots 2, evaluated on" in words
+    assert "100 " in one.out
+    assert "(coop, by_shots 2; affects result)" in one.out
+    assert (bad.code, bad.err.count("by_shots.1.method.epoch: Extra inputs")) == (2, 1)

@@ -154,7 +154,7 @@ class Registry(Generic[T]):
         entries = self.entries()
         scheme, _, argument = name.strip().partition(":")
         own = f"{track}/{scheme.strip().replace('-', '_')}"
-        default = _default_of(self.group, track)
+        default: str | None = _stated_by(self.group, track, "DEFAULT")
         if own in entries and (argument or own != f"{track}/{default}"):
             return Resolved(own, argument, self.get(own))
         if default and f"{track}/{default}" in entries and own not in entries:
@@ -189,6 +189,16 @@ def template_sets() -> Mapping[str, tuple[str, ...]]:
     return {name: t for track in tracks().values() for name, t in track.template_sets.items()}
 
 
+def dataset_key(name: str, track: str) -> str:
+    """Return the name of a dataset without its argument, spelled as its file: ``imagenet_v2`` for ``imagenet-v2:DIR``.
+
+    Two names of the same dataset, which the provider's package lists in ``ALIASES``, have the same key.
+    """
+    scheme = name.partition(":")[0].strip().replace("-", "_")
+    aliases = _stated_by(DATASETS.group, track, "ALIASES") or {}
+    return str(aliases.get(scheme, scheme))
+
+
 def program(track: str | None) -> str:
     """Return the name of a track's command, for hints."""
     return tracks()[track or DEFAULT_TRACK].program
@@ -220,12 +230,11 @@ def _package_entries(group: str) -> dict[str, Entry]:
 
 
 @cache
-def _default_of(group: str, track: str) -> str | None:
-    """Return the file that the provider's package names in ``DEFAULT``, without importing it."""
+def _stated_by(group: str, track: str, name: str) -> Any:
+    """Return what the provider's package assigns to a name, without importing its files; None if it does not."""
     for point in entry_points(group=group):
         if point.name == track:
-            default: str | None = getattr(importlib.import_module(point.value), "DEFAULT", None)
-            return default
+            return getattr(importlib.import_module(point.value), name, None)
     return None
 
 

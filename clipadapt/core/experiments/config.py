@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.api.registry import DEFAULT_TRACK, METHODS, program, track_of, tracks
 from clipadapt.core.api.user_input import shown, text_faults, visible
-from clipadapt.core.experiments import dotted, shipped
+from clipadapt.core.experiments import dotted, lines, shipped
 from clipadapt.core.experiments.settings import ExperimentConfig, ModelConfig, effect_of
 from clipadapt.core.files import safe_yaml
 
@@ -42,7 +43,7 @@ class Experiment:
         method: The method's hyperparameters.
         recipe: Name of the recipe of the method's settings, or None.
         origins: Dotted key -> where its value comes from, for ``validate``.
-        stated: Dotted keys in the recipe's file.
+        stated: Dotted keys that the recipe's file sets for these shots and this dataset.
     """
 
     config: ExperimentConfig
@@ -65,15 +66,21 @@ class Experiment:
         """
         part_of_it = {k for k in ("model.precision", "data.templates") if k in self.stated}
         own = [
-            f"{key}={dotted.get(self.resolved(), key)} ({Path(origin).stem})"
+            f"{key}={dotted.get(self.resolved(), key)} ({lines.file_of(origin)})"
             for key, origin in self.origins.items()
             if self.recipe
             and (key.startswith("method.") or key in part_of_it)
             and key != "method.name"
             and origin != "default"
-            and Path(origin).stem != self.recipe
+            and lines.file_of(origin) != self.recipe
         ]
         return (*self.config.recipe.deviations, *own)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines ``by_shots`` and ``by_dataset`` of config files that set a value."""
+        found = map(lines.line_of, self.origins.values())
+        return tuple(dict.fromkeys(filter(None, found)))
 
     def resolved(self) -> dict[str, Any]:
         """Return the complete config as plain data, in the layout of a config file."""
@@ -143,23 +150,11 @@ def build(
     fragments: Sequence[tuple[str, Mapping[str, Any]]], *, source: str, track: str = DEFAULT_TRACK
 ) -> Experiment:
     """Merge labelled fragments of plain data into one validated experiment; see :func:`load`."""
-    raw: dict[str, Any] = {}
-    for _, data in fragments:
-        dotted.merge(raw, data)
-    model_raw = raw.get("model")
-    if isinstance(model_raw, dict) and model_raw and set(model_raw) <= _MODEL_BUT_NAME:
-        del raw["model"]  # the recipe sets the precision of a model, and no model is named
-    method_raw = raw.pop("method", None)
-    faults = [
-        f"  {visible(key)}: a setting must not contain control characters or lone surrogates"
-        for key in text_faults({**raw, "method": method_raw})
-    ]
-    method_name, method = _method(method_raw, track, faults)
-    try:
-        config = ExperimentConfig.model_validate(raw)
-    except ValidationError as err:
-        faults += fault_lines(err, ExperimentConfig, "")
-    if faults:
+    bodies = [(label, lines.body_of(data)) for label, data in fragments]
+    fragments, line_faults = _with_lines(fragments, _merged(bodies), track)
+    config, method_name, method, faults = _validated(_merged(fragments), track)
+    faults = [*line_faults, *faults]
+    if config is None or faults:
         raise ConfigError(
             f"{source} is not a valid experiment:\n" + "\n".join(faults),
             hint=f"show the keys and defaults with '{_example(method_name, track)}'",
@@ -169,6 +164,94 @@ def build(
     origins = {key: label for label, data in fragments for key in dotted.flatten(data)}
     keys = dotted.flatten(experiment.resolved())
     return replace(experiment, origins={key: origins.get(key, "default") for key in keys})
+
+
+def _merged(fragments: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    raw: dict[str, Any] = {}
+    for _, data in fragments:
+        dotted.merge(raw, data)
+    return raw
+
+
+def _validated(
+    raw: dict[str, Any], track: str
+) -> tuple[ExperimentConfig | None, str, MethodConfig, list[str]]:
+    """Return the validated config, None if it is not valid, the method's name and config, and every fault."""
+    raw = dict(raw)
+    model_raw = raw.get("model")
+    if isinstance(model_raw, dict) and model_raw and set(model_raw) <= _MODEL_BUT_NAME:
+        del raw["model"]  # the recipe sets the precision of a model, and no model is named
+    method_raw = raw.pop("method", None)
+    faults = [
+        f"  {visible(key)}: a setting must not contain control characters or lone surrogates"
+        for key in text_faults({**raw, "method": method_raw})
+    ]
+    method_name, method = _method(method_raw, track, faults)
+    config = None
+    try:
+        config = ExperimentConfig.model_validate(raw)
+    except ValidationError as err:
+        faults += fault_lines(err, ExperimentConfig, "")
+    return config, method_name, method, faults
+
+
+def _with_lines(
+    fragments: Sequence[tuple[str, Mapping[str, Any]]], raw: Mapping[str, Any], track: str
+) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
+    """Return fragments with the lines that apply in place of ``by_shots`` and ``by_dataset``.
+
+    Args:
+        fragments: Labelled fragments.
+        raw: Their merged bodies.
+        track: Track of names without a prefix.
+
+    Returns:
+        Each body, followed by its lines with the line in the label; and every fault of every line.
+    """
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    faults: list[str] = []
+    for label, data in fragments:
+        body = lines.body_of(data)
+        wrong: list[str] = []
+        known = lines.lines_of(data, track, wrong)
+        if known:
+            method = raw.get("method")
+            name = method.get("name") if isinstance(method, Mapping) else method
+            wrong += _line_faults(_Key(body, known), name if isinstance(name, str) else None, track)
+        found.append((label, body))
+        if not wrong:
+            using = lines.applied(known, raw, track)
+            found += [(f"{label}, {line.words}", line.settings) for line in using]
+        faults += wrong
+    return found, faults
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Key:
+    """The body and the lines of one file, equal to another one with the same content."""
+
+    body: Mapping[str, Any]
+    each: list[lines.Line]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+@lru_cache(maxsize=1000)  # every experiment of a sweep has the same ones
+def _line_faults(file: _Key, method_name: Any, track: str) -> tuple[str, ...]:
+    """Return what is wrong with the settings of lines, whether they apply or not."""
+    whole = {"data": {"name": "any"}, "method": {"name": method_name}}  # may be in other files
+    base = _merged([("", whole), ("", file.body)])
+    known = set(_validated(base, track)[3])
+    return tuple(
+        f"  {line.path}.{fault.strip()}"
+        for line in file.each
+        for fault in _validated(_merged([("", base), ("", line.settings)]), track)[3]
+        if fault not in known
+    )
 
 
 def _method(raw: Any, track: str, faults: list[str]) -> tuple[str, MethodConfig]:
@@ -193,12 +276,13 @@ def _method(raw: Any, track: str, faults: list[str]) -> tuple[str, MethodConfig]
 def _recipe(
     fragments: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> tuple[str | None, frozenset[str]]:
-    """Return the name and the dotted keys of the first file that names a method."""
+    """Return the name of the first file that names a method, and the dotted keys that it and its lines set."""
     for label, data in fragments:
         method = data.get("method")
         if label != "--set" and isinstance(method, Mapping) and "name" in method:
             name = shipped.check_identifier(Path(label).stem, "recipe")
-            return name, frozenset(dotted.flatten(data))
+            own = [d for other, d in fragments if lines.file_of(other) == name]
+            return name, frozenset(key for d in own for key in dotted.flatten(d))
     return None, frozenset()
 
 

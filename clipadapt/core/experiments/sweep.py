@@ -142,6 +142,7 @@ class ProtocolConfig(StrictModel):
         seeds: Seeds.
         eval_on: As in a sweep.
         settings: As in a sweep.
+        recipes: Recipe -> the recipe that stands for it under this protocol, where its paper ran another one.
     """
 
     about: str
@@ -150,6 +151,7 @@ class ProtocolConfig(StrictModel):
     seeds: tuple[Seed, ...] = Field(min_length=1)
     eval_on: Targets | dict[str, Targets] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    recipes: dict[str, str] = Field(default_factory=dict)
 
 
 def load_sweep(
@@ -278,6 +280,9 @@ class _Builder:
             axes["datasets"], axes.get("models") or (None,), axes["methods"]
         ):
             method = entry if isinstance(entry, MethodAxis) else MethodAxis(recipe=entry)
+            named = method.recipe  # as excludes name it
+            if self._key(named) in axes[_RECIPES]:
+                method = method.model_copy(update={"recipe": axes[_RECIPES][self._key(named)]})
             full = self._method_name(method)
             if METHODS.get(full).requires is None:
                 if model is not None and model != axes["models"][0]:
@@ -286,7 +291,7 @@ class _Builder:
             for shots in method.shots or axes.get("shots") or (_AS_THE_RECIPE,):
                 seeds = method.seeds or axes.get("seeds")
                 built = self._build(axes, dataset, model, method, shots, seeds, full)
-                names = (method.recipe, full)
+                names = (named, full)
                 cut = [x for x in excludes if _matches(x, built, names)]
                 if any("seeds" not in x.model_fields_set for x in cut):
                     continue
@@ -298,14 +303,19 @@ class _Builder:
 
     def _with_protocol(self, axes: dict[str, Any]) -> dict[str, Any]:
         if axes.get("protocol") is None:
-            return axes
+            return {**axes, _RECIPES: {}}
         name, rules = load_protocol(axes["protocol"])
         given = {"shots": rules.shots, "seeds": rules.seeds, "eval_on": rules.eval_on}
         settings = {"evaluation.protocol": name, **rules.settings, **axes["settings"]}
         both = [*_also(nested(rules.settings)), *_also(nested(axes["settings"]))]
         if both:
             settings[_ALSO] = both
-        return {**{k: v for k, v in given.items() if v is not None}, **axes, "settings": settings}
+        recipes = {self._key(name): other for name, other in rules.recipes.items()}
+        axes = {**axes, "settings": settings, _RECIPES: recipes}
+        return {**{k: v for k, v in given.items() if v is not None}, **axes}
+
+    def _key(self, recipe: str) -> str:
+        return recipe if "/" in recipe else f"{self.track}/{recipe}"
 
     def _method_name(self, method: MethodAxis) -> str:
         path = shipped.find_config(method.recipe, self.track)
@@ -352,6 +362,7 @@ class _Builder:
 
 
 _AS_THE_RECIPE: Any = object()
+_RECIPES: Final = "recipes"
 
 
 _ALSO: Final = "evaluation.also"

@@ -44,7 +44,7 @@ def parse(text: str, *, words: bool = False) -> Any:
         words: Keep every number, boolean and null as a string, including keys.
 
     Raises:
-        YamlError: If it is not valid YAML, exceeds a limit, or has a key that is not a string.
+        YamlError: If it is not valid YAML, exceeds a limit, or has a key that is neither a string nor a whole number.
     """
     if len(text) > MAX_BYTES:
         raise YamlError(f"more than {MAX_BYTES:,} characters")
@@ -130,6 +130,8 @@ class _Reader:
             key, _ = self.value(event, depth + 1)
             value, levels = self.value(next(self.events), depth + 1)
             height = max(height, levels + 1)
+            if isinstance(key, int) and not isinstance(key, bool):
+                key = str(key)  # a number of shots
             if not isinstance(key, str):
                 raise _fault(f"the key {key!r} is not a string", event.start_mark)
             if key == "<<":

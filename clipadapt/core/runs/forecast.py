@@ -112,6 +112,8 @@ def render(plan: dict[str, Any]) -> str:
             f"{e['recipe']} on {e['dataset']}" + (f" with {e['model']}" if e["model"] else ""),
             f"shots {e['shots'] or 'all'}",
         ]
+        if e["lines"]:
+            parts.append("settings of " + " and of ".join(e["lines"]))
         if e["protocol"] != "standard":
             parts.append(f"protocol {e['protocol']}")
         parts.append("evaluated on " + ", ".join(e["evaluated_on"]))
@@ -155,6 +157,7 @@ def _experiment(
     return {
         "recipe": experiment.recipe or experiment.method_name,
         "method": experiment.method_name,
+        "lines": list(experiment.lines),
         "dataset": config.data.name,
         "model": config.model.name if opened.provider and config.model else None,
         "shots": config.data.shots,

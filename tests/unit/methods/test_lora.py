@@ -111,6 +111,17 @@ def test_every_family_has_adapter_targets(models):
     assert set(counts["siglip"]["image"]) == set(attention)
 
 
+@pytest.mark.parametrize(
+    ("family", "image"), [("clip", ("q", "k", "v")), ("siglip", ("q", "k", "v")), ("hf", ("pointwise",))]
+)  # fmt: skip
+def test_auto_selects_attention_or_convolutions_in_each_tower(models, family, image):
+    offered = models(family).clone(split=True)
+    wanted = [offered.adapter_targets("image")[role] for role in image]
+    wanted += [offered.adapter_targets("text")[role] for role in ("q", "k", "v")]
+
+    assert layers(models(family), roles=["auto"]) == [name for names in wanted for name in names]
+
+
 def test_missing_role_is_an_error(models, small, tmp_path):
     message = "the image tower of .* has no layer with the role 'q'.*it has: pointwise"
     with pytest.raises(ModelError, match=message) as error:

@@ -73,7 +73,7 @@ def test_yaml_scalars(text, value):
         ("!!python/name:os.system x", "is not a value of the tag"),
         ("<<: [1]", "'<<' needs a mapping"),
         ("<<: 5", "'<<' needs a mapping"),
-        ("1: 2", "the key 1 is not a string"),
+        ("1.5: 2", "the key 1.5 is not a string"),
         ("? [a]\n: 2", "is not a string"),
         ("a:\n\tb: 1", "line 2, column 1"),
         ("---\na\n---\nb", "line 3, column 1: a second document"),

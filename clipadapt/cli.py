@@ -134,7 +134,10 @@ def predict(
     ] = BadImage.error,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the class of images with a calibrated probability; folders are searched recursively."""
+    """Predict the class of images with a calibrated probability; folders are searched recursively.
+
+    A transductive method predicts all given images together, an online one in the order of their names.
+    """
     from collections import Counter
 
     from clipadapt.core.api.data import Inputs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from clipadapt.core.api.errors import ConfigError
 
@@ -28,6 +28,15 @@ def _not_tiny(value: float) -> float:
     return value
 
 
+def _known_order(value: Any) -> Any:
+    if value is None:
+        raise ValueError(
+            "the predictions depend on the order of the test examples, so it cannot be missing; "
+            "use a whole number, such as 1"
+        )
+    return value
+
+
 Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
 BatchSize = Annotated[int, Field(gt=0, le=65_536)]
 Steps = Annotated[int, Field(gt=0, le=10_000_000)]
@@ -43,6 +52,8 @@ Rank = Annotated[int, Field(gt=0, le=65_536)]
 Shots = Annotated[int, Field(gt=0, le=1_000_000)]
 Examples = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+OrderSeed = Annotated[int, BeforeValidator(_known_order), Field(ge=0, le=MAX_SEED)]
+"""Seed of the order in which an online method sees the examples of an evaluation."""
 Threads = Annotated[int, Field(gt=0, le=1_024)]
 
 

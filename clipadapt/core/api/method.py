@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 
 ScoreKind = Literal["logit", "margin"]
+Setting = Literal["inductive", "transductive", "online"]
+"""What a prediction depends on beside its own input: nothing, all inputs given with it, or those before it."""
 
 
 class MethodConfig(StrictModel):
@@ -61,7 +63,11 @@ class Classifier(Protocol):
     def score_kind(self) -> ScoreKind: ...
 
     def predict_scores(self, inputs: Inputs[Any], /) -> NDArray[np.float32]:
-        """Return one score per input and class, shape ``(n, C)``, float32."""
+        """Return one score per input and class, shape ``(n, C)``, float32.
+
+        If the method's setting is not ``inductive``, the scores of an input depend on the other inputs of the call
+        and, in the setting ``online``, on their order. Nothing is kept from one call to the next.
+        """
         ...
 
     def save(self, directory: Path, /) -> None:
@@ -167,6 +173,11 @@ class Exportable(Classifier, Protocol):
         ...
 
 
+def setting_of(method: type[Method]) -> Setting:
+    """Return the setting of a method, ``inductive`` if it does not declare one."""
+    return getattr(method, "setting", "inductive")
+
+
 class Method(Protocol):
     """An adaptation method: it fits a classifier from a backbone and a task.
 
@@ -175,10 +186,17 @@ class Method(Protocol):
         version: Part of the run id; increase it when results change.
         requires: ``typing.Protocol`` that the backbone must implement, or None for a method without a backbone.
 
-    Optional attributes: ``uses_train = False`` for a method without training (the default is True);
-    ``open_vocabulary = False`` for a method whose classifiers only know the training classes, so that evaluation on
-    other classes is refused before the fit; and ``refits_on_val(*, few_shot: bool) -> bool`` for a method whose
-    final fit is on train and val, so that its runs have the flag ``refit_on_val`` and are not evaluated on val.
+    Optional attributes of a class or, where they follow from the settings, of its objects: ``uses_train = False`` for
+    a method without training (the default is True); ``open_vocabulary = False`` for a method whose classifiers only
+    know the training classes, so that evaluation on other classes is refused before the fit; and
+    ``refits_on_val(*, few_shot: bool) -> bool`` for a method whose final fit is on train and val, so that its runs
+    have the flag ``refit_on_val`` and are not evaluated on val.
+
+    Optional attribute of a class: ``setting``, see :data:`Setting`; the default is ``inductive``. A ``transductive``
+    method predicts all inputs of a call together, an ``online`` one predicts them one after another and adapts to
+    those that it has seen. Every evaluation split is one call. The config of an online method has a key
+    ``order_seed: OrderSeed`` (:mod:`clipadapt.core.api.limits`), which determines the order of the inputs; the record
+    holds the sha256 of that order.
     """
 
     Config: ClassVar[type[MethodConfig]]

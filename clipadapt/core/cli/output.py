@@ -73,13 +73,15 @@ def _shown(value: Any) -> str:
 def print_predictions(
     run: LoadedRun, predictions: Sequence[Mapping[str, Any]], *, as_json: bool
 ) -> None:
-    """Print predictions as one JSON document, or one line each; report if they are not calibrated."""
+    """Print predictions as one JSON document, or one line each, and what a user should know about them."""
     if as_json:
         print_json({"predictions": predictions})
     else:
         for p in predictions:
             ranked = ", ".join(f"{visible(t['label'])} {t['probability']:.3f}" for t in p["top"])
             say(f"{ranked}\t{visible(p['input'])}")
+    if note := run.note_of(len(predictions)):
+        say(f"note: {note}", err=True)
     if run.temperature is None:
         say(
             "the probabilities are not calibrated: the run has no temperature fitted on val",

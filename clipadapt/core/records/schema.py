@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from clipadapt.core.api.data import Classes
+from clipadapt.core.api.method import Setting
 from clipadapt.core.api.strict import StrictModel
 from clipadapt.core.data.leakage import LeakageFacts
 from clipadapt.core.records.migrations import SCHEMA_VERSION
@@ -84,6 +85,7 @@ class EvaluationFacts(StrictModel):
         protocol: Name of the evaluation protocol.
         classes: ``all`` classes, the ``base`` ones or the ``new`` ones.
         sha256: Fingerprint of the evaluated dataset, None in records of version 1.
+        order_sha256: Hash of the order in which an online method saw the examples, None for other methods.
     """
 
     dataset: str
@@ -93,6 +95,7 @@ class EvaluationFacts(StrictModel):
     protocol: str
     classes: Classes = "all"
     sha256: str | None = None
+    order_sha256: str | None = None
 
 
 class ModelFacts(StrictModel):
@@ -124,6 +127,7 @@ class MethodFacts(StrictModel):
         recipe: Name of the recipe that its settings come from, or None.
         deviations: How the run differs from the recipe's source.
         uses_train: Whether the method uses the training split; False for zero-shot classifiers.
+        setting: Whether a prediction depends on the other inputs; ``inductive`` in older records.
     """
 
     name: str
@@ -131,6 +135,7 @@ class MethodFacts(StrictModel):
     recipe: str | None
     deviations: tuple[str, ...]
     uses_train: bool = True
+    setting: Setting = "inductive"
 
 
 class Selection(StrictModel):

@@ -3,7 +3,7 @@
 Two methods are tested on the examples that both were evaluated on, joined by id. One seed each: McNemar's exact test.
 Several: the crossed model of :func:`~clipadapt.core.scoring.statistics.crossed_interval` on the differences, with its
 cautious p-value, because the interval alone would call too many chance differences significant. Holm's method adjusts
-the p-values of a block.
+the p-values of a block. An inductive, a transductive and an online method are never compared with one another.
 """
 
 from __future__ import annotations
@@ -104,8 +104,10 @@ def compare(named: Sequence[tuple[str, Row]]) -> tuple[Comparison, ...]:
 
 
 def _comparison(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | None:
-    """Test one pair; None if it has no seed or no example in common."""
+    """Test one pair; None if it has no seed or no example in common, or if the settings differ."""
     (first, row_a), (second, row_b) = one, two
+    if row_a.setting != row_b.setting:
+        return None
     a, b = row_a.answers, row_b.answers
     if a is None or b is None:
         return None

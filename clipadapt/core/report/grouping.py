@@ -1,9 +1,9 @@
 """Which records make one row of a table: those that differ only in their seed.
 
-Records are grouped by what was evaluated and how: dataset and its state, split, protocol, model, method, recipe, shots
-and every setting that its config key declares to affect the result. Groups that would look alike in a table are
-labelled with the settings in which they differ. :func:`refuse_unlike` rejects a group whose records differ in weights,
-code or libraries.
+Records are grouped by what was evaluated and how: dataset and its state, split, protocol, model, method, recipe,
+shots, whether the method is inductive, transductive or online, and every setting that its config key declares to
+affect the result. Groups that would look alike in a table are labelled with the settings in which they differ.
+:func:`refuse_unlike` rejects a group whose records differ in weights, code or libraries.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def _key(record: RunRecord) -> tuple[Any, ...]:
     evaluation, model, method = record.evaluation, record.model, record.method
     return (
         evaluation.dataset, evaluation.split, evaluation.protocol, model.name if model else None,
-        evaluation.classes, record.data.shots, method.name, method.recipe, canonical_json(_settings(record)),
+        evaluation.classes, record.data.shots, method.name, method.recipe, method.setting,
+        canonical_json(_settings(record)),
     )  # fmt: skip
 
 

@@ -15,8 +15,19 @@ INTERVALS = (
     "Intervals are 95 %: over test examples (Wilson) for one seed, over seeds and examples together for several. "
     "n: test examples."
 )
+SETTINGS = (
+    "Setting: an inductive method predicts each test example on its own. A transductive one sees all unlabelled test "
+    "examples at once, an online one sees them one after another in a recorded order and adapts to them, so their "
+    "figures depend on the other test examples. Rows of different settings are never compared."
+)
+"""A note for records of which some are not inductive."""
 MOST_FAILURES = 5
 """Failed runs that a note names."""
+
+
+def setting_notes(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Return the note :data:`SETTINGS` if a record is not inductive."""
+    return (SETTINGS,) if any(r.method.setting != "inductive" for r in records) else ()
 
 
 def failure_note(failed: Sequence[RunRecord]) -> str:

@@ -129,7 +129,7 @@ def page_rows(summary: Summary) -> list[PageRow]:
 
 
 def place(block: Block) -> str:
-    """Return data, split, protocol and classes: what the rows of one chart have in common."""
+    """Return data, split, protocol, classes and setting: what the rows of one chart have in common."""
     parts = [block.dataset, block.split]
     if block.state:
         parts.insert(1, block.state)
@@ -137,6 +137,8 @@ def place(block: Block) -> str:
         parts.append(block.protocol)
     if block.classes != "all":
         parts.append(f"{block.classes} classes")
+    if block.setting != "inductive":
+        parts.append(block.setting)
     return ", ".join(parts)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from clipadapt.core.api.method import Setting
     from clipadapt.core.records.history import Epoch
     from clipadapt.core.records.predictions import Predictions
     from clipadapt.core.records.schema import RunRecord
@@ -95,6 +96,11 @@ class Row:
     def label(self) -> str:
         """Method, recipe and the settings that distinguish the row."""
         return self.group.label
+
+    @property
+    def setting(self) -> Setting:
+        """Whether a prediction depends on the other inputs: inductive, transductive or online."""
+        return self.first.method.setting
 
     @property
     def model(self) -> str | None:

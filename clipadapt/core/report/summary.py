@@ -1,6 +1,7 @@
 """Summary of a set of runs: figures, classes, paired tests and published numbers, in one block per competition.
 
-Runs that compete (same data, split, protocol and shots) make one block; a zero-shot run is in every block of its data.
+Runs that compete (same data, split, protocol, setting and shots) make one block; a zero-shot run is in every block of
+its data and setting.
 The best accuracy is bold only if it is significantly better than the runner-up; see
 :mod:`~clipadapt.core.report.comparisons`.
 """
@@ -36,7 +37,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import group_records, several_states, state_of
-from clipadapt.core.report.notes import INTERVALS, conditions, failure_note
+from clipadapt.core.report.notes import INTERVALS, conditions, failure_note, setting_notes
 from clipadapt.core.report.rows import Row
 from clipadapt.core.report.run_files import RunFiles
 from clipadapt.core.scoring.metrics import METRICS
@@ -44,6 +45,7 @@ from clipadapt.core.scoring.metrics import METRICS
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from clipadapt.core.api.method import Setting
     from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.report.base_to_new import BaseToNew
@@ -70,6 +72,7 @@ class Block:
         split: Split evaluated.
         protocol: Evaluation protocol.
         classes: ``all`` classes, the ``base`` or the ``new`` ones.
+        setting: Whether the methods are inductive, transductive or online.
         shots: Training examples per class, None for all.
         rows: Best first.
         comparisons: Every pair that can be tested.
@@ -80,6 +83,7 @@ class Block:
     split: str
     protocol: str
     classes: str
+    setting: Setting
     shots: int | None
     rows: tuple[RankedRow, ...]
     comparisons: tuple[Comparison, ...]
@@ -94,6 +98,8 @@ class Block:
             parts.append(f"{self.shots} shot" + ("" if self.shots == 1 else "s"))
         if self.protocol != "standard":
             parts.append(self.protocol)
+        if self.setting != "inductive":
+            parts.append(self.setting)
         return ", ".join(parts)
 
 
@@ -177,11 +183,11 @@ def _rows(records: Sequence[RunRecord], files: RunFiles) -> list[Row]:
     ]
 
 
-_Key = tuple[str, str, str, str, str, int | None]
+_Key = tuple[str, str, str, str, str, "Setting", int | None]
 
 
 def _competitors(rows: Sequence[Row]) -> list[tuple[_Key, list[Row]]]:
-    """Return the members of every block; zero-shot is in all blocks of its data."""
+    """Return the members of every block; zero-shot is in all blocks of its data and setting."""
     several = several_states(row.first for row in rows)
     blocks: dict[_Key, list[Row]] = {}
     zero_shot = []
@@ -205,7 +211,8 @@ def _key(record: RunRecord, several: Collection[tuple[str, ...]]) -> _Key:
     evaluation, shots = record.evaluation, record.data.shots
     state = ", ".join(f"{key} {sha}" for key, sha in state_of(record, several).items())
     return (
-        evaluation.dataset, state, evaluation.split, evaluation.protocol, evaluation.classes, shots
+        evaluation.dataset, state, evaluation.split, evaluation.protocol, evaluation.classes,
+        record.method.setting, shots,
     )  # fmt: skip
 
 
@@ -238,6 +245,7 @@ def _notes(
         "Examples/s: scoring alone. The seconds of encoding frozen features, over all splits used, are in their own "
         "column and not in the rate."
     )
+    yield from setting_notes([row.first for row in rows])
     if any(row.val_accuracy for row in rows):
         yield "If the epoch or a setting was selected on val, the val accuracy is too high."
     if any(row.accuracy and not row.val_accuracy for row in rows):
@@ -461,6 +469,7 @@ def _plain(summary: Summary) -> dict[str, Any]:
                 "split": b.split,
                 "protocol": b.protocol,
                 "classes": b.classes,
+                "setting": b.setting,
                 "shots": b.shots,
                 "methods": [_plain_row(r, reference=summary.reference) for r in b.rows],
                 "comparisons": [dataclasses.asdict(c) for c in b.comparisons],
@@ -490,6 +499,7 @@ def _plain_row(ranked: RankedRow, *, reference: bool) -> dict[str, Any]:
         "label": ranked.label,
         "method": first.method.name,
         "recipe": first.method.recipe,
+        "setting": row.setting,
         "model": row.model,
         "seeds": [r.seed for r in row.ok],
         "failed": len(row.failed),

@@ -29,7 +29,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import CHANGED_METRICS, group_records
-from clipadapt.core.report.notes import INTERVALS, conditions, failure_note
+from clipadapt.core.report.notes import INTERVALS, conditions, failure_note, setting_notes
 from clipadapt.core.report.rows import Row
 from clipadapt.core.report.run_files import RunFiles
 from clipadapt.core.scoring.metrics import METRICS_VERSION
@@ -231,6 +231,7 @@ def _notes(distinct: Sequence[RunRecord], repeated: int, metric: str) -> Iterabl
         yield f"Copies of a record (same run_id) count once: {repeated} left out."
     if ok:
         yield INTERVALS
+    yield from setting_notes(distinct)
     old = sum(r.metrics_version < METRICS_VERSION and metric in r.metrics for r in ok)
     if metric in CHANGED_METRICS and old:
         yield (
@@ -268,6 +269,7 @@ def _columns(table: Table) -> list[tuple[Column, Callable[[Line], str]]]:
         (Column("protocol", text=True), lambda x: x.row.first.evaluation.protocol),
         (Column("model", text=True), lambda x: x.row.model or NOTHING),
         (Column("method", text=True), _method),
+        (Column("setting", text=True), lambda x: x.row.setting),
         (Column("settings", text=True), lambda x: ", ".join(x.row.group.settings)),
         (Column("shots"), _shots),
         (Column("seeds"), lambda x: str(x.seeds)),
@@ -284,6 +286,8 @@ def _columns(table: Table) -> list[tuple[Column, Callable[[Line], str]]]:
     hidden = set() if table.reference else {"published"}
     if len({line.row.first.evaluation.protocol for line in table.lines}) < 2:
         hidden.add("protocol")
+    if all(line.row.setting == "inductive" for line in table.lines):
+        hidden.add("setting")
     if not any(line.row.group.settings for line in table.lines):
         hidden.add("settings")
     return [c for c in columns if c[0].title not in hidden]
@@ -341,7 +345,7 @@ def _html(table: Table) -> str:
 _CSV: Final = (
     "dataset", "split", "protocol", "model", "method", "recipe", "shots", "seeds", "failed", "n", "metric", "unit",
     "value", "low", "high", "n_trainable_params", "fit_seconds", "encode_seconds", "predict_seconds",
-    "peak_memory_bytes", "flags", "settings", "classes", "templates", "classnames_sha256",
+    "peak_memory_bytes", "flags", "settings", "classes", "templates", "classnames_sha256", "setting",
 )  # fmt: skip
 
 
@@ -360,7 +364,7 @@ def _csv_cells(table: Table, line: Line) -> list[Any]:
         row.first.method.recipe, row.first.data.shots, line.seeds, len(row.failed), n, table.metric, table.unit,
         value, low, high, row.n_trainable_params, row.fit_seconds, row.encode_seconds, row.predict_seconds,
         row.peak_memory_bytes, ";".join(row.flags), ";".join(row.group.settings), line.classes,
-        ";".join(evaluation.templates), evaluation.classnames_sha256,
+        ";".join(evaluation.templates), evaluation.classnames_sha256, row.setting,
     ]  # fmt: skip
     if table.reference:
         cells.append(";".join(str(p.value) for p in line.published))

@@ -73,7 +73,7 @@ def evaluate(spec: FitSpec, fitted: FitResult, target: Target, test: Split[Any])
     services.flags.clear()
     classifier, columns = for_classes(fitted.classifier, home, target)
     scores, seconds = timed(
-        services.meter, lambda: _take(predict_scores(classifier, test, spec.seed), columns)
+        services.meter, lambda: _take(predict_scores(spec, classifier, test), columns)
     )
     encode_seconds = services.meter.used_seconds
     peak = environment.peak_memory(spec.opened.device)

@@ -11,6 +11,7 @@ import numpy as np
 from clipadapt.core.api.context import RunContext
 from clipadapt.core.api.errors import DivergedError
 from clipadapt.core.api.method import SelfCalibrated
+from clipadapt.core.runs.order import evaluation_order
 from clipadapt.core.scoring import calibration
 
 if TYPE_CHECKING:
@@ -121,18 +122,25 @@ def warn_of_untrained_classes(spec: FitSpec, draw: Draw, progress: Progress) -> 
         )
 
 
-def predict_scores(classifier: Classifier, split: Split[Any], seed: int) -> NDArray[np.float32]:
+def predict_scores(spec: FitSpec, classifier: Classifier, split: Split[Any]) -> NDArray[np.float32]:
     """Return the scores of a split's inputs, shape ``(n, C)``, checked.
+
+    The split is one call: a transductive method predicts all of it together, and an online method sees it in the
+    order of its ``order_seed``.
 
     Raises:
         DivergedError: If a score is not finite.
         TypeError: If the classifier returns an array of another shape or dtype.
     """
-    scores = classifier.predict_scores(split.inputs)
+    order = evaluation_order(spec.experiment, len(split))
+    inputs = split.inputs if order is None else split.inputs.take(order)
+    scores = classifier.predict_scores(inputs)
     check_scores("predict_scores", scores, (len(split), len(classifier.classnames)))
+    if order is not None:
+        scores = scores[np.argsort(order)]
     if not np.isfinite(scores).all():
         raise DivergedError(
-            f"seed {seed}: the scores are not finite; the run diverged",
+            f"seed {spec.seed}: the scores are not finite; the run diverged",
             hint="lower the learning rate, or add --set model.precision=fp32",
         )
     return scores
@@ -149,7 +157,12 @@ def check_scores(source: str, scores: NDArray[Any], shape: tuple[int, int]) -> N
 def _calibrate(
     spec: FitSpec, classifier: Classifier, val: Split[Any] | None, progress: Progress
 ) -> tuple[float | None, tuple[str, ...]]:
-    """Return the classifier's own temperature, or fit one on val; and a flag if val does not determine one."""
+    """Return the classifier's own temperature, or fit one on val; and a flag if val does not determine one.
+
+    The scores of val are those of an evaluation on val alone: a transductive method predicts val together, without
+    the test inputs, and an online method starts on val in its own order. Val is smaller than test, so the temperature
+    of such a method may suit test less well than that of an inductive one.
+    """
     temperature: float | None
     if isinstance(classifier, SelfCalibrated):
         temperature = classifier.temperature
@@ -158,7 +171,7 @@ def _calibrate(
     elif val is None or not len(val) or not spec.experiment.config.evaluation.calibrate:
         return None, ()
     else:
-        scores = predict_scores(classifier, val, spec.seed)
+        scores = predict_scores(spec, classifier, val)
         temperature = calibration.fit_temperature(scores, val.labels)
     if temperature is not None:
         return temperature, ()

@@ -65,8 +65,17 @@ class LoadedRun:
         """Softmax temperature fitted on val, or None."""
         return self.record.calibration.temperature if self.record.calibration else None
 
+    def note_of(self, n: int) -> str | None:
+        """Return a note for the user about predicting ``n`` inputs, or None."""
+        name, setting = self.record.method.name, self.record.method.setting
+        if setting == "transductive" and n == 1:
+            return f"{name} is transductive and predicts all inputs together; a single one has none to learn from"
+        return None
+
     def predict(self, inputs: Inputs[Any], top: int = 1) -> list[dict[str, Any]]:
         """Predict the classes of unlabelled inputs.
+
+        A transductive method predicts all of them together, an online one in their order.
 
         Args:
             inputs: ``n`` inputs.
@@ -80,8 +89,10 @@ class LoadedRun:
 
     def _predictions(self, inputs: Inputs[Any], top: int) -> Iterator[dict[str, Any]]:
         names = self.classifier.classnames
-        for begin in range(0, len(inputs), CHUNK):
-            part = inputs.take(np.arange(begin, min(begin + CHUNK, len(inputs))))
+        # Without the inputs beside or before them, the scores of other settings would differ.
+        step = CHUNK if self.record.method.setting == "inductive" else max(len(inputs), 1)
+        for begin in range(0, len(inputs), step):
+            part = inputs.take(np.arange(begin, min(begin + step, len(inputs))))
             scores = self.classifier.predict_scores(part)  # (n, C)
             if scores.shape != (len(part), len(names)):
                 raise RecordError(

@@ -23,6 +23,7 @@ from clipadapt.core.files.hardware import default_threads
 from clipadapt.core.records import schema
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs.classes import class_columns
+from clipadapt.core.runs.order import order_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -231,6 +232,7 @@ def open_experiment(
         manifest=_read_manifest(experiment, targets[0], progress),
         threads=config.threads or threads or default_threads(),
     )
+    order_seed(experiment)  # an online method without one is refused before the first fit
     return _without_val(opened, progress) if opened.refits_on_val else opened
 
 
@@ -304,9 +306,8 @@ def _open_targets(
         data = config.data.model_copy(update=changed)
         targets.append(open_target(name, also.split, data, track, progress, datasets))
         # Under an evaluation protocol the other targets are still of use; a run that is impossible is recorded.
-        if config.evaluation.protocol == "standard" and not getattr(
-            method, "open_vocabulary", True
-        ):
+        is_open = getattr(method(experiment.method), "open_vocabulary", True)
+        if config.evaluation.protocol == "standard" and not is_open:
             class_columns(home, targets[-1])
     return tuple(targets)
 

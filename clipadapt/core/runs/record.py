@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core.api.method import Selected
+from clipadapt.core.api.method import Selected, setting_of
 from clipadapt.core.data import leakage
 from clipadapt.core.data.classnames import classnames_sha256
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.records import schema
 from clipadapt.core.records.environment import environment
 from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.runs.order import order_sha256
 from clipadapt.core.scoring.metrics import METRICS_VERSION
 
 if TYPE_CHECKING:
@@ -35,13 +36,13 @@ class Failure:
         error: The error message.
         flags: Flags for the records.
         draw: The examples of the fit, if it got that far.
-        n_test: Examples of the target that was being evaluated.
+        ids: Examples of the target that was being evaluated.
     """
 
     error: str
     flags: tuple[str, ...] = ()
     draw: Draw | None = None
-    n_test: int = 0
+    ids: tuple[str, ...] = ()
 
 
 def write_record(
@@ -77,7 +78,7 @@ def write_record(
                 threads=spec.opened.threads,
             ),
             started_at=started_at,
-            **_facts(spec, target, fitted.draw, len(evaluation.test)),
+            **_facts(spec, target, fitted.draw, evaluation.test.inputs.ids),
         )
         spec.opened.store.save(
             record,
@@ -97,12 +98,12 @@ def write_failure(spec: FitSpec, failure: Failure, started_at: datetime) -> None
             flags=_flags(spec, target, failure.flags, None),
             environment=environment(device=spec.opened.device, threads=spec.opened.threads),
             started_at=started_at,
-            **_facts(spec, target, failure.draw, failure.n_test),
+            **_facts(spec, target, failure.draw, failure.ids),
         )
         spec.opened.store.save_failure(record)
 
 
-def _facts(spec: FitSpec, target: Target, draw: Draw | None, n_test: int) -> dict[str, Any]:
+def _facts(spec: FitSpec, target: Target, draw: Draw | None, ids: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a record that do not depend on the outcome."""
     opened, experiment = spec.opened, spec.experiment
     identity = opened.identity
@@ -111,7 +112,7 @@ def _facts(spec: FitSpec, target: Target, draw: Draw | None, n_test: int) -> dic
         "fit_id": spec.fit_id,
         "config": experiment.resolved(),
         "seed": spec.seed,
-        "data": _data_facts(spec, target, draw, n_test),
+        "data": _data_facts(spec, target, draw, len(ids)),
         "evaluation": schema.EvaluationFacts(
             dataset=target.dataset.name,
             split=target.split,
@@ -120,6 +121,7 @@ def _facts(spec: FitSpec, target: Target, draw: Draw | None, n_test: int) -> dic
             protocol=experiment.config.evaluation.protocol,
             classes=target.classes,
             sha256=target.dataset.fingerprint,
+            order_sha256=order_sha256(experiment, ids),
         ),
         "model": None
         if identity is None
@@ -136,7 +138,8 @@ def _facts(spec: FitSpec, target: Target, draw: Draw | None, n_test: int) -> dic
             version=opened.method.version,
             recipe=experiment.recipe,
             deviations=experiment.deviations,
-            uses_train=getattr(opened.method, "uses_train", True),
+            uses_train=getattr(opened.method(experiment.method), "uses_train", True),
+            setting=setting_of(opened.method),
         ),
         "metrics_version": METRICS_VERSION,
     }

@@ -191,11 +191,11 @@ def _execute(spec: FitSpec, models: ModelLoader) -> None:
         spec.opened.home, spec.experiment, spec.opened.manifest, spec.seed
     )
     fitted: FitResult | None = None
-    n_test = 0
+    ids: tuple[str, ...] = ()
 
     def failed(error: str, *flags: str) -> None:
         known = fitted.flags if fitted else draw_flags(spec, draw)
-        write_failure(spec, Failure(error, (*known, *flags), draw, n_test), started_at)
+        write_failure(spec, Failure(error, (*known, *flags), draw, ids), started_at)
 
     try:
         warn_of_untrained_classes(spec, draw, models.progress)
@@ -204,7 +204,7 @@ def _execute(spec: FitSpec, models: ModelLoader) -> None:
         fitted = fit(spec, draw, model, work)
         for target in spec.missing():
             test = target.examples(spec.experiment.config.data.limit)
-            n_test = len(test)
+            ids = test.inputs.ids
             write_record(spec, fitted, evaluate(spec, fitted, target, test), started_at)
         leftovers.remove_work(work)
     except DivergedError as err:

@@ -12,6 +12,7 @@ from clipadapt.core.api.errors import RecordError, UnknownNameError
 from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.records.schema import Selection
+from clipadapt.core.report.comparisons import rank
 from clipadapt.core.report.summary import build_summary, render_summary
 from clipadapt.core.report.tables import build_table
 from clipadapt.core.scoring.metrics import compute_metrics
@@ -462,3 +463,41 @@ def test_an_unknown_format_is_named(store):
     save(store, "text/lora", right(6))
     with pytest.raises(UnknownNameError, match="unknown summary format 'md'"):
         render_summary(build_summary(store), "md")
+
+
+def test_rows_of_different_settings_share_no_letter_no_test_and_no_block(tmp_path):
+    store = RunStore(tmp_path)
+    together = {"method__setting": "transductive"}
+    save(store, "clip/zero_shot", right(20))
+    for shots in (1, 4):
+        save(store, "clip/coop", right(10), data__shots=shots)
+        save(store, "clip/together", right(10), data__shots=shots, **together)
+    save(store, "clip/other", right(40), data__shots=4, **together)
+
+    blocks = build_summary(store).blocks
+
+    found = {(b.setting, b.shots): [r.label for r in b.rows] for b in blocks}
+    assert found == {
+        ("inductive", 1): ["clip/coop", "clip/zero_shot"],
+        ("inductive", 4): ["clip/coop", "clip/zero_shot"],
+        ("transductive", 1): ["clip/together"],
+        ("transductive", 4): ["clip/together", "clip/other"],
+    }
+    assert all(len({r.row.setting for r in b.rows}) == 1 for b in blocks)
+    titles = [b.title for b in blocks if b.setting != "inductive"]
+    assert all(title.endswith(", transductive") for title in titles)
+    text = render_summary(build_summary(store))
+    assert "Rows of different settings are never compared." in text
+
+
+def test_rows_of_different_settings_are_not_compared_even_if_ranked_together(tmp_path):
+    store = RunStore(tmp_path)
+    save(store, "clip/coop", right(1))
+    save(store, "clip/together", right(40), method__setting="transductive")
+    rows = [r.row for b in build_summary(store).blocks for r in b.rows]
+
+    ranked, comparisons = rank(rows)
+
+    assert not comparisons
+    assert not any(r.best for r in ranked)
+    assert len({r.letters for r in ranked}) == len(ranked)

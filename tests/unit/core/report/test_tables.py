@@ -314,3 +314,23 @@ def test_recall_per_class_with_its_interval():
     assert lines[2].endswith("| c |")
     assert lines[3].startswith("| c | 10 | 50.0 [")
     assert lines[4] == "| none | 0 | - | - |"
+
+
+def test_a_setting_has_a_column_where_a_row_is_not_inductive():
+    runs = [run(1), run(2, method__name="clip/together", method__setting="transductive")]
+
+    header, *rows = markdown(runs)
+    text = render(build_table(runs))
+
+    assert {r[header.index("setting")] for r in rows} == {"inductive", "transductive"}
+    assert "Rows of different settings are never compared." in text
+    assert "setting" not in markdown(runs[:1])[0]
+    assert "Setting:" not in render(build_table(runs[:1]))
+    last = list(csv.DictReader(io.StringIO(render(build_table(runs), "csv"))))
+    assert {row["setting"] for row in last} == {"inductive", "transductive"}
+
+
+def test_runs_of_different_settings_are_never_averaged():
+    runs = [run(1, value=0.5), run(2, value=0.7, method__setting="online")]
+
+    assert [line.seeds for line in build_table(runs).lines] == [1, 1]

@@ -15,6 +15,7 @@ EXPECTED = {
     "lora": 184_320,
     "coop": 8_192,
     "clip_adapter": 131_072,
+    "clap": 512 * C,
     "taskres": 512 * C,
     "tip_adapter": 0,
     "tip_adapter_f": 512 * N,
@@ -23,6 +24,7 @@ EXPECTED = {
     "zero_shot": 0,
 }
 UNTRAINED: dict[str, dict[str, Any]] = {
+    "clap": {"epochs": 0, "views": 0},
     "lora": {"epochs": 0, "steps_per_shot": None},
     "tip_adapter": {"views": 0},
     "tip_adapter_f": {"views": 0, "epochs": 0},

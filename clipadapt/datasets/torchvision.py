@@ -1,8 +1,9 @@
 """Image datasets that torchvision downloads, by name: ``dtd``, ``eurosat``, ``oxford_iiit_pet`` and others.
 
-``NAME:DIR`` reads a dataset that torchvision has downloaded to the root ``DIR``. Splits are the published ones; without
-val, a fixed tenth of train is val; without any split (EuroSAT), the dataset is split 60/20/20 by the hash of the file
-name and flagged ``not_the_official_split``. Templates are CoOp's (``trainers/zsclip.py``).
+``NAME:DIR`` reads a dataset that torchvision has downloaded to the root ``DIR``; if ``DIR`` is CoOp's data folder, with
+CoOp's split file, it is the same as ``coop:NAME:DIR``. Splits are the published ones; without val, a fixed tenth of
+train is val; without any split (EuroSAT), the dataset is split 60/20/20 by the hash of the file name and flagged
+``not_the_official_split``. Templates are CoOp's (``trainers/zsclip.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from clipadapt.core.api.user_input import user_path
 from clipadapt.core.data.labelled import LabelledSet, make_split, split_by_hash
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.folders import cache_dir
+from clipadapt.datasets._coop import SETS, home_of, set_named
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._images import ImageFiles
@@ -36,6 +38,7 @@ from clipadapt.datasets._sets import (
     PHOTO,
     Facts,
 )
+from clipadapt.datasets.coop import open_coop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,12 +65,14 @@ class _Known:
         url: Address that is checked before the download starts.
         facts: Prompt, licence, citation and curated class names.
         splits: Arguments of that class for each published split; empty if there are no splits.
+        folder: Its folder in torchvision's root, if CoOp's layout has none of that name.
     """
 
     kind: str
     url: str
     facts: Facts
     splits: _Splits = field(default_factory=dict)
+    folder: str = ""
 
 
 _TRAIN_TEST: Final[_Splits] = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -103,6 +108,7 @@ KNOWN: Final[dict[str, _Known]] = {
         url=f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
         facts=DTD,
         splits=_ALL_THREE,
+        folder="dtd/dtd",
     ),
     "eurosat": _Known(
         kind="EuroSAT",
@@ -114,12 +120,14 @@ KNOWN: Final[dict[str, _Known]] = {
         url=f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
         facts=FGVC_AIRCRAFT,
         splits=_ALL_THREE,
+        folder="fgvc-aircraft-2013b",
     ),
     "flowers102": _Known(
         kind="Flowers102",
         url=f"{_OXFORD}/flowers/102/102flowers.tgz",
         facts=FLOWERS102,
         splits=_ALL_THREE,
+        folder="flowers-102",
     ),
     "food101": _Known(
         kind="Food101",
@@ -132,6 +140,7 @@ KNOWN: Final[dict[str, _Known]] = {
         url=f"{_OXFORD}/pets/data/images.tar.gz",
         facts=OXFORD_PETS,
         splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
+        folder="oxford-iiit-pet",
     ),
     "stl10": _Known(
         kind="STL10",
@@ -176,6 +185,8 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
     """
     given, _, folder = argument.strip().partition(":")
     name = {_plain(known): known for known in KNOWN}.get(_plain(given))
+    if set_named(given) is not None and (name is None or _is_coop(name, folder)):
+        return open_coop(argument, options)
     if name is None:
         raise _unknown(argument)
     known = KNOWN[name]
@@ -206,6 +217,15 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
         flags=() if known.splits else ("not_the_official_split",),
     )
     return Report().attached(data, left_out)
+
+
+def _is_coop(name: str, folder: str) -> bool:
+    """Return whether a folder has CoOp's copy of a dataset, with its split, and not torchvision's."""
+    coop_set = set_named(name)
+    if coop_set is None or not folder.strip() or not (root := user_path(folder)).is_dir():
+        return False
+    own = KNOWN[name].folder
+    return home_of(coop_set, root) is not None and not (own and (root / own).is_dir())
 
 
 def _open_splits(known: _Known, root: Path, name: str, **download: bool) -> dict[SplitName, Any]:
@@ -265,7 +285,7 @@ def _plain(name: str) -> str:
 
 def _unknown(argument: str) -> UnknownNameError:
     own = (name.partition("/")[2] for name in DATASETS.names("clip"))
-    names = sorted({*KNOWN, *own} - {"torchvision"})
+    names = sorted({*KNOWN, *SETS, *own} - {"torchvision"})
     hint = "list them with 'clipadapt ls datasets'"
     if user_path(argument).exists():
         hint = f"for a folder of your own images write folder:{argument}"

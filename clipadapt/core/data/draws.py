@@ -1,18 +1,22 @@
-"""Draws: the training and validation examples of one seed."""
+"""Draws: the training and validation examples of one seed, drawn, or listed in a file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core.api.data import Split, Task
+from clipadapt.core.api.data import Inputs, Split, Task, digest, thumbnail
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data import sampling
+from clipadapt.core.data.published_draws import too_few
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from clipadapt.core.api.data import SplitName
     from clipadapt.core.data.targets import Target
@@ -62,12 +66,17 @@ def draw_task(
         return target.split_of(name)
 
     train, val = part("train"), part("val")
+    fewer = False
     if manifest is not None:
-        train = _from_manifest(train, manifest, "train", target)
-        val = _from_manifest(val, manifest, "val", target)
+        both = train, val
+        train = _from_manifest(*both, manifest, "train", target)
+        val = _from_manifest(*both[::-1], manifest, "val", target)
+        fewer = _has_fewer(train, manifest, target, data)
     elif data.shots is not None:
         train, val, manifest = _few_shot(target, train, val, data, seed)
-    flags: tuple[str, ...] = ("allow_fewer",) if manifest is not None and manifest.fewer else ()
+    flags: tuple[str, ...] = ()
+    if manifest is not None and (manifest.fewer or fewer):
+        flags = ("allow_fewer",)
     names = target.classnames
     trained = range(len(names)) if train is None else np.unique(train.labels).tolist()
     untrained = tuple(names[c] for c in sorted(set(range(len(names))) - set(trained)))
@@ -128,18 +137,87 @@ def _few_shot(
 
 
 def _from_manifest(
-    split: Split[Any] | None, manifest: sampling.Manifest, role: sampling.Role, target: Target
+    split: Split[Any] | None,
+    other: Split[Any] | None,
+    manifest: sampling.Manifest,
+    role: sampling.Role,
+    target: Target,
 ) -> Split[Any] | None:
-    """Return the examples that a manifest lists, or None if it lists none."""
-    if not getattr(manifest, role):
+    """Return the examples that a manifest lists, or None if it lists none.
+
+    A published draw may take its val from what is train here, and the reverse: ``other`` is searched too.
+    """
+    wanted = getattr(manifest, role)
+    if not wanted:
         return None
+    if split is None and other is not None and set(wanted) <= set(other.inputs.ids):
+        split = other
     if split is None:
         raise DataError(
             f"the manifest draws from the split '{role}', but {target.dataset.name} has none"
             f"{_is_evaluated(target, role)}",
             hint="evaluate another split with --set evaluation.split=test",
         )
+    if other is not None and not set(wanted) <= set(split.inputs.ids):
+        split = _joined(split, other)
     return split.take(sampling.apply(manifest, split.inputs.ids, role=role))
+
+
+def _has_fewer(
+    train: Split[Any] | None, manifest: sampling.Manifest, target: Target, data: DataConfig
+) -> bool:
+    """Return whether classes have fewer training examples than the manifest's shots, beyond those it states itself.
+
+    Raises:
+        DataError: If so, and ``data.allow_fewer`` is not set.
+    """
+    labels = np.empty(0, dtype=np.int64) if train is None else train.labels
+    short = sampling.short_classes(labels, manifest.shots, target.classnames)
+    if len(short) <= len(manifest.fewer.get("train", {})):
+        return False
+    if not data.allow_fewer:
+        raise too_few("the manifest", manifest.shots, short, target)
+    return True
+
+
+class _Joined(Sequence[Any]):
+    """The examples of two sequences, one after the other."""
+
+    def __init__(self, first: Sequence[Any], second: Sequence[Any]) -> None:
+        self.both = (first, second)
+
+    def __len__(self) -> int:
+        return len(self.both[0]) + len(self.both[1])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        examples, at = self._at(index)
+        return examples[at]
+
+    def digest(self, index: int) -> bytes:
+        return digest(*self._at(index))
+
+    def thumbnail(self, index: int) -> NDArray[np.uint8]:
+        return thumbnail(*self._at(index))
+
+    def _at(self, index: int) -> tuple[Sequence[Any], int]:
+        first, second = self.both
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        at = index % len(self)
+        return (first, at) if at < len(first) else (second, at - len(first))
+
+
+def _joined(first: Split[Any], second: Split[Any]) -> Split[Any]:
+    return Split(
+        Inputs(
+            _Joined(first.inputs.examples, second.inputs.examples),
+            (*first.inputs.ids, *second.inputs.ids),
+        ),
+        np.concatenate([first.labels, second.labels]),
+        first.classnames,
+    )
 
 
 def _is_evaluated(target: Target, role: str) -> str:

@@ -128,7 +128,7 @@ class Manifest(StrictModel):
         version: Version of this format.
         dataset: Name of the dataset.
         dataset_sha256: Its fingerprint.
-        seed: Seed of the draw.
+        seed: Seed of the draw; None if it was made elsewhere.
         shots: Requested examples per class.
         train: Ids of the training examples.
         val: Ids of the validation examples.
@@ -139,7 +139,7 @@ class Manifest(StrictModel):
     version: Literal[1] = 1
     dataset: str
     dataset_sha256: str
-    seed: int
+    seed: int | None
     shots: PositiveInt
     train: tuple[str, ...]
     val: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class Manifest(StrictModel):
         *,
         dataset: str,
         dataset_sha256: str,
-        seed: int,
+        seed: int | None,
         shots: int,
         train: Sequence[str],
         val: Sequence[str] = (),

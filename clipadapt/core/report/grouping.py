@@ -125,9 +125,16 @@ def _settings(record: RunRecord) -> dict[str, Any]:
         "threads": record.environment.threads,
         "templates": list(evaluation.templates),
         "classnames": evaluation.classnames_sha256[:8],
-        "manifest": (record.data.manifest_sha256 or "")[:8] if manifest else None,
+        "manifest": _manifest(record, manifest),
         **dict(sorted(settings_that_affect_results(record.config).items())),
     }
+
+
+def _manifest(record: RunRecord, path: Any) -> str | None:
+    """Return the draw that the user gave; one file per seed is named by its pattern."""
+    if not path:
+        return None
+    return path if "{seed}" in path else (record.data.manifest_sha256 or "")[:8]
 
 
 def _distinguishing(

@@ -16,6 +16,8 @@ from clipadapt.core.api.user_input import user_path
 from clipadapt.core.data import sampling
 from clipadapt.core.data.classnames import classnames_sha256
 from clipadapt.core.data.draws import draw_task
+from clipadapt.core.data.index_files import read_draw
+from clipadapt.core.data.published_draws import manifest_of
 from clipadapt.core.data.targets import OpenDatasets, open_target
 from clipadapt.core.experiments.run_id import evaluation_part, fit_part
 from clipadapt.core.files.folders import check_writable
@@ -26,7 +28,7 @@ from clipadapt.core.runs.classes import class_columns
 from clipadapt.core.runs.order import order_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from clipadapt.core.api.method import Method
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from clipadapt.core.data.draws import Draw
     from clipadapt.core.data.targets import Target
     from clipadapt.core.experiments.config import Experiment
+    from clipadapt.core.experiments.settings import DataConfig
     from clipadapt.core.records.schema import RunRecord
 
 MAX_ATTEMPTS: Final = 2
@@ -54,7 +57,7 @@ class OpenExperiment:
         provider: Where the model comes from; None if the method needs no model.
         identity: Name and hash of the model; None if the method needs no model.
         store: Where records are written.
-        manifest: A few-shot draw given by the user, or None.
+        manifests: The few-shot draw that the user gave, by seed; empty if none was given.
         threads: Threads of the numeric libraries. The order of their sums depends on it, and so do the last bits.
     """
 
@@ -64,7 +67,7 @@ class OpenExperiment:
     provider: ModelProvider | None
     identity: ModelIdentity | None
     store: RunStore
-    manifest: sampling.Manifest | None
+    manifests: Mapping[int, sampling.Manifest]
     threads: int
 
     @property
@@ -102,7 +105,7 @@ class OpenExperiment:
         return schema.make_fit_id(fit=self._fit_part(seed))
 
     def _fit_part(self, seed: int) -> dict[str, Any]:
-        home, manifest = self.targets[0], self.manifest
+        home, manifest = self.targets[0], self.manifests.get(seed)
         shots = self.experiment.config.data.shots
         facts = {
             "data.sha256": home.dataset.fingerprint,
@@ -229,7 +232,7 @@ def open_experiment(
         provider=provider,
         identity=identity,
         store=RunStore(out),
-        manifest=_read_manifest(experiment, targets[0], progress),
+        manifests=_read_manifests(experiment, targets[0], progress),
         threads=config.threads or threads or default_threads(),
     )
     order_seed(experiment)  # an online method without one is refused before the first fit
@@ -245,7 +248,7 @@ def plan_fit(opened: OpenExperiment, seed: int) -> FitSpec:
     failures = {i: r.attempt for i, r in _records(opened, seed).items() if r.status == "failed"}
     if not opened.missing(seed):
         return FitSpec(opened, seed, None, failures)
-    draw = draw_task(opened.home, opened.experiment, opened.manifest, seed)
+    draw = draw_task(opened.home, opened.experiment, opened.manifests.get(seed), seed)
     opened.experiment.method.check(draw.task)
     return FitSpec(opened, seed, draw, failures)
 
@@ -312,25 +315,38 @@ def _open_targets(
     return tuple(targets)
 
 
-def _read_manifest(
+def _read_manifests(
     experiment: Experiment, home: Target, progress: Progress
-) -> sampling.Manifest | None:
-    """Read the few-shot draw that the user gave, if any."""
+) -> dict[int, sampling.Manifest]:
+    """Read the few-shot draw that the user gave, by seed; ``{seed}`` in the path stands for the seed."""
     data = experiment.config.data
     if data.manifest is None:
-        return None
-    manifest = sampling.Manifest.read(user_path(data.manifest))
-    if data.shots not in {None, manifest.shots}:
+        return {}
+    paths = {seed: data.manifest.replace("{seed}", str(seed)) for seed in experiment.config.seeds}
+    read = {
+        path: _read_manifest(path, data, home, progress) for path in dict.fromkeys(paths.values())
+    }
+    return {seed: read[path] for seed, path in paths.items()}
+
+
+def _read_manifest(
+    path: str, data: DataConfig, home: Target, progress: Progress
+) -> sampling.Manifest:
+    """Read the draw of an earlier run, or a few-shot index file."""
+    draw = read_draw(user_path(path))
+    if not isinstance(draw, sampling.Manifest):
+        return manifest_of(draw, home, data)
+    if data.shots not in {None, draw.shots}:
         raise ConfigError(
-            f"data.shots is {data.shots}, but the manifest has {manifest.shots} shots",
+            f"data.shots is {data.shots}, but the manifest has {draw.shots} shots",
             hint="remove data.shots; the manifest says what is drawn",
         )
-    if manifest.dataset_sha256 != home.dataset.fingerprint:
+    if draw.dataset_sha256 != home.dataset.fingerprint:
         progress.note(
-            f"warning: the manifest was drawn from another version of '{manifest.dataset}'; "
+            f"warning: the manifest was drawn from another version of '{draw.dataset}'; "
             "its ids are looked up in the current data"
         )
-    return manifest
+    return draw
 
 
 def _without_val(opened: OpenExperiment, progress: Progress) -> OpenExperiment:

@@ -188,7 +188,7 @@ def _execute(spec: FitSpec, models: ModelLoader) -> None:
     started_at = datetime.now(UTC)
     reset_peak_memory(spec.opened.device)
     draw = spec.draw or draw_task(
-        spec.opened.home, spec.experiment, spec.opened.manifest, spec.seed
+        spec.opened.home, spec.experiment, spec.opened.manifests.get(spec.seed), spec.seed
     )
     fitted: FitResult | None = None
     ids: tuple[str, ...] = ()

@@ -156,7 +156,7 @@ def test_the_type_of_a_device_is_in_the_id_and_its_number_is_not(tmp_path):
     def key(device):
         identity = ModelIdentity("m", "w", "fp32", device=device)
         opened = plan.OpenExperiment(
-            experiment, METHODS.get("clip/zero_shot"), (home,), None, identity, None, None, 1
+            experiment, METHODS.get("clip/zero_shot"), (home,), None, identity, None, {}, 1
         )
         return opened.fit_id(1)
 

@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"lr": 0.05, "views": 1, "beta_steps": 3, "alpha_steps": 3},
     ),
     "clap": ("clap", "clip", {"constraint": "l2_adaptative", "views": 0, "drop_last": False}),
+    "lp_plus_plus": ("lp_plus_plus", "clip", {"views": 0, "alpha_every": 1}),
     "clip_adapter": ("clip_adapter", "custom", {"drop_last": False, "augment": "crop_flip"}),
 }
 

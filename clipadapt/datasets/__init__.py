@@ -3,9 +3,24 @@
 DEFAULT = "torchvision"
 """File of the datasets that have no file of their own."""
 
+COLLECTIONS = ("coop",)
+"""Files that serve several published datasets: the name of the dataset follows, as in ``coop:dtd:DIR``."""
+
+_COOP = {
+    "Caltech101": "caltech101",
+    "DescribableTextures": "dtd",
+    "EuroSAT": "eurosat",
+    "FGVCAircraft": "fgvc_aircraft",
+    "Food101": "food101",
+    "OxfordFlowers": "flowers102",
+    "OxfordPets": "oxford_pets",
+    "StanfordCars": "stanford_cars",
+    "SUN397": "sun397",
+    "UCF101": "ucf101",
+}
 ALIASES = {
     "oxford_iiit_pet": "oxford_pets",
-    "oxford_flowers": "flowers102",
-    "describable_textures": "dtd",
+    **_COOP,
+    **{f"split_zhou_{name}.json": key for name, key in _COOP.items()},
 }
-"""Other names of a dataset -> its name in recipes: torchvision's, and those of CoOp's files."""
+"""Other names of a dataset -> its name in recipes, without regard to case and marks: torchvision's, and CoOp's."""

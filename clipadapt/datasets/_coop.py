@@ -204,9 +204,8 @@ def open_set(
 
 
 def _sizes(sizes: tuple[int, ...], n_classes: int) -> str:
-    return (
-        f"{', '.join(f'{n:,}' for n in sizes)} examples (train, val, test) of {n_classes} classes"
-    )
+    counts = " / ".join(f"{n:,}" for n in sizes)
+    return f"{counts} examples (train / val / test) of {n_classes} classes"
 
 
 def read_split(path: Path) -> dict[SplitName, list[Row]]:

@@ -64,7 +64,7 @@ def open_coop(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     if coop_set is None and (path := user_path(argument.strip() or ".")).is_file():
         return _by_file(path, options)
     if coop_set is None:
-        raise unknown("dataset", f"coop:{argument}", NAMES, hint="write coop:NAME:DIR")
+        raise unknown("dataset of CoOp", name, NAMES, hint="write coop:NAME:DIR")
     folder, has_query, query = given.partition("?")
     if has_query and not query.startswith("split="):
         raise DataError(

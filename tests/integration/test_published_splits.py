@@ -40,9 +40,9 @@ def data(tmp_path):
 def test_a_published_draw_is_one_row_of_the_table(cli, records, tiny_clip, data, tmp_path):
     index = tmp_path / "indices" / "shot_2-seed_{seed}.json"
     out = tmp_path / "runs"
-    found = records(
-        cli(*run("linear_probe-quick", tiny_clip, f"coop:dtd:{data}", out, "seeds=[1,2]", f"data.manifest={index}"))
-    )  # fmt: skip
+    settings = ["seeds=[1,2]", f"data.manifest={index}", "data.shots=2"]
+    words = run("linear_probe-quick", tiny_clip, f"coop:dtd:{data}", out, *settings)
+    found = records(cli(*words))
 
     for record in found:
         given = json.loads(
@@ -114,11 +114,11 @@ def test_wrong_files_are_one_clear_message(cli, tiny_clip, data, tmp_path):
     assert "28 of the 28 images in" in text
     assert "'Apply_Eye_Makeup/Apply_Eye_Makeup_001.jpg'" in text
 
-    text = refusal(f"coop:ucf101:{data}", f"data.manifest={index}")
+    text = refusal(f"coop:ucf101:{data}", f"data.manifest={index}", "data.shots=1")
     assert "2 of the 2 train paths in" in text
     assert "are not in ucf101:coop: 'data/dtd/images/banded/banded_002.jpg'" in text
 
-    text = refusal(f"coop:dtd:{data}", f"data.manifest={pickled}")
+    text = refusal(f"coop:dtd:{data}", f"data.manifest={pickled}", "data.shots=1")
     assert "is a pickle, which is not read because a pickle can run any program" in text
     assert "json.dump" in text
 
@@ -129,3 +129,14 @@ def test_wrong_files_are_one_clear_message(cli, tiny_clip, data, tmp_path):
 
     text = refusal(f"coop:dtd:{data}", f"data.manifest={data / 'dtd' / 'none.json'}")
     assert "cannot read the manifest" in text
+
+
+def test_the_protocols_read_coops_data_folder():
+    from clipadapt.core.experiments.sweep import load_protocol
+    from clipadapt.datasets._coop import SETS
+
+    transfer = load_protocol("cross_dataset")[1].eval_on
+    shift = load_protocol("domain_shift")[1].eval_on
+
+    assert set(transfer["coop:imagenet:*"]) == {f"coop:{name}:*" for name in SETS}
+    assert len(shift["coop:imagenet:*"]) == 4

@@ -192,11 +192,21 @@ def template_sets() -> Mapping[str, tuple[str, ...]]:
 def dataset_key(name: str, track: str) -> str:
     """Return the name of a dataset without its argument, spelled as its file: ``imagenet_v2`` for ``imagenet-v2:DIR``.
 
-    Two names of the same dataset, which the provider's package lists in ``ALIASES``, have the same key.
+    Two names of the same dataset, which the provider's package lists in ``ALIASES``, have the same key. A file that the
+    package lists in ``COLLECTIONS`` serves several datasets: the key of ``coop:dtd:DIR`` is ``dtd``.
     """
-    scheme = name.partition(":")[0].strip().replace("-", "_")
+    scheme, _, rest = name.strip().partition(":")
+    if scheme in (_stated_by(DATASETS.group, track, "COLLECTIONS") or ()):
+        scheme = rest.partition(":")[0].rpartition("/")[2]
+    scheme = scheme.strip().replace("-", "_")
     aliases = _stated_by(DATASETS.group, track, "ALIASES") or {}
-    return str(aliases.get(scheme, scheme))
+    known = {_plain(other): key for other, key in aliases.items()}
+    return str(known.get(_plain(scheme), scheme))
+
+
+def _plain(name: str) -> str:
+    """Return a name in lower case without marks."""
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def program(track: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.api.user_input import visible
 from clipadapt.core.data import sampling
 from clipadapt.core.data.index_files import plain_path
@@ -117,16 +117,17 @@ def too_few(what: str, shots: int, short: Mapping[str, int], target: Target) -> 
 def manifest_of(index: IndexFile, target: Target, data: DataConfig) -> sampling.Manifest:
     """Return the draw that a few-shot index file lists, with the ids of a dataset.
 
-    Paths are compared by their last components, see :class:`PathIndex`. The labels of
-    the file are only compared: two classes of the dataset must not have one label. Examples of classes that are not
-    trained on (``data.classes``) are left out.
+    Paths are compared by their last components, see :class:`PathIndex`. Labels in the file are only compared with the
+    dataset's: they must correspond one to one. Examples of classes that are not trained on (``data.classes``) are left
+    out.
 
     Args:
         index: The file.
         target: Dataset to train on, and its evaluation split.
-        data: The ``data`` section; without ``shots``, the shots are those of the largest class in the file.
+        data: The ``data`` section. It must have ``shots``, on which settings of a recipe may depend.
 
     Raises:
+        ConfigError: If ``data.shots`` is not set.
         DataError: If paths are not in the dataset or are in its evaluation split, an example is listed twice, labels
             contradict the dataset, or the file has fewer or more examples of a class than ``shots``.
     """
@@ -146,11 +147,16 @@ def manifest_of(index: IndexFile, target: Target, data: DataConfig) -> sampling.
     train, val = ([i for i in ids if chosen[0] <= labels[i] <= chosen[-1]] for ids in (train, val))
     rows = np.array([labels[i] - chosen[0] for i in train], dtype=np.int64)
     most = int(np.bincount(rows).max(initial=0))
-    shots = data.shots or max(most, 1)
+    shots = data.shots
+    if shots is None:
+        raise ConfigError(
+            f"data.shots is not set, and '{index.path}' does not state it",
+            hint=f"add --set data.shots={max(most, 1)}, the most examples that it lists of one class",
+        )
     if most > shots:
         raise DataError(
             f"data.shots is {shots}, but '{index.path}' lists {most} train examples of one class",
-            hint="remove data.shots, or use the file of that number of shots",
+            hint=f"use the file of {shots} shots, or --set data.shots={most}",
         )
     short = sampling.short_classes(rows, shots, target.classnames)
     if short and not data.allow_fewer:

@@ -168,8 +168,8 @@ def applied(lines: list[Line], raw: Mapping[str, Any], track: str) -> list[Line]
 
 def _shots_of(data: Mapping[str, Any]) -> int | None:
     """Return the number of shots of an experiment, None for full data or if it is not known."""
-    if data.get("manifest") is not None:
-        return _shots_in(data["manifest"])
+    if data.get("manifest") is not None and (stated := _shots_in(data["manifest"])) is not None:
+        return stated
     try:
         return _SHOTS.validate_python(data.get("shots"))
     except ValidationError:
@@ -177,7 +177,7 @@ def _shots_of(data: Mapping[str, Any]) -> int | None:
 
 
 def _shots_in(manifest: Any) -> int | None:
-    """Return the number of shots that the file of a draw states, None if it states none."""
+    """Return the number of shots that the file of a draw states; None if it states none, as few-shot index files."""
     try:
         content = json.loads(read_text(user_path(manifest), "manifest", MAX_MANIFEST_BYTES))
         return _SHOTS.validate_python(content["shots"])

@@ -33,7 +33,8 @@ class DataConfig(StrictModel):
         shots: Training examples per class; None takes the whole train and val splits.
         allow_fewer: Accept classes that have fewer examples than ``shots``.
         manifest: File with the draw of an earlier run, or a few-shot index file (JSON or JSON lines with paths of
-            images); it replaces the seed's own draw. ``{seed}`` in its path stands for the seed.
+            images); it replaces the seed's own draw. ``{seed}`` in its path stands for the seed. With an index file,
+            ``shots`` must be set.
         on_bad_image: Stop at an unreadable image, or leave it out and count it.
         classnames: File of class names, one per line in class order, that replace the dataset's own.
         templates: ``single`` (the dataset's own), ``7``, ``80`` (ImageNet ensembles), one template such as

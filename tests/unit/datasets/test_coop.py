@@ -56,7 +56,7 @@ def test_the_split_is_that_of_the_file(name, tmp_path):
         assert rows(data, part) == [[path, label] for path, label, _ in split[part]]
         assert data.split(part).inputs.examples[0].size == (8, 8)
     assert data.flags == ("not_the_official_split",)  # these tiny sizes are not the published ones
-    assert "12, 8, 8 examples (train, val, test) of 2 classes instead of" in data.notes[0]
+    assert "12 / 8 / 8 examples (train / val / test) of 2 classes instead of" in data.notes[0]
     for other in (
         f"{name}:{tmp_path}", f"coop:{name}:{home}", f"coop:{home / split_file}",
         f"coop:{split_file.split('_')[2].removesuffix('.json')}:{home}",

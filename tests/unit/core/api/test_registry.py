@@ -35,3 +35,23 @@ def test_the_first_package_of_a_track_keeps_it(another_package):
     registry.tracks.cache_clear()
 
     assert registry.tracks()["clip"].program == "clipadapt"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("imagenet-v2:/data", "imagenet_v2"),
+        ("oxford-iiit-pet", "oxford_pets"),
+        ("OxfordIIITPet:/data", "oxford_pets"),
+        ("coop:oxford_pets:/data", "oxford_pets"),
+        ("coop:OxfordFlowers:/data?split=/a/b.json", "flowers102"),
+        ("coop:/data/dtd/split_zhou_DescribableTextures.json", "dtd"),
+        ("coop:imagenet:/data", "imagenet"),
+        ("coop:caltech-101:/data", "caltech101"),
+        ("caltech101", "caltech101"),
+        ("FGVCAircraft", "fgvc_aircraft"),
+        ("folder:/coop/dtd", "folder"),
+    ],
+)
+def test_every_name_of_a_dataset_has_one_key(name, key):
+    assert registry.dataset_key(name, "clip") == key

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipadapt.core.api.data import Subset
-from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.data.draws import draw_task
 from clipadapt.core.data.index_files import Entry, IndexFile, read_draw
 from clipadapt.core.data.labelled import LabelledSet, make_split
@@ -212,8 +212,8 @@ def every(number, classes=CLASSES):
     return [(f"{c}/{number}.jpg", i) for i, c in enumerate(classes)]
 
 
-def options(**changes):
-    return DataConfig(name="pets", **changes)
+def options(shots=1, **changes):
+    return DataConfig(name="pets", shots=shots, **changes)
 
 
 def drawn(manifest, target, **changes):
@@ -224,7 +224,7 @@ def drawn(manifest, target, **changes):
 def test_the_draw_is_the_file(tmp_path):
     target = make_target()
 
-    manifest = manifest_of(listed(every(2) + every(1), every(5)), target, options())
+    manifest = manifest_of(listed(every(2) + every(1), every(5)), target, options(2))
 
     assert (manifest.shots, manifest.seed, manifest.fewer) == (2, None, {})
     assert manifest.train == tuple(p for p, _ in every(2) + every(1))
@@ -241,7 +241,7 @@ def test_examples_may_come_from_val_here_and_from_train():
     """A published draw may have another border between train and val; test is never touched."""
     target = make_target()
 
-    draw = drawn(manifest_of(listed(every(4) + every(1), every(3)), target, options()), target)
+    draw = drawn(manifest_of(listed(every(4) + every(1), every(3)), target, options(2)), target)
 
     train = draw.task.train
     assert train.inputs.ids == tuple(p for p, _ in every(4) + every(1))
@@ -281,18 +281,19 @@ def test_the_draw_of_half_of_the_classes(classes):
         (listed([("cat/1.jpg", "a"), ("cat/2.jpg", "b")]), {}, "gives the labels 'a' and 'b' to images of 'cat'"),
         (listed(every(1) + every(2)), {"shots": 1}, "data.shots is 1, but .* lists 2 train examples of one class"),
         (listed(every(1)), {"shots": 2}, "has fewer than 2 train examples of 4 of the 4 classes of pets: 'cat' has 1"),
+        (listed(every(1) + every(2)), {"shots": None}, r"data\.shots is not set, .*\n.*add --set data\.shots=2"),
         (listed(every(1)[:3]), {}, "has fewer than 1 train examples of 1 of the 4 classes of pets: 'eel' has 0"),
     ],
 )  # fmt: skip
 def test_a_draw_of_other_data(index, changes, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         manifest_of(index, make_target(), options(**changes))
 
 
 def test_fewer_examples_can_be_allowed():
     target = make_target()
 
-    manifest = manifest_of(listed(every(1) + every(2)[:1]), target, options(allow_fewer=True))
+    manifest = manifest_of(listed(every(1) + every(2)[:1]), target, options(2, allow_fewer=True))
 
     assert manifest.shots == 2
     assert manifest.fewer == {"train": {"dog": 1, "owl": 1, "eel": 1}}

@@ -23,6 +23,7 @@ EXPECTED = {
     "full_finetune": 86_192_640 + 513 * C,
     "wise_ft": 86_192_640 + 513 * C,
     "zero_shot": 0,
+    "transclip": 0,
 }
 UNTRAINED: dict[str, dict[str, Any]] = {
     "clap": {"epochs": 0, "views": 0},
@@ -32,6 +33,7 @@ UNTRAINED: dict[str, dict[str, Any]] = {
     "tip_adapter_f": {"views": 0, "epochs": 0},
     "wise_ft": {"epochs": 0, "alpha": 1.0},
     "zero_shot": {},
+    "transclip": {},
 }
 
 pytestmark = pytest.mark.slow

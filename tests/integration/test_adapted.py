@@ -295,6 +295,10 @@ def test_a_run_of_another_model_is_not_exported(wrong, cli, records, photos, tin
             "lora clip method.rank=4 method.lora_alfa=1",
             ["method.rank: Extra inputs are not permitted", "did you mean 'lora_alpha'?"],
         ),
+        ("zero_shot-dclip clip", ["the form dclip need a file", "set method.prompts.descriptions=FILE.json"]),
+        ("zero_shot clip method.prompts.descriptions=none.json", ["cannot read the descriptions file 'none.json'"]),
+        ("zero_shot clip method.prompts.form=gpt", ["method.prompts.form: Input should be 'cupl', 'dclip' or"]),
+        ("zero_shot clip method.prompts.combin=max", ["method.prompts.combin: Extra", "did you mean 'combine'?"]),
         (
             f"coop clip method.ctx_init={'a_photo_' * 60}",
             ["leave no room for a class name", "reads 77", "fewer words in method.ctx_init"],
@@ -346,3 +350,40 @@ def test_settings_that_do_not_fit(words, messages, wrong, tiny_models, photos, t
 
     for message in messages:
         assert message in text
+
+
+def test_descriptions_count_by_their_content(cli, wrong, tiny_clip, photos, sketches, tmp_path):
+    sentences = {name: [f"a {name} on a table", "used every day"] for name in COLOURS}
+    (tmp_path / "one.json").write_text(json.dumps(sentences))
+    (tmp_path / "two.json").write_text(json.dumps(sentences, indent=1))
+    lacking = {k: v for k, v in sentences.items() if k != "red_thing"}
+    (tmp_path / "less.json").write_text(json.dumps(lacking))
+    words = ["--set", f"model.name={tiny_clip}", "--set", f"data.name=folder:{photos}"]
+    words += [
+        "--set",
+        f"evaluation.also=[{{dataset: 'folder:{sketches}'}}]",
+        "--out",
+        tmp_path / "r",
+    ]
+
+    def given(name):
+        return [
+            "run",
+            "zero_shot-dclip",
+            *words,
+            "--set",
+            f"method.prompts.descriptions={tmp_path / name}",
+        ]
+
+    first, second = (
+        json.loads(cli(*given(name), "--json").out)["records"] for name in ("one.json", "two.json")
+    )
+    refused = wrong(*given("less.json"))
+
+    assert [r["run_id"] for r in first] == [r["run_id"] for r in second]
+    assert {r["status"] for r in first} == {"ok"}
+    assert len(list((tmp_path / "r").rglob("record.json"))) == 2
+    assert "less.json' has no entry for 1 of 3 classes: 'red thing'" in refused
+    (tmp_path / "one.json").unlink()
+    run = next((tmp_path / "r").rglob("record.json")).parent
+    assert cli("predict", run, photos / "test" / "red_thing" / "0.png").code == 0

@@ -22,9 +22,12 @@ from clipadapt.models import ImageTextModel
 from .parity import parity_dir
 
 
-def write_folder(target: Path) -> Path:
-    """Write the checkpoint, whole or compact, as an open_clip folder; return it."""
-    source = parity_dir("clip")
+def write_folder(target: Path, fixture: str = "clip") -> Path:
+    """Write the checkpoint beside a fixture as an open_clip folder; return it.
+
+    The compact one in the checkout has only the token embeddings that the fixtures beside it need.
+    """
+    source = parity_dir(fixture).parent / "clip"
     given: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     state = {k: np.asarray(v) for k, v in load_file(source / "model.safetensors").items()}
     if "token_embedding.rows" in state:

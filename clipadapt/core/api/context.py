@@ -100,6 +100,12 @@ class Services:
             self.progress.note(f"warning: {why}")
 
 
+def random_stream(seed: int, name: str) -> np.random.Generator:
+    """Return the named random stream of a seed; it is the same on every platform."""
+    raw = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(raw[:16], "little")))
+
+
 @dataclass(slots=True)
 class RunContext:
     """Everything a fit depends on beside backbone and task.
@@ -136,8 +142,7 @@ class RunContext:
 
     def rng(self, name: str) -> np.random.Generator:
         """Return the named random stream of this seed; it is the same on every platform."""
-        raw = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        return np.random.Generator(np.random.PCG64(int.from_bytes(raw[:16], "little")))
+        return random_stream(self.seed, name)
 
     def batches(
         self, stream: str, n: int, size: int, epoch: int, *, drop_last: bool = False

@@ -47,6 +47,13 @@ class MethodConfig(StrictModel):
             ConfigError: If they do not fit the task; the message says which would.
         """
 
+    def in_run_id(self) -> dict[str, Any]:
+        """Return the settings that identify a fit, as plain data; a file stands in it by its content, not its path.
+
+        A method overrides it to leave out a new key that is not used, so that existing ids stay valid.
+        """
+        return self.model_dump(mode="json")
+
 
 @runtime_checkable
 class Classifier(Protocol):

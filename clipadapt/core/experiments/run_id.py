@@ -29,7 +29,7 @@ def fit_part(experiment: Experiment, version: int, facts: Mapping[str, Any]) -> 
         ValueError: If the facts are not those declared.
     """
     effects = declarations(type(experiment.method))
-    settings = experiment.method.model_dump(mode="json")
+    settings = experiment.method.in_run_id()
     own = {key: value for key, value in settings.items() if effects[key].effect == "result"}
     method = {"name": experiment.method_name, "version": version, **own}
     return {**_part("fit", experiment, facts), "method": method}

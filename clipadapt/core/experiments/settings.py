@@ -227,10 +227,14 @@ def settings_that_affect_results(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Facts, such as the dtype or the sha256 of the data, stand for the other settings. A key that is missing in
     an old record has the value that ids omit, or None. Every key of the method counts, because the method is not
-    imported.
+    imported; one that is None is left out, as it is in records from before the key existed.
     """
     given = flatten(config)
-    found = {k: v for k, v in given.items() if k.startswith("method.") and k != "method.name"}
+    found = {
+        k: v
+        for k, v in given.items()
+        if k.startswith("method.") and k != "method.name" and v is not None
+    }
     for key, affects in declarations().items():
         if affects.effect == "result" and not affects.facts:
             found[key] = given.get(key, affects.omitted)

@@ -251,7 +251,7 @@ class _Loop:
         self.optimizer = _optimizer(torch, self.parameters, config)
         self.state = _State()
         self.best: dict[str, torch.Tensor] = {}
-        self.key = self._key()  # computed here because it covers the initial values
+        self.key = fit_key(objective, config, ctx, self.steps)  # it covers the initial values
         self.saved_at = time.monotonic()
         self.warned = False  # whether the user was warned that checkpoints cannot be written
 
@@ -382,17 +382,6 @@ class _Loop:
 
     # ------------------------------------------------------------ checkpoints
 
-    def _key(self) -> str:
-        import torch
-
-        own = self.objective
-        facts = [own.name, self.config.model_dump(mode="json"), self.ctx.seed, self.steps, own.n]
-        shapes = [(n, tuple(p.shape)) for n, p in own.tensors.items()]
-        starts = _fingerprint({n: p.detach().cpu() for n, p in own.tensors.items()})
-        more = [own.every, own.max_batches, own.prefer_last]
-        whole = [*facts, *more, shapes, starts, own.key, str(torch.__version__)]
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
     def _path(self) -> Path:
         return self.ctx.work_dir / CHECKPOINT
 
@@ -496,6 +485,21 @@ def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def fit_key(
+    objective: Objective, config: TrainingConfig, ctx: RunContext, steps: int | None
+) -> str:
+    """Return a hash of everything that a fit depends on, with the current values as the initial ones."""
+    import torch
+
+    own = objective
+    facts = [own.name, config.model_dump(mode="json"), ctx.seed, steps, own.n]
+    shapes = [(n, tuple(p.shape)) for n, p in own.tensors.items()]
+    starts = _fingerprint({n: p.detach().cpu() for n, p in own.tensors.items()})
+    more = [own.every, own.max_batches, own.prefer_last]
+    whole = [*facts, *more, shapes, starts, own.key, str(torch.__version__)]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def key_of(model: Backbone, task: Task[Any]) -> str:

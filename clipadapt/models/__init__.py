@@ -26,7 +26,8 @@ DEFAULT: Final = "openclip"
 
 Tower = Literal["image", "text"]
 Layer = str
-"""``output``, ``projected``, ``pre_projection``, or in the image tower ``unit:K``, the input of its unit ``K``."""
+"""``output``, ``projected``, ``pre_projection``, or in the image tower ``unit:K``, the input of its unit ``K``, and
+``attention`` in a ResNet, what the projection of its attention pooling reads."""
 PromptPosition = Literal["end", "middle", "front"]
 
 
@@ -43,6 +44,21 @@ class PortableCode:
     lines: str
     notes: tuple[str, ...]
     preprocessing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """The linear projection of an image tower: projected features are ``x @ weight + bias``.
+
+    Attributes:
+        layer: Layer of the features ``x`` that it reads, of width ``W``.
+        weight: Shape ``(W, D)``, float32; a copy.
+        bias: Shape ``(D,)``, or None.
+    """
+
+    layer: Layer
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
 
 
 @runtime_checkable
@@ -193,6 +209,19 @@ class ImageTextModel(Backbone, Protocol):
             layer: Which features.
             saved: Whether the model is in the folder, as :meth:`save_folder` writes it.
             adapter: Whether the folder holds a PEFT adapter of the model.
+        """
+        ...
+
+
+@runtime_checkable
+class ProjectionTunable(ImageTextModel, Protocol):
+    """A model whose image features come from a linear projection that may be trained."""
+
+    def image_projection(self) -> Projection:
+        """Return a copy of the projection.
+
+        Raises:
+            ModelError: If this model has none; families differ.
         """
         ...
 

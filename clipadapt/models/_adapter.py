@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 
 from clipadapt.core.files import hardware, identity
-from clipadapt.models import PortableCode, _attention, _prompts, _snippet, _sources
+from clipadapt.models import (
+    PortableCode,
+    _attention,
+    _projection,
+    _prompts,
+    _snippet,
+    _sources,
+)
 from clipadapt.models._build import RANDOM_SEED, build, cast_weights
 from clipadapt.models._encode import Towers
 from clipadapt.models._features import Features, Request
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.context import Services
     from clipadapt.core.api.data import Inputs
     from clipadapt.core.api.model import ModelIdentity
-    from clipadapt.models import Layer, PromptPosition, Tower
+    from clipadapt.models import Layer, Projection, PromptPosition, Tower
     from clipadapt.models._tokenize import Tokenizer
 
 
@@ -133,6 +140,14 @@ class OpenClipModel:
     ) -> torch.Tensor:
         """Continue from the result of ``encode_image(pixels, f"unit:{unit}")``; float32 ``(n, D)``."""
         return self._towers.encode_image_from(states, unit, layer, fast=self.services.fast)
+
+    def image_projection(self) -> Projection:
+        """Return a copy of the linear projection of the image tower, float32.
+
+        Raises:
+            ModelError: If the image tower does not end in one.
+        """
+        return _projection.of(self._net.visual, self.name)
 
     # ---------------------------------------------------------------- texts
 

@@ -12,7 +12,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipadapt.core.api.errors import ModelError
-from clipadapt.models import _blocks
+from clipadapt.models import _blocks, _projection
 from clipadapt.models._text_tower import CausalTextTower
 from clipadapt.tensor.devices import torch_dtype
 
@@ -40,6 +40,8 @@ class Towers:
         x = self._cast(pixels)
         if layer == "pre_projection":
             return self._before_projection(x, fast=fast).float()
+        if layer == _projection.ATTENTION:
+            return _projection.before_projection(self.net.visual, x).float()
         if layer.startswith(_blocks.PREFIX):
             for unit in self.units(fast=fast)[: int(layer.removeprefix(_blocks.PREFIX))]:
                 x = unit.run(x)

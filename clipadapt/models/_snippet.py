@@ -9,7 +9,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipadapt.core.api.errors import ModelError
-from clipadapt.models import _names
+from clipadapt.models import _names, _projection
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +142,13 @@ def _features(visual: Any, layer: Layer) -> list[str]:
         return ["x = model.encode_image(pixels)"]
     if isinstance(visual, VisionTransformer):
         return ["model.visual.proj = None  # what the projection reads", "x = model.visual(pixels)"]
+    if isinstance(visual, ModifiedResNet) and layer == _projection.ATTENTION:
+        return [
+            "projection = model.visual.attnpool.c_proj  # replaced by the identity",
+            "projection.weight = torch.nn.Parameter(torch.eye(projection.in_features))",
+            "projection.bias = torch.nn.Parameter(torch.zeros(projection.in_features))",
+            "x = model.visual(pixels)",
+        ]
     if isinstance(visual, TimmModel):
         return [
             "x = model.visual.trunk(pixels)  # what the projection reads",

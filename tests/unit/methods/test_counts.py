@@ -17,6 +17,7 @@ EXPECTED = {
     "clip_adapter": 131_072,
     "clap": 512 * C,
     "lp_plus_plus": 514 * C,
+    "prolip": 768 * 512,
     "taskres": 512 * C,
     "tip_adapter": 0,
     "tip_adapter_f": 512 * N,
@@ -28,6 +29,7 @@ EXPECTED = {
 UNTRAINED: dict[str, dict[str, Any]] = {
     "clap": {"epochs": 0, "views": 0},
     "lp_plus_plus": {"epochs": 0, "views": 0},
+    "prolip": {"epochs": 0, "views": 0},
     "lora": {"epochs": 0, "steps_per_shot": None},
     "tip_adapter": {"views": 0},
     "tip_adapter_f": {"views": 0, "epochs": 0},

@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "clap": ("clap", "clip", {"constraint": "l2_adaptative", "views": 0, "drop_last": False}),
     "lp_plus_plus": ("lp_plus_plus", "clip", {"views": 0, "alpha_every": 1}),
+    "prolip": ("prolip", "hf", {"views": 2, "lr": 1e-3}),
     "clip_adapter": ("clip_adapter", "custom", {"drop_last": False, "augment": "crop_flip"}),
 }
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from clipadapt.core.api.context import random_stream
 from clipadapt.core.api.data import Inputs
+from clipadapt.core.api.effects import Affects
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.strict import StrictModel
 from clipadapt.core.api.user_input import read_text, shown, user_path
@@ -74,7 +75,10 @@ class PromptsConfig(StrictModel):
     """
 
     form: Form = "cupl"
-    descriptions: Annotated[str, Field(min_length=1)] | None = None
+    descriptions: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Affects("result", facts=("fit.method.prompts.descriptions",)),
+    ] = None
     combine: Combine | None = None
     with_templates: bool = False
     start: str | None = None
@@ -206,8 +210,8 @@ class Words:
         if missing:
             raise ConfigError(
                 f"the descriptions file '{file}' has no entry for {_listed(missing, len(classnames))}",
-                hint=f"add them, or set data.classnames to the names in the file: "
-                f"{', '.join(list(self.descriptions)[:MAX_SHOWN])}, ...",
+                hint=f"add them, or set data.classnames to names in the file, such as "
+                f"{', '.join(list(self.descriptions)[:MAX_SHOWN])}",
             )
         empty = [name for name in classnames if not any(map(str.strip, self.of_class(name)))]
         if empty and self.config.form == "cupl":

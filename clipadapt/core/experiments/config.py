@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from clipadapt.core.api.effects import model_within
+from clipadapt.core.api.effects import declared, find_field, model_within
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.api.registry import DEFAULT_TRACK, METHODS, program, track_of, tracks
@@ -62,7 +62,8 @@ class Experiment:
     def deviations(self) -> tuple[str, ...]:
         """The recipe's deviations, and each setting of the method that differs from the recipe.
 
-        The precision and the templates count as settings of the method if its recipe sets them.
+        The precision and the templates count as settings of the method if its recipe sets them. A file of the user's
+        does not, if the recipe has a place for it.
         """
         part_of_it = {k for k in ("model.precision", "data.templates") if k in self.stated}
         own = [
@@ -73,8 +74,15 @@ class Experiment:
             and key != "method.name"
             and origin != "default"
             and lines.file_of(origin) != self.recipe
+            and not (key in self.stated and self._is_input(key))
         ]
         return (*self.config.recipe.deviations, *own)
+
+    def _is_input(self, key: str) -> bool:
+        """Return whether a key of the method names data of the user, which the run id knows by their content."""
+        found = find_field(type(self.method), key.removeprefix("method."))
+        affects = declared(found) if found is not None and key.startswith("method.") else None
+        return affects is not None and bool(affects.facts)
 
     @property
     def lines(self) -> tuple[str, ...]:

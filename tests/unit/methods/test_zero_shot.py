@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.experiments import config as experiments
 from clipadapt.methods import _descriptions
 from clipadapt.methods._descriptions import PromptsConfig, Words, phrase, random_texts
 from clipadapt.methods.zero_shot import ZeroShot, ZeroShotConfig
@@ -204,3 +205,14 @@ def test_the_run_id_has_the_content_of_the_file_and_not_its_path(write):
 
     assert ids[0] == ids[1] != ids[2]
     assert ZeroShotConfig().in_run_id() == {"logit_scale": None}  # ids from before are still valid
+
+
+def test_the_file_is_a_deviation_only_where_the_recipe_has_no_place_for_it(write):
+    words = ["data.name=synthetic", f"method.prompts.descriptions={write()}"]
+    cupl = experiments.load(["zero_shot-cupl"], [*words, "method.prompts.with_templates=true"])
+    other = experiments.load(["zero_shot"], words)
+
+    assert cupl.deviations[len(cupl.config.recipe.deviations) :] == (
+        "method.prompts.with_templates=True (--set)",
+    )
+    assert other.deviations[-1].startswith("method.prompts.descriptions=")

@@ -194,6 +194,7 @@ def open_set(
         name=f"{coop_set.name}:coop",
         classnames=prompts,
         templates=(coop_set.facts.template,),
+        template_sets=coop_set.facts.template_sets,
         licence=coop_set.facts.licence,
         citation=f"{coop_set.facts.citation}; split of K. Zhou et al., IJCV 2022, arXiv:2109.01134",
         source=DATASETS_MD,

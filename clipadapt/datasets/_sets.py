@@ -3,7 +3,8 @@
 Templates are CoOp's (``CUSTOM_TEMPLATES`` in ``trainers/zsclip.py`` of the official code, commit ff61507), which the
 papers after it use. So are the class names where the folders of a dataset have others (``NEW_CNAMES`` in
 ``datasets/eurosat.py`` and ``datasets/caltech101.py``); all others are the dataset's own, with ``_`` replaced by a
-space.
+space. Ensembles are those of the CLIP paper (``data/prompts.md`` of the official code, commit 04f4dc2), without its
+class names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PHOTO: Final = PHOTO_TEMPLATES[0]
+_EACH: Final = ("a", "the")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +30,58 @@ class Facts:
         licence: Licence of the images.
         citation: The paper.
         renamed: Name of a class in the files -> its name in prompts, where they differ.
+        ensemble: The CLIP paper's templates; empty if it has none.
     """
 
     template: str
     licence: str
     citation: str
     renamed: Mapping[str, str] = field(default_factory=dict)
+    ensemble: tuple[str, ...] = ()
+
+    @property
+    def template_sets(self) -> dict[str, tuple[str, ...]]:
+        """The named sets of templates of the dataset."""
+        return {"clip": self.ensemble} if self.ensemble else {}
 
     def prompt_name(self, name: str) -> str:
         """Return the name of a class in prompts."""
         return self.renamed.get(name, name).replace("_", " ")
 
 
+CIFAR_ENSEMBLE: Final = tuple(
+    form.replace("A", article)
+    for article in _EACH
+    for form in (
+        "a photo of A {}.", "a blurry photo of A {}.", "a black and white photo of A {}.",
+        "a low contrast photo of A {}.", "a high contrast photo of A {}.", "a bad photo of A {}.",
+        "a good photo of A {}.", "a photo of A small {}.", "a photo of A big {}.",
+    )
+)  # fmt: skip
+STL10_ENSEMBLE: Final = tuple(f"a photo of {article} {{}}." for article in _EACH)
+_CALTECH101_ENSEMBLE: Final = tuple(
+    form.replace("A", article)
+    for article in _EACH
+    for form in (
+        "a photo of A {}.",
+        "a painting of A {}.",
+        "A plastic {}.",
+        "a sculpture of A {}.",
+        "a sketch of A {}.",
+        "a tattoo of A {}.",
+        "A toy {}.",
+        "a rendition of A {}.",
+        "A embroidered {}.",
+        "A cartoon {}.",
+        "A {} in a video game.",
+        "A plushie {}.",
+        "A origami {}.",
+        "art of A {}.",
+        "graffiti of A {}.",
+        "a drawing of A {}.",
+        "a doodle of A {}.",
+    )
+)  # fmt: skip
 CALTECH101: Final = Facts(
     template=PHOTO,
     licence="CC BY 4.0",
@@ -50,11 +92,17 @@ CALTECH101: Final = Facts(
         "Leopards": "leopard",
         "Motorbikes": "motorbike",
     },
+    ensemble=_CALTECH101_ENSEMBLE,
 )
 DTD: Final = Facts(
     template="{} texture.",
     licence="for research purposes (stated by the authors)",
     citation="M. Cimpoi et al., Describing Textures in the Wild, CVPR 2014",
+    ensemble=tuple(
+        f"a photo of {article} {{}} {kind}."
+        for article in _EACH
+        for kind in ("texture", "pattern", "thing", "object")
+    ),
 )
 EUROSAT: Final = Facts(
     template="a centered satellite photo of {}.",
@@ -71,41 +119,62 @@ EUROSAT: Final = Facts(
         "Residential": "Residential Buildings",
         "SeaLake": "Sea or Lake",
     },
+    ensemble=(
+        "a centered satellite photo of {}.",
+        "a centered satellite photo of a {}.",
+        "a centered satellite photo of the {}.",
+    ),
 )
 FGVC_AIRCRAFT: Final = Facts(
     template="a photo of a {}, a type of aircraft.",
     licence="non-commercial research (stated by the authors)",
     citation="S. Maji et al., Fine-Grained Visual Classification of Aircraft, 2013, arXiv:1306.5151",
+    ensemble=tuple(f"a photo of {article} {{}}, a type of aircraft." for article in _EACH),
 )
 FLOWERS102: Final = Facts(
     template="a photo of a {}, a type of flower.",
     licence="unknown (none stated by the authors)",
     citation="M.-E. Nilsback and A. Zisserman, Automated Flower Classification over a Large Number of "
     "Classes, ICVGIP 2008",
+    ensemble=("a photo of a {}, a type of flower.",),
 )
 FOOD101: Final = Facts(
     template="a photo of {}, a type of food.",
     licence="unknown (images from foodspotting.com; scientific fair use, stated by the authors)",
     citation="L. Bossard et al., Food-101: Mining Discriminative Components with Random Forests, ECCV 2014",
+    ensemble=("a photo of {}, a type of food.",),
 )
 OXFORD_PETS: Final = Facts(
     template="a photo of a {}, a type of pet.",
     licence="CC BY-SA 4.0",
     citation="O. M. Parkhi et al., Cats and Dogs, CVPR 2012",
+    ensemble=("a photo of a {}, a type of pet.",),
 )
 STANFORD_CARS: Final = Facts(
     template=PHOTO,
     licence="non-commercial research (stated by the authors)",
     citation="J. Krause et al., 3D Object Representations for Fine-Grained Categorization, ICCV Workshops 2013",
+    ensemble=(
+        *(f"a photo of {whose} {{}}." for whose in ("a", "the", "my")),
+        "i love my {}!",
+        *(f"a photo of my {kind} {{}}." for kind in ("dirty", "clean", "new", "old")),
+    ),
 )
 SUN397: Final = Facts(
     template=PHOTO,
     licence="for research purposes (stated by the authors)",
     citation="J. Xiao et al., SUN Database: Large-scale Scene Recognition from Abbey to Zoo, CVPR 2010",
+    ensemble=tuple(f"a photo of {article} {{}}." for article in _EACH),
 )
 UCF101: Final = Facts(
     template="a photo of a person doing {}.",
     licence="unknown (none stated by the authors)",
     citation="K. Soomro et al., UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild, 2012, "
     "arXiv:1212.0402",
+    ensemble=tuple(
+        f"a {kind} of {article} person {verb}{{}}."
+        for verb in ("", "using ", "doing ", "during ", "performing ", "practicing ")
+        for article in _EACH
+        for kind in ("photo", "video", "example", "demonstration")
+    ),
 )

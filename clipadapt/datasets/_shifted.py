@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet
 from clipadapt.datasets._folders import existing_folder
-from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, TEMPLATES_80
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders, wnid_folders
 
@@ -105,6 +105,7 @@ def variant_of(
         name=variant.name,
         classnames=test.classnames,
         templates=PHOTO_TEMPLATES,
+        template_sets={"clip": TEMPLATES_80},
         licence=variant.licence,
         citation=variant.citation,
         source=variant.source,

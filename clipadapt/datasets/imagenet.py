@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.labelled import LabelledSet
 from clipadapt.datasets._folders import existing_folder
-from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, WNIDS
+from clipadapt.datasets._imagenet import PHOTO_TEMPLATES, TEMPLATES_80, WNIDS
 from clipadapt.datasets._published import val_as_test
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import imagenet_names, locate, read_folders
@@ -71,6 +71,7 @@ def open_imagenet(argument: str, options: DatasetOptions, /) -> LabelledSet[Imag
         name="imagenet",
         classnames=classnames,
         templates=PHOTO_TEMPLATES,
+        template_sets={"clip": TEMPLATES_80},
         licence="ImageNet's terms: non-commercial research",
         citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015, "
         "arXiv:1409.0575",

@@ -29,6 +29,7 @@ from clipadapt.datasets._images import ImageFiles
 from clipadapt.datasets._published import SHARES, VAL_SHARES, by_split, without_unreadable
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._sets import (
+    CIFAR_ENSEMBLE,
     DTD,
     EUROSAT,
     FGVC_AIRCRAFT,
@@ -36,6 +37,7 @@ from clipadapt.datasets._sets import (
     FOOD101,
     OXFORD_PETS,
     PHOTO,
+    STL10_ENSEMBLE,
     Facts,
 )
 from clipadapt.datasets.coop import open_coop
@@ -90,6 +92,7 @@ KNOWN: Final[dict[str, _Known]] = {
             template=PHOTO,
             licence="unknown (none stated by the authors)",
             citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+            ensemble=CIFAR_ENSEMBLE,
         ),
         splits={"train": {"train": True}, "test": {"train": False}},
     ),
@@ -100,6 +103,7 @@ KNOWN: Final[dict[str, _Known]] = {
             template=PHOTO,
             licence="unknown (none stated by the authors)",
             citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+            ensemble=CIFAR_ENSEMBLE,
         ),
         splits={"train": {"train": True}, "test": {"train": False}},
     ),
@@ -150,6 +154,7 @@ KNOWN: Final[dict[str, _Known]] = {
             licence="unknown (none stated by the authors)",
             citation="A. Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, "
             "AISTATS 2011",
+            ensemble=STL10_ENSEMBLE,
         ),
         splits=_TRAIN_TEST,
     ),
@@ -210,6 +215,7 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
         name=name,
         classnames=classnames,
         templates=(known.facts.template,),
+        template_sets=known.facts.template_sets,
         licence=known.facts.licence,
         citation=known.facts.citation,
         source=known.url,

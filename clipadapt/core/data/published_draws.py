@@ -32,13 +32,12 @@ class PathIndex:
     """
 
     def __init__(self, ids: Iterable[str]) -> None:
-        self.parts = {id_: plain_path(id_).split("/") for id_ in ids}
+        self.ids = {plain_path(id_): id_ for id_ in ids}
         self._by_depth: dict[int, dict[str, str | None]] = {}
-        longest = max(map(len, self.parts.values()), default=1)
+        self.longest = 1 + max((path.count("/") for path in self.ids), default=0)
         self.depth = next(
-            (d for d in range(1, longest) if None not in self._at(d).values()), longest
+            (d for d in range(1, self.longest) if None not in self._at(d).values()), self.longest
         )
-        self.longest = longest
 
     def find(self, path: str) -> str | None:
         """Return the id of a path, or None."""
@@ -50,23 +49,24 @@ class PathIndex:
                 return self._at(depth)[end]
         return None
 
-    def rest(self, path: str, id_: str) -> tuple[str, str]:
-        """Return what precedes the common end of a path and an id."""
-        ours, theirs = path.split("/"), self.parts[id_]
-        n = 0
-        while n < min(len(ours), len(theirs)) and ours[-1 - n] == theirs[-1 - n]:
-            n += 1
-        return "/".join(ours[: len(ours) - n]), "/".join(theirs[: len(theirs) - n])
-
     def _at(self, depth: int) -> dict[str, str | None]:
         """Return ids by their last components; None where several have the same."""
         if depth not in self._by_depth:
             found: dict[str, str | None] = {}
-            for id_, parts in self.parts.items():
-                end = "/".join(parts[-depth:])
+            for path, id_ in self.ids.items():
+                end = "/".join(path.rsplit("/", depth)[-depth:])
                 found[end] = None if end in found else id_
             self._by_depth[depth] = found
         return self._by_depth[depth]
+
+
+def before_common_end(path: str, id_: str) -> tuple[str, str]:
+    """Return what precedes the common last components of a path and an id."""
+    ours, theirs = path.split("/"), plain_path(id_).split("/")
+    n = 0
+    while n < min(len(ours), len(theirs)) and ours[-1 - n] == theirs[-1 - n]:
+        n += 1
+    return "/".join(ours[: len(ours) - n]), "/".join(theirs[: len(theirs) - n])
 
 
 def find_all(
@@ -85,13 +85,13 @@ def find_all(
     found = [(path, index.find(path)) for path in paths]
     pairs: dict[str, Counter[tuple[str, str]]] = {}
     for path, id_ in found:
-        if id_ is not None and all(pair := index.rest(path, id_)):
+        if id_ is not None and all(pair := before_common_end(path, id_)):
             pairs.setdefault(split_of[id_], Counter())[pair] += 1
     usual = {split: counts.most_common(1)[0][0] for split, counts in pairs.items()}
     return [
         id_
         if id_ is not None
-        and (not all(pair := index.rest(path, id_)) or pair == usual[split_of[id_]])
+        and (not all(pair := before_common_end(path, id_)) or pair == usual[split_of[id_]])
         else None
         for path, id_ in found
     ]

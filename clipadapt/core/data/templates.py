@@ -23,21 +23,23 @@ def read_templates(
 
     Args:
         choice: ``single`` (the dataset's own), the name of a set, one template, or a file with one per line.
-        dataset: The dataset evaluated.
-        sets: Named sets of templates.
+        dataset: The dataset evaluated; it may have ``template_sets`` of its own.
+        sets: Named sets of templates for any dataset.
 
     Raises:
         DataError: If the file cannot be read or is empty, or a template does not have exactly one ``{}``.
     """
     if choice == "single":
         return tuple(dataset.templates)
+    sets = {**sets, **getattr(dataset, "template_sets", {})}
     if choice in sets:
-        return sets[choice]
+        return tuple(sets[choice])
     if choice.count("{}") == 1:
         return (choice,)
     if not user_path(choice).exists():
         raise DataError(
-            f"no templates '{choice}'; accepted: {', '.join(('single', *sets))}, a template with '{{}}', or a file",
+            f"no templates '{choice}' for {dataset.name}; accepted: {', '.join(('single', *sets))}, a template with "
+            "'{}', or a file",
             hint="write a file with one template per line, such as 'a photo of a {}.'",
         )
     lines = read_lines(choice, "templates")

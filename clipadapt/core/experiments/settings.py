@@ -37,8 +37,8 @@ class DataConfig(StrictModel):
             ``shots`` must be set.
         on_bad_image: Stop at an unreadable image, or leave it out and count it.
         classnames: File of class names, one per line in class order, that replace the dataset's own.
-        templates: ``single`` (the dataset's own), ``7``, ``80`` (ImageNet ensembles), one template such as
-            ``a photo of a {}.``, or a file, one per line.
+        templates: ``single`` (the dataset's own), ``clip`` (the CLIP paper's for the dataset), ``7``, ``80`` (ImageNet
+            ensembles), one template such as ``a photo of a {}.``, or a file, one per line.
         limit: Evaluate on at most this many examples, a fixed draw by id.
         classes: Train and evaluate on ``all`` classes, on the ``base`` classes (the first half, rounded up) or on
             the ``new`` ones (the rest), with labels counted from 0.

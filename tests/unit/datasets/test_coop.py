@@ -11,6 +11,7 @@ from clipadapt.core.api.data import DatasetOptions
 from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, UnknownNameError
 from clipadapt.core.api.registry import DATASETS
 from clipadapt.core.data.sampling import base_new_classes
+from clipadapt.core.data.templates import read_templates
 from clipadapt.datasets._coop import SETS
 from clipadapt.datasets._imagenet import CLASSNAMES, WNIDS
 from clipadapt.datasets._sets import Facts
@@ -243,3 +244,26 @@ def test_imagenet_takes_the_class_names_of_coop(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         opened(f"coop:imagenet:{tmp_path}")
+
+
+def test_the_templates_of_the_clip_paper(tmp_path):
+    sizes = {
+        "caltech101": 34, "oxford_pets": 1, "stanford_cars": 8, "flowers102": 1, "food101": 1, "fgvc_aircraft": 2,
+        "sun397": 2, "dtd": 8, "eurosat": 3, "ucf101": 48,
+    }  # fmt: skip
+    for coop_set in SETS.values():
+        templates = coop_set.facts.template_sets["clip"]
+        assert len(set(templates)) == len(templates) == sizes[coop_set.name]
+        assert all(t.count("{}") == 1 and "A " not in t for t in templates)
+    assert SETS["caltech101"].facts.ensemble[-7] == "the {} in a video game."
+    assert SETS["ucf101"].facts.ensemble[13] == "a video of the person using {}."
+    assert SETS["dtd"].facts.ensemble[6] == "a photo of the {} thing."
+
+    coop_layout.make(tmp_path, "dtd")
+    data = opened(f"coop:dtd:{tmp_path}")
+    assert read_templates("clip", data, {"7": ()}) == SETS["dtd"].facts.ensemble
+    assert read_templates("single", data, {}) == ("{} texture.",)
+    with pytest.raises(
+        DataError, match=r"no templates 'clip' for synthetic:2x1; accepted: single, 7, a template"
+    ):
+        read_templates("clip", opened("synthetic:2x1"), {"7": ()})

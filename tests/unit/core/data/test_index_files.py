@@ -158,7 +158,7 @@ def test_the_command_of_the_hint_converts_a_pickle_of_coop(tmp_path):
 
 def test_paths_are_compared_by_their_last_components():
     index = PathIndex(["images/cat/1.jpg", "images/dog/1.jpg", "images/dog/2.jpg"])
-    split_of = dict.fromkeys(index.parts, "train")
+    split_of = dict.fromkeys(index.ids.values(), "train")
 
     def find(*paths):
         return find_all(paths, index, split_of)
@@ -177,7 +177,7 @@ def test_paths_are_compared_by_their_last_components():
 
 def test_unique_file_names_in_other_folders_are_not_found():
     index = PathIndex(["images/cat/1.jpg", "images/dog/2.jpg", "images/dog/3.jpg"])
-    split_of = dict.fromkeys(index.parts, "train")
+    split_of = dict.fromkeys(index.ids.values(), "train")
 
     assert find_all(["a/cow/1.jpg", "a/dog/2.jpg", "a/dog/3.jpg"], index, split_of) == [
         None,

@@ -52,7 +52,7 @@ Rank = Annotated[int, Field(gt=0, le=65_536)]
 Shots = Annotated[int, Field(gt=0, le=1_000_000)]
 Examples = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-OrderSeed = Annotated[int, BeforeValidator(_known_order), Field(ge=0, le=MAX_SEED)]
+OrderSeed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_known_order)]
 """Seed of the order in which an online method sees the examples of an evaluation."""
 Threads = Annotated[int, Field(gt=0, le=1_024)]
 

@@ -25,6 +25,7 @@ EXPECTED = {
     "wise_ft": 86_192_640 + 513 * C,
     "zero_shot": 0,
     "transclip": 0,
+    "tda": 0,
 }
 UNTRAINED: dict[str, dict[str, Any]] = {
     "clap": {"epochs": 0, "views": 0},
@@ -36,6 +37,7 @@ UNTRAINED: dict[str, dict[str, Any]] = {
     "wise_ft": {"epochs": 0, "alpha": 1.0},
     "zero_shot": {},
     "transclip": {},
+    "tda": {},
 }
 
 pytestmark = pytest.mark.slow
@@ -66,9 +68,9 @@ def test_counts(name, model, small, tmp_path):
         assert numbers == [EXPECTED[name]]
 
 
-def test_only_zero_shot_uses_no_training_data():
+def test_only_zero_shot_methods_use_no_training_data():
     methods = {name: METHODS.get(name) for name in METHODS.names()}
 
     without = [name for name, m in methods.items() if not getattr(m, "uses_train", True)]
 
-    assert without == ["clip/zero_shot"]
+    assert without == ["clip/tda", "clip/zero_shot"]

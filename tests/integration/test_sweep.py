@@ -124,14 +124,14 @@ def test_every_shipped_sweep_is_valid(name):
     assert sweep.load_sweep(name, track=track)
 
 
-def test_lines_by_shots_and_dataset_are_shown_before_a_run(cli, tmp_path):
+def test_lines_by_shots_and_dataset_are_shown_before_a_run(cli, tiny_clip, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "method: {name: clip/linear_probe, max_iter: 5}\n"
         "by_shots: {1: {method: {max_iter: 10}}, 2: {method: {max_iter: 20}}}\n"
         "by_dataset: {synthetic: {by_shots: {2: {method: {max_iter: 22}}}}}\n"
     )
     plan = {
-        "datasets": ["synthetic:3x8"], "models": ["stitched"], "methods": [str(tmp_path / "mine.yaml")],
+        "datasets": ["synthetic:3x8"], "models": [tiny_clip], "methods": [str(tmp_path / "mine.yaml")],
         "shots": [1, 2, None],
     }  # fmt: skip
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))

@@ -60,7 +60,7 @@ def zeroshot(
     ],
     split: Annotated[SplitChoice, typer.Option(help="Split to evaluate.")] = SplitChoice.test,
     templates: Annotated[
-        str, typer.Option(metavar="single|7|80|TEMPLATE|FILE", help="Prompt templates.")
+        str, typer.Option(metavar="single|clip|7|80|TEMPLATE|FILE", help="Prompt templates.")
     ] = "single",
     classnames: Annotated[
         str | None,

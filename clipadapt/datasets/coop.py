@@ -4,7 +4,7 @@
 caltech101, oxford_pets, stanford_cars, flowers102, food101, fgvc_aircraft, sun397, dtd, eurosat, ucf101 and imagenet::
 
     coop:caltech101:DIR                          # DIR/caltech-101/split_zhou_Caltech101.json
-    coop:DIR/oxford_pets/split_zhou_OxfordPets.json
+    coop:DIR/oxford_pets/split_zhou_OxfordPets.json     # the same for each, by the name of the file
     coop:dtd:DIR?split=FILE.json                 # a split file elsewhere
 
 The split file must be beside the images, or given with ``?split=``; FGVC Aircraft has its lists. Datasets are named
@@ -76,8 +76,10 @@ def open_coop(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
             f"coop:{name} needs a folder: it is not downloaded automatically",
             hint=f"prepare it as {DATASETS_MD} describes, and write coop:{coop_set.name}:DIR",
         )
-    root = existing_folder(folder, f"coop:{name}")
     split_file = user_path(query.removeprefix("split=")) if has_query else None
+    if split_file is None and (path := user_path(folder)).suffix == ".json" and path.is_file():
+        return open_set(coop_set, path.parent, options, path)
+    root = existing_folder(folder, f"coop:{name}")
     home = home_of(coop_set, root)
     if home is None and split_file is not None:
         home = root / coop_set.folder if (root / coop_set.folder).is_dir() else root

@@ -226,10 +226,13 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
 
 
 def _is_coop(name: str, folder: str) -> bool:
-    """Return whether a folder has CoOp's copy of a dataset, with its split, and not torchvision's."""
+    """Return whether a folder has CoOp's copy of a dataset and not torchvision's, or a split file is given."""
     coop_set = set_named(name)
-    if coop_set is None or not folder.strip() or not (root := user_path(folder)).is_dir():
+    if coop_set is None or not folder.strip():
         return False
+    root = user_path(folder)
+    if "?split=" in folder or (root.suffix == ".json" and root.is_file()):
+        return True
     own = KNOWN[name].folder
     return home_of(coop_set, root) is not None and not (own and (root / own).is_dir())
 

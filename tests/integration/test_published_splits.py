@@ -140,3 +140,29 @@ def test_the_protocols_read_coops_data_folder():
 
     assert set(transfer["coop:imagenet:*"]) == {f"coop:{name}:*" for name in SETS}
     assert len(shift["coop:imagenet:*"]) == 4
+
+
+def test_base_to_new_of_a_published_draw(cli, records, tiny_clip, data, tmp_path):
+    index = tmp_path / "indices" / "shot_1-seed_1.json"
+    settings = ["seeds=[1]", "data.classes=base", f"data.manifest={index}", "data.shots=1"]
+    also = "evaluation.also=[{split: test, classes: new}]"
+    words = run("zero_shot", tiny_clip, f"dtd:{data}", tmp_path / "r", *settings, also)
+
+    base, new = records(cli(*words))
+
+    assert [r["evaluation"]["classes"] for r in (base, new)] == ["base", "new"]
+    assert [r["per_class"]["classnames"] for r in (base, new)] == [["banded"], ["polka-dotted"]]
+    assert base["data"]["n_train"] == 1
+
+
+def test_the_templates_of_the_clip_paper(cli, records, tiny_clip, data, tmp_path):
+    (record,) = records(
+        cli("zeroshot", "--model", tiny_clip, "--dataset", f"coop:dtd:{data}", "--templates", "clip",
+            "--out", tmp_path / "r", "--json")
+    )  # fmt: skip
+
+    assert len(record["evaluation"]["templates"]) == 8
+    text = refused(
+        cli("zeroshot", "--model", tiny_clip, "--dataset", "synthetic", "--templates", "clip", "--out", tmp_path / "s")
+    )  # fmt: skip
+    assert "no templates 'clip' for synthetic:5x16; accepted: single, 7, 80" in text

@@ -59,7 +59,7 @@ def test_the_split_is_that_of_the_file(name, tmp_path):
     assert data.flags == ("not_the_official_split",)  # these tiny sizes are not the published ones
     assert "12 / 8 / 8 examples (train / val / test) of 2 classes instead of" in data.notes[0]
     for other in (
-        f"{name}:{tmp_path}", f"coop:{name}:{home}", f"coop:{home / split_file}",
+        f"{name}:{tmp_path}", f"coop:{name}:{home}", f"coop:{home / split_file}", f"{name}:{home / split_file}",
         f"coop:{split_file.split('_')[2].removesuffix('.json')}:{home}",
     ):  # fmt: skip
         assert opened(other).fingerprint == data.fingerprint
@@ -135,6 +135,7 @@ def test_a_split_file_elsewhere(tmp_path):
     assert rows(data, "train") == [[path, label] for path, label, _ in split["train"]]
     there.unlink()
     assert opened(f"coop:oxford_pets:{tmp_path / 'data'}?split={other}")
+    assert opened(f"oxford_pets:{tmp_path / 'data'}?split={other}").fingerprint == data.fingerprint
     with pytest.raises(DataError, match=r"no split_zhou_OxfordPets\.json in .*\n.*DATASETS\.md"):
         opened(f"oxford_pets:{tmp_path / 'data'}")
     with pytest.raises(DataError, match=r"'\?labels=x' is not an option"):

@@ -26,7 +26,7 @@ FILE: Final = "accuracies.json"
 
 def search(
     name: str,
-    objective: Callable[[Any], tuple[Objective, int | None]],
+    objective: Callable[[Any], tuple[Objective, TrainingConfig, int | None]],
     config: TrainingConfig,
     settings: Sequence[Mapping[str, Any]],
     ctx: RunContext,
@@ -37,7 +37,8 @@ def search(
 
     Args:
         name: Name of the method, for the progress.
-        objective: Returns a new objective for a config, with its own parameters, and the number of steps or None.
+        objective: Returns, for a config, a new objective with its own parameters, and the config and number of steps
+            with which it is trained.
         config: The config that the settings change.
         settings: Values of some fields of the config, one mapping per fit.
         ctx: Batch order, checkpoint folder, history and progress.
@@ -52,14 +53,14 @@ def search(
     with ctx.progress.track(f"{name}: search on val", len(settings), "fits") as bar:
         for values in settings:
             changed = config.model_copy(update=dict(values))
-            own, steps = objective(changed)
-            key = _training.fit_key(own, changed, ctx, steps)
+            own, used, steps = objective(changed)
+            key = _training.fit_key(own, used, ctx, steps)
             if key not in known:
                 assert own.val_scores is not None
                 assert own.val is not None
                 quiet = replace(ctx, work_dir=folder, services=services, history=[], observe=None)
                 try:
-                    _training.train(own, changed, quiet, steps=steps)
+                    _training.train(own, used, quiet, steps=steps)
                     known[key] = topk_accuracy(own.val_scores(), own.val, 1)
                 except DivergedError as err:
                     ctx.progress.note(f"{err.problem} with {dict(values)}; it is not selected")

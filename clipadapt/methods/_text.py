@@ -51,11 +51,22 @@ def mean_text_features(
     Raises:
         ValueError: If there is no template, or one has no ``{}``.
     """
+    mean = text_features(model, classnames, templates).mean(axis=1)
+    return np.ascontiguousarray(mean, dtype=np.float32)
+
+
+def text_features(
+    model: ImageTextModel, classnames: tuple[str, ...], templates: tuple[str, ...]
+) -> NDArray[np.float32]:
+    """Return the projected, unnormalized features of ``T`` prompts per class, shape ``(C, T, D)``.
+
+    Raises:
+        ValueError: If there is no template, or one has no ``{}``.
+    """
     prompts = prompts_of(classnames, templates)
     ids = tuple(str(i) for i in range(len(prompts)))
     features = model.encode(Inputs(prompts, ids), "text", "projected")  # (C * T, D)
-    mean = features.reshape(len(classnames), len(templates), -1).mean(axis=1)  # (C, D)
-    return np.ascontiguousarray(mean, dtype=np.float32)
+    return features.reshape(len(classnames), len(templates), -1)
 
 
 def prompts_of(classnames: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:

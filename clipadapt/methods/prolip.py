@@ -153,8 +153,8 @@ class ProLIP:
         pairs = list(product(config.lr_grid, config.penalty_grid))
         settings = [{"lr": lr, "penalty": penalty} for lr, penalty in pairs]
 
-        def objective(changed: ProLIPConfig) -> tuple[Objective, None]:
-            return problem.objective(changed, ctx)[1], None
+        def objective(changed: ProLIPConfig) -> tuple[Objective, ProLIPConfig, None]:
+            return problem.objective(changed, ctx)[1], changed, None
 
         best, found = _search.search("prolip", objective, config, settings, ctx)
         if ctx.observe:

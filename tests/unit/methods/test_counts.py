@@ -18,6 +18,7 @@ EXPECTED = {
     "clap": 512 * C,
     "lp_plus_plus": 514 * C,
     "prolip": 768 * 512,
+    "cross_modal": 512 * C,
     "taskres": 512 * C,
     "tip_adapter": 0,
     "tip_adapter_f": 512 * N,
@@ -29,6 +30,7 @@ EXPECTED = {
 }
 UNTRAINED: dict[str, dict[str, Any]] = {
     "clap": {"epochs": 0, "views": 0},
+    "cross_modal": {"steps": None, "epochs": 0, "views": 0},
     "lp_plus_plus": {"epochs": 0, "views": 0},
     "prolip": {"epochs": 0, "views": 0},
     "lora": {"epochs": 0, "steps_per_shot": None},

@@ -32,6 +32,12 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "clap": ("clap", "clip", {"constraint": "l2_adaptative", "views": 0, "drop_last": False}),
     "lp_plus_plus": ("lp_plus_plus", "clip", {"views": 0, "alpha_every": 1}),
     "prolip": ("prolip", "hf", {"views": 2, "lr": 1e-3}),
+    "cross_modal": (
+        "cross_modal",
+        "clip",
+        {"batch_size": 10, "steps": 6, "warmup_steps": 2, "views": 0, "search": False, "every": 2}
+        | {"drop_last": False, "head": "adapter"},
+    ),
     "clip_adapter": ("clip_adapter", "custom", {"drop_last": False, "augment": "crop_flip"}),
 }
 

@@ -38,7 +38,7 @@ def test_one_function_serves_every_track(track, capsys):
     with pytest.raises(SystemExit):
         run_app(build_app(track, "About."), ["ls", "methods"])
 
-    names = capsys.readouterr().out.split()
+    names = capsys.readouterr().out.splitlines()
     assert names
     assert all(name.startswith(f"{track}/") for name in names)
 

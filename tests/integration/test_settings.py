@@ -176,3 +176,17 @@ def test_listings_and_tables_show_the_setting(run, cli, plugins):
     page = plugins / "page.html"
     assert cli("report", plugins / "runs", "--output", page).code == 0
     assert "test, transductive" in page.read_text()
+
+
+def test_tda_without_an_order_is_refused(cli, pictures, tmp_path):
+    words = [f"data.name=folder:{pictures}", "model.name=stitched", "method.order_seed=null"]
+    settings = [part for word in words for part in ("--set", word)]
+
+    done = cli("run", "tda-quick", *settings, "--out", tmp_path / "runs")
+
+    assert done.code == 2
+    assert done.text.count("error:") == 1
+    assert (
+        "method.order_seed: the predictions depend on the order of the test examples" in done.text
+    )
+    assert "Traceback" not in done.text

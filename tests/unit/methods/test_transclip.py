@@ -167,6 +167,9 @@ def test_classes_without_an_example_and_tasks_without_val(models, small, tmp_pat
     assert scores.shape == (len(small[1]), 3)  # classes of the task, not of any labels
     assert np.isfinite(scores).all()
     assert fitted.selection is None
+    fitted.save(tmp_path / "saved")
+    loaded = method("transclip").load(tmp_path / "saved", models("clip"))
+    np.testing.assert_array_equal(loaded.predict_scores(small[1]), scores)
 
 
 def test_zero_shot_is_saved_and_predicts_other_classes(models, small, tmp_path):

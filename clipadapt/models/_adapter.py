@@ -99,7 +99,9 @@ class OpenClipModel:
     @property
     def n_params(self) -> int:
         """Parameters of both towers."""
-        return sum(p.numel() for p in self._net.parameters())
+        decoder = _attention.DECODER
+        named = self._net.named_parameters()
+        return sum(p.numel() for name, p in named if not name.startswith(decoder))
 
     @property
     def weights_sha256(self) -> str:

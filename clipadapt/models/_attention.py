@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
-from timm.layers.attention import Attention
+from timm.layers.attention import Attention, AttentionRope
 from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROLES: Final = ("q", "k", "v", "out", "mlp", "pointwise")
+DECODER: Final = "text_decoder."
+"""Prefix of CoCa's captioning decoder, which no feature depends on."""
 
 
 def attend(
@@ -185,8 +187,8 @@ def split(network: nn.Module) -> None:
             module.attn, nn.MultiheadAttention
         ):
             module.attn = SplitAttention(module.attn)
-        elif type(module) is Attention and isinstance(module.qkv, nn.Linear):
-            module.qkv = SplitProjection(module.qkv)  # type: ignore[assignment]
+        elif type(module) in {Attention, AttentionRope} and isinstance(module.qkv, nn.Linear):
+            module.qkv = SplitProjection(module.qkv)
 
 
 def fuse(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -284,7 +286,7 @@ def targets(network: nn.Module) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {"image": {}, "text": {}}
     for name, module in network.named_modules():
         role = _role(name, module)
-        if role is not None:
+        if role is not None and not name.startswith(DECODER):
             tower = "image" if name.startswith("visual.") else "text"
             found[tower].setdefault(role, []).append(name)
     return found
@@ -296,9 +298,12 @@ _SUFFIXES: Final = {
     "mlp.c_fc": "mlp",
     "mlp.c_proj": "mlp",
     # timm's blocks, split
+    **{f"attn.{role}_proj": role for role in "qkv"},
     **{f"attn.qkv.{role}": role for role in "qkv"},
     "attn.proj": "out",
     "mlp.fc1": "mlp",
+    "mlp.fc1_g": "mlp",
+    "mlp.fc1_x": "mlp",
     "mlp.fc2": "mlp",
     # Hugging Face's BERT and RoBERTa
     "attention.self.query": "q",

@@ -16,6 +16,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import Transformer, VisionTransformer
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import nn
 
 from clipadapt.models import _attention
 
@@ -72,6 +73,19 @@ def ends_early(visual: Any) -> bool:
         return False
     last = visual.transformer.resblocks[-1]
     return visual.attn_pool is None and visual.pool_type == "tok" and _attention.is_plain(last)
+
+
+def projects_in_trunk(visual: Any) -> bool:
+    """Return whether the last layer of a timm trunk is the projection (EVA-CLIP, MobileCLIP, PE-Core)."""
+    if not isinstance(visual, TimmModel) or len(visual.head):
+        return False
+    return not isinstance(visual.trunk.get_classifier(), nn.Identity)
+
+
+def before_head(trunk: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the pooled features that the last layer of a timm trunk reads, shape ``(n, width)``."""
+    out: torch.Tensor = trunk.forward_head(trunk.forward_features(pixels), pre_logits=True)
+    return out
 
 
 def _class_token(block: Any, x: torch.Tensor) -> torch.Tensor:

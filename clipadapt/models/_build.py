@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
@@ -38,10 +39,13 @@ def build(source: Source, shown: str) -> torch.nn.Module:
     Raises:
         ModelError: If open_clip cannot build the architecture, or the weights do not fit it.
     """
-    module: Any = _made(_constructor(source, shown), shown)
+    module: Any = _made(_constructor(source), shown)
     module.float().eval().requires_grad_(False)
     if source.checkpoint is not None:
         _load_weights(module, source, shown)
+    elif isinstance(module, CoCa):
+        # open_clip leaves this tensor as the memory was; no feature depends on it, the hash of the weights does.
+        torch.nn.init.zeros_(module.text_decoder.text_projection)
     preprocess = merge_preprocess_dict(PreprocessCfg(), source.preprocess_cfg)
     preprocess["size"] = module.visual.image_size
     set_model_preprocess_cfg(module, preprocess)
@@ -49,19 +53,17 @@ def build(source: Source, shown: str) -> torch.nn.Module:
     return cast("torch.nn.Module", module)
 
 
-def _constructor(source: Source, shown: str) -> Callable[[], torch.nn.Module]:
+def _constructor(source: Source) -> Callable[[], torch.nn.Module]:
     """Return the call that builds the architecture of ``source`` without pretrained weights."""
     cfg = copy.deepcopy(source.model_cfg)
-    if "multimodal_cfg" in cfg:
-        raise ModelError(
-            f"'{shown}' is a CoCa model", hint="use a CLIP or CustomTextCLIP architecture"
-        )
     text_cfg = cfg["text_cfg"]
     custom = bool(cfg.pop("custom_text", False)) or "hf_model_name" in text_cfg
     if cfg["vision_cfg"].get("timm_model_name"):
         cfg["vision_cfg"]["timm_model_pretrained"] = False
     if text_cfg.get("hf_model_name"):
         text_cfg |= {"hf_model_pretrained": False, "hf_model_name": str(source.tower)}
+    if custom and "multimodal_cfg" in cfg:
+        return partial(CoCa, **cfg)
     return partial(CustomTextCLIP if custom else CLIP, **cfg)
 
 

@@ -189,6 +189,32 @@ def _without_prefix(path: Path, where: str, state: State) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
+def _refuse_other_training(state: State, module: Any) -> None:
+    """Refuse weights that open_clip would complete or resize without a word.
+
+    Raises:
+        ModelError: If the architecture adds a bias to its logits and the weights have none, or its text feature is
+            read at the last position and the weights have another number of positions.
+    """
+    if MARK in state and "logit_bias" not in state and module.logit_bias is not None:
+        raise ModelError(
+            "the weights have no logit_bias, and the architecture has one (init_logit_bias): its probabilities are "
+            "sigmoids, and these weights were trained with a softmax",
+            hint="use the architecture that the weights were saved from",
+        )
+    text = getattr(module, "text", None)
+    given = state.get("text.positional_embedding")
+    own = getattr(text, "positional_embedding", None)
+    if getattr(text, "pool_type", "") != "last" or given is None or own is None:
+        return
+    if len(given) != len(own):
+        raise ModelError(
+            f"the weights were trained with texts of {len(given)} positions, padding included, and the config has "
+            f"context_length {len(own)}",
+            hint=f"set context_length to {len(given)}",
+        )
+
+
 def for_module(state: State, module: Any) -> State:
     """Rename tensors to the names in ``module``, as :func:`open_clip.load_checkpoint` does."""
     if _transformers_clip.is_state(state):
@@ -200,8 +226,7 @@ def for_module(state: State, module: Any) -> State:
         own = getattr(module, name, None)
         if name in state and own is not None and own.ndim != state[name].ndim:
             state[name] = state[name].reshape(own.shape)
-    if "logit_bias" not in state and module.logit_bias is not None and MARK in state:
-        state["logit_bias"] = torch.zeros_like(state[MARK])
+    _refuse_other_training(state, module)
     ids = "text.transformer.embeddings.position_ids"
     if ids in state and not hasattr(module, ids):
         del state[ids]

@@ -48,7 +48,7 @@ class Towers:
             return x.float()
         if fast and _blocks.ends_early(self.net.visual):
             return self.encode_image_from(x, 0, layer, fast=fast)
-        out: torch.Tensor = self.net.encode_image(x).float()
+        out: torch.Tensor = self.net.encode_image(x, normalize=False).float()
         return _at(layer, out)
 
     def units(self, *, fast: bool) -> tuple[_blocks.Unit, ...]:
@@ -80,6 +80,8 @@ class Towers:
             out: torch.Tensor = visual._pool(x)[0]
             return out
         if isinstance(visual, TimmModel):
+            if _blocks.projects_in_trunk(visual):
+                return _blocks.before_head(visual.trunk, pixels)
             out = visual.trunk(pixels)
             # A trunk whose head pools by attention returns a feature map.
             return out if out.ndim == 2 else out.flatten(2).mean(-1)
@@ -122,13 +124,13 @@ class Towers:
         tokens = tokens.to(self.device)
         tower = CausalTextTower.of(self.net)
         if tower is None:
-            out: torch.Tensor = self.net.encode_text(tokens)
+            out: torch.Tensor = self.net.encode_text(tokens, normalize=False)
         elif fast and tower.can_share():
             out = tower.with_shared(tower.tower.token_embedding(tokens), tokens, 0)
         elif tokens.shape[1] < tower.context_length:
             out = tower(tokens)
         else:
-            out = self.net.encode_text(tokens)
+            out = self.net.encode_text(tokens, normalize=False)
         return _at(layer, out.float())
 
     def encode_token_embeddings(
@@ -187,6 +189,8 @@ class Towers:
             yield self.device.partition(":")[0]
         if fast and self._skips(tower):
             yield "early"
+        if tower == "image" and _blocks.projects_in_trunk(self.net.visual):
+            yield "head in trunk"
         if tower == "image" and compiled:
             yield "compiled"
 

@@ -12,6 +12,7 @@ import torch
 
 from clipadapt.core.api.features import Space
 from clipadapt.core.files import hardware, identity
+from clipadapt.models._attention import DECODER
 from clipadapt.models._preprocess import SMALLEST_CROP
 from clipadapt.tensor import batching
 from clipadapt.tensor.weights import WeightsHash
@@ -103,7 +104,7 @@ class Features:
             return (
                 tower is None
                 or (tower == "image" and visual)
-                or (tower == "text" and not visual and not name.startswith("logit_"))
+                or (tower == "text" and not visual and not name.startswith(("logit_", DECODER)))
             )
 
         state = self.towers.net.state_dict(keep_vars=True)

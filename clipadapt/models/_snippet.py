@@ -9,7 +9,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipadapt.core.api.errors import ModelError
-from clipadapt.models import _names, _projection
+from clipadapt.models import _blocks, _names, _projection
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,9 @@ def _build(
     )
     base = [f'BASE = "base"  # {where} of {name}']
     if source.arch:
-        return [*base, f'{CREATE}("{source.arch}", pretrained=BASE)'], (note,)
+        stated = {k: v for k, v in source.preprocess_cfg.items() if k != "resize_size"}
+        given = "".join(f", image_{k}={v!r}" for k, v in stated.items())
+        return [*base, f'{CREATE}("{source.arch}", pretrained=BASE{given})'], (note,)
     build, notes = _of_folder("BASE", source)
     return [*base, *build], (note, *notes)
 
@@ -148,6 +150,11 @@ def _features(visual: Any, layer: Layer) -> list[str]:
             "projection.weight = torch.nn.Parameter(torch.eye(projection.in_features))",
             "projection.bias = torch.nn.Parameter(torch.zeros(projection.in_features))",
             "x = model.visual(pixels)",
+        ]
+    if _blocks.projects_in_trunk(visual):
+        return [
+            "trunk = model.visual.trunk  # its last layer is the projection",
+            "x = trunk.forward_head(trunk.forward_features(pixels), pre_logits=True)",
         ]
     if isinstance(visual, TimmModel):
         return [

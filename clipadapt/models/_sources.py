@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.files.checksums import sha256_file
 from clipadapt.core.files.network import unreachable
-from clipadapt.models import _names, _transformers_clip
+from clipadapt.models import _names, _preflight, _transformers_clip
 from clipadapt.tensor import tokenizers
 from clipadapt.tensor.checkpoints import check_safetensors
 from clipadapt.tensor.repositories import model_files, provenance
@@ -81,12 +81,30 @@ def find(name: _names.Name) -> Source:
             drawn = "none (random weights)"
             found = Source(model_cfg, arch=name.arch, licence=drawn, citation=drawn)
         elif name.form == "file":
-            found = Source(model_cfg, checkpoint=name.path, arch=name.arch, files=(name.path,))
+            found = _of_file(name, model_cfg)
         else:
             found = _of_tag(name, model_cfg)
     if found.checkpoint is not None:
         check_safetensors(found.checkpoint)
+    if name.form in {"dir", "hub"}:
+        notes = _preflight.check_images(found.model_cfg, found.preprocess_cfg, name.shown)
+        found = replace(found, notes=found.notes + notes)
     return _with_text(found, name.shown)
+
+
+def _of_file(name: _names.Name, model_cfg: dict[str, Any]) -> Source:
+    """Return the source of a weights file, which does not say how its images were preprocessed.
+
+    Where an image tower was trained with another preprocessing than open_clip's default, that one is used.
+    """
+    preprocess, notes = _preflight.trained_preprocessing(model_cfg), list[str]()
+    if preprocess:
+        how = _preflight.described(preprocess)
+        notes.append(
+            f"{name.shown}: images are preprocessed as in the training of {name.arch}: {how}"
+        )
+    path = name.path
+    return Source(model_cfg, preprocess, path, arch=name.arch, files=(path,), notes=tuple(notes))
 
 
 def _with_text(source: Source, shown: str) -> Source:

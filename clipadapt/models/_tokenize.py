@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 
 from clipadapt.core.api.errors import ModelError
+from clipadapt.models import _preflight
 from clipadapt.tensor import tokenizers
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Tokenizer:
         context = int(text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH))
         kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
         if not text_cfg.get("hf_tokenizer_name"):
-            return cls(SimpleTokenizer(context_length=context, **kwargs), shown)
+            own = cls(SimpleTokenizer(context_length=context, **kwargs), shown)
+            _preflight.check_tokenizer(own, source.model_cfg)
+            return own
         kwargs["tokenizer_mode"] = text_cfg.get("tokenizer_mode")
         try:
             inner = HFTokenizer(
@@ -58,7 +61,9 @@ class Tokenizer:
                 hint="save it again with tokenizer.save_pretrained(folder)",
             ) from err
         tokenizers.check(inner.tokenizer, shown)
-        return cls(inner, shown)
+        given = cls(inner, shown)
+        _preflight.check_tokenizer(given, source.model_cfg)
+        return given
 
     @property
     def context_length(self) -> int:

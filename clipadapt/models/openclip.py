@@ -40,6 +40,20 @@ class OpenClip:
             parsed.shown, dtype=dtype, device=device, **{**facts, "notes": tuple(facts["notes"])}
         )
 
+    def examine(self, name: str, /) -> str:
+        """Check that texts and images reach the towers as in training; return what the model needs, in words.
+
+        Raises:
+            ModelError: If the model is not available or its tokenizer or preprocessing does not fit it.
+        """
+        from clipadapt.models import _preflight, _sources
+        from clipadapt.models._tokenize import Tokenizer
+
+        parsed = _names.parse(name)
+        source = _sources.find(parsed)
+        tokenizer = Tokenizer.of(source, parsed.shown)
+        return _preflight.needs(source.model_cfg, tokenizer.context_length)
+
     def load(self, name: str, options: ModelOptions, services: Services, /) -> ImageTextModel:
         """Build the model on its device, ready to encode.
 

@@ -113,9 +113,11 @@ def _model(track: str, name: str) -> str:
     commit = f", commit {identity.revision}" if identity.revision else ""
     licence = f"; licence: {identity.licence}" if identity.licence else ""
     notes = "".join(f"; {note}" for note in identity.notes)
+    examine = getattr(resolved.provider, "examine", None)
+    needs = f"; {examine(resolved.argument)}" if examine is not None else ""
     return (
         f"{identity.name}, {identity.dtype}, weights {identity.weights_sha256[:16]}{commit}"
-        f"{licence}{notes}"
+        f"{licence}{needs}{notes}"
     )
 
 

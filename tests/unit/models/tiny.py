@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -61,13 +62,48 @@ SIGLIP_TEXT = {
 }
 
 
+SMALL_TEXT = {**CLIP_TEXT, "context_length": 32}
+TIMM = {"timm_model_pretrained": False, "timm_proj": None}
+MORE: dict[str, dict[str, Any]] = {
+    "eva": {
+        "vision_cfg": {**TIMM, "timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "image_size": 224},
+        "text_cfg": CLIP_TEXT,
+    },
+    "mobileclip": {
+        "vision_cfg": {**TIMM, "timm_model_name": "fastvit_t8", "timm_pool": "avg", "image_size": 256,
+                       "timm_drop": 0.0, "timm_drop_path": 0.0},
+        "text_cfg": {**CLIP_TEXT, "no_causal_mask": True},
+    },
+    "pe": {
+        "vision_cfg": {**TIMM, "timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map",
+                       "image_size": 384},
+        "text_cfg": SMALL_TEXT,
+    },
+    "coca": {
+        "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": {**CLIP_TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 76, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1,
+                           "attn_pooler_heads": 2},
+    },
+    "metaclip": {"quick_gelu": True, "vision_cfg": VIT, "text_cfg": {**CLIP_TEXT, "pool_type": "eos", "eos_id": 49407}},
+    "clipa": {
+        "vision_cfg": {**VIT, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+        "text_cfg": {**CLIP_TEXT, "vocab_size": len(WORDS), "context_length": 16, "pool_type": "last",
+                     "no_causal_mask": True, "hf_tokenizer_name": "nobody/nothing",
+                     "tokenizer_kwargs": {"strip_sep_token": True}},
+    },
+}  # fmt: skip
+"""Configs with the structure of EVA-CLIP, MobileCLIP, PE-Core, CoCa, MetaCLIP 2 and CLIPA."""
+
+
 def write(folder: Path, family: str) -> Path:
     """Write one checkpoint.
 
     Args:
         folder: Where to.
-        family: ``clip`` (ViT and CLIP text), ``custom`` (ViT and CustomTextCLIP), ``hf`` (timm and BERT) or
-            ``siglip`` (timm's ViT with a pooling map, a text tower without mask and first token, a logit bias).
+        family: ``clip`` (ViT and CLIP text), ``custom`` (ViT and CustomTextCLIP), ``hf`` (timm and BERT),
+            ``siglip`` (timm's ViT with a pooling map, a text tower without mask and first token, a logit bias),
+            ``siglip2`` (the same with a tokenizer that pads with a token of its own), or a key of ``MORE``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cfg: dict[str, Any] = {"embed_dim": 24, "vision_cfg": dict(VIT), "text_cfg": dict(CLIP_TEXT)}
@@ -86,14 +122,25 @@ def write(folder: Path, family: str) -> Path:
             "hf_proj_type": None,
             "context_length": 16,
         }
-    if family == "siglip":
-        _write_words(folder)
+    if family in {"siglip", "siglip2"}:
+        _write_words(folder, pad="<pad>" if family == "siglip2" else "</s>")
         cfg |= {"embed_dim": 64, "vision_cfg": dict(SIGLIP), "init_logit_bias": -10}
         cfg["text_cfg"] = {**SIGLIP_TEXT, "vocab_size": len(WORDS)}
         cfg["custom_text"] = True
+    if family == "siglip2":
+        cfg["text_cfg"]["act_kwargs"] = {"approximate": "tanh"}
+    if family in MORE:
+        cfg |= json.loads(json.dumps(MORE[family])) | {"custom_text": True}
+    if family == "metaclip":
+        del cfg["custom_text"]
+    if family == "clipa":
+        _write_vocabulary(folder)
     torch.manual_seed(1)
     kinds = {k: v for k, v in cfg.items() if k != "custom_text"}
-    module = (CLIP if family == "clip" else CustomTextCLIP)(**json.loads(json.dumps(kinds)))
+    kind = CustomTextCLIP if "custom_text" in cfg or family == "hf" else CLIP
+    module = (CoCa if family == "coca" else kind)(**json.loads(json.dumps(kinds)))
+    if family == "coca":  # open_clip leaves it uninitialised
+        torch.nn.init.zeros_(module.text_decoder.text_projection)
     state = {k: v.contiguous().clone() for k, v in module.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     if family == "hf":
@@ -128,15 +175,19 @@ def _write_bert(folder: Path) -> None:
         intermediate_size=48,
         max_position_embeddings=32,
     ).save_pretrained(folder)
+    _write_vocabulary(folder)
+
+
+def _write_vocabulary(folder: Path) -> None:
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}), encoding="utf-8"
     )
 
 
-def _write_words(folder: Path) -> None:
-    """Write a tokenizer without a start token that pads with the end token."""
-    words = {w: i for i, w in enumerate(("<unk>", "</s>", *WORDS[2:]))}
+def _write_words(folder: Path, pad: str = "</s>") -> None:
+    """Write a tokenizer without a start token."""
+    words = {w: i for i, w in enumerate(("<unk>", "</s>", "<pad>", *WORDS[3:]))}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
@@ -147,6 +198,7 @@ def _write_words(folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "<unk>",
         "eos_token": "</s>",
-        "pad_token": "</s>",
+        "pad_token": pad,
+        "padding_side": "right",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -12,7 +12,7 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from clipadapt.core.api.errors import ModelError
-from clipadapt.models import Projection
+from clipadapt.models import Projection, _blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +39,9 @@ def of(visual: Any, name: str) -> Projection:
         linear = visual.attnpool.c_proj
         return _copied(ATTENTION, linear.weight.T, linear.bias)
     if isinstance(visual, TimmModel):
+        last = visual.trunk.get_classifier() if _blocks.projects_in_trunk(visual) else None
+        if isinstance(last, nn.Linear):
+            return _copied("pre_projection", last.weight.T, last.bias)
         layers = [layer for layer in visual.head if not isinstance(layer, nn.Dropout)]
         if len(layers) == 1 and isinstance(layers[0], nn.Linear):
             return _copied("pre_projection", layers[0].weight.T, layers[0].bias)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from clipadapt.models._tokenize import Tokenizer
-
 PLAIN: Final = "a photo of a dog"
 CAPITALS: Final = "A Photo of a DOG"
 PUNCTUATION: Final = "a photo, of a dog."
@@ -82,8 +80,12 @@ def is_siglip(model_cfg: Mapping[str, Any]) -> bool:
     return last and model_cfg.get("init_logit_bias") is not None and not text.get("hf_model_name")
 
 
-def check_tokenizer(tokenizer: Tokenizer, model_cfg: Mapping[str, Any]) -> None:
+def check_tokenizer(tokenizer: Any, model_cfg: Mapping[str, Any]) -> None:
     """Refuse a tokenizer that does not give the text tower what it was trained on.
+
+    Args:
+        tokenizer: A :class:`clipadapt.models._tokenize.Tokenizer`.
+        model_cfg: Config of the model.
 
     Raises:
         ModelError: With every fault that was found.
@@ -119,7 +121,7 @@ def _token_faults(row: torch.Tensor, n: int, text: Mapping[str, Any]) -> Iterato
 
 
 def _siglip_faults(
-    tokenizer: Tokenizer, row: torch.Tensor, n: int, text: Mapping[str, Any]
+    tokenizer: Any, row: torch.Tensor, n: int, text: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what differs from SigLIP's training."""
     inner = tokenizer.inner

@@ -62,6 +62,8 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     estimators; frozen features are cached. There is no validation split: methods that select a hyperparameter on val
     use its given value, and the probabilities are calibrated only if the method provides a temperature.
 
+    A transductive method predicts all images of a call together, an online one in their order.
+
     A pickled estimator contains the trained parameters but not the model, which is loaded again when unpickling.
 
     Args:

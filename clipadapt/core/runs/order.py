@@ -46,8 +46,8 @@ def evaluation_order(experiment: Experiment, n: int) -> NDArray[np.int64] | None
 
 
 def order_sha256(experiment: Experiment, ids: Sequence[str]) -> str | None:
-    """Return the sha256 of the ids of an evaluation in their order, None where it does not matter."""
+    """Return the sha256 of the ids of an evaluation in their order, None where it does not matter or none is known."""
     order = evaluation_order(experiment, len(ids))
-    if order is None:
+    if order is None or not len(order):
         return None
     return hashlib.sha256("\0".join(ids[i] for i in order).encode()).hexdigest()

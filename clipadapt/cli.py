@@ -81,10 +81,7 @@ def zeroshot(
     """Evaluate models zero-shot; print the accuracy with its confidence interval."""
     from clipadapt.core.experiments import config, shipped
 
-    if limit is not None and limit < 1:
-        raise ConfigError(
-            f"--limit must be at least 1 (got {limit})", hint="leave it out for all images"
-        )
+    _check_limit(limit)
     data = {
         "templates": templates,
         "classnames": classnames,
@@ -174,6 +171,76 @@ def predict(
     print_predictions(run, predictions, as_json=as_json)
 
 
+@app.command(
+    "prompts",
+    epilog="Example: clipadapt prompts --model stitched --dataset folder:PATH --templates 7 --html prompts.html",
+)
+def prompts(
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Model.")],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="Dataset.")],
+    templates: Annotated[
+        str,
+        typer.Option(
+            metavar="single|7|80|TEMPLATE|FILE", help="Templates to compare with the dataset's own."
+        ),
+    ] = "80",
+    classnames: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Class names, as for zeroshot.")
+    ] = None,
+    split: Annotated[
+        SplitChoice, typer.Option(help="Split on which templates are measured and selected.")
+    ] = SplitChoice.val,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many images.")] = None,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Evaluate the selected templates on test, once.")
+    ] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the selected templates, one per line, for --templates FILE.",
+            parser=user_path,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write a page to one HTML file.", parser=user_path
+        ),
+    ] = None,
+    settings: SettingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit prompts: the gain of each template, a selection, close class names, prompts that do not fit."""
+    from clipadapt import prompts_page
+    from clipadapt.core.cli.output import print_json
+    from clipadapt.core.cli.progress import on_stderr
+    from clipadapt.core.files.atomic import write_text
+    from clipadapt.core.files.folders import output_file
+    from clipadapt.prompts import audit, open_audit
+
+    if confirm and split is SplitChoice.test:
+        raise ConfigError(
+            "--confirm evaluates on test, on which --split test already selects",
+            hint="select on val: leave out --split",
+        )
+    _check_limit(limit)
+    page = None if html is None else _sheet_file(html)
+    chosen = None if write is None else output_file(write, "--write")
+    data = {"name": dataset, "templates": templates, "classnames": classnames, "limit": limit}
+    progress = on_stderr()
+    task = open_audit(model, data, split.value, settings or (), progress, confirm=confirm)
+    found = audit(task, progress)
+    if chosen is not None:
+        write_text(chosen, "".join(f"{step.template}\n" for step in found.selection))
+    if page is not None:
+        prompts_page.write_page(page, found)
+    if as_json:
+        print_json(found.as_dict())
+        return
+    say(prompts_page.render(found), nl=False)
+
+
 @app.command("inspect", epilog="Example: clipadapt inspect RUN_DIR --json")
 def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
     """Show a run: the facts of its record, its files and, if the method supports it, the trained parameters."""
@@ -189,6 +256,13 @@ def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ConfigError(
+            f"--limit must be at least 1 (got {limit})", hint="leave it out for all images"
+        )
 
 
 def _print_per_class(records: list[RunRecord], out: Path) -> None:

@@ -1,0 +1,170 @@
+"""The prompt audit as Markdown for the terminal and as one HTML file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from clipadapt.core.files.atomic import atomic_file
+from clipadapt.core.report.formats import (
+    Column,
+    escape_html,
+    escape_markdown,
+    format_difference,
+    format_interval,
+    format_p_value,
+    format_value,
+    html_grid,
+    markdown_grid,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from clipadapt.prompts import Audit
+
+    Grid = Callable[[Sequence[Column], Sequence[Sequence[str]]], str]
+
+Section = tuple[str, str, list[Column], list[list[str]]]
+"""Title, explanation, columns and rows."""
+
+MOST_ROWS: Final = 20
+"""Maximum number of rows of a table in the terminal."""
+
+HEAD: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --page: #fff; --text: #1b1f24; --soft: #57606a; --line: #d8dee4; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --page: #14171a; --text: #e6e9ec; --soft: #9aa4ae; --line: #343b42;
+  }} }}
+body {{ margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--page); color: var(--text);
+  font: 0.95rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }}
+h1 {{ margin: 0 0 0.25rem; font-size: 1.3rem; }}
+h2 {{ margin: 1.6rem 0 0.25rem; font-size: 1.05rem; }}
+p {{ margin: 0.2rem 0 0.6rem; color: var(--soft); }}
+div {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 0.25rem 0.7rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; }}
+</style>
+</head>
+<body>
+"""
+
+
+def render(audit: Audit) -> str:
+    """Return the audit as Markdown."""
+    parts = [f"{escape_markdown(_title(audit))}\n"]
+    for title, about, columns, rows in _sections(audit):
+        shown, more = rows, ""
+        if len(rows) > MOST_ROWS:
+            half = MOST_ROWS // 2
+            shown = rows[:half] + rows[-half:]
+            more = f"\nThe first and last {half} of {len(rows)} rows; --html and --json have all.\n"
+        parts.append(f"## {title}\n\n{about}\n\n{markdown_grid(columns, shown)}{more}")
+    parts.append("## Suggestions\n\n" + "".join(f"- {s}\n" for s in _suggestions(audit)))
+    return "\n".join(parts)
+
+
+def write_page(path: Path, audit: Audit) -> None:
+    """Write the audit as one self-contained HTML file, atomically.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    title = escape_html(_title(audit))
+    parts = [HEAD.format(title=title), f"<h1>{title}</h1>\n"]
+    items = "".join(f"<li>{escape_html(s)}</li>\n" for s in _suggestions(audit))
+    parts.append(f"<h2>Suggestions</h2>\n<ul>\n{items}</ul>\n")
+    for name, about, columns, rows in _sections(audit):
+        grid = html_grid(columns, rows)
+        parts.append(f"<h2>{name}</h2>\n<p>{escape_html(about)}</p>\n<div>{grid}</div>\n")
+    with atomic_file(path) as file:
+        file.write("".join([*parts, "</body>\n</html>\n"]).encode("utf-8", "xmlcharrefreplace"))
+
+
+def _title(audit: Audit) -> str:
+    return f"Prompts of {audit.dataset} ({audit.n_classes} classes) with {audit.model}"
+
+
+def _suggestions(audit: Audit) -> tuple[str, ...]:
+    return audit.suggestions or ("nothing to change: no template, class name or prompt stands out",)
+
+
+def _sections(audit: Audit) -> list[Section]:
+    split, n = audit.ensembles[0].split, audit.ensembles[0].n
+    found = [_ensembles(audit), _templates(audit, split, n), _selection(audit, split)]
+    if audit.pairs:
+        found.append(_pairs(audit, split))
+    if audit.long_prompts:
+        rows = [[p.prompt, p.problem] for p in audit.long_prompts]
+        about = "They are longer than the context, so their templates were left out."
+        found.append(("Prompts that do not fit", about, [_text("prompt"), _text("problem")], rows))
+    return found
+
+
+def _ensembles(audit: Audit) -> Section:
+    columns = [_text("split"), Column("n"), Column("all templates"), Column("selected")]
+    columns += [Column("dataset's own"), Column("selected - all"), Column("selected - own")]
+    rows = [
+        [
+            e.split,
+            str(e.n),
+            format_interval(e.all),
+            format_interval(e.selected),
+            format_interval(e.first),
+            format_difference(e.selected_minus_all),
+            format_difference(e.selected_minus_first),
+        ]
+        for e in audit.ensembles
+    ]
+    about = (
+        f"Accuracy in percent with 95 % intervals; differences are paired by example. The templates were selected on "
+        f"{audit.ensembles[0].split}, where the selected ones look better than they are."
+    )
+    return "Ensembles", about, columns, rows
+
+
+def _templates(audit: Audit, split: str, n: int) -> Section:
+    order = sorted(audit.templates, key=lambda g: -g.gain.value)
+    columns = [_text("template"), Column("alone"), Column("gain"), Column("p (Holm)")]
+    rows = [
+        [
+            g.template,
+            format_value(g.accuracy, "fraction"),
+            format_difference(g.gain),
+            format_p_value(g.p_value),
+        ]
+        for g in order
+    ]
+    about = (
+        f"Gain: accuracy of all templates minus their accuracy without this one, in points, on {n:,} examples of "
+        f"{split}."
+    )
+    return "Templates", about, columns, rows
+
+
+def _selection(audit: Audit, split: str) -> Section:
+    columns = [Column("step"), _text("added"), Column("accuracy"), Column("nll")]
+    rows = [
+        [str(i), s.template, format_value(s.accuracy, "fraction"), f"{s.nll:.4f}"]
+        for i, s in enumerate(audit.selection, start=1)
+    ]
+    about = f"At each step the template that raises the accuracy on {split} most; it ends when none does."
+    return "Greedy selection", about, columns, rows
+
+
+def _pairs(audit: Audit, split: str) -> Section:
+    columns = [_text("class"), _text("class"), Column("cosine"), Column(f"confused on {split}")]
+    rows = [[p.first, p.second, f"{p.cosine:.3f}", f"{p.confused} of {p.n}"] for p in audit.pairs]
+    about = f"Closest class names in the text tower; the median cosine of all pairs is {audit.median_cosine:.3f}."
+    return "Class names that are close", about, columns, rows
+
+
+def _text(title: str) -> Column:
+    return Column(title, text=True)

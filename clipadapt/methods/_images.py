@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -61,15 +63,23 @@ def tensor(array: NDArray[np.float32], device: str = "cpu") -> torch.Tensor:
 class TunedTower:
     """An image tower whose units from ``first`` on are trained; the input of unit ``first`` never changes."""
 
-    def __init__(self, base: ImageTextModel, model: ImageTextModel, first: int) -> None:
+    def __init__(
+        self,
+        base: ImageTextModel,
+        model: ImageTextModel,
+        first: int,
+        run: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         """Join a frozen model and its trainable copy.
 
         Args:
             base: The frozen model, float32.
             model: The trainable copy.
             first: First trained unit of the image tower.
+            run: Maps the input of that unit to unit-norm features; None runs the units of the copy.
         """
         self.base, self.model, self.first = base, model, first
+        self.run = run or (lambda states: model.encode_image_from(states, first))
 
     def stored(self, inputs: Inputs[Any]) -> NDArray[np.float32] | None:
         """Return the input of the first trained unit from the feature cache, one row per image.
@@ -119,9 +129,7 @@ class TunedTower:
             for begin in range(0, len(inputs), PREDICT_BATCH):
                 rows = np.arange(begin, min(begin + PREDICT_BATCH, len(inputs)))
                 below = self.below(inputs, rows, 0) if stored is None else tensor(stored[rows])
-                out[rows] = forward(
-                    lambda x: self.model.encode_image_from(x, self.first), below, PREDICT_BATCH
-                )
+                out[rows] = forward(self.run, below, PREDICT_BATCH)
                 bar.advance(len(rows))
         return out
 
@@ -142,12 +150,13 @@ class TunedImages:
 
     def __call__(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
         """Return unit-norm features of ``rows``, shape ``(b, D)``."""
-        tower = self.tower
+        return self.tower.run(self.states(rows, view))
+
+    def states(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
+        """Return the input of the first trained unit for ``rows``."""
         if self.stored is not None and not view:
-            below = tensor(self.stored[rows])
-        else:
-            below = tower.below(self.inputs, rows, view, self.smallest_crop)
-        return tower.model.encode_image_from(below, tower.first)
+            return tensor(self.stored[rows])
+        return self.tower.below(self.inputs, rows, view, self.smallest_crop)
 
 
 def unit_of(units: tuple[tuple[str, ...], ...], name: str) -> int:

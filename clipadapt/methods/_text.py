@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from clipadapt.core.api.data import Inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from numpy.typing import NDArray
 
     from clipadapt.models import ImageTextModel
+
+
+POSITIONS_AT_ONCE: Final = 8192
+"""Positions of texts that are encoded at a time with gradients."""
 
 
 def zero_shot_weights(
@@ -110,3 +116,31 @@ def leading(tokens: torch.Tensor) -> int:
         return 0
     same = (tokens == tokens[:1]).all(dim=0)
     return int(same.int().cumprod(0).sum())
+
+
+def in_chunks(
+    encode: Callable[[slice], torch.Tensor], tokens: torch.Tensor, chunk: int | None
+) -> torch.Tensor:
+    """Encode the prompts of all classes, some at a time; with several chunks, activations are recomputed for gradients.
+
+    Args:
+        encode: Maps a slice of the classes to their features ``(c, D)``.
+        tokens: Token ids, shape ``(C, L)``.
+        chunk: Classes at a time; None takes up to :data:`POSITIONS_AT_ONCE` positions.
+
+    Returns:
+        Shape ``(C, D)``.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    C, length = tokens.shape
+    every = chunk or max(1, POSITIONS_AT_ONCE // length)
+    parts = []
+    for begin in range(0, C, every):
+        part = slice(begin, begin + every)
+        if every < C and torch.is_grad_enabled():
+            parts.append(checkpoint(encode, part, use_reentrant=False))
+        else:
+            parts.append(encode(part))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -268,6 +268,62 @@ class PromptTunable(ImageTextModel, Protocol):
 
 
 @runtime_checkable
+class DeepPromptTunable(PromptTunable, Protocol):
+    """A model whose towers may hold trained tokens that are replaced before each block.
+
+    Whether a tower can take prompts depends on its architecture: :meth:`prompt_blocks` raises if it cannot.
+    """
+
+    def prompt_blocks(self, tower: Tower, /) -> tuple[int, int]:
+        """Return the number of blocks of a tower, and the width of its prompt tokens.
+
+        Raises:
+            ModelError: If the tower cannot take prompts, such as a convolutional network.
+        """
+        ...
+
+    def encode_image_with_prompts(
+        self, states: torch.Tensor, prompts: Sequence[torch.Tensor], /, layer: Layer = "output"
+    ) -> torch.Tensor:
+        """Encode images with prompts in the image tower; float32 ``(n, D)``.
+
+        ``prompts[0]`` is appended to the tokens of the image, without positions and before the first norm;
+        ``prompts[i]`` takes its place before block ``i``. The features are pooled from the tokens of the image alone.
+
+        Args:
+            states: Result of ``encode_image(pixels, "unit:1")``, the input of the first block.
+            prompts: At least one, at most one per block; each of shape ``(P, W)``.
+            layer: Which features.
+        """
+        ...
+
+    def encode_text_with_prompts(
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
+        /,
+        layer: Layer = "output",
+        shared: int = 0,
+    ) -> torch.Tensor:
+        """Encode texts with prompts in the text tower; float32 ``(n, D)``.
+
+        ``prompts[0]`` replaces the token embeddings at ``slots``; ``prompts[i]`` replaces the states there before
+        block ``i``.
+
+        Args:
+            embeddings: Token embeddings, shape ``(n, L, W)``.
+            tokens: Token ids, shape ``(n, L)``.
+            slots: Positions of the prompt tokens, shape ``(n, P)``.
+            prompts: At least one, at most one per block; each of shape ``(P, W)``.
+            layer: Which features.
+            shared: Number of leading positions, slots included, with the same tokens in every text.
+        """
+        ...
+
+
+@runtime_checkable
 class AdapterTunable(PromptTunable, Protocol):
     """A model whose layers may carry low-rank adapters."""
 

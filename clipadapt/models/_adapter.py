@@ -234,6 +234,35 @@ class OpenClipModel:
         """Return per vector ``(n, W)`` the ``k`` tokens of smallest Euclidean distance, with the distances."""
         return _prompts.nearest_tokens(self.tokenizer, self._towers.token_embedding, vectors, k)
 
+    # ---------------------------------------------------------------- prompts in both towers
+
+    def prompt_blocks(self, tower: Tower, /) -> tuple[int, int]:
+        """Return the number of blocks of a tower that can take prompts, and the width of a prompt token."""
+        return self._towers.prompt_blocks(tower)
+
+    def encode_image_with_prompts(
+        self, states: torch.Tensor, prompts: Sequence[torch.Tensor], /, layer: Layer = "output"
+    ) -> torch.Tensor:
+        """Continue from the result of ``encode_image(pixels, "unit:1")`` with prompts; float32 ``(n, D)``."""
+        return self._towers.encode_image_with_prompts(
+            states, prompts, layer, fast=self.services.fast
+        )
+
+    def encode_text_with_prompts(
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
+        /,
+        layer: Layer = "output",
+        shared: int = 0,
+    ) -> torch.Tensor:
+        """Encode texts with prompts in the positions ``slots``; float32 ``(n, D)``."""
+        return self._towers.encode_text_with_prompts(
+            embeddings, tokens, slots, prompts, layer, shared, fast=self.services.fast
+        )
+
     # ---------------------------------------------------------------- both
 
     def encode(

@@ -49,7 +49,7 @@ def units(visual: Any, *, fast: bool = True) -> tuple[Unit, ...]:
         visual: The tower.
         fast: Leave out computation whose result is never read.
     """
-    if isinstance(visual, VisionTransformer) and _plain(visual):
+    if isinstance(visual, VisionTransformer) and plain(visual):
         return _vit(visual, fast=fast)
     if isinstance(visual, TimmModel):
         if isinstance(visual.trunk, EfficientNet):
@@ -61,7 +61,8 @@ def units(visual: Any, *, fast: bool = True) -> tuple[Unit, ...]:
     return (Unit(("visual.",), visual),)
 
 
-def _plain(visual: VisionTransformer) -> bool:
+def plain(visual: VisionTransformer) -> bool:
+    """Return whether a tower of open_clip is a plain chain of blocks, batch first."""
     return isinstance(visual.transformer, Transformer) and bool(
         getattr(visual.transformer, "batch_first", True)
     )
@@ -69,7 +70,7 @@ def _plain(visual: VisionTransformer) -> bool:
 
 def ends_early(visual: Any) -> bool:
     """Return whether the fast units of a tower leave out computation."""
-    if not (isinstance(visual, VisionTransformer) and _plain(visual)):
+    if not (isinstance(visual, VisionTransformer) and plain(visual)):
         return False
     last = visual.transformer.resblocks[-1]
     return visual.attn_pool is None and visual.pool_type == "tok" and _attention.is_plain(last)

@@ -12,12 +12,12 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipadapt.core.api.errors import ModelError
-from clipadapt.models import _blocks, _projection
+from clipadapt.models import _blocks, _deep_prompts, _projection
 from clipadapt.models._text_tower import CausalTextTower
 from clipadapt.tensor.devices import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from clipadapt.models import Layer, Tower
 
@@ -157,6 +157,60 @@ class Towers:
             return self.encode_text(tokens, layer, fast=fast)
         finally:
             handle.remove()
+
+    def prompt_blocks(self, tower: Tower) -> tuple[int, int]:
+        """Return the number of blocks of a tower that can take prompts, and the width of a prompt token.
+
+        Raises:
+            ModelError: If the tower cannot take prompts.
+        """
+        if tower == "image":
+            found = _deep_prompts.image_blocks(self.net.visual)
+            kind = _deep_prompts.kind_of(self.net.visual)
+        else:
+            blocks = _deep_prompts.text_blocks(self.net)
+            found = None if blocks is None else (len(blocks), self._text_width())
+            kind = _deep_prompts.kind_of(getattr(self.net, "text", self.net))
+        if found is None:
+            raise ModelError(
+                f"the {tower} tower of '{self.name}' cannot take prompts: prompts are tokens of a plain transformer, "
+                f"and it is of the kind {kind}",
+                hint="use a model whose image tower is a ViT and whose text tower is a transformer, such as "
+                "ViT-B-16-quickgelu/openai",
+            )
+        return found
+
+    def _text_width(self) -> int:
+        return int(cast("torch.Tensor", self.token_embedding.weight).shape[1])
+
+    def encode_image_with_prompts(
+        self, states: torch.Tensor, prompts: Sequence[torch.Tensor], layer: Layer, *, fast: bool
+    ) -> torch.Tensor:
+        """Run the image tower with prompts from the input of its first block on; float32 ``(n, D)``."""
+        x = self._cast(states)
+        return _at(
+            layer, _deep_prompts.encode_image(self.net.visual, x, prompts, fast=fast).float()
+        )
+
+    def encode_text_with_prompts(
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
+        layer: Layer,
+        shared: int,
+        *,
+        fast: bool,
+    ) -> torch.Tensor:
+        """Encode texts with ``prompts[0]`` at ``slots``, and ``prompts[i]`` there before block ``i``."""
+        given = _deep_prompts.fill(embeddings.to(self.device), slots, prompts[0])
+        tower = CausalTextTower.of(self.net)
+        if tower is not None and fast and tower.can_share():
+            out = tower.with_shared(given, tokens.to(self.device), shared, slots, prompts)
+            return _at(layer, out.float())
+        with _deep_prompts.replaced(_deep_prompts.text_blocks(self.net) or [], slots, prompts):
+            return self.encode_token_embeddings(given, tokens, layer, shared, fast=fast)
 
     @property
     def token_embedding(self) -> torch.nn.Module:

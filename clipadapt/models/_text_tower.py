@@ -7,14 +7,17 @@ once. In the last block only the end of the text is read. All three change round
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
-from clipadapt.models import _attention
+from clipadapt.models import _attention, _deep_prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class CausalTextTower:
@@ -58,18 +61,30 @@ class CausalTextTower:
         return all(map(_attention.is_plain, self.tower.transformer.resblocks))
 
     def with_shared(
-        self, embeddings: torch.Tensor, tokens: torch.Tensor, shared: int
+        self,
+        embeddings: torch.Tensor,
+        tokens: torch.Tensor,
+        shared: int,
+        slots: torch.Tensor | None = None,
+        prompts: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """Encode token embeddings ``(n, L, W)`` whose first ``shared`` positions are the same in all texts."""
+        """Encode token embeddings ``(n, L, W)`` whose first ``shared`` positions are the same in all texts.
+
+        Before block ``i >= 1`` the states at ``slots``, shape ``(n, P)``, are replaced by ``prompts[i]``.
+        """
         ends = tokens.argmax(dim=1)
         shared = min(shared, int(ends.min()))
+        if slots is not None and len(prompts) > 1 and shared <= int(slots.max()):
+            shared = min(shared, int(slots.min()))
         x = self._placed(embeddings)
         head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
         places = torch.arange(x.shape[1], device=x.device)
         causal = places <= places[:, None]  # (L, L)
         *blocks, last = self.tower.transformer.resblocks
-        for block in blocks:
+        for i, block in enumerate(blocks):
+            head, rest = _replaced(head, rest, slots, prompts, i)
             head, rest = _block(block, head, rest, causal)
+        head, rest = _replaced(head, rest, slots, prompts, len(blocks))
         before = None
         if shared:
             k, v = _attention.heads_of(last.attn, last.ln_1(head), "kv")
@@ -92,6 +107,22 @@ class CausalTextTower:
         linear = isinstance(projection, nn.Module)
         out: torch.Tensor = projection(pooled) if linear else pooled @ projection
         return out
+
+
+def _replaced(
+    head: torch.Tensor,
+    rest: torch.Tensor,
+    slots: torch.Tensor | None,
+    prompts: Sequence[torch.Tensor],
+    i: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states before block ``i`` with its prompt; all slots are in ``head``, or all are in ``rest``."""
+    if slots is None or not 0 < i < len(prompts):
+        return head, rest
+    shared = head.shape[1]
+    if int(slots.max()) < shared:
+        return _deep_prompts.fill(head, slots[:1], prompts[i]), rest
+    return head, _deep_prompts.fill(rest, slots - shared, prompts[i])
 
 
 def _block(

@@ -9,12 +9,12 @@ import pytest
 
 from clipadapt.core.api import registry
 from clipadapt.core.api.data import DatasetOptions, Task
-from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.errors import ConfigError, ModelError
 from clipadapt.core.api.method import Classifier, OpenVocabulary, Setting, setting_of
 from clipadapt.core.api.registry import METHODS, Resolved
 from clipadapt.core.experiments import config, shipped, sweep
 from clipadapt.core.runs.session import run_experiments
-from tests.contract.conftest import CASES, SMALL
+from tests.contract.conftest import CASES, REFUSED, SMALL
 
 every_case = pytest.mark.parametrize(("name", "family"), CASES)
 every_method = pytest.mark.parametrize("name", METHODS.names())
@@ -112,6 +112,20 @@ def test_open_vocabulary_classifiers_accept_other_classes(name, family, tiny_cas
     assert other.classnames == ("a dog", "a cat", "a horse", "a square")
     assert other.predict_scores(case.inputs).shape == (len(case.inputs), 4)
     assert fitted.classnames == case.task.classnames
+
+
+@pytest.mark.parametrize(("name", "family"), REFUSED)
+def test_a_family_that_cannot_be_served_is_refused_before_training(
+    name, family, tiny_case, tmp_path
+):
+    case = tiny_case(name, family)
+    context = case.context(tmp_path)
+
+    with pytest.raises(ModelError, match=REFUSED[name, family]):
+        case.method.fit(case.backbone, case.task, context)
+
+    assert not context.history
+    assert context.services.meter.computed == 0
 
 
 @every_method

@@ -268,3 +268,14 @@ def test_no_network_is_said_within_ten_seconds(console, pictures, tmp_path):
     assert "stitched" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path(tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("method", ["maple", "promptsrc", "ivlp"])
+def test_prompts_in_a_convolutional_image_tower(wrong, tiny_models, method):
+    settings = [f"model.name={tiny_models['hf']}", "data.name=synthetic:3x12", "data.shots=2"]
+
+    text = wrong("run", f"{method}-quick", *(w for s in settings for w in ("--set", s)))
+
+    assert f"{method} adds prompts to the image tower" in text
+    assert "EfficientNet" in text
+    assert "ivlp-language_only" in text

@@ -219,11 +219,7 @@ def prompts(
     from clipadapt.core.files.folders import output_file
     from clipadapt.prompts import audit, open_audit
 
-    if confirm and split is SplitChoice.test:
-        raise ConfigError(
-            "--confirm evaluates on test, on which --split test already selects",
-            hint="select on val: leave out --split",
-        )
+    _check_confirm(confirm, split)
     _check_limit(limit)
     page = None if html is None else _sheet_file(html)
     chosen = None if write is None else output_file(write, "--write")
@@ -237,8 +233,8 @@ def prompts(
         prompts_page.write_page(page, found)
     if as_json:
         print_json(found.as_dict())
-        return
-    say(prompts_page.render(found), nl=False)
+    else:
+        say(prompts_page.render(found), nl=False)
 
 
 @app.command("inspect", epilog="Example: clipadapt inspect RUN_DIR --json")
@@ -256,6 +252,14 @@ def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _check_confirm(confirm: bool, split: SplitChoice) -> None:
+    if confirm and split is SplitChoice.test:
+        raise ConfigError(
+            "--confirm evaluates on test, on which --split test already selects",
+            hint="select on val: leave out --split",
+        )
 
 
 def _check_limit(limit: int | None) -> None:

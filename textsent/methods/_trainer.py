@@ -93,18 +93,14 @@ def train(
     """
     folder = ctx.work_dir.resolve() / "trainer"
     checkpoint = _checkpoints.newest_valid(folder, key, ctx.progress.note)
-    arguments = _arguments(
-        config,
-        folder,
-        device,
-        ctx.seed,
-        validate=val_rows is not None,
-        padded=tokenizer is not None,
-    )
+    validate, padded = val_rows is not None, tokenizer is not None
+    arguments = _arguments(config, folder, device, ctx.seed, validate=validate, padded=padded)
     if collate is None and tokenizer is not None:
         collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
-    steps = config.steps_for(len(train_rows))
-    with ctx.progress.track(name, steps, "steps") as bar, _current(device):
+    with (
+        ctx.progress.track(name, config.steps_for(len(train_rows)), "steps") as bar,
+        _current(device),
+    ):
         trainer = _Trainer(
             cast("Any", model),
             arguments,

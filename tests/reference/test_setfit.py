@@ -71,7 +71,7 @@ def test_the_loss_and_its_gradient_are_those_of_sentence_transformers(
     columns = [model.preprocess([TEXTS[i] for i in pairs[:, k]]) for k in (0, 1)]
     expected = loss_of(columns, torch.from_numpy(same).float())
     expected.backward()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     theirs = dict(model[0].model.named_parameters())
     compared = 0
     for name, parameter in encoder.module.named_parameters():

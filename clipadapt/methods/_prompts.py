@@ -156,7 +156,8 @@ class Prompts:
         features = self.model.encode_token_embeddings(
             filled.flatten(0, 1), tokens.repeat(g, 1), shared=shared
         )  # (g * c, D)
-        return features.unflatten(0, (g, c))
+        out: torch.Tensor = features.unflatten(0, (g, c))
+        return out
 
     def weights(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the text classifier of a trained context, shape ``(C, D)``."""

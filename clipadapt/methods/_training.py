@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Split, Task
     from clipadapt.core.api.model import Backbone
 
+Gradients = tuple["torch.Tensor", ...]
 CHECKPOINT: Final = "checkpoint.safetensors"
 CHECKPOINT_SECONDS: Final = 10.0
 """Seconds between checkpoints: the most work that a killed fit loses."""
@@ -126,6 +127,8 @@ class Objective:
         every: Number of steps between evaluations on val, the first after step 1; None evaluates after epochs.
         max_batches: Maximum number of batches per epoch; None for all.
         prefer_last: Whether ``keep: best`` keeps the latest of several equally good evaluations.
+        combine: For a loss that is a tensor of several losses: makes the gradients of the parameters from those of
+            each loss, all in the order of ``parameters``. The first loss is the one that is reported.
     """
 
     name: str
@@ -140,6 +143,7 @@ class Objective:
     every: int | None = None
     max_batches: int | None = None
     prefer_last: bool = False
+    combine: Callable[[list[Gradients]], Gradients] | None = None
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -292,8 +296,7 @@ class _Loop:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.loss(rows, view_of(config, state.epoch, self.ctx.seed))
-        loss.backward()
-        value = loss.item()
+        value = self._backward(loss)
         if self.ctx.observe:
             self.ctx.observe("lr", lr)
             self.ctx.observe("loss", value)
@@ -307,6 +310,21 @@ class _Loop:
         state.step += 1
         state.index += 1
         return value
+
+    def _backward(self, loss: torch.Tensor) -> float:
+        """Set the gradients of the parameters; return the loss, the first of several."""
+        import torch
+
+        if self.objective.combine is None:
+            loss.backward()
+            return loss.item()
+        each = [
+            torch.autograd.grad(one, self.parameters, retain_graph=i + 1 < len(loss))
+            for i, one in enumerate(loss)
+        ]
+        for parameter, gradient in zip(self.parameters, self.objective.combine(each), strict=True):
+            parameter.grad = gradient
+        return loss[0].item()
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         return DivergedError(

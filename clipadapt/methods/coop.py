@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipadapt.methods import _prompts, _training
-from clipadapt.methods._prompts import ContextTraining, PromptClassifier, PromptConfig
+from clipadapt.methods._prompts import ContextTraining, PromptConfig
 from clipadapt.models import PromptTunable
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Task
     from clipadapt.core.api.method import MethodConfig
+    from clipadapt.methods._prompts import PromptClassifier
 
 
 class CoOpConfig(PromptConfig):
@@ -48,9 +49,7 @@ class CoOp:
         training = ContextTraining("coop", self.config, backbone, task, ctx)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
-            logits = training.model.logits(
-                training.features(rows, view), training.text()
-            )  # (b, C)
+            logits = training.model.logits(training.features(rows, view), training.text())  # (b, C)
             return _training.cross_entropy(logits, training.train.labels, rows)
 
         return training.fitted(loss)

@@ -9,7 +9,7 @@ from pydantic import Field
 from clipadapt.core.api.limits import BatchSize, Epochs
 from clipadapt.methods import _prompts, _training
 from clipadapt.methods._images import tensor
-from clipadapt.methods._prompts import ContextTraining, PromptClassifier, PromptConfig
+from clipadapt.methods._prompts import ContextTraining, PromptConfig
 from clipadapt.models import PromptTunable
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Task
     from clipadapt.core.api.method import MethodConfig
+    from clipadapt.methods._prompts import PromptClassifier
 
 
 class KgCoOpConfig(PromptConfig):

@@ -30,6 +30,7 @@ SMALL |= {
     "clip/lora": {"steps_per_shot": None, "epochs": 2, "augment": "none", "lr": 1e-2},
     "clip/clip_adapter": {"epochs": 2, "augment": "none", "batch_size": 8},
     "clip/clap": {"views": 2, "epochs": 2, "batch_size": 8},
+    "clip/kgcoop": {"epochs": 2, "augment": "none", "batch_size": 8},
     "clip/lp_plus_plus": {"epochs": 3},
     "clip/prolip": {"views": 2, "epochs": 3},
     "clip/cross_modal": {
@@ -43,6 +44,7 @@ SMALL |= {
     "clip/ivlp": {"depth_text": 2, "depth_vision": 2, "epochs": 2, "augment": "none"},
     "clip/maple": {"depth": 2, "epochs": 2, "augment": "none"},
     "clip/promptsrc": {"depth_text": 2, "depth_vision": 2, "epochs": 2, "augment": "none"},
+    "clip/prograd": {"n_ctx": 6, "epochs": 2, "augment": "none", "batch_size": 8},
     "clip/taskres": {"epochs": 2, "augment": "none"},
     "clip/tip_adapter": {"views": 2, "beta_steps": 5},
     "clip/tip_adapter_f": {"views": 2, "beta_steps": 5, "epochs": 2},

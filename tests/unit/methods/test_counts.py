@@ -14,6 +14,8 @@ C, N = 3, 12
 EXPECTED = {
     "lora": 184_320,
     "coop": 8_192,
+    "kgcoop": 2_048,
+    "prograd": 8_192,
     "clip_adapter": 131_072,
     "clap": 512 * C,
     "lp_plus_plus": 514 * C,

@@ -39,6 +39,12 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"batch_size": 10, "steps": 6, "warmup_steps": 2, "views": 0, "search": False, "every": 2}
         | {"drop_last": False, "head": "adapter"},
     ),
+    "maple": ("maple", "clip", {"depth": 2, "drop_last": False, "warmup_epochs": 0}),
+    "promptsrc": (
+        "promptsrc",
+        "siglip",
+        {"depth_text": 2, "depth_vision": 2, "gpa_mean": 1, "drop_last": False},
+    ),
     "clip_adapter": ("clip_adapter", "custom", {"drop_last": False, "augment": "crop_flip"}),
 }
 

@@ -296,3 +296,26 @@ def test_a_weights_file_is_preprocessed_as_in_training(tmp_path):
     )
     plain = _names.parse(f"ViT-B-32/{tmp_path / 'mine.safetensors'}")
     assert not _sources._of_file(plain, _names.architecture_config("ViT-B-32")).preprocess_cfg
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_towers_take_prompts_if_they_are_plain_transformers(family, folders):
+    model = load(f"local-dir:{folders[family]}")
+    tokens, slots = model.prompt_slots(["dog", "red cat"], 2)
+    blocks, width = model.prompt_blocks("text")
+    prompts = [torch.randn(2, width) for _ in range(blocks)]
+    text = model.encode_text_with_prompts(model.embed_tokens(tokens), tokens, slots, prompts)
+    assert (text - model.encode_text(tokens)).abs().max() > 1e-4
+    if family in {"eva", "mobileclip", "pe"}:  # rotary positions, convolutions
+        with pytest.raises(ModelError, match="image tower of .* cannot take prompts"):
+            model.prompt_blocks("image")
+        return
+    blocks, width = model.prompt_blocks("image")
+    pixels = model.preprocess()(picture())[None]
+    states = model.encode_image(pixels, "unit:1")
+    plain = model.encode_image_from(states, 1)
+    torch.testing.assert_close(plain, model.encode_image(pixels), **NEAR)
+
+    image = model.encode_image_with_prompts(states, [torch.randn(2, width)] * blocks)
+
+    assert (image - plain).abs().max() > 1e-4

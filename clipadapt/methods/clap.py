@@ -81,7 +81,6 @@ class CLAP:
         Raises:
             ConfigError: If training ends before the warm-up.
         """
-        import torch
         import torch.nn.functional as F
 
         config, device = self.config, backbone.device
@@ -89,66 +88,39 @@ class CLAP:
         config.check(task)
         val = _training.nonempty(task.val)
         text = mean_text_features(backbone, task.classnames, task.templates)
-        base = tensor(text, device)  # (C, D)
         views = view_features(backbone, train.inputs, config.views, config.smallest_crop)
         features = tensor(views.reshape(-1, views.shape[-1]), device)  # (V * N, D)
         labels = np.tile(train.labels, len(views))
-        prototypes = _training.parameter(ctx, "prototypes", text, device)
-        alpha = self._multipliers(backbone, features, labels, base)  # (C,)
-        state = {"alpha": alpha, "rho": torch.zeros_like(alpha)}
+        probe = _Probe(backbone, features, labels, text, config.constraint, ctx)
         val_features = None
         if val is not None and config.epochs:
             val_features = tensor(backbone.encode(val.inputs, "image"), device)
 
-        def scores(x: torch.Tensor) -> torch.Tensor:
-            return backbone.logits(x, F.normalize(prototypes, dim=-1))
-
-        def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG001
-            logits = scores(features[torch.from_numpy(rows).to(device)])  # (b, C)
-            total = _training.cross_entropy(logits, labels, rows)
-            if config.constraint != "none":
-                constraint = (alpha * self._distance(prototypes, base)).mean()
-                total = total + constraint
-                if ctx.observe:
-                    ctx.observe("constraint", constraint.detach())
-            return total
-
-        def after_epoch(epoch: int) -> None:  # noqa: ARG001
-            """Update the multipliers, one outer step of an augmented Lagrangian method."""
-            with torch.no_grad():
-                distance = self._distance(prototypes, base)
-                alpha.add_(state["rho"] * distance).clamp_(min=0)
-                state["rho"].copy_(distance)
-            if ctx.observe:
-                ctx.observe("alpha", alpha.clone())
-
         def val_scores() -> NDArray[np.float32]:
             assert val_features is not None
-            with torch.no_grad():
-                return scores(val_features).cpu().numpy()
+            return probe.scores(val_features).detach().cpu().numpy()
 
-        if ctx.observe:
-            ctx.observe("base", text)
-            ctx.observe("alpha", alpha.clone())
         objective = Objective(
             "clap",
-            {"prototypes": prototypes},
-            loss,
+            {"prototypes": probe.prototypes},
+            probe.loss,
             len(labels),
             None if val_features is None else val_scores,
             None if val is None else val.labels,
             _training.key_of(backbone, task),
-            state,
-            after_epoch if config.constraint == "l2_adaptative" else None,
+            {"alpha": probe.alpha, "rho": probe.rho},
+            probe.after_epoch if config.constraint == "l2_adaptative" else None,
             max_batches=self._batches(len(train)),
         )
         selection = _training.train(objective, config, ctx)
+        prototypes = probe.prototypes.detach()
         if ctx.observe:
-            ctx.observe("prototypes", prototypes.detach())
+            ctx.observe("base", text)
+            ctx.observe("prototypes", prototypes)
         return LinearHead(
             backbone,
             task.classnames,
-            F.normalize(prototypes.detach(), dim=-1).cpu().numpy(),
+            F.normalize(prototypes, dim=-1).cpu().numpy(),
             np.full(len(text), backbone.logit_bias, dtype=np.float32),
             zero_shot_weights(backbone, task.classnames, task.templates),
             backbone.logit_scale,
@@ -161,45 +133,104 @@ class CLAP:
         return _linear_head.load(directory, backbone)
 
     def _batches(self, n: int) -> int:
-        """Return the number of batches per epoch: an epoch has as many images as train, drawn from all views."""
+        """Return the number of batches per epoch, which has as many images as train, drawn from all views."""
         whole, rest = divmod(n, self.config.batch_size)
         return max(1, whole + bool(rest and not self.config.drop_last))
 
-    def _distance(self, prototypes: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        """Return the distance of each prototype to its text features, shape ``(C,)``."""
-        import torch.nn.functional as F
 
-        if self.config.constraint == "cosine":
-            return 1 - F.cosine_similarity(prototypes, base)
-        return (prototypes - base).square().sum(-1)
+class _Probe:
+    """Prototypes, multipliers, and the loss of a batch."""
 
-    def _multipliers(
+    def __init__(
         self,
         model: ImageTextModel,
         features: torch.Tensor,
         labels: NDArray[np.int64],
-        base: torch.Tensor,
-    ) -> torch.Tensor:
+        text: NDArray[np.float32],
+        constraint: Constraint,
+        ctx: RunContext,
+    ) -> None:
+        """Start at the text features.
+
+        Args:
+            model: The backbone.
+            features: Unit-norm image features, shape ``(M, D)``.
+            labels: Shape ``(M,)``.
+            text: Unnormalized text features, shape ``(C, D)``.
+            constraint: The constraint.
+            ctx: Initial values and observer.
+        """
+        import torch
+
+        self.model, self.features, self.labels = model, features, labels
+        self.constraint, self.observe = constraint, ctx.observe
+        self.base = tensor(text, model.device)
+        self.prototypes = _training.parameter(ctx, "prototypes", text, model.device)
+        self.alpha = self._multipliers()  # (C,)
+        self.rho = torch.zeros_like(self.alpha)
+        if self.observe:
+            self.observe("alpha", self.alpha.clone())
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of unit-norm features ``(n, D)``, shape ``(n, C)``."""
+        import torch.nn.functional as F
+
+        return self.model.logits(x, F.normalize(self.prototypes, dim=-1))
+
+    def loss(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG002
+        """Return the cross-entropy of a batch plus the constraint."""
+        import torch
+
+        x = self.features[torch.from_numpy(rows).to(self.features.device)]
+        total = _training.cross_entropy(self.scores(x), self.labels, rows)
+        if self.constraint == "none":
+            return total
+        constraint = (self.alpha * self._distance()).mean()
+        if self.observe:
+            self.observe("constraint", constraint.detach())
+        return total + constraint
+
+    def after_epoch(self, epoch: int) -> None:  # noqa: ARG002
+        """Update the multipliers, one outer step of an augmented Lagrangian method."""
+        import torch
+
+        with torch.no_grad():
+            distance = self._distance()
+            self.alpha.add_(self.rho * distance).clamp_(min=0)
+            self.rho.copy_(distance)
+        if self.observe:
+            self.observe("alpha", self.alpha.clone())
+
+    def _distance(self) -> torch.Tensor:
+        """Return the distance of each prototype to its text features, shape ``(C,)``."""
+        import torch.nn.functional as F
+
+        if self.constraint == "cosine":
+            return 1 - F.cosine_similarity(self.prototypes, self.base)
+        return (self.prototypes - self.base).square().sum(-1)
+
+    def _multipliers(self) -> torch.Tensor:
         """Return the initial multipliers of the classes, shape ``(C,)``."""
         import torch
         import torch.nn.functional as F
 
-        C = len(base)
-        if self.config.constraint in {"l2_balanced", "none"}:
-            return torch.ones(C, device=base.device)
-        y = torch.from_numpy(labels).to(base.device)
-        total = torch.zeros(C, device=base.device)
-        weights = F.normalize(base, dim=-1)
-        for rows in torch.arange(len(y)).split(BLOCK):
-            p = model.logits(features[rows], weights).softmax(-1).detach()  # (b, C)
-            total.index_add_(0, y[rows], p.gather(1, y[rows, None])[:, 0])
+        C, device = len(self.base), self.base.device
+        if self.constraint in {"l2_balanced", "none"}:
+            return torch.ones(C, device=device)
+        y = torch.from_numpy(self.labels).to(device)
+        total = torch.zeros(C, device=device)
+        weights = F.normalize(self.base, dim=-1)
+        for begin in range(0, len(y), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            p = self.model.logits(self.features[part], weights).softmax(-1).detach()  # (b, C)
+            total.index_add_(0, y[part], p.gather(1, y[part, None])[:, 0])
         counts = torch.bincount(y, minlength=C)
         seen = counts > 0
         alpha = total / counts
         alpha[~seen] = alpha[seen].mean()
-        if self.config.constraint == "l2_corrected":
+        if self.constraint == "l2_corrected":
             alpha = alpha * C / alpha.sum()
-        if self.config.constraint == "l2_constant":
+        if self.constraint == "l2_constant":
             alpha = alpha.mean().expand(C).clone()
         return alpha
 

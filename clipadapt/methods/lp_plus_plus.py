@@ -117,78 +117,106 @@ class LPPlusPlus:
 
     def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> LinearHead:
         """Train ``w``, ``b`` and ``alpha`` on ``task.train``; ``task.val`` selects the epoch."""
-        import torch
-
         config, device = self.config, backbone.device
         train = task.require_train("lp_plus_plus")
         config.check(task)
         val = _training.nonempty(task.val)
         text = zero_shot_weights(backbone, task.classnames, task.templates)  # (C, D)
         views = view_features(backbone, train.inputs, config.views, config.smallest_crop)
-        flat = views.reshape(-1, views.shape[-1])  # (V * N, D)
+        features = views.reshape(-1, views.shape[-1])  # (V * N, D)
         labels = np.tile(train.labels, len(views))
-        start = Start.of(flat, labels, text, config.alpha_init)
-        features, targets = tensor(flat, device), tensor(text, device)
-        bound = flat.shape[1] ** -0.5  # as nn.Linear
-        drawn = ctx.rng("lp_plus_plus.init").uniform(-bound, bound, len(text))
-        weight = _training.parameter(ctx, "weight", start.weight, device)
-        bias = _training.parameter(ctx, "bias", drawn.astype(np.float32), device)
-        alpha = _training.parameter(ctx, "alpha", start.alpha, device)
-        # The backward pass adds to this gradient in place, and it is never set to zero.
-        alpha.grad = alpha_grad = torch.zeros_like(alpha)
+        start = Start.of(features, labels, text, config.alpha_init)
+        probe = _Probe(start, tensor(features, device), labels, tensor(text, device), config, ctx)
         val_features = None
         if val is not None and config.epochs:
             val_features = tensor(backbone.encode(val.inputs, "image"), device)
 
-        def classifier() -> torch.Tensor:
-            return weight + alpha[:, None] * targets  # (C, D)
-
-        def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG001
-            logits = features[torch.from_numpy(rows).to(device)] @ classifier().T + bias  # (b, C)
-            return _training.cross_entropy(logits, labels, rows)
-
-        def after_epoch(epoch: int) -> None:
-            if (epoch + 1) % config.alpha_every == 0:
-                with torch.no_grad():
-                    alpha.sub_(config.lr * start.lr_alpha * alpha_grad)
-
         def val_scores() -> NDArray[np.float32]:
             assert val_features is not None
-            with torch.no_grad():
-                return (val_features @ classifier().T + bias).cpu().numpy()
+            return probe.scores(val_features).detach().cpu().numpy()
 
-        if ctx.observe:
-            ctx.observe("start", start)
         objective = Objective(
             "lp_plus_plus",
-            {"weight": weight, "bias": bias},
-            loss,
+            {"weight": probe.weight, "bias": probe.bias},
+            probe.loss,
             len(labels),
             None if val_features is None else val_scores,
             None if val is None else val.labels,
             _training.key_of(backbone, task),
-            {"alpha": alpha, "alpha_grad": alpha_grad},
-            after_epoch,
+            {"alpha": probe.alpha, "alpha_grad": probe.alpha_grad},
+            probe.after_epoch,
             prefer_last=True,
         )
         sized = config.model_copy(update={"lr": config.lr * start.lr_weight})
         selection = _training.train(objective, sized, ctx)
+        final = probe.weight.detach(), probe.bias.detach(), probe.alpha.detach()
         if ctx.observe:
-            ctx.observe("final", (weight.detach(), bias.detach(), alpha.detach()))
+            ctx.observe("start", start)
+            ctx.observe("final", final)
         return LinearHead(
             backbone,
             task.classnames,
-            classifier().detach().cpu().numpy(),
-            bias.detach().cpu().numpy(),
+            probe.classifier().detach().cpu().numpy(),
+            probe.bias.detach().cpu().numpy(),
             text,
             1.0,
-            weight.numel() + bias.numel() + alpha.numel(),
+            sum(values.numel() for values in final),
             selection,
         )
 
     def load(self, directory: Path, backbone: ImageTextModel) -> LinearHead:
         """Return the classifier saved in ``directory``."""
         return _linear_head.load(directory, backbone)
+
+
+class _Probe:
+    """The parameters, and the loss of a batch."""
+
+    def __init__(
+        self,
+        start: Start,
+        features: torch.Tensor,
+        labels: NDArray[np.int64],
+        text: torch.Tensor,
+        config: LPPlusPlusConfig,
+        ctx: RunContext,
+    ) -> None:
+        """Create the parameters from features ``(N, D)``, labels ``(N,)`` and text features ``(C, D)``."""
+        import torch
+
+        self.features, self.labels, self.text = features, labels, text
+        self.every, self.lr_alpha = config.alpha_every, config.lr * start.lr_alpha
+        bound = features.shape[1] ** -0.5  # as nn.Linear
+        drawn = ctx.rng("lp_plus_plus.init").uniform(-bound, bound, len(text))
+        device = str(features.device)
+        self.weight = _training.parameter(ctx, "weight", start.weight, device)
+        self.bias = _training.parameter(ctx, "bias", drawn.astype(np.float32), device)
+        self.alpha = _training.parameter(ctx, "alpha", start.alpha, device)
+        # The backward pass adds to this gradient in place, and it is never set to zero.
+        self.alpha.grad = self.alpha_grad = torch.zeros_like(self.alpha)
+
+    def classifier(self) -> torch.Tensor:
+        """Return ``w_c + alpha_c t_c``, shape ``(C, D)``."""
+        return self.weight + self.alpha[:, None] * self.text
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of unit-norm features ``(n, D)``, shape ``(n, C)``."""
+        return x @ self.classifier().T + self.bias
+
+    def loss(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG002
+        """Return the cross-entropy of a batch."""
+        import torch
+
+        x = self.features[torch.from_numpy(rows).to(self.features.device)]
+        return _training.cross_entropy(self.scores(x), self.labels, rows)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Take a step of ``alpha`` every few epochs."""
+        import torch
+
+        if (epoch + 1) % self.every == 0:
+            with torch.no_grad():
+                self.alpha.sub_(self.lr_alpha * self.alpha_grad)
 
 
 METHOD = LPPlusPlus

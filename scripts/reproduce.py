@@ -2,8 +2,9 @@
 
     python scripts/reproduce.py [--data DIR] [--out runs]
 
-Without ``--data``, only the table whose images come from Python packages is written. DIR has ``photo`` and
-``sketch``, see scripts/adaptation.py. scripts/bench/*.py write the tables of speed and memory, on an idle machine.
+Without ``--data``, only the table whose images come from Python packages is written; the other takes 40 minutes. DIR
+has ``photo`` and ``sketch``, see scripts/field.py. scripts/bench/*.py write the tables of speed and memory, on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def main() -> None:
     out = arguments.out
     commands = [["demo.py", "--out", str(out / "demo"), "--readme", str(README)]]
     if arguments.data is None:
-        print("without --data, docs/results.md is not updated", file=sys.stderr)
+        print("without --data, the table of all methods is not updated", file=sys.stderr)
     else:
-        own = ["--out", str(out / "adaptation"), "--readme", str(RESULTS)]
-        commands.append(["adaptation.py", str(arguments.data), *own])
+        own = ["--out", str(out / "field"), "--readme", str(README), "--results", str(RESULTS)]
+        commands.append(["field.py", str(arguments.data), *own])
     for script, *rest in commands:
         done = subprocess.run([sys.executable, str(HERE / script), *rest], check=False)
         if done.returncode:

@@ -48,6 +48,8 @@ SMALL |= {
     "clip/taskres": {"epochs": 2, "augment": "none"},
     "clip/tip_adapter": {"views": 2, "beta_steps": 5},
     "clip/tip_adapter_f": {"views": 2, "beta_steps": 5, "epochs": 2},
+    "clip/tpt": {"views": 3, "selection_p": 0.7},
+    "clip/zero": {"views": 4, "gamma": 0.5},
     **{
         name: {"epochs": 2, "augment": "none", "warmup_steps": 1, "lr": 1e-3, "blocks": 2}
         for name in ("clip/full_finetune", "clip/wise_ft")

@@ -29,7 +29,9 @@ EXPECTED = {
     "tip_adapter_f": 512 * N,
     "full_finetune": 86_192_640 + 513 * C,
     "wise_ft": 86_192_640 + 513 * C,
+    "zero": 0,
     "zero_shot": 0,
+    "tpt": 2_048,
     "transclip": 0,
     "tda": 0,
 }
@@ -42,6 +44,8 @@ UNTRAINED: dict[str, dict[str, Any]] = {
     "tip_adapter": {"views": 0},
     "tip_adapter_f": {"views": 0, "epochs": 0},
     "wise_ft": {"epochs": 0, "alpha": 1.0},
+    "tpt": {},
+    "zero": {},
     "zero_shot": {},
     "transclip": {},
     "tda": {},
@@ -80,4 +84,4 @@ def test_only_zero_shot_methods_use_no_training_data():
 
     without = [name for name, m in methods.items() if not getattr(m, "uses_train", True)]
 
-    assert without == ["clip/tda", "clip/zero_shot"]
+    assert without == ["clip/tda", "clip/tpt", "clip/zero", "clip/zero_shot"]

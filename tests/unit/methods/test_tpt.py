@@ -1,0 +1,60 @@
+"""``clip/tpt``: batches equal single images, no steps, the report of its cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clipadapt.methods import _prompts
+from tests.unit.methods.conftest import FAMILIES, context, method
+
+FEW = {"views": 4, "selection_p": 0.5, "smallest_crop": 0.5}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_equals_single_images(family, models, small, tmp_path):
+    task, inputs = small
+    fitted = method("tpt", steps=3, lr=1e-3, **FEW).fit(models(family), task, context(tmp_path))
+
+    together = fitted.predict_scores(inputs)
+
+    for i in range(len(inputs)):
+        alone = fitted.predict_scores(inputs.take(np.array([i])))
+        np.testing.assert_allclose(alone[0], together[i], atol=2e-3)
+    # The order has no effect: every image starts from the same context.
+    back = fitted.predict_scores(inputs.take(np.arange(len(inputs))[::-1]))
+    np.testing.assert_allclose(back[::-1], together, atol=2e-3)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7])
+def test_chunks_of_classes_give_the_same_result(chunk, models, small, tmp_path, monkeypatch):
+    task, inputs = small
+    whole = method("tpt", **FEW).fit(models("clip"), task, context(tmp_path))
+    part = method("tpt", **FEW, class_chunk=chunk).fit(models("clip"), task, context(tmp_path))
+    expected = whole.predict_scores(inputs)
+
+    np.testing.assert_allclose(part.predict_scores(inputs), expected, atol=2e-3)
+    monkeypatch.setattr(_prompts, "ALONE", 1)  # one image at a time, as with many classes
+    np.testing.assert_allclose(part.predict_scores(inputs), expected, atol=2e-3)
+
+
+def test_tuning_lowers_the_entropy(models, small, tmp_path):
+    task, inputs = small
+    model = models("clip")
+    fitted = method("tpt", steps=5, **FEW).fit(model, task, context(tmp_path))
+    features = np.stack([model.encode(inputs, "image")] * 4, axis=1)
+
+    losses = fitted.tune(features, fitted.prompts()).losses
+
+    assert losses.shape == (5, len(inputs))
+    assert (losses[-1] < losses[0]).all()
+
+
+def test_without_steps_it_is_zero_shot_with_the_initial_words(models, small, tmp_path):
+    task, inputs = small
+    fitted = method("tpt", steps=0, **FEW).fit(models("clip"), task, context(tmp_path))
+    written = fitted.with_classnames(task.classnames, ("a photo of a {}.",))
+
+    np.testing.assert_allclose(
+        fitted.predict_scores(inputs), written.zero_shot_scores(inputs), atol=1e-4
+    )

@@ -96,13 +96,14 @@ def _about(record: RunRecord, predictions: Sequence[Mapping[str, Any]]) -> list[
     calibration = "not calibrated: the run fitted no temperature on val"
     if temperature is not None:
         calibration = f"calibrated on val, temperature {temperature:.3g}"
+    sigmoids = "one sigmoid per class, " if record.probabilities == "sigmoid" else ""
     verb = "trained" if record.method.uses_train else "evaluated"
     counts = Counter(p["label"] for p in predictions)
     shown = ", ".join(f"{label} {n}" for label, n in counts.most_common(MOST_COUNTS))
     more = len(counts) - MOST_COUNTS
     return [
         f"{title}{model}, {verb} on {record.data.name}{shots}, seed {record.seed}, run {record.run_id}.",
-        f"The probabilities are {calibration}.",
+        f"The probabilities are {sigmoids}{calibration}.",
         f"Predicted: {shown}{f' and {more} more classes' if more > 0 else ''}.",
     ]
 

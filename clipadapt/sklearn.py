@@ -36,7 +36,7 @@ from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.identity import require_same
-from clipadapt.core.scoring.scores import softmax
+from clipadapt.core.scoring.scores import probabilities
 from clipadapt.datasets._decode import opened_rgb
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import ImageFiles
@@ -147,11 +147,14 @@ class CLIPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the class probabilities in the order of ``classes_``, shape ``(n, C)``."""
+        """Return the class probabilities in the order of ``classes_``, shape ``(n, C)``.
+
+        Of a model with a sigmoid loss (SigLIP) they are one sigmoid per class and need not sum to 1.
+        """
         scores = self.predict_scores(X).astype(np.float64)
         own = self.classifier_
         temperature = own.temperature if isinstance(own, SelfCalibrated) else None
-        return softmax(scores, temperature or 1.0)
+        return probabilities(scores, temperature or 1.0, sigmoid=own.score_kind == "sigmoid")
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """Return the accuracy on images ``X`` with labels ``y``."""

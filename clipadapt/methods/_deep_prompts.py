@@ -14,7 +14,7 @@ from clipadapt.core.api.limits import BatchSize, Epochs, Examples
 from clipadapt.core.files import saved
 from clipadapt.methods import _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor
-from clipadapt.methods._text import in_chunks, leading, zero_shot_weights
+from clipadapt.methods._text import in_chunks, leading, score_kind, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 
 if TYPE_CHECKING:
@@ -444,7 +444,6 @@ class PromptedClassifier:
         config: How the prompts are built.
         n_trainable_params: Number of trained parameters.
         selection: The epoch selected on val, or None.
-        score_kind: The scores are logits.
     """
 
     model: DeepPromptTunable
@@ -456,7 +455,11 @@ class PromptedClassifier:
     config: DeepPromptConfig
     n_trainable_params: int
     selection: dict[str, Any] | None
-    score_kind: ClassVar[ScoreKind] = "logit"
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """``logit``, or ``sigmoid`` if the model was trained with a sigmoid loss."""
+        return score_kind(self.model)
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""

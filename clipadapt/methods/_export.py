@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from clipadapt.core.api.method import ScoreKind
     from clipadapt.models import ImageTextModel, Layer
 
 FORMATS: Final = ("classifier", "openclip")
@@ -56,6 +57,7 @@ def export(
     dtype: str | None = None,
     network: ImageTextModel | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
+    score_kind: ScoreKind = "logit",
 ) -> Exported:
     """Write a classifier as safetensors and JSON; with ``openclip`` also the model that computes its features.
 
@@ -66,13 +68,14 @@ def export(
         classnames: ``C`` class names.
         arrays: The arrays that ``formula`` reads as ``a``.
         formula: Code that computes ``scores`` from features ``x`` of shape ``(n, D)``.
-        temperature: Softmax temperature of the run, or None.
+        temperature: Temperature of the run, or None.
         output: Final location of the folder.
         layer: Layer of the image features.
         formats: Formats that the classifier supports.
         dtype: Precision of the image features; None for that of the backbone.
         network: Model to write; None for the backbone.
         state: Weights to write; None for those of the model.
+        score_kind: How the scores become probabilities.
 
     Raises:
         UnknownNameError: If the format is not one of ``formats``.
@@ -86,6 +89,7 @@ def export(
         "features": layer,
         "formula": formula.splitlines(),
         "temperature": temperature,
+        **({"probabilities": "sigmoid"} if score_kind == "sigmoid" else {}),
         "base_model": model.name,
         "base_weights_sha256": model.weights_sha256,
         "dtype": dtype,
@@ -93,37 +97,40 @@ def export(
     write_json(path / FACTS, facts)
     if form == "openclip":
         (network or model.in_dtype("fp32")).save_folder(path, state, output)
-    return _described(form, model, layer, formula, dtype)
+    return _described(form, model, layer, formula, dtype, score_kind)
 
 
 def _described(
-    form: str, model: ImageTextModel, layer: Layer, formula: str, dtype: str
+    form: str, model: ImageTextModel, layer: Layer, formula: str, dtype: str, score_kind: ScoreKind
 ) -> Exported:
     """Return the code that computes the scores with open_clip, and the facts for the README of the export."""
     code = model.open_clip_code(layer, saved=form == "openclip", adapter=form == "peft")
     notes = code.notes
     if dtype != "fp32":
         notes += (f"precision: the run computed image features in {dtype}, open_clip uses float32",)
+    how = "one sigmoid per class" if score_kind == "sigmoid" else "softmax"
     return Exported(
-        f"{code.lines}\n{_scores(formula)}",
+        f"{code.lines}\n{_scores(formula, score_kind)}",
         notes,
         {
             "Features": f"layer '{layer}' of the image tower",
             "Scores": f"`{'; '.join(formula.splitlines())}`, with the arrays of {FILE} as `a`",
-            "Probabilities": f"softmax of the scores divided by the temperature in {FACTS}",
+            "Probabilities": f"{how} of the scores divided by the temperature in {FACTS}",
             "Preprocessing": code.preprocessing,
         },
     )
 
 
-def _scores(formula: str) -> str:
+def _scores(formula: str, score_kind: ScoreKind) -> str:
+    softmax = """probabilities = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+probabilities /= probabilities.sum(axis=1, keepdims=True)"""
+    sigmoid = "probabilities = np.exp(-np.logaddexp(0, -scaled))  # one sigmoid per class"
     return f"""a = load_file(f"{{FOLDER}}/{FILE}")
 with open(f"{{FOLDER}}/{FACTS}", encoding="utf-8") as file:
     facts = json.load(file)
 {formula}
 scaled = scores / (facts["temperature"] or 1.0)
-probabilities = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-probabilities /= probabilities.sum(axis=1, keepdims=True)
+{sigmoid if score_kind == "sigmoid" else softmax}
 for image, row in zip(IMAGES, probabilities):
     print(image, facts["classnames"][row.argmax()], f"{{row.max():.4f}}")
 """

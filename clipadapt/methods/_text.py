@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from clipadapt.core.api.method import ScoreKind
     from clipadapt.models import ImageTextModel
 
 
@@ -108,6 +109,11 @@ def cosine_scores(
     if logit_scale is not None:
         return np.float32(logit_scale) * cosine
     return np.float32(model.logit_scale) * cosine + np.float32(model.logit_bias)
+
+
+def score_kind(model: ImageTextModel, logit_scale: float | None = None) -> ScoreKind:
+    """Return what :func:`cosine_scores` are: ``sigmoid`` with the scale and bias of a model with a sigmoid loss."""
+    return "sigmoid" if model.logit_bias and logit_scale is None else "logit"
 
 
 def leading(tokens: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
 from clipadapt.methods import _descriptions, _export
 from clipadapt.methods._descriptions import PromptsConfig, Words
-from clipadapt.methods._text import cosine_scores, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, score_kind, zero_shot_weights
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -141,7 +141,6 @@ class ZeroShotClassifier:
         words: What the prompts are made from; None for templates.
         counts: Number of prompts of each class, if the score is the largest one; else None.
         n_trainable_params: Always 0.
-        score_kind: The scores are logits.
         export_formats: ``classifier`` (a weight matrix) alone, or ``openclip`` together with the model.
     """
 
@@ -152,12 +151,16 @@ class ZeroShotClassifier:
     words: Words | None = None
     counts: tuple[int, ...] | None = None
     n_trainable_params: ClassVar[int] = 0
-    score_kind: ClassVar[ScoreKind] = "logit"
 
     @property
     def export_formats(self) -> tuple[str, ...]:
         """The formats for one weight per class; several prompts of a class have none."""
         return () if self.counts else _export.FORMATS
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """``logit``, or ``sigmoid`` if the model was trained with a sigmoid loss."""
+        return score_kind(self.model, self.logit_scale)
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""
@@ -202,6 +205,7 @@ class ZeroShotClassifier:
             _export.COSINE,
             temperature=temperature,
             output=output,
+            score_kind=self.score_kind,
         )
 
     def save(self, directory: Path) -> None:

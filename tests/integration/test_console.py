@@ -99,7 +99,10 @@ def test_one_line_for_each_input_whatever_its_name_holds(capsys):
     from clipadapt.core.cli.output import print_predictions
 
     class Run:
-        temperature = 1.0
+        temperature, sigmoid = 1.0, False
+
+        def note_of(self, n):
+            return ""
 
     names = ["plain.png", "two\nlines\t.png", "\x1b[31mred.png"]
     predictions = [

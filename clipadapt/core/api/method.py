@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Inputs, Task
 
 
-ScoreKind = Literal["logit", "margin"]
+ScoreKind = Literal["logit", "margin", "sigmoid"]
+"""How scores become probabilities: logits by a softmax over the classes; those of a model trained with a sigmoid loss
+(SigLIP) by one sigmoid per class, so that they need not sum to 1; margins only at a temperature fitted on val."""
 Setting = Literal["inductive", "transductive", "online"]
 """What a prediction depends on beside its own input: nothing, all inputs given with it, or those before it."""
 
@@ -59,7 +61,8 @@ class MethodConfig(StrictModel):
 class Classifier(Protocol):
     """A fitted classifier, returned by ``fit`` and ``load``.
 
-    A run fits a softmax temperature on ``task.val``, unless the classifier has its own (:class:`SelfCalibrated`).
+    A run fits a temperature of its probabilities on ``task.val``, unless the classifier has its own
+    (:class:`SelfCalibrated`).
     """
 
     @property

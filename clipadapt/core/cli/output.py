@@ -82,6 +82,8 @@ def print_predictions(
             say(f"{ranked}\t{visible(p['input'])}")
     if note := run.note_of(len(predictions)):
         say(f"note: {note}", err=True)
+    if run.sigmoid:
+        say("note: the probabilities are one sigmoid per class and need not sum to 1", err=True)
     if run.temperature is None:
         say(
             "the probabilities are not calibrated: the run has no temperature fitted on val",

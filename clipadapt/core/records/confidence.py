@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def score_kind(record: RunRecord) -> ScoreKind:
-    """Return ``logit`` or ``margin``: what the scores of a record are. Only logits have probability metrics."""
+    """Return what the scores of a record are: ``logit``, ``sigmoid``, or ``margin``, which has no probabilities."""
+    if record.probabilities == "sigmoid":
+        return "sigmoid"
     known = [m for name in record.metrics if (m := find_metric(name)) and name == m.name]
     return "logit" if any(m.probabilities for m in known) else "margin"
 
@@ -29,8 +31,8 @@ def confidences(
 
     Args:
         predictions: Stored predictions.
-        kind: ``logit`` or ``margin``.
-        temperature: Softmax temperature fitted on val; None uses the scores unscaled.
+        kind: ``logit``, ``sigmoid`` or ``margin``.
+        temperature: Temperature fitted on val; None uses the scores unscaled.
 
     Raises:
         RecordError: If there are no probabilities: for margins without a temperature, or in the short form (only
@@ -41,7 +43,7 @@ def confidences(
             "the scores are margins, not logits, and no temperature was fitted, so there are no probabilities",
             hint="provide a val split; the temperature is fitted on it",
         )
-    scored = predictions.scored(temperature or 1.0)
+    scored = predictions.scored(temperature or 1.0, sigmoid=kind == "sigmoid")
     if scored.confidence is None:
         raise RecordError(
             "only the highest scores of each example are stored, so probabilities at another temperature are unknown"

@@ -64,10 +64,16 @@ class Predictions:
         """Class of the highest score, the first of equal ones, shape ``(n,)``."""
         return self.scored().predicted
 
-    def scored(self, temperature: float = 1.0) -> LabelledScores:
-        """Return the scores as metrics read them, with probabilities at a temperature."""
+    def scored(self, temperature: float = 1.0, *, sigmoid: bool = False) -> LabelledScores:
+        """Return the scores as metrics read them, with probabilities at a temperature: a softmax, or sigmoids."""
         return LabelledScores(
-            self.labels, self.scores, temperature, self.classes, self.label_scores, self.logsumexp
+            self.labels,
+            self.scores,
+            temperature,
+            self.classes,
+            self.label_scores,
+            self.logsumexp,
+            sigmoid,
         )
 
     def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

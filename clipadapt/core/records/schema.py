@@ -147,7 +147,7 @@ class Selection(StrictModel):
 
 
 class Calibration(StrictModel):
-    """Softmax temperature fitted on validation data, None without validation data."""
+    """Temperature fitted on validation data, None without validation data."""
 
     temperature: FiniteFloat | None
 
@@ -217,6 +217,8 @@ class RunRecord(StrictModel):
         method: The method.
         selection: Result of selection on validation data, or None.
         calibration: The temperature fitted on validation data, or None.
+        probabilities: How scores become probabilities: a ``softmax`` over the classes, or one ``sigmoid`` per class,
+            which need not sum to 1 (SigLIP).
         n_trainable_params: Number of trainable parameters.
         n_total_params: Parameters of the whole classifier, backbone included; None if unknown.
         metrics: Metrics by name; empty in a failed run.
@@ -246,6 +248,7 @@ class RunRecord(StrictModel):
     method: MethodFacts
     selection: Selection | None = None
     calibration: Calibration | None = None
+    probabilities: Literal["softmax", "sigmoid"] = "softmax"
     n_trainable_params: NonNegativeInt = 0
     n_total_params: NonNegativeInt | None = None
     metrics: dict[str, MetricValue] = Field(default_factory=dict)

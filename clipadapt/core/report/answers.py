@@ -64,7 +64,9 @@ def answers_of(
         temperature = record.calibration.temperature if record.calibration else None
     if temperature is None:
         return None
-    found = example_values(metric, predictions.scored(temperature))
+    found = example_values(
+        metric, predictions.scored(temperature, sigmoid=record.probabilities == "sigmoid")
+    )
     if found is None:
         return None
     ids = np.asarray(predictions.ids, dtype=np.str_)

@@ -41,7 +41,7 @@ class FitResult:
         classifier: The classifier.
         backbone: The model it was fitted with, or None.
         services: Services of the fit; the evaluations use them, too.
-        temperature: Softmax temperature fitted on val, or None.
+        temperature: Temperature fitted on val, or None.
         history: One mapping per logged step.
         flags: Flags of the fit.
         reported: Flags that the model or the method reported.
@@ -172,12 +172,14 @@ def _calibrate(
         return None, ()
     else:
         scores = predict_scores(spec, classifier, val)
-        temperature = calibration.fit_temperature(scores, val.labels)
+        temperature = calibration.fit_temperature(
+            scores, val.labels, sigmoid=classifier.score_kind == "sigmoid"
+        )
     if temperature is not None:
         return temperature, ()
     low, high = calibration.TEMPERATURES
     progress.note(
-        f"warning: {spec.experiment.method_name}, seed {spec.seed}: temperature_at_bound: the softmax temperature "
+        f"warning: {spec.experiment.method_name}, seed {spec.seed}: temperature_at_bound: the temperature "
         f"that fits val best is at the end of [{low:g}, {high:g}]; it is not applied"
     )
     return None, ("temperature_at_bound",)

@@ -29,7 +29,7 @@ from clipadapt.core.files.identity import require_same
 from clipadapt.core.records.reading import check_files
 from clipadapt.core.records.run_store import CLASSIFIER, RunStore
 from clipadapt.core.runs import card
-from clipadapt.core.scoring.scores import softmax
+from clipadapt.core.scoring.scores import probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +62,13 @@ class LoadedRun:
 
     @property
     def temperature(self) -> float | None:
-        """Softmax temperature fitted on val, or None."""
+        """Temperature fitted on val, or None."""
         return self.record.calibration.temperature if self.record.calibration else None
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether the probability of each class is a sigmoid of its own score, not a softmax."""
+        return self.classifier.score_kind == "sigmoid"
 
     def note_of(self, n: int) -> str | None:
         """Return a note for the user about predicting ``n`` inputs, or None."""
@@ -99,12 +104,10 @@ class LoadedRun:
                     f"the classifier returns {scores.shape[1]} scores per input for {len(names)} classes",
                     hint=f"its files are damaged: {_RERUN}",
                 )
-            probabilities = softmax(scores, self.temperature or 1.0)
+            found = probabilities(scores, self.temperature or 1.0, sigmoid=self.sigmoid)
             order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
             for i, best in enumerate(order):
-                ranked = [
-                    {"label": names[c], "probability": float(probabilities[i, c])} for c in best
-                ]
+                ranked = [{"label": names[c], "probability": float(found[i, c])} for c in best]
                 yield {"input": part.ids[i], **ranked[0], "top": ranked}
 
 

@@ -59,6 +59,7 @@ def write_record(
             status="ok",
             selection=_selection(fitted.classifier),
             calibration=schema.Calibration(temperature=fitted.temperature),
+            probabilities="sigmoid" if classifier.score_kind == "sigmoid" else "softmax",
             n_trainable_params=classifier.n_trainable_params,
             n_total_params=_total_params(classifier, backbone),
             metrics=evaluation.metrics,

@@ -66,16 +66,20 @@ class Coverage:
     threshold: float
 
 
-def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float | None:
-    """Return the softmax temperature of least negative log-likelihood, None at an end of :data:`TEMPERATURES`.
+def fit_temperature(
+    scores: NDArray[Any], labels: NDArray[np.int64], *, sigmoid: bool = False
+) -> float | None:
+    """Return the temperature of least negative log-likelihood, None at an end of :data:`TEMPERATURES`.
 
-    If every label has the largest score, no such temperature exists: the likelihood grows without bound as the
-    temperature falls to 0. The targets are then smoothed by one example's worth, spread evenly over the classes. This
-    keeps the confidence near ``n / (n + 1)``, as Platt did for two classes. Constant scores give 1.
+    If every label has the largest score (of sigmoids: the only positive one), no such temperature exists: the
+    likelihood grows without bound as the temperature falls to 0. The targets are then smoothed by one example's worth,
+    spread evenly over the classes. This keeps the confidence near ``n / (n + 1)``, as Platt did for two classes.
+    Constant scores give 1.
 
     Args:
         scores: Validation scores, logits or margins, shape ``(n, C)``.
         labels: Class indices, shape ``(n,)``.
+        sigmoid: Whether the probabilities are one sigmoid per class, not a softmax.
 
     Raises:
         RecordError: If a score is not finite, or the shapes of scores and labels do not match.
@@ -91,13 +95,16 @@ def fit_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float | 
     from scipy.optimize import minimize_scalar
 
     own = scores[np.arange(len(labels)), labels]
-    smoothing = 1 / (len(labels) + 1) if (own == largest).all() else 0.0
+    separated = (own == largest).all()
+    if sigmoid:
+        separated = separated and (own > 0).all() and int((scores > 0).sum()) == len(labels)
+    smoothing = 1 / (len(labels) + 1) if separated else 0.0
     # Smoothed cross-entropy = NLL + smoothing * mean(own - row mean) / T: only the linear part changes.
     gap = float((own.astype(np.float64) - scores.mean(axis=1, dtype=np.float64)).mean())
 
     def loss(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
-        likelihood = float(proper_scores(scores, labels, temperature)[0].mean())
+        likelihood = float(proper_scores(scores, labels, temperature, sigmoid=sigmoid)[0].mean())
         return likelihood + smoothing * gap / temperature
 
     # The loss is convex in 1 / T, so it has a single minimum in log T.

@@ -150,7 +150,7 @@ def compute_metrics(
         scores: Shape ``(n, C)``.
         labels: Class indices in ``[0, C)``, shape ``(n,)``.
         score_kind: What the scores are; margins have no probabilities without a temperature.
-        temperature: Softmax temperature fitted on validation data, see
+        temperature: Temperature fitted on validation data, see
             :func:`~clipadapt.core.scoring.calibration.fit_temperature`.
 
     Raises:
@@ -158,13 +158,14 @@ def compute_metrics(
         ValueError: If the temperature is not positive.
     """
     check_scores(scores, labels)
-    plain = LabelledScores(labels, scores)
+    sigmoid = score_kind == "sigmoid"
+    plain = LabelledScores(labels, scores, sigmoid=sigmoid)
     found = [(m.name, m, plain) for m in METRICS.values() if not m.probabilities]
     of_probabilities = [m for m in METRICS.values() if m.probabilities]
-    if score_kind == "logit":
+    if score_kind != "margin":
         found += [(m.name, m, plain) for m in of_probabilities]
     if temperature is not None:
-        calibrated = LabelledScores(labels, scores, temperature)
+        calibrated = LabelledScores(labels, scores, temperature, sigmoid=sigmoid)
         found += [(m.name + CALIBRATED, m, calibrated) for m in of_probabilities]
     return {
         name: _measure(m, scored) for name, m, scored in found if scores.shape[1] >= m.least_classes
@@ -210,7 +211,8 @@ def interval_of(
     if found.low is None or found.high is None:
         return found
     least, most = BOUNDS[unit]
-    return replace(found, low=max(found.low, least), high=min(found.high, most))
+    # The squared error of sigmoids may exceed 2, as they need not sum to 1.
+    return replace(found, low=max(found.low, least), high=min(found.high, max(most, found.value)))
 
 
 def _measure(m: Metric, scored: LabelledScores) -> MetricValue:
@@ -299,13 +301,13 @@ def _mean_weight(share: float, support: NDArray[np.intp]) -> float:
 
 @metric("NLL", unit="nats", higher_is_better=False, probabilities=True, leaderboard=("",))
 def nll(s: LabelledScores) -> ExampleValues | None:
-    """Mean negative log-likelihood of the label."""
+    """Mean negative log-likelihood of the label; with one sigmoid per class, of all classes."""
     return None if s.losses is None else ExampleValues(s.losses)
 
 
 @metric("Brier", unit="squared error", higher_is_better=False, probabilities=True)
 def brier(s: LabelledScores) -> ExampleValues | None:
-    """Mean over examples of the squared error of the probabilities, summed over classes, in [0, 2].
+    """Mean over examples of the squared error of the probabilities, summed over classes, in [0, 2] for a softmax.
 
     References:
         G. Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950.

@@ -40,6 +40,7 @@ class LabelledScores:
         classes: Short form: class of each score kept, shape ``(n, k)``.
         label_scores: Short form: score of the label, shape ``(n,)``.
         logsumexp: Short form: logsumexp over all ``C`` scores, shape ``(n,)``.
+        sigmoid: Whether the probability of each class is a sigmoid of its own score, not a softmax.
     """
 
     labels: NDArray[np.int64]
@@ -48,6 +49,7 @@ class LabelledScores:
     classes: NDArray[np.int32] | None = None
     label_scores: NDArray[np.float32] | None = None
     logsumexp: NDArray[np.float32] | None = None
+    sigmoid: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,10 +83,10 @@ class LabelledScores:
 
     @property
     def losses(self) -> NDArray[np.float64] | None:
-        """Negative log-likelihood of each example in nats, shape ``(n,)``."""
+        """Negative log-likelihood of each example in nats, summed over classes for sigmoids, shape ``(n,)``."""
         if self.logsumexp is None or self.label_scores is None:
             return self._proper_scores[0]
-        if self.temperature != 1:
+        if self.temperature != 1 or self.sigmoid:
             return None
         return self.logsumexp.astype(np.float64) - self.label_scores
 
@@ -98,16 +100,48 @@ class LabelledScores:
         """Probability of the predicted class, shape ``(n,)``."""
         if self.logsumexp is None:
             return self._proper_scores[2]
+        best: NDArray[np.float64] = self.scores[:, 0].astype(np.float64)
+        if self.sigmoid:
+            return _sigmoid(best / self.temperature)
         if self.temperature != 1:
             return None
-        best: NDArray[np.float64] = self.scores[:, 0].astype(np.float64)
         return np.exp(best - self.logsumexp)
 
     @cached_property
     def _proper_scores(
         self,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        return proper_scores(self.scores, self.labels, self.temperature)
+        return proper_scores(self.scores, self.labels, self.temperature, sigmoid=self.sigmoid)
+
+
+def probabilities(
+    scores: NDArray[_F], temperature: float = 1.0, *, sigmoid: bool = False
+) -> NDArray[_F]:
+    """Return the probability of each class, shape ``(n, C)``, in the dtype of the scores.
+
+    Args:
+        scores: Shape ``(n, C)``.
+        temperature: Divisor of the scores.
+        sigmoid: One sigmoid per class, which need not sum to 1, instead of a softmax.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+
+    References:
+        X. Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023. arXiv:2303.15343
+    """
+    if not sigmoid:
+        return softmax(scores, temperature)
+    found = np.empty_like(scores)
+    for rows in _blocks(scores):
+        found[rows] = _sigmoid(_divided(scores[rows], temperature))
+    return found
+
+
+def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``1 / (1 + exp(-z))`` without overflow."""
+    found: NDArray[np.float64] = np.exp(-np.logaddexp(0, -z))
+    return found
 
 
 def softmax(scores: NDArray[_F], temperature: float = 1.0) -> NDArray[_F]:
@@ -212,19 +246,45 @@ def _blocks(matrix: NDArray[Any]) -> Iterator[slice]:
 
 def _shifted(scores: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """Return ``scores / temperature`` in float64, shifted so that the largest of each row is 0."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    _check_temperature(temperature)
     z = scores.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
     z /= temperature
     return z
 
 
+def _divided(scores: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """Return ``scores / temperature`` in float64."""
+    _check_temperature(temperature)
+    z = scores.astype(np.float64)
+    z /= temperature
+    return z
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
 def proper_scores(
-    scores: NDArray[Any], labels: NDArray[np.int64], temperature: float
+    scores: NDArray[Any], labels: NDArray[np.int64], temperature: float, *, sigmoid: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return negative log-likelihood, squared error and confidence of each example, shape ``(n,)`` each."""
+    """Return negative log-likelihood, squared error and confidence of each example, shape ``(n,)`` each.
+
+    Of sigmoids, the likelihood is that of all classes: the label's is 1 and the others are 0.
+    """
     losses, squares, confidence = np.empty((3, len(labels)))
+    if sigmoid:
+        for rows in _blocks(scores):
+            z = _divided(scores[rows], temperature)
+            of_label = np.arange(len(z)), labels[rows]
+            above = np.logaddexp(0, z)  # (b, C): -log(1 - p)
+            losses[rows] = above.sum(axis=1) - z[of_label]
+            p = np.exp(z - above)
+            confidence[rows] = p.max(axis=1)
+            p[of_label] -= 1
+            squares[rows] = np.square(p, out=p).sum(axis=1)
+        return losses, squares, confidence
     for rows in _blocks(scores):
         z = _shifted(scores[rows], temperature)
         of_label = np.arange(len(z)), labels[rows]

@@ -116,7 +116,9 @@ def _card(r: PageRow) -> Card:
     fitted = [t for t in temperatures if t is not None]
     stages: list[tuple[str, int, list[float | None]]] = []
     notes = []
-    if kind == "logit":
+    if kind == "sigmoid":
+        notes.append("The probabilities are one sigmoid per class and need not sum to 1.")
+    if kind != "margin":
         stages.append(("uncalibrated", -1, [None] * len(r.row.ok)))
     else:
         notes.append(

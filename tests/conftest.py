@@ -78,11 +78,16 @@ def console() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Names of tiny random models, one per family: ViT CLIP, a custom text tower, convolutions + BERT, SigLIP-like."""
+    """Names of tiny random models, one per family.
+
+    ViT CLIP, a custom text tower, convolutions + BERT, SigLIP, CoCa, and MobileCLIP: a projection inside the image
+    trunk and a text tower without mask.
+    """
     from tests.unit.models import tiny
 
     root = tmp_path_factory.mktemp("tiny")
-    return {f: f"local-dir:{tiny.write(root / f, f)}" for f in ("clip", "custom", "hf", "siglip")}
+    families = ("clip", "custom", "hf", "siglip", "coca", "mobile")
+    return {f: f"local-dir:{tiny.write(root / f, f)}" for f in families}
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import DATASETS, METHODS, MODELS
 from clipadapt.core.features.cache import FeatureCache
 
-CLIP_FAMILIES = ("clip", "custom", "hf", "siglip")
+CLIP_FAMILIES = ("clip", "custom", "hf", "siglip", "coca", "mobile")
 TEXT_FAMILIES = ("distilbert", "bert", "roberta")
 # Settings for methods whose defaults take minutes; all others run with their defaults.
 SMALL: dict[str, dict[str, Any]] = {
@@ -58,12 +58,16 @@ SMALL |= {
 # More settings by family: a convolutional tower has no attention to adapt.
 FAMILY: dict[tuple[str, str], dict[str, Any]] = {
     ("clip/lora", "hf"): {"encoder": "image", "roles": ["pointwise"]},
-    ("clip/ivlp", "hf"): {"n_ctx_vision": 0, "depth_vision": 0},
+    **{("clip/ivlp", f): {"n_ctx_vision": 0, "depth_vision": 0} for f in ("hf", "mobile")},
+    ("clip/lora", "mobile"): {"encoder": "image", "roles": ["pointwise"]},
 }
 # Families that a method cannot serve, with what the message says; they are refused before training.
 REFUSED: dict[tuple[str, str], str] = {
-    ("clip/maple", "hf"): r"the image tower of '.*' cannot take prompts: .*EfficientNet",
-    ("clip/promptsrc", "hf"): r"the image tower of '.*' cannot take prompts: .*EfficientNet",
+    **{
+        (f"clip/{name}", family): r"the image tower of '.*' cannot take prompts: .*EfficientNet"
+        for name in ("maple", "promptsrc")
+        for family in ("hf", "mobile")
+    },
     ("clip/prolip", "siglip"): "do not come from a linear projection",
 }
 CASES = [

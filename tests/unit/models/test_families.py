@@ -85,7 +85,7 @@ def test_nothing_that_a_feature_depends_on_is_trimmed(family, folders):
     rows = Inputs(TEXTS, tuple(TEXTS))
     np.testing.assert_allclose(fast.encode(rows, "text"), whole, **NEAR)
     # Attention over the padding, or a feature read behind it: every position counts.
-    if family in {"siglip", "siglip2", "mobileclip", "coca", "clipa"}:
+    if family in {"siglip", "siglip2", "mobileclip", "mobile", "coca", "clipa"}:
         assert fast.trim(tokens).shape == tokens.shape
 
 

@@ -74,6 +74,10 @@ MORE: dict[str, dict[str, Any]] = {
                        "timm_drop": 0.0, "timm_drop_path": 0.0},
         "text_cfg": {**CLIP_TEXT, "no_causal_mask": True},
     },
+    "mobile": {
+        "vision_cfg": {**TIMM, "timm_model_name": "test_efficientnet", "timm_pool": "avg", "image_size": 32},
+        "text_cfg": {**CLIP_TEXT, "no_causal_mask": True},
+    },
     "pe": {
         "vision_cfg": {**TIMM, "timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map",
                        "image_size": 384},
@@ -93,7 +97,7 @@ MORE: dict[str, dict[str, Any]] = {
                      "tokenizer_kwargs": {"strip_sep_token": True}},
     },
 }  # fmt: skip
-"""Configs with the structure of EVA-CLIP, MobileCLIP, PE-Core, CoCa, MetaCLIP 2 and CLIPA."""
+"""Configs with the structure of EVA-CLIP, MobileCLIP (``mobile`` is a faster one), PE-Core, CoCa, MetaCLIP 2, CLIPA."""
 
 
 def write(folder: Path, family: str) -> Path:

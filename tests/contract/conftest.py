@@ -30,6 +30,7 @@ SMALL |= {
     "clip/lora": {"steps_per_shot": None, "epochs": 2, "augment": "none", "lr": 1e-2},
     "clip/clip_adapter": {"epochs": 2, "augment": "none", "batch_size": 8},
     "clip/clap": {"views": 2, "epochs": 2, "batch_size": 8},
+    "clip/cocoop": {"epochs": 2, "augment": "none", "batch_size": 8},
     "clip/kgcoop": {"epochs": 2, "augment": "none", "batch_size": 8},
     "clip/lp_plus_plus": {"epochs": 3},
     "clip/prolip": {"views": 2, "epochs": 3},

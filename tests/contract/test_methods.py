@@ -236,6 +236,7 @@ def test_a_paper_recipe_states_its_precision_source_and_deviations(name):
 FEW_SHOT = (
     "clap",
     "clip_adapter",
+    "cocoop",
     "coop",
     "cross_modal",
     "kgcoop",

@@ -14,6 +14,7 @@ C, N = 3, 12
 EXPECTED = {
     "lora": 184_320,
     "coop": 8_192,
+    "cocoop": 35_360,
     "kgcoop": 2_048,
     "prograd": 8_192,
     "clip_adapter": 131_072,

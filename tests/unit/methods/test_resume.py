@@ -17,6 +17,7 @@ EPOCHS, SIZE = 2, 5  # 12 images: two full batches and a smaller one
 BASE = {"epochs": EPOCHS, "batch_size": SIZE, "augment": "none"}
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "coop": ("coop", "clip", {"n_ctx": 3, "drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
+    "cocoop": ("cocoop", "clip", {"drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
     "prograd": ("prograd", "clip", {"n_ctx": 6, "drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
     "lora": ("lora", "clip", {"steps_per_shot": None, "lora_dropout": 0.5, "lr": 0.02}),
     "lora-dora": (

@@ -48,6 +48,7 @@ SMALL |= {
     "clip/prograd": {"n_ctx": 6, "epochs": 2, "augment": "none", "batch_size": 8},
     "clip/taskres": {"epochs": 2, "augment": "none"},
     "clip/tip_adapter": {"views": 2, "beta_steps": 5},
+    "clip/gda": {"views": 2},
     "clip/tip_adapter_f": {"views": 2, "beta_steps": 5, "epochs": 2},
     "clip/tpt": {"views": 3, "selection_p": 0.7},
     "clip/zero": {"views": 4, "gamma": 0.5},

@@ -188,7 +188,8 @@ def _pooled(centred: Wide, labels: NDArray[np.int64], C: int, means: Wide, ctx: 
     scatter[np.diag_indices(D)] += trace
     if ctx.observe:
         ctx.observe("precision", D * _solve(scatter, np.eye(D)))
-    return D * _solve(scatter, means.T).T
+    projected: Wide = D * _solve(scatter, means.T).T
+    return projected
 
 
 def _solve(matrix: Wide, right: Wide) -> Wide:
@@ -216,7 +217,8 @@ def _per_class(
     if ctx.observe:
         ctx.observe("cov", mean)
         ctx.observe("precision", (vectors * inverse) @ vectors.T)
-    return ((means @ vectors) * inverse) @ vectors.T
+    projected: Wide = ((means @ vectors) * inverse) @ vectors.T
+    return projected
 
 
 def _discriminant(means: Wide, projected: Wide) -> tuple[Wide, Wide]:

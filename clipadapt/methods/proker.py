@@ -1,0 +1,336 @@
+"""ProKeR: kernel ridge regression on image features that starts from the zero-shot classifier; nothing is trained."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+from pydantic import Field, PositiveFloat
+
+from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.files import saved
+from clipadapt.methods import _export
+from clipadapt.methods._text import cosine_scores, zero_shot_weights
+from clipadapt.methods._training import nonempty
+from clipadapt.methods._views import view_features
+from clipadapt.models import ImageTextModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.api.context import RunContext
+    from clipadapt.core.api.data import Inputs, Task
+    from clipadapt.core.api.method import Exported, ScoreKind
+
+    Wide = NDArray[np.float64]
+
+MAX_VECTORS: Final = 18_000
+"""Maximum number of training vectors; their float64 kernel has 2.4 GiB."""
+EIGEN_VECTORS: Final = 2_000
+"""Maximum size of a kernel that is decomposed once for all values of lambda; a larger one is solved for each value."""
+BLOCK_BYTES: Final = 64 << 20
+"""Maximum size of the kernel of one block of examples."""
+LONG_SEARCH_SECONDS: Final = 30.0
+FACTS: Final = ("classnames", "beta", "selection")
+FORMULA: Final = (
+    "scores = x @ a['weight'].T + np.exp(a['beta'] * (x @ a['vectors'].T - 1)) @ a['coefficients']"
+)
+
+
+class ProKeRConfig(MethodConfig):
+    """Hyperparameters of ``clip/proker``.
+
+    Attributes:
+        views: Number of random crops of each image, each of them a training vector; 0 uses the image itself.
+        smallest_crop: Minimum fraction of the image area in a crop.
+        beta: Sharpness of the kernel if there is no search.
+        lmbda: Weight of the regularization if there is no search.
+        search: Search ``beta`` and ``lmbda`` on val; without val there is no search.
+        beta_min: First value of ``beta``.
+        beta_max: Last value of ``beta``.
+        beta_steps: Number of values of ``beta``.
+        lmbda_min: First value of ``lmbda``.
+        lmbda_max: Last value of ``lmbda``.
+        lmbda_steps: Number of values of ``lmbda``.
+    """
+
+    views: int = Field(default=10, ge=0, le=1000)
+    smallest_crop: float = Field(default=0.5, gt=0, le=1)
+    beta: PositiveFloat = 1.7
+    lmbda: float = Field(default=0.1, ge=1e-6, le=1e6)
+    search: bool = True
+    beta_min: PositiveFloat = 0.5
+    beta_max: PositiveFloat = 3.0
+    beta_steps: int = Field(default=20, gt=0, le=1000)
+    lmbda_min: float = Field(default=1e-3, ge=1e-6, le=1e6)
+    lmbda_max: float = Field(default=1.0, ge=1e-6, le=1e6)
+    lmbda_steps: int = Field(default=10, gt=0, le=1000)
+
+    def check(self, task: Task[Any]) -> None:
+        """Check that the kernel of all training vectors fits in memory."""
+        n, views = 0 if task.train is None else len(task.train), max(1, self.views)
+        if n * views <= MAX_VECTORS:
+            return
+        gib = 8 * (n * views) ** 2 / 2**30
+        fits = MAX_VECTORS // n
+        raise ConfigError(
+            f"proker: {views} views of {n:,} images are {n * views:,} vectors, whose kernel needs {gib:,.1f} GiB; "
+            f"at most {MAX_VECTORS:,} vectors are supported",
+            hint=f"set method.views={fits}" if fits else "use fewer shots: --set data.shots=...",
+        )
+
+
+class ProKeR:
+    """``scores = f W + k(f, X) A`` with ``A = (K / lambda + I)^-1 (Y - X W)`` and ``k(a, b) = exp(-beta (1 - a b))``.
+
+    References:
+        Y. Bendou et al., "ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large Vision-Language Models",
+        CVPR 2025, section 4. arXiv:2501.11175
+    """
+
+    Config: ClassVar[type[MethodConfig]] = ProKeRConfig
+    version: ClassVar[int] = 1
+    requires: ClassVar[type | None] = ImageTextModel
+    open_vocabulary: ClassVar[bool] = False
+
+    def __init__(self, config: ProKeRConfig) -> None:
+        self.config = config
+
+    def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> KernelClassifier:
+        """Solve on ``task.train``; search ``beta`` and ``lmbda`` on ``task.val``.
+
+        Raises:
+            ConfigError: If the kernel of the training vectors is too large.
+        """
+        config = self.config
+        train = task.require_train("proker")
+        config.check(task)
+        text = zero_shot_weights(backbone, task.classnames, task.templates)
+        views = view_features(backbone, train.inputs, config.views, config.smallest_crop)
+        vectors = views.reshape(-1, views.shape[-1])  # (M, D)
+        labels = np.tile(train.labels, len(views))
+        residual = np.asfortranarray(-vectors.astype(np.float64) @ text.T)  # (M, C)
+        residual[np.arange(len(labels)), labels] += 1
+        val, selection = nonempty(task.val), None
+        beta, lmbda = config.beta, config.lmbda
+        if val is not None and config.search:
+            features = backbone.encode(val.inputs, "image")
+            beta, lmbda, selection = _search(
+                vectors, residual, features, val.labels, text, config, ctx
+            )
+        kernel = _kernel(vectors, beta)
+        if ctx.observe:
+            ctx.observe("kernel", np.tril(kernel) + np.tril(kernel, -1).T)
+        coefficients = _solve(kernel, residual, lmbda, overwrite=True).astype(np.float32)
+        return KernelClassifier(
+            backbone, task.classnames, vectors, coefficients, text, beta, selection
+        )
+
+    def load(self, directory: Path, backbone: ImageTextModel) -> KernelClassifier:
+        """Return the classifier saved in ``directory``."""
+        facts = saved.load_facts(directory, FACTS)
+        names = tuple(facts.pop("classnames"))
+        D, C = backbone.embed_dim, len(names)
+        shapes = {"vectors": (None, D), "coefficients": (None, C), "weights": (C, D)}
+        facts |= saved.load_arrays(directory, shapes)
+        return KernelClassifier(backbone, names, **facts)
+
+
+def grids(config: ProKeRConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the values of ``beta`` and ``lmbda``, both ends included."""
+    betas = np.linspace(config.beta_min, config.beta_max, config.beta_steps, dtype=np.float32)
+    lambdas = np.linspace(config.lmbda_min, config.lmbda_max, config.lmbda_steps, dtype=np.float32)
+    return betas, lambdas
+
+
+def _search(
+    vectors: NDArray[np.float32],
+    residual: Wide,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    text: NDArray[np.float32],
+    config: ProKeRConfig,
+    ctx: RunContext,
+) -> tuple[float, float, dict[str, Any]]:
+    """Return the ``beta`` and ``lmbda`` with the best val accuracy, the first on ties, and the selection.
+
+    Args:
+        vectors: Training vectors, shape ``(M, D)``.
+        residual: ``Y - X W``, shape ``(M, C)``.
+        features: Val features, shape ``(m, D)``.
+        labels: Val labels.
+        text: Text features, shape ``(C, D)``.
+        config: The grid.
+        ctx: Receives the progress and, for an observer, the grid of accuracies.
+    """
+    betas, lambdas = grids(config)
+    accuracy = np.zeros((len(betas), len(lambdas)))
+    begun = time.perf_counter()
+    cosine = features @ text.T  # (m, C)
+    with ctx.progress.track("search beta and lambda", accuracy.size, "pairs") as bar:
+        for i, beta in enumerate(betas.tolist()):
+            solutions = _solutions(vectors, residual, beta, lambdas.tolist())
+            for j, coefficients in enumerate(solutions):
+                scores = _add_votes(cosine.copy(), features, vectors, coefficients, beta)
+                accuracy[i, j] = (scores.argmax(axis=1) == labels).mean()
+                bar.advance(1)
+                left = (time.perf_counter() - begun) * (accuracy.size - 1)
+                if i == j == 0 and len(vectors) > EIGEN_VECTORS and left > LONG_SEARCH_SECONDS:
+                    ctx.progress.note(
+                        f"searching beta and lambda with {len(vectors):,} training vectors takes about "
+                        f"{left / 60:.0f} min (method.search=false uses the values of the config)"
+                    )
+    i, j = divmod(int(accuracy.argmax()), len(lambdas))  # the first on ties: beta outer
+    beta, lmbda, value = float(betas[i]), float(lambdas[j]), float(accuracy[i, j])
+    if ctx.observe:
+        ctx.observe("grid", accuracy)
+        ctx.observe("pair", np.array([beta, lmbda]))
+    by = f"val accuracy over beta and lambda (beta={beta:.4g}, lambda={lmbda:.4g})"
+    return beta, lmbda, {"epoch": None, "by": by, "value": value}
+
+
+def _solutions(
+    vectors: NDArray[np.float32], residual: Wide, beta: float, lambdas: list[float]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the coefficients for each lambda; a small kernel is decomposed once for all of them."""
+    kernel = _kernel(vectors, beta)
+    if len(vectors) <= EIGEN_VECTORS and len(lambdas) > 1:
+        values, basis = np.linalg.eigh(kernel)  # reads the lower triangle
+        rotated = basis.T @ residual
+        for lmbda in lambdas:
+            shrunk = rotated * (lmbda / (np.maximum(values, 0) + lmbda))[:, None]
+            yield (basis @ shrunk).astype(np.float32)
+        return
+    for n, lmbda in enumerate(lambdas):
+        if n:
+            kernel = _kernel(vectors, beta)  # the last one was overwritten
+        yield _solve(kernel, residual, lmbda).astype(np.float32)
+        del kernel  # before the next one is allocated
+
+
+def _kernel(vectors: NDArray[np.float32], beta: float) -> Wide:
+    """Return ``exp(-beta (1 - X X^T))`` of unit-norm vectors ``(M, D)``; only the lower triangle is computed."""
+    M = len(vectors)
+    x = vectors.astype(np.float64)
+    kernel: Wide = np.zeros((M, M), order="F")
+    step = max(1, BLOCK_BYTES // (8 * M))
+    for i in range(0, M, step):
+        end = min(i + step, M)
+        # A column block from the diagonal down is contiguous in Fortran order.
+        block = x[i:] @ x[i:end].T
+        block -= 1
+        block *= beta
+        kernel[i:, i:end] = np.exp(block, out=block)
+    return kernel
+
+
+def _solve(kernel: Wide, residual: Wide, lmbda: float, *, overwrite: bool = False) -> Wide:
+    """Return ``(K / lambda + I)^-1 R = lambda (K + lambda I)^-1 R`` by Cholesky, in the memory of the kernel."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    kernel[np.diag_indices(len(kernel))] += lmbda
+    factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    solved: Wide = cho_solve(factor, residual, overwrite_b=overwrite, check_finite=False)
+    solved *= lmbda
+    return solved
+
+
+def _add_votes(
+    scores: NDArray[np.float32],
+    features: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    coefficients: NDArray[np.float32],
+    beta: float,
+) -> NDArray[np.float32]:
+    """Add ``k(f, X) A`` to scores ``(n, C)`` in blocks."""
+    step = max(1, BLOCK_BYTES // (4 * len(vectors)))
+    for i in range(0, len(features), step):
+        affinity = features[i : i + step] @ vectors.T  # (b, M)
+        affinity -= 1
+        affinity *= np.float32(beta)
+        scores[i : i + step] += np.exp(affinity, out=affinity) @ coefficients
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class KernelClassifier:
+    """Cosine to the text features plus a correction by a kernel; the scores have no factor of 100.
+
+    Attributes:
+        model: The backbone.
+        classnames: ``C`` class names.
+        vectors: Unit-norm training features, shape ``(M, D)``.
+        coefficients: Shape ``(M, C)``.
+        weights: Unit-norm text features, shape ``(C, D)``.
+        beta: Sharpness of the kernel.
+        selection: What was selected on val, or None.
+        n_trainable_params: Always 0.
+        score_kind: The scores are logits of a small scale; the softmax temperature of a run adapts it.
+        export_formats: ``classifier`` alone, or ``openclip`` together with the model.
+    """
+
+    model: ImageTextModel
+    classnames: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    coefficients: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    beta: float
+    selection: dict[str, Any] | None
+    n_trainable_params: ClassVar[int] = 0
+    score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
+
+    def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return scores of shape ``(n, C)``."""
+        features = self.model.encode(inputs, "image")  # (n, D)
+        cosine = features @ self.weights.T
+        return _add_votes(cosine, features, self.vectors, self.coefficients, self.beta)
+
+    def zero_shot_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return the scores of the prompts alone, shape ``(n, C)``."""
+        return cosine_scores(self.model, inputs, self.weights)
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write vectors, coefficients and text features; see :func:`_export.export`."""
+        arrays = {
+            "weight": self.weights,
+            "vectors": self.vectors,
+            "coefficients": self.coefficients,
+            "beta": np.array(self.beta, dtype=np.float32),
+        }
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            arrays,
+            FORMULA,
+            temperature=temperature,
+            output=output,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write vectors, coefficients, text features and class names."""
+        arrays = {
+            "vectors": self.vectors,
+            "coefficients": self.coefficients,
+            "weights": self.weights,
+        }
+        saved.save(directory, arrays, {name: getattr(self, name) for name in FACTS})
+
+
+METHOD = ProKeR

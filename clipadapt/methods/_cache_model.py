@@ -166,8 +166,8 @@ def search(
         config: The grid.
         ctx: Receives the progress and, for an observer, the grid of accuracies.
     """
-    betas = _grid(config.beta_max, config.beta_steps)
-    alphas = _grid(config.alpha_max, config.alpha_steps)
+    betas = grid(config.beta_max, config.beta_steps)
+    alphas = grid(config.alpha_max, config.alpha_steps)
     m, C, N = len(features), cache.n_classes, len(cache.labels)
     accuracy = np.zeros((len(betas), len(alphas)))
     step = max(1, BLOCK_BYTES // (4 * max(C, N)))
@@ -299,7 +299,8 @@ def chosen(
     return best["alpha"], best["beta"], selection
 
 
-def _grid(end: float, steps: int) -> NDArray[np.float64]:
+def grid(end: float, steps: int) -> NDArray[np.float64]:
+    """Return the values of a search range, whose end is excluded."""
     return GRID_START + np.arange(steps) * (end - GRID_START) / steps
 
 

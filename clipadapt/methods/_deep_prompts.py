@@ -259,14 +259,20 @@ class Towers:
             self.ctx.observe("parameters", {n: p.detach() for n, p in parameters.items()})
         return self._classifier(prompts(), sum(p.numel() for p in parameters.values()), selection)
 
-    def _features(self, inputs: Inputs[Any], prompted: bool) -> Any:
+    def _features(
+        self, inputs: Inputs[Any], prompted: bool
+    ) -> Callable[
+        [NDArray[np.int64], int, Prompts], tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
+    ]:
         """Return a function from rows, view and prompts to states, image features and text features."""
         if prompted:
             images = TunedImages(TunedTower(self.model, self.model, FIRST), inputs, self.config)
         else:
             frozen = FrozenFeatures(self.model, inputs, self.config, "output")
 
-        def features(rows: NDArray[np.int64], view: int, prompts: Prompts) -> tuple[Any, Any, Any]:
+        def features(
+            rows: NDArray[np.int64], view: int, prompts: Prompts
+        ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
             text = self.text.encode(prompts.text)  # (C, D)
             if not prompted:
                 return None, frozen(rows, view), text

@@ -173,8 +173,8 @@ class Towers:
             kind = _deep_prompts.kind_of(getattr(self.net, "text", self.net))
         if found is None:
             raise ModelError(
-                f"the {tower} tower of '{self.name}' cannot take prompts: prompts are tokens of a plain transformer, "
-                f"and it is of the kind {kind}",
+                f"the {tower} tower of '{self.name}' ({kind}) cannot take prompts, which are tokens of a plain "
+                "transformer",
                 hint="use a model whose image tower is a ViT and whose text tower is a transformer, such as "
                 "ViT-B-16-quickgelu/openai",
             )

@@ -68,7 +68,7 @@ FAMILY: dict[tuple[str, str], dict[str, Any]] = {
 # Families that a method cannot serve, with what the message says; they are refused before training.
 REFUSED: dict[tuple[str, str], str] = {
     **{
-        (f"clip/{name}", family): r"the image tower of '.*' cannot take prompts: .*EfficientNet"
+        (f"clip/{name}", family): r"the image tower of '.*' \(EfficientNet\) cannot take prompts"
         for name in ("maple", "promptsrc")
         for family in ("hf", "mobile")
     },

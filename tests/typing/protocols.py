@@ -17,7 +17,8 @@ from clipadapt.datasets import (
 )
 from clipadapt.datasets import hf as image_hf
 from clipadapt.methods import linear_probe, zero_shot
-from clipadapt.models import openclip, stitched
+from clipadapt.models import AdapterTunable, DeepPromptTunable, openclip, stitched
+from clipadapt.models._adapter import OpenClipModel
 from textsent.datasets import csv, hf, rotten_tomatoes
 from textsent.methods import tfidf_svm
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     methods: list[type[Method]] = [zero_shot.METHOD, linear_probe.METHOD, tfidf_svm.METHOD]
     models: list[ModelProvider] = [openclip.MODEL, stitched.MODEL]
+    adapters: type[AdapterTunable] = OpenClipModel
+    deep_prompts: type[DeepPromptTunable] = OpenClipModel
     datasets: list[DatasetProvider] = [
         folder.DATASET,
         image_hf.DATASET,

@@ -3,6 +3,28 @@
 DEFAULT = "torchvision"
 """File of the datasets that have no file of their own."""
 
+DEFAULT_NAMES = (
+    "caltech101",
+    "cifar10",
+    "cifar100",
+    "country211",
+    "dtd",
+    "eurosat",
+    "fer2013",
+    "fgvc_aircraft",
+    "flowers102",
+    "food101",
+    "gtsrb",
+    "mnist",
+    "oxford_iiit_pet",
+    "pcam",
+    "rendered_sst2",
+    "stanford_cars",
+    "stl10",
+    "sun397",
+)
+"""Names that this file serves, for lists."""
+
 COLLECTIONS = ("coop",)
 """Files that serve several published datasets: the name of the dataset follows, as in ``coop:dtd:DIR``."""
 

@@ -2,20 +2,23 @@
 
 Templates are CoOp's (``CUSTOM_TEMPLATES`` in ``trainers/zsclip.py`` of the official code, commit ff61507), which the
 papers after it use. So are the class names where the folders of a dataset have others (``NEW_CNAMES`` in
-``datasets/eurosat.py`` and ``datasets/caltech101.py``); all others are the dataset's own, with ``_`` replaced by a
-space. Ensembles are those of the CLIP paper (``data/prompts.md`` of the official code, commit 04f4dc2), without its
-class names.
+``datasets/eurosat.py`` and ``datasets/caltech101.py``, and the order of words in ``datasets/stanford_cars.py`` and
+``datasets/sun397.py``); all others are the dataset's own, with ``_`` replaced by a space. Ensembles are those of the
+CLIP paper (``data/prompts.md`` of the official code, commit 04f4dc2), without its class names. The datasets that CoOp
+does not use have the class names of the CLIP paper, and its first template as the single one.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from clipadapt.datasets._clip_names import COUNTRIES
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PHOTO: Final = PHOTO_TEMPLATES[0]
 _EACH: Final = ("a", "the")
@@ -26,11 +29,12 @@ class Facts:
     """Prompt, licence and citation of a dataset.
 
     Attributes:
-        template: CoOp's prompt template.
+        template: CoOp's prompt template, or the first of the CLIP paper's.
         licence: Licence of the images.
         citation: The paper.
         renamed: Name of a class in the files -> its name in prompts, where they differ.
         ensemble: The CLIP paper's templates; empty if it has none.
+        spelled: Returns the name in prompts of a class that is not in ``renamed``.
     """
 
     template: str
@@ -38,6 +42,7 @@ class Facts:
     citation: str
     renamed: Mapping[str, str] = field(default_factory=dict)
     ensemble: tuple[str, ...] = ()
+    spelled: Callable[[str], str] = str
 
     @property
     def template_sets(self) -> dict[str, tuple[str, ...]]:
@@ -46,7 +51,17 @@ class Facts:
 
     def prompt_name(self, name: str) -> str:
         """Return the name of a class in prompts."""
-        return self.renamed.get(name, name).replace("_", " ")
+        return (self.renamed.get(name) or self.spelled(name)).replace("_", " ")
+
+
+def _year_first(name: str) -> str:
+    """Return the name of a car with the year first: ``2012 Audi S4 Sedan`` for ``Audi S4 Sedan 2012``."""
+    return re.sub(r"^(.+) (\d{4})$", r"\2 \1", name)
+
+
+def _kind_first(name: str) -> str:
+    """Return the name of a scene with its kind first: ``outdoor church`` for ``church/outdoor``."""
+    return " ".join(reversed(name.split("/")))
 
 
 CIFAR_ENSEMBLE: Final = tuple(
@@ -89,6 +104,7 @@ CALTECH101: Final = Facts(
     renamed={
         "airplanes": "airplane",
         "Faces": "face",
+        "Faces_easy": "centered face",  # of the CLIP paper; CoOp leaves this class out
         "Leopards": "leopard",
         "Motorbikes": "motorbike",
     },
@@ -159,12 +175,14 @@ STANFORD_CARS: Final = Facts(
         "i love my {}!",
         *(f"a photo of my {kind} {{}}." for kind in ("dirty", "clean", "new", "old")),
     ),
+    spelled=_year_first,
 )
 SUN397: Final = Facts(
     template=PHOTO,
     licence="for research purposes (stated by the authors)",
     citation="J. Xiao et al., SUN Database: Large-scale Scene Recognition from Abbey to Zoo, CVPR 2010",
     ensemble=tuple(f"a photo of {article} {{}}." for article in _EACH),
+    spelled=_kind_first,
 )
 UCF101: Final = Facts(
     template="a photo of a person doing {}.",
@@ -177,4 +195,65 @@ UCF101: Final = Facts(
         for article in _EACH
         for kind in ("photo", "video", "example", "demonstration")
     ),
+)
+
+_COUNTRY211_ENSEMBLE: Final = (
+    "a photo i took in {}.",
+    "a photo i took while visiting {}.",
+    "a photo from my home country of {}.",
+    "a photo from my visit to {}.",
+    "a photo showing the country of {}.",
+)
+COUNTRY211: Final = Facts(
+    template=_COUNTRY211_ENSEMBLE[0],
+    licence="Creative Commons licences chosen by the photographers (a subset of YFCC100M)",
+    citation="A. Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, "
+    "arXiv:2103.00020",
+    renamed=COUNTRIES,
+    ensemble=_COUNTRY211_ENSEMBLE,
+)
+_FER2013_ENSEMBLE: Final = (
+    "a photo of a {} looking face.",
+    "a photo of a face showing the emotion: {}.",
+    "a photo of a face looking {}.",
+    "a face that looks {}.",
+    "they look {}.",
+    "look at how {} they are.",
+)
+FER2013: Final = Facts(
+    template=_FER2013_ENSEMBLE[0],
+    licence="unknown (none stated by the authors)",
+    citation="I. J. Goodfellow et al., Challenges in Representation Learning: A Report on Three Machine Learning "
+    "Contests, ICONIP 2013, arXiv:1307.0414",
+    ensemble=_FER2013_ENSEMBLE,
+)
+_GTSRB_ENSEMBLE: Final = tuple(
+    f'a {kind} photo of a "{{}}" traffic sign.' for kind in ("zoomed in", "centered", "close up")
+)
+GTSRB: Final = Facts(
+    template=_GTSRB_ENSEMBLE[0],
+    licence="unknown (none stated by the authors)",
+    citation="J. Stallkamp et al., Man vs. Computer: Benchmarking Machine Learning Algorithms for Traffic Sign "
+    "Recognition, Neural Networks 2012",
+    ensemble=_GTSRB_ENSEMBLE,
+)
+MNIST: Final = Facts(
+    template='a photo of the number: "{}".',
+    licence="unknown (none stated by the authors)",
+    citation="Y. LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998",
+    ensemble=('a photo of the number: "{}".',),
+    spelled=lambda name: name.partition(" - ")[0],  # torchvision's names are "0 - zero", ...
+)
+PCAM: Final = Facts(
+    template="this is a photo of {}",
+    licence="CC0",
+    citation="B. S. Veeling et al., Rotation Equivariant CNNs for Digital Pathology, MICCAI 2018, arXiv:1806.03962",
+    ensemble=("this is a photo of {}",),
+)
+RENDERED_SST2: Final = Facts(
+    template="a {} review of a movie.",
+    licence="unknown (none stated by the authors)",
+    citation="A. Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, "
+    "arXiv:2103.00020; sentences of R. Socher et al., EMNLP 2013",
+    ensemble=("a {} review of a movie.",),
 )

@@ -2,19 +2,20 @@
 
 ``NAME:DIR`` reads a dataset that torchvision has downloaded to the root ``DIR``; if ``DIR`` is CoOp's data folder, with
 CoOp's split file, it is the same as ``coop:NAME:DIR``. Splits are the published ones; without val, a fixed tenth of
-train is val; without any split (EuroSAT), the dataset is split 60/20/20 by the hash of the file name and flagged
-``not_the_official_split``. Templates are CoOp's (``trainers/zsclip.py``).
+train is val; without any split (Caltech101, EuroSAT, SUN397), the dataset is split 60/20/20 by the hash of the file
+name and flagged ``not_the_official_split``. Labels are in torchvision's order. ``stanford_cars`` and ``fer2013`` are
+not downloaded: torchvision has no address for them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import DataError, unknown
 from clipadapt.core.api.registry import DATASETS
@@ -26,20 +27,9 @@ from clipadapt.datasets._coop import SETS, home_of, set_named
 from clipadapt.datasets._download import download_errors, require_reachable
 from clipadapt.datasets._folders import existing_folder
 from clipadapt.datasets._images import ImageFiles
+from clipadapt.datasets._known import KNOWN
 from clipadapt.datasets._published import SHARES, VAL_SHARES, by_split, without_unreadable
 from clipadapt.datasets._report import Report
-from clipadapt.datasets._sets import (
-    CIFAR_ENSEMBLE,
-    DTD,
-    EUROSAT,
-    FGVC_AIRCRAFT,
-    FLOWERS102,
-    FOOD101,
-    OXFORD_PETS,
-    PHOTO,
-    STL10_ENSEMBLE,
-    Facts,
-)
 from clipadapt.datasets.coop import open_coop
 
 if TYPE_CHECKING:
@@ -49,116 +39,15 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.data import DatasetOptions, Split, SplitName
     from clipadapt.core.api.errors import UnknownNameError
+    from clipadapt.datasets._known import Known, Splits
 
 OFFLINE: Final = (
     "use a copy that torchvision has downloaded with NAME:DIR, your own images with folder:PATH, "
     "or a dataset that needs no network: openmoji:color, openmoji:line"
 )
-
-_Splits: TypeAlias = "Mapping[SplitName, Mapping[str, Any]]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """Facts about a dataset that torchvision does not provide.
-
-    Attributes:
-        kind: Name of the class in ``torchvision.datasets``.
-        url: Address that is checked before the download starts.
-        facts: Prompt, licence, citation and curated class names.
-        splits: Arguments of that class for each published split; empty if there are no splits.
-        folder: Its folder in torchvision's root, if CoOp's layout has none of that name.
-    """
-
-    kind: str
-    url: str
-    facts: Facts
-    splits: _Splits = field(default_factory=dict)
-    folder: str = ""
-
-
-_TRAIN_TEST: Final[_Splits] = {"train": {"split": "train"}, "test": {"split": "test"}}
-_ALL_THREE: Final[_Splits] = {
-    "train": {"split": "train"},
-    "val": {"split": "val"},
-    "test": {"split": "test"},
-}
-_OXFORD: Final = "https://www.robots.ox.ac.uk/~vgg/data"
-KNOWN: Final[dict[str, _Known]] = {
-    "cifar10": _Known(
-        kind="CIFAR10",
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        facts=Facts(
-            template=PHOTO,
-            licence="unknown (none stated by the authors)",
-            citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-            ensemble=CIFAR_ENSEMBLE,
-        ),
-        splits={"train": {"train": True}, "test": {"train": False}},
-    ),
-    "cifar100": _Known(
-        kind="CIFAR100",
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        facts=Facts(
-            template=PHOTO,
-            licence="unknown (none stated by the authors)",
-            citation="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-            ensemble=CIFAR_ENSEMBLE,
-        ),
-        splits={"train": {"train": True}, "test": {"train": False}},
-    ),
-    "dtd": _Known(
-        kind="DTD",
-        url=f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
-        facts=DTD,
-        splits=_ALL_THREE,
-        folder="dtd/dtd",
-    ),
-    "eurosat": _Known(
-        kind="EuroSAT",
-        url="https://huggingface.co/datasets/torchgeo/eurosat",
-        facts=EUROSAT,
-    ),
-    "fgvc_aircraft": _Known(
-        kind="FGVCAircraft",
-        url=f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
-        facts=FGVC_AIRCRAFT,
-        splits=_ALL_THREE,
-        folder="fgvc-aircraft-2013b",
-    ),
-    "flowers102": _Known(
-        kind="Flowers102",
-        url=f"{_OXFORD}/flowers/102/102flowers.tgz",
-        facts=FLOWERS102,
-        splits=_ALL_THREE,
-        folder="flowers-102",
-    ),
-    "food101": _Known(
-        kind="Food101",
-        url="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-        facts=FOOD101,
-        splits=_TRAIN_TEST,
-    ),
-    "oxford_iiit_pet": _Known(
-        kind="OxfordIIITPet",
-        url=f"{_OXFORD}/pets/data/images.tar.gz",
-        facts=OXFORD_PETS,
-        splits={"train": {"split": "trainval"}, "test": {"split": "test"}},
-        folder="oxford-iiit-pet",
-    ),
-    "stl10": _Known(
-        kind="STL10",
-        url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
-        facts=Facts(
-            template=PHOTO,
-            licence="unknown (none stated by the authors)",
-            citation="A. Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, "
-            "AISTATS 2011",
-            ensemble=STL10_ENSEMBLE,
-        ),
-        splits=_TRAIN_TEST,
-    ),
-}
+LAYOUT_SHOWN: Final = 5
+# What torchvision and h5py raise on files that are damaged or of another dataset.
+_BROKEN: Final = (RuntimeError, OSError, ValueError, LookupError, TypeError, AssertionError)
 
 
 class ArrayImages(Sequence["Image"]):
@@ -195,14 +84,29 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
     if name is None:
         raise _unknown(argument)
     known = KNOWN[name]
+    _require_packages(name, known)
     root = existing_folder(folder, given) if folder else _downloaded(name, known)
+    _require_layout(name, known, root)
     published = _open_splits(known, root, name)
 
-    classnames = tuple(map(known.facts.prompt_name, next(iter(published.values())).classes))
+    classes = _classes(name, known, published)
+    classnames = tuple(map(known.facts.prompt_name, classes))
     left_out: Counter[str] = Counter()
     parts: dict[SplitName, Split[Image]] = {}
     for split, base in published.items():
         examples, ids, labels = _rows(base, root, split)
+        if not known.splits and isinstance(
+            examples, ImageFiles
+        ):  # SUN397 is in the order of the disk
+            order = sorted(range(len(ids)), key=ids.__getitem__)
+            ids, labels = [ids[i] for i in order], [labels[i] for i in order]
+            examples = ImageFiles(root, ids)
+        if labels and not 0 <= min(labels) <= max(labels) < len(classes):
+            raise DataError(
+                f"'{root}' has labels from {min(labels)} to {max(labels)} in {split}, but {name} has {len(classes)} "
+                "classes",
+                hint="download it again: a part of it is missing or damaged",
+            )
         part = make_split(examples, ids, labels, classnames)
         if isinstance(examples, ImageFiles):
             part = without_unreadable(part, options, left_out)
@@ -220,6 +124,7 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
         citation=known.facts.citation,
         source=known.url,
         parts=parts,
+        keys=classes,
         flags=() if known.splits else ("not_the_official_split",),
     )
     return Report().attached(data, left_out)
@@ -237,15 +142,16 @@ def _is_coop(name: str, folder: str) -> bool:
     return home_of(coop_set, root) is not None and not (own and (root / own).is_dir())
 
 
-def _open_splits(known: _Known, root: Path, name: str, **download: bool) -> dict[SplitName, Any]:
+def _open_splits(known: Known, root: Path, name: str, **download: bool) -> dict[SplitName, Any]:
     """Return torchvision's dataset object for each published split."""
     import torchvision.datasets
+    from scipy.io.matlab import MatReadError
 
     kind = getattr(torchvision.datasets, known.kind)
-    splits: _Splits = known.splits or {"train": {}}
+    splits: Splits = known.splits or {"train": {}}
     try:
         return {s: kind(root=str(root), **arguments, **download) for s, arguments in splits.items()}
-    except (RuntimeError, OSError) as err:
+    except (*_BROKEN, MatReadError) as err:
         if download:
             raise
         raise DataError(
@@ -254,7 +160,55 @@ def _open_splits(known: _Known, root: Path, name: str, **download: bool) -> dict
         ) from err
 
 
-def _downloaded(name: str, known: _Known) -> Path:
+def _require_packages(name: str, known: Known) -> None:
+    """Raise if a package is missing that torchvision needs for a dataset.
+
+    Raises:
+        DataError: With the command that installs it.
+    """
+    missing = [package for package in known.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise DataError(
+            f"{name} needs the package {', '.join(missing)}, which is not installed",
+            hint=f"pip install {' '.join(missing)}",
+        )
+
+
+def _require_layout(name: str, known: Known, root: Path) -> None:
+    """Raise if files or folders of a dataset are missing, before torchvision makes folders or counts files.
+
+    Raises:
+        DataError: With what is missing.
+    """
+    missing = [
+        place for place in known.layout if not any((root / p).exists() for p in place.split("|"))
+    ]
+    if missing:
+        raise DataError(
+            f"'{root}' does not contain {name} in torchvision's layout: there is no {_shown(missing)}",
+            hint=f"give the root folder that was passed to torchvision.datasets.{known.kind}",
+        )
+
+
+def _shown(layout: Sequence[str]) -> str:
+    more = len(layout) - LAYOUT_SHOWN
+    shown = ", ".join(place.replace("|", " or ") for place in layout[:LAYOUT_SHOWN])
+    return shown + (f" and {more} more" if more > 0 else "")
+
+
+def _downloaded(name: str, known: Known) -> Path:
+    """Return the root to which a dataset is downloaded at first use.
+
+    Raises:
+        DataError: If torchvision cannot download it.
+    """
+    if not known.downloads:
+        coop = set_named(name)
+        also = f", or coop:{coop.name}:DIR with CoOp's split file" if coop else ""
+        raise DataError(
+            f"{name} needs a folder: torchvision cannot download it (source: {known.url})",
+            hint=f"write {name}:DIR, where DIR contains {_shown(known.layout)}{also}",
+        )
     target = cache_dir() / "datasets" / "torchvision" / name
     if not target.is_dir():
         require_reachable(known.url, what=name, hint=OFFLINE)
@@ -263,19 +217,59 @@ def _downloaded(name: str, known: _Known) -> Path:
     return target
 
 
+def _classes(name: str, known: Known, published: Mapping[SplitName, Any]) -> tuple[str, ...]:
+    """Return torchvision's name of each label.
+
+    Raises:
+        DataError: If the splits have different classes, because folders are missing.
+    """
+    if known.classes:
+        return known.classes
+    held = {
+        s: tuple(getattr(base, "classes", None) or base.categories) for s, base in published.items()
+    }
+    first = next(iter(held.values()))
+    for split, classes in held.items():
+        if classes != first:
+            odd = sorted({*classes} ^ {*first})
+            raise DataError(
+                f"the splits of {name} have different classes: {len(first)} in {next(iter(held))}, {len(classes)} in "
+                f"{split}; only one of them has {_shown(odd)}",
+                hint="download it again: a part of it is missing",
+            )
+    return first
+
+
 def _rows(base: Any, root: Path, split: SplitName) -> tuple[Sequence[Image], list[str], list[int]]:
     """Return images, ids and labels of a torchvision dataset; the images are files if it stores files."""
-    if hasattr(base, "samples"):
-        paths, labels = zip(*base.samples, strict=True)
-    elif hasattr(base, "_labels"):
+    if (files := _files(base)) is None:
+        labels = list(map(int, _labels(base)))
+        return ArrayImages(base), [f"{split}/{i:06d}" for i in range(len(labels))], labels
+    names = [Path(path).relative_to(root).as_posix() for path, _ in files]
+    return ImageFiles(root, names), names, [int(label) for _, label in files]
+
+
+def _files(base: Any) -> list[tuple[Any, Any]] | None:
+    """Return path and label of each image, or None if torchvision's class holds the images in arrays."""
+    if hasattr(base, "_labels"):
         paths = base._image_files if hasattr(base, "_image_files") else base._images
-        labels = base._labels
-    else:
-        labels = base.targets if hasattr(base, "targets") else base.labels
-        ids = [f"{split}/{i:06d}" for i in range(len(labels))]
-        return ArrayImages(base), ids, [int(label) for label in labels]
-    names = [Path(path).relative_to(root).as_posix() for path in paths]
-    return ImageFiles(root, names), names, [int(label) for label in labels]
+        return list(zip(paths, base._labels, strict=True))
+    if hasattr(base, "annotation_categories"):  # Caltech101
+        folders = [Path(base.root, "101_ObjectCategories", name) for name in base.categories]
+        rows = zip(base.y, base.index, strict=True)
+        return [(folders[label] / f"image_{i:04d}.jpg", label) for label, i in rows]
+    samples = getattr(base, "samples", None) or getattr(base, "_samples", None)
+    return list(samples) if samples and isinstance(samples[0][0], str) else None
+
+
+def _labels(base: Any) -> Any:
+    """Return the labels of a dataset whose images are arrays."""
+    if hasattr(base, "h5py"):  # PCAM
+        with base.h5py.File(base._base_folder / base._FILES[base._split]["targets"][0]) as file:
+            return file["y"][:].reshape(-1)
+    if hasattr(base, "_samples"):  # FER2013
+        return [label for _, label in base._samples]
+    return base.targets if hasattr(base, "targets") else base.labels
 
 
 def _by_name(

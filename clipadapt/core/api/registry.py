@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from clipadapt.core.api.errors import ConfigError, UnknownNameError, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from clipadapt.core.api.data import DatasetProvider
     from clipadapt.core.api.method import Method
@@ -105,6 +105,16 @@ class Registry(Generic[T]):
         """Return the registered names in order, of one track or of all."""
         names = sorted(self.entries())
         return tuple(n for n in names if track is None or n.startswith(f"{track}/"))
+
+    def typed(self, names: Iterable[str], track: str) -> list[str]:
+        """Return the names of one track as a user types them, in order.
+
+        They have no track, and the default file is replaced by the names it serves (``DEFAULT_NAMES`` of its package).
+        """
+        own = {name.partition("/")[2] for name in names if name.startswith(f"{track}/")}
+        default = _stated_by(self.group, track, "DEFAULT")
+        served = _stated_by(self.group, track, "DEFAULT_NAMES") or ()
+        return sorted({*own, *served} - ({default} if served else set()))
 
     def complete(self, name: str, track: str | None = None) -> str:
         """Return the full name of ``name``, which may omit the track's prefix.

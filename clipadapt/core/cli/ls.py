@@ -42,7 +42,7 @@ def ls(
         entries, faults = registries[kind].survey()
         names = sorted(name for name in entries if name.startswith(f"{track}/"))
         if kind is not Kind.methods:
-            names = [name.partition("/")[2] for name in names]
+            names = registries[kind].typed(names, track)
     else:
         names = _shipped(kind, track)
     settings = _settings(names) if kind is Kind.methods else {}

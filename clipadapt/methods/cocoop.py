@@ -14,7 +14,7 @@ from clipadapt.methods import _prompts, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._passes import Passes
 from clipadapt.methods._prompts import Prompts
-from clipadapt.methods._text import cosine_scores, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, score_kind, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import PromptTunable
 
@@ -225,7 +225,6 @@ class CoCoOpClassifier:
         start: Text features of the hand-written prompts, for comparison.
         config: How the prompts are built.
         selection: The epoch selected on val, or None.
-        score_kind: The scores are logits.
     """
 
     model: PromptTunable
@@ -234,7 +233,11 @@ class CoCoOpClassifier:
     start: NDArray[np.float32]
     config: CoCoOpConfig
     selection: dict[str, Any] | None
-    score_kind: ClassVar[ScoreKind] = "logit"
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """``logit``, or ``sigmoid`` if the model was trained with a sigmoid loss."""
+        return score_kind(self.model)
 
     @property
     def n_trainable_params(self) -> int:

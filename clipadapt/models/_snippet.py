@@ -141,9 +141,13 @@ def _features(visual: Any, layer: Layer) -> list[str]:
     if layer == "output":
         return ["x = torch.nn.functional.normalize(model.encode_image(pixels), dim=-1)"]
     if layer == "projected":
-        return ["x = model.encode_image(pixels)"]
+        return ["x = model.encode_image(pixels, normalize=False)"]
     if isinstance(visual, VisionTransformer):
-        return ["model.visual.proj = None  # what the projection reads", "x = model.visual(pixels)"]
+        pooled = "[0]" if visual.output_tokens else ""
+        return [
+            "model.visual.proj = None  # what the projection reads",
+            "x = model.visual(pixels)" + pooled,
+        ]
     if isinstance(visual, ModifiedResNet) and layer == _projection.ATTENTION:
         return [
             "projection = model.visual.attnpool.c_proj  # replaced by the identity",

@@ -49,6 +49,7 @@ SMALL |= {
     "clip/taskres": {"epochs": 2, "augment": "none"},
     "clip/tip_adapter": {"views": 2, "beta_steps": 5},
     "clip/gda": {"views": 2},
+    "clip/ape_t": {"views": 2, "beta_steps": 3, "epochs": 2, "augment": "none"},
     "clip/ape": {"views": 2, "beta_steps": 3, "alpha_steps": 3, "gamma_steps": 3},
     "clip/proker": {"views": 2, "beta_steps": 3, "lmbda_steps": 3},
     "clip/tip_adapter_f": {"views": 2, "beta_steps": 5, "epochs": 2},

@@ -95,3 +95,26 @@ def val_as_test(
             parts["val"] = val
             aliases["val"] = "test"
     return Arranged(parts, aliases, ("test_is_published_val",) if val is not None else ())
+
+
+def arranged(parts: Mapping[SplitName, Split[X]], contents: Mapping[str, str]) -> Arranged[X]:
+    """Map the published splits of a dataset of unknown origin to train, val and test.
+
+    A missing val is a fixed tenth of train, a published val without a test is ``test``, and a lone train is split
+    60/20/20.
+
+    Args:
+        parts: The published splits.
+        contents: Id of an example -> a sha256, which decides its split.
+    """
+    train, val = parts.get("train"), parts.get("val")
+    hashes = [] if train is None else [contents[key] for key in train.inputs.ids]
+    if "test" in parts:
+        if train is None or val is not None:
+            return Arranged(parts, {}, ())
+        return Arranged({**with_val(train, hashes), "test": parts["test"]}, {}, ())
+    if val is not None:
+        return val_as_test(train, val, hashes)
+    assert train is not None
+    where = split_evenly(hashes, train.labels, SHARES)
+    return Arranged(by_split(train, where), {}, ("split_by_hash",))

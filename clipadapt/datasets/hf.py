@@ -31,14 +31,13 @@ from clipadapt.core.data.labelled import (
     make_split,
     match_splits,
     natural_key,
-    split_evenly,
     split_named,
 )
 from clipadapt.core.files import hub_datasets
 from clipadapt.datasets import _hub
 from clipadapt.datasets._imagenet import PHOTO_TEMPLATES
 from clipadapt.datasets._images import in_threads, readable
-from clipadapt.datasets._published import SHARES, Arranged, by_split, val_as_test, with_val
+from clipadapt.datasets._published import arranged
 from clipadapt.datasets._report import Report
 from clipadapt.datasets._wnid import prompt_names
 
@@ -81,7 +80,7 @@ def open_hf(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     report.notes += unknown
     classes = tables.declared or _values(title, tables, published.values())
     parts, contents = _parts(title, tables, published, classes, options)
-    served = _arranged(parts, contents)
+    served = arranged(parts, contents)
     report.classes(prompt_names(classes), served.parts)
     report.duplicates(
         (contents[key], split, key, int(label))
@@ -179,23 +178,6 @@ def _rows(
     part = make_split(table.images, ids, labels, prompt_names(classes)).take(rows)
     hashes = in_threads(table.images.content, rows.tolist())
     return part, dict(zip(part.inputs.ids, hashes, strict=True))
-
-
-def _arranged(
-    parts: Mapping[SplitName, Split[Image]], contents: Mapping[str, str]
-) -> Arranged[Image]:
-    """Map the published splits to train, val and test; see the module docstring."""
-    train, val = parts.get("train"), parts.get("val")
-    hashes = [] if train is None else [contents[key] for key in train.inputs.ids]
-    if "test" in parts:
-        if train is None or val is not None:
-            return Arranged(parts, {}, ())
-        return Arranged({**with_val(train, hashes), "test": parts["test"]}, {}, ())
-    if val is not None:
-        return val_as_test(train, val, hashes)
-    assert train is not None
-    where = split_evenly(hashes, train.labels, SHARES)
-    return Arranged(by_split(train, where), {}, ("split_by_hash",))
 
 
 DATASET = open_hf

@@ -306,7 +306,7 @@ def test_both_towers_take_prompts_if_they_are_plain_transformers(family, folders
     prompts = [torch.randn(2, width) for _ in range(blocks)]
     text = model.encode_text_with_prompts(model.embed_tokens(tokens), tokens, slots, prompts)
     assert (text - model.encode_text(tokens)).abs().max() > 1e-4
-    if family in {"eva", "mobileclip", "pe"}:  # rotary positions, convolutions
+    if family in {"eva", "mobileclip", "mobile", "pe"}:  # rotary positions, convolutions
         with pytest.raises(ModelError, match="image tower of .* cannot take prompts"):
             model.prompt_blocks("image")
         return

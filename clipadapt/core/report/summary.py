@@ -416,9 +416,9 @@ def _published_grid(block: Block, grid: _Grid) -> str:
         [
             ranked.label,
             format_interval(ranked.row.val_accuracy),
-            _published(p, "val"),
+            _published(p, "val", ranked.row),
             format_interval(ranked.row.accuracy),
-            _published(p, split),
+            _published(p, split, ranked.row),
             format_count(ranked.row.n_trainable_params),
             format_count(p.reference.n_trainable_params),
             _comparable(p, ranked.row),
@@ -430,8 +430,8 @@ def _published_grid(block: Block, grid: _Grid) -> str:
     return grid(columns, rows, ())
 
 
-def _published(p: Published, split: str) -> str:
-    value = p.reference.value("accuracy", split)
+def _published(p: Published, split: str, row: Row) -> str:
+    value = p.reference.value("accuracy", split, row.first.evaluation.classes)
     if value is None:
         return NOTHING
     return format_value(value, "fraction") + (" (not comparable)" if p.not_comparable else "")
@@ -526,9 +526,10 @@ def _plain_row(ranked: RankedRow, *, reference: bool) -> dict[str, Any]:
 
 
 def _plain_published(p: Published, row: Row) -> dict[str, Any]:
+    classes = row.first.evaluation.classes
     return {
-        "val_accuracy": p.reference.value("accuracy", "val"),
-        "test_accuracy": p.reference.value("accuracy", "test"),
+        "val_accuracy": p.reference.value("accuracy", "val", classes),
+        "test_accuracy": p.reference.value("accuracy", "test", classes),
         "n_trainable_params": p.reference.n_trainable_params,
         "source": p.reference.cited,
         "not_comparable": p.not_comparable,

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.scoring.statistics import Interval
 
-NONE_FITS: Final = (
-    "No published number matches a row in dataset, model, method, shots and settings."
+NONE_FITS: Final = "No published number matches a row in protocol, split, model, method, shots, templates and settings."
+DRAWS: Final = (
+    "Published numbers are of other seeds and few-shot draws than yours, and usually of fp16."
 )
 
 
@@ -54,15 +55,13 @@ class PublishedCell:
 
     Attributes:
         value: The number, in the metric's unit.
-        source: Where it was published, and why it is not comparable, if so.
+        source: Where it was published.
         number: Number of the source in the notes, from 1.
-        comparable: Whether everything that affects it is the same.
     """
 
     value: float
     source: str
     number: int
-    comparable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,8 @@ def build_table(
     Args:
         records: Records of any kind; copies (the same ``run_id``) count once.
         metric: Name of the metric.
-        reference: Add published numbers next to the rows that they match, with their sources in the notes.
+        reference: Add published numbers next to the rows that they match, with their sources in the notes, and note
+            how the nearest differs where none matches.
         store: Where the predictions are; without it a mean over seeds has no interval.
 
     Raises:
@@ -137,11 +137,11 @@ def build_table(
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
     files = RunFiles(store) if store else None
     lines, faults = _lines([Row(group, files) for group in group_records(distinct)], metric)
-    citations = _Citations(metric)
-    if reference:
-        lines = [replace(line, published=citations.of(line.row)) for line in lines]
     if value and value.unit == "fraction" and value.higher_is_better:
         lines = _with_harmonic_means(lines, metric, faults)
+    citations = _Citations(metric, value.unit if value else "")
+    if reference:
+        lines = [replace(line, published=citations.of(line)) for line in lines]
     return Table(
         metric=metric,
         unit=value.unit if value else "",
@@ -181,45 +181,57 @@ def _with_harmonic_means(lines: Sequence[Line], metric: str, faults: list[str]) 
 
 
 class _Citations:
-    """Published numbers of one metric; their sources are numbered in the order in which they are cited."""
+    """Published numbers of one metric; their sources are numbered in the order in which they are cited.
 
-    def __init__(self, metric: str) -> None:
+    Numbers that are not comparable have no cell. One note lists those of a method that differ in the same way.
+    """
+
+    def __init__(self, metric: str, unit: str) -> None:
         self.metric = metric
+        self.unit = unit
         self.sources: dict[str, int] = {}
-        self.near: list[str] = []
+        self._near: dict[tuple[str, str, str], dict[str, str]] = {}
 
-    def of(self, row: Row) -> tuple[PublishedCell, ...]:
-        """Return the numbers that match a row; if there are none, note how the nearest differs."""
-        evaluation = row.first.evaluation
-        known = [
-            (p, value)
-            for p in row.published
-            if (value := p.reference.value(self.metric, evaluation.split)) is not None
-        ]
+    def of(self, line: Line) -> tuple[PublishedCell, ...]:
+        """Return the numbers that match a line; if there are none, note how the nearest differs."""
+        row, evaluation = line.row, line.row.first.evaluation
         found = []
-        for p, value in known:
-            if not p.differences:
+        for p in row.published:
+            value = p.reference.value(self.metric, evaluation.split, line.classes)
+            if value is not None and not p.not_comparable:
                 cited = p.reference.cited
-                if p.caveats:
-                    cited += f"; not comparable: {'; '.join(p.caveats)}"
                 number = self.sources.setdefault(cited, len(self.sources) + 1)
-                found.append(PublishedCell(value, cited, number, comparable=not p.caveats))
+                found.append(PublishedCell(value, cited, number))
         if not found:
-            title = method_title(row.first.method.name, row.first.method.recipe)
-            self.near += [
-                f"The nearest published number does not match {title} on {evaluation.dataset}: "
-                f"{'; '.join(p.differences)} ({p.reference.cited})."
-                for p, _ in known
-            ]
+            self._note_nearest(row)
         return tuple(found)
 
+    def _note_nearest(self, row: Row) -> None:
+        """Note the first number that is not comparable with a row, and why not."""
+        first = row.first
+        title = method_title(first.method.name, first.method.recipe)
+        for p in row.published:
+            values = p.reference.values(self.metric, first.evaluation.split)
+            if values and p.not_comparable:
+                figures = ", ".join(
+                    f"{'' if classes == 'all' else f'{classes} '}{format_value(value, self.unit)}"
+                    for classes, value in values.items()
+                )
+                key = title, "; ".join(p.not_comparable), p.reference.cited
+                self._near.setdefault(key, {})[first.evaluation.dataset] = figures
+                return
+
     def notes(self) -> Iterable[str]:
-        """Yield the sources, then what nearly matches."""
+        """Yield the sources, then the numbers that are not comparable, by what differs."""
+        if self.sources:
+            yield DRAWS
         for cited, number in self.sources.items():
             yield f"Published ({number}): {cited}."
         if not self.sources:
             yield NONE_FITS
-        yield from dict.fromkeys(self.near)
+        for (title, differs, cited), figures in self._near.items():
+            listed = "; ".join(f"{dataset} {figure}" for dataset, figure in figures.items())
+            yield f"Not comparable with {title}: published {listed}. What differs: {differs}. Source: {cited}."
 
 
 def _notes(distinct: Sequence[RunRecord], repeated: int, metric: str) -> Iterable[str]:
@@ -306,11 +318,7 @@ def _shots(line: Line) -> str:
 
 def _published(line: Line, unit: str) -> str:
     return (
-        "; ".join(
-            f"{format_value(p.value, unit)} ({p.number}{'' if p.comparable else ', not comparable'})"
-            for p in line.published
-        )
-        or NOTHING
+        "; ".join(f"{format_value(p.value, unit)} ({p.number})" for p in line.published) or NOTHING
     )
 
 

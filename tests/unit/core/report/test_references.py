@@ -74,14 +74,15 @@ def zero_shot(dataset, model, n_templates, **changes):
 def test_every_published_number_is_a_fraction_with_a_source():
     found = all_references()
 
-    assert len(found) > 60
+    assert len(found) > 380
     for reference in found:
         assert reference.source
         assert "not recorded" not in reference.cited
-        assert reference.n_test
-        assert reference.n_classes or "TextAttack" in reference.source
-        assert reference.test
+        assert reference.n_test or reference.over
+        assert reference.n_classes or reference.over or "TextAttack" in reference.source
+        assert bool(reference.test) != bool(reference.base_to_new)
         assert all(0 < v < 1 for name, v in reference.test.items() if name != "nll")
+        assert all(0 < v < 1 for v in reference.base_to_new.values())
     keys = [r.model_dump_json(exclude={"test", "val"}) for r in found]
     assert len(set(keys)) == len(keys)
 
@@ -155,7 +156,6 @@ def test_a_number_is_comparable_if_everything_that_affects_it_is_equal():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"evaluation__classes": "base"}, "evaluated on the base classes, published on all"),
         ({"data__n_classes": 7}, "evaluated on 7 classes, published on 1,000"),
         (
             {"per_class": {"classnames": list("abcdefg")}},
@@ -176,8 +176,9 @@ def test_everything_that_affects_a_number_is_compared(changes, words):
     (reference,) = references_for(record)
     assert words in caveats(record, reference)
     table = build_table([record], reference=True)
-    assert words in table.notes[-1]
-    assert "not comparable" in render(table)
+    assert table.lines[0].published == ()
+    assert table.notes[-1].startswith("Not comparable with clip/zero_shot")
+    assert f"What differs: {words}. Source: " in table.notes[-1]
 
 
 def test_seven_of_the_200_classes_of_imagenet_r_are_another_task():
@@ -187,7 +188,11 @@ def test_seven_of_the_200_classes_of_imagenet_r_are_another_task():
     )
 
 
-def test_a_method_trained_on_the_base_classes_alone_is_not_comparable():
+def test_base_and_all_classes_are_different_protocols():
+    (reference,) = references_for(zero_shot("imagenet", MODEL, 80))
+    evaluated = zero_shot("imagenet", MODEL, 80, evaluation__classes="base")
+    assert differences(evaluated, reference) == ("evaluated on the base classes, published on all",)
+
     changes = {
         "method__name": "clip/coop",
         "method__uses_train": True,
@@ -196,8 +201,8 @@ def test_a_method_trained_on_the_base_classes_alone_is_not_comparable():
     }
     config = {"data": {"name": "imagenet", "classes": "base"}, "method": {"n_ctx": 16}}
     record = zero_shot("imagenet", MODEL, 1, config=config, **changes)
-    (reference,) = references_for(record)
-    assert "trained on the base classes, published on all" in caveats(record, reference)
+    (near,) = nearest_references(record)
+    assert differences(record, near) == ("trained on the base classes, published on all",)
 
 
 def test_templates_are_compared_by_content():
@@ -216,8 +221,13 @@ def test_templates_are_compared_by_content():
 def test_the_table_says_why_the_nearest_number_does_not_match():
     table = build_table([zero_shot("imagenet", MODEL, 7)], reference=True)
     assert table.lines[0].published == ()
-    assert "7 templates, published with" in table.notes[-1]
-    assert "does not match clip/zero_shot" in table.notes[-1]
+    (near,) = [note for note in table.notes if note.startswith("Not comparable")]
+    assert near.startswith(
+        "Not comparable with clip/zero_shot (coop-quick): published imagenet 63.3."
+    )
+    assert near.endswith(
+        "What differs: 7 templates, published with 80. Source: CLIP_benchmark, benchmark/benchmark.csv."
+    )
 
 
 def test_hashes_of_class_names_in_the_files_are_those_of_the_datasets():
@@ -287,18 +297,17 @@ def test_the_table_shows_published_numbers_that_match_and_only_on_request():
     at, model = header.index("published"), header.index("model")
     assert header[at - 2] == "accuracy, %"
     assert [(row[model], row[at]) for row in rows] == [
-        ("distilbert-base-uncased", "82.9 (1, not comparable)"),
-        ("distilbert-base-uncased", "79.5 (2)"),
+        ("distilbert-base-uncased", "-"),
+        ("distilbert-base-uncased", "79.5 (1)"),
         ("minilm", "-"),
     ]
     notes = build_table(records, reference=True).notes
-    first, second, near = notes[-3:]
-    assert first.startswith("Published (1): sentiment tracks")
-    assert first.endswith("not comparable: not the official split.")
-    assert "not comparable" not in second
-    assert near.startswith(
-        "The nearest published number does not match text/svm on rotten_tomatoes: model minilm,"
-    )
+    draws, source, split, model = notes[-4:]
+    assert "seeds and few-shot draws" in draws
+    assert source.startswith("Published (1): sentiment tracks")
+    assert split.startswith("Not comparable with text/lora: published rotten_tomatoes 82.9.")
+    assert "What differs: not the official split. Source" in split
+    assert "What differs: model minilm, published with distilbert-base-uncased. Source" in model
     assert "published" not in header_and_rows(build_table(records))[0]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clipadapt.core.data.tables import Table
 from clipadapt.core.files import hub_datasets
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.tensor import rows
-from textsent.datasets._tables import LABEL_COLUMNS, TEXT_COLUMNS, Table
+from textsent.datasets._columns import TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,8 +42,8 @@ def read(
     ):
         features: Mapping[str, Any] = next(iter(found.values())).features
         names = Table(origin, dict.fromkeys(features, ()))
-        text = names.find("text", text, TEXT_COLUMNS)
-        label = names.find("label", label, LABEL_COLUMNS)
+        named = {"text": text, "label": label}
+        text, label = TEXTS.find(names, {key: name for key, name in named.items() if name})
         columns = {s: part.select_columns([text, label]).to_dict() for s, part in found.items()}
     declared = rows.declared_classes(features[label])
     for values in columns.values():

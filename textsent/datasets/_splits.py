@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clipadapt.core.api.data import SplitName
-    from textsent.datasets._rows import Row
+    from clipadapt.core.data.table_rows import Row
 
 SHARES: dict[SplitName, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 
@@ -25,7 +25,7 @@ def split_rows(rows: Sequence[Row]) -> dict[SplitName, list[Row]]:
     """
     numbers = {key: i for i, key in enumerate(sorted({class_key(row.label) for row in rows}))}
     chosen = split_evenly(
-        [hashlib.sha256(row.text.encode()).hexdigest() for row in rows],
+        [hashlib.sha256(row.value.encode()).hexdigest() for row in rows],
         [numbers[class_key(row.label)] for row in rows],
         SHARES,
     )

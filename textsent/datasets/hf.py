@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from clipadapt.core.data.columns import split_hub_name
 from clipadapt.core.data.labelled import LabelledSet, many_left_out, match_splits, split_named
+from clipadapt.core.data.table_rows import assemble, rows_of
 from clipadapt.core.files import hub_datasets
 from textsent.datasets import _hub
-from textsent.datasets._rows import assemble, rows_of
 from textsent.datasets._splits import split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from clipadapt.core.api.data import DatasetOptions, SplitName
-    from textsent.datasets._rows import Row
-    from textsent.datasets._tables import Table
+    from clipadapt.core.data.table_rows import Row
+    from clipadapt.core.data.tables import Table
 
 OPTIONS = ("text", "label", "config")
 WAY_OUT = "without a network use rotten_tomatoes:offline, or your own file with csv:PATH"

@@ -24,10 +24,10 @@ from clipadapt.core.api.errors import DataError
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.data.duplicates import duplicate_groups, normalise
 from clipadapt.core.data.labelled import SPLIT_ALIASES, LabelledSet, make_split
+from clipadapt.core.data.table_rows import rows_of
+from clipadapt.core.data.tables import Reading, read_table
 from clipadapt.core.files import hub_datasets
 from textsent.datasets import _hub
-from textsent.datasets._rows import rows_of
-from textsent.datasets._tables import Reading, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ def _from_hub() -> LabelledSet[str]:
             )
         split = SPLIT_ALIASES[found]
         labels = [HUB_LABELS[row.label] for row in kept]
-        parts[split] = _part(split, [row.text for row in kept], labels)
+        parts[split] = _part(split, [row.value for row in kept], labels)
     return replace(_official(parts, files.source, files.note), revision=files.revision)
 
 

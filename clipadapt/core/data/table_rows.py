@@ -1,4 +1,7 @@
-"""Check the rows of a table and assemble them into splits of texts and labels."""
+"""Check the rows of a table and assemble them into splits of values and labels.
+
+A value is a text, or the path of an image.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from clipadapt.core.api.data import Split, SplitName
-    from textsent.datasets._tables import Table
+    from clipadapt.core.data.tables import Table
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled text.
+    """One labelled value.
 
     Attributes:
         key: Unique, stable id.
-        text: The text, not empty.
+        value: The value, not empty.
         label: Class name.
         where: File and row number, for messages.
     """
 
     key: str
-    text: str
+    value: str
     label: str
     where: str
 
@@ -47,30 +50,31 @@ class Assembled:
 
 
 def rows_of(
-    table: Table, text: str, label: str, *, prefix: str, skip: bool
+    table: Table, column: str, label: str, *, prefix: str, skip: bool, what: str = "text"
 ) -> tuple[list[Row | None], int]:
     """Check every value of two columns.
 
     Args:
         table: The table.
-        text: Text column.
+        column: Column of the values.
         label: Label column.
         prefix: Start of every id: ``train`` gives ``train/00000``.
-        skip: Skip rows without a text or label instead of raising an error.
+        skip: Skip rows without a value or label instead of raising an error.
+        what: What the values are, for messages; also the key that names their column.
 
     Returns:
         One entry per row of the table, None if it is skipped; and the number of skipped rows.
 
     Raises:
-        DataError: If a text or label is empty, missing or of the wrong type.
+        DataError: If a value or label is empty, missing or of the wrong type.
     """
     rows: list[Row | None] = []
     skipped = 0
-    values = zip(table.columns[text], table.columns[label], strict=True)
-    for i, (text_value, label_value) in enumerate(values):
+    values = zip(table.columns[column], table.columns[label], strict=True)
+    for i, (value, label_value) in enumerate(values):
         where = f"{table.origin}, row {i + 1}"
         try:
-            checked = _checked_text(text_value, text, where)
+            checked = _checked_value(value, column, where, what)
             name = _checked_label(label_value, label, where)
         except DataError:
             if not skip:
@@ -83,7 +87,10 @@ def rows_of(
 
 
 def assemble(
-    rows: Mapping[SplitName, Sequence[Row]], classnames: tuple[str, ...] | None = None
+    rows: Mapping[SplitName, Sequence[Row]],
+    classnames: tuple[str, ...] | None = None,
+    *,
+    what: str = "text",
 ) -> Assembled:
     """Check the splits together and number the classes.
 
@@ -91,6 +98,7 @@ def assemble(
         rows: Rows of every split.
         classnames: ``C`` class names in order; None takes those of the train split (of all splits if there is
             no train split), sorted by value if they are numbers, else alphabetically.
+        what: What the values are, for messages.
 
     Raises:
         DataError: If a split is empty, there is only one class, a label is not one of the classes, or the
@@ -130,12 +138,12 @@ def assemble(
                     hint="the classes are those of the train split; correct the label or remove the row",
                 )
         parts[split] = make_split(
-            [row.text for row in rows[split]],
+            [row.value for row in rows[split]],
             [row.key for row in rows[split]],
             [index[row.label] for row in rows[split]],
             names,
         )
-    flags, notes = _duplicates(rows)
+    flags, notes = _duplicates(rows, what)
     return Assembled(names, parts, flags, (*merged, *notes))
 
 
@@ -161,25 +169,29 @@ def _merge_alike(
     }, notes
 
 
-def _checked_text(value: Any, column: str, where: str) -> str:
+def _checked_value(value: Any, column: str, where: str, what: str) -> str:
     if _is_nan(value):
-        raise DataError(f"{where}: the text in column '{column}' is missing (NaN)", hint=_FIX)
+        raise DataError(f"{where}: the {what} in column '{column}' is missing (NaN)", hint=_FIX)
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: column '{column}' contains {value!r:.40} of type {type(value).__name__}, not a text",
-            hint="give the right column by adding ?text=COLUMN to the dataset's name",
+            f"{where}: column '{column}' contains {value!r:.40} of type {type(value).__name__}, not {_named(what)}",
+            hint=f"give the right column by adding ?{what}=COLUMN to the dataset's name",
         )
     if not value.strip():
-        raise DataError(f"{where}: the text in column '{column}' is empty", hint=_FIX)
+        raise DataError(f"{where}: the {what} in column '{column}' is empty", hint=_FIX)
     try:
         value.encode()
     except UnicodeEncodeError as err:
         raise DataError(
-            f"{where}: the text in column '{column}' contains half a Unicode character "
+            f"{where}: the {what} in column '{column}' contains half a Unicode character "
             f"(U+{ord(value[err.start]):04X} at position {err.start})",
             hint=_FIX,
         ) from None
     return value
+
+
+def _named(what: str) -> str:
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
 
 
 def _checked_label(value: Any, column: str, where: str) -> str:
@@ -220,23 +232,23 @@ def _ordered(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _duplicates(
-    rows: Mapping[SplitName, Sequence[Row]],
+    rows: Mapping[SplitName, Sequence[Row]], what: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     groups: dict[str, list[tuple[SplitName, Row]]] = defaultdict(list)
     for split, found in rows.items():
         for row in found:
-            groups[row.text].append((split, row))
+            groups[row.value].append((split, row))
     flags, notes = [], []
     across = [g for g in groups.values() if len({split for split, _ in g}) > 1]
     if across:
         flags.append("duplicates_across_splits")
         example = " = ".join(row.where for _, row in across[0][:2])
-        notes.append(f"texts in more than one split: {len(across)}, for example {example}")
+        notes.append(f"{what}s in more than one split: {len(across)}, for example {example}")
     conflicts = [g for g in groups.values() if len({row.label for _, row in g}) > 1]
     if conflicts:
         flags.append("duplicates_across_classes")
         example = " = ".join(row.where for _, row in conflicts[0][:2])
-        notes.append(f"texts with more than one label: {len(conflicts)}, for example {example}")
+        notes.append(f"{what}s with more than one label: {len(conflicts)}, for example {example}")
     return tuple(flags), tuple(notes)
 
 

@@ -18,29 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
-TEXT_COLUMNS = (
-    "text",
-    "review",
-    "sentence",
-    "content",
-    "comment",
-    "body",
-    "message",
-    "tweet",
-    "document",
-    "utterance",
-)
-LABEL_COLUMNS = (
-    "label",
-    "labels",
-    "sentiment",
-    "class",
-    "target",
-    "category",
-    "polarity",
-    "rating",
-)
-
 QUOTES: Final = ("auto", "double", "none")
 """Meaning of quotation marks: detected, delimiters of a field, or characters of the text."""
 SEPARATORS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
@@ -117,13 +94,14 @@ class Table:
     repeated: tuple[str, ...] = ()
     joined: int = 0
 
-    def find(self, what: str, named: str | None, usual: Sequence[str]) -> str:
-        """Return the name of the text or label column.
+    def find(self, what: str, named: str | None, usual: Sequence[str], *, both: str) -> str:
+        """Return the name of one column.
 
         Args:
-            what: ``text`` or ``label``.
+            what: Content of the column, such as ``text``, ``image`` or ``label``; also the key that names it.
             named: Column given by the user, or None to look for a usual name.
             usual: Usual names, the most likely first; case is ignored.
+            both: How to name all columns, for the hint.
 
         Raises:
             DataError: If there is no such column, or more than one; the message lists the columns.
@@ -134,7 +112,7 @@ class Table:
             what,
             named,
             usual,
-            both="?text=COLUMN&label=COLUMN",
+            both=both,
         )
         if name in self.repeated:
             raise DataError(
@@ -337,12 +315,13 @@ def _parse_jsonl(origin: str, text: str) -> Table:
         if not isinstance(row, dict):
             raise DataError(
                 f"{origin}, line {number}: a JSON {type(row).__name__}, not an object",
-                hint='one object per line: {"text": "...", "label": "..."}',
+                hint='one object per line: {"COLUMN": VALUE, "COLUMN": VALUE}',
             )
         rows.append(row)
     if not rows:
         raise DataError(
-            f"{origin} is empty", hint='write one object per line: {"text": "...", "label": "..."}'
+            f"{origin} is empty",
+            hint='write one object per line: {"COLUMN": VALUE, "COLUMN": VALUE}',
         )
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(origin, {name: [row.get(name) for row in rows] for name in names})

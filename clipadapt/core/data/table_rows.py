@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.data import SPLITS
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.data.labelled import class_key, make_split
+from clipadapt.core.data.labelled import class_key, make_split, natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -91,6 +91,8 @@ def assemble(
     classnames: tuple[str, ...] | None = None,
     *,
     what: str = "text",
+    natural: bool = False,
+    max_distinct: float = 0.5,
 ) -> Assembled:
     """Check the splits together and number the classes.
 
@@ -99,6 +101,8 @@ def assemble(
         classnames: ``C`` class names in order; None takes those of the train split (of all splits if there is
             no train split), sorted by value if they are numbers, else alphabetically.
         what: What the values are, for messages.
+        natural: Whether names that are not numbers are in natural order (1, 2, 10) instead.
+        max_distinct: Largest number of labels, from eleven on, as a share of the rows; 1 allows one row per class.
 
     Raises:
         DataError: If a split is empty, there is only one class, a label is not one of the classes, or the
@@ -114,14 +118,14 @@ def assemble(
     if classnames is None:
         rows, merged = _merge_alike(rows)
         basis = rows.get("train") or [row for found in rows.values() for row in found]
-    names = classnames or _ordered({row.label for row in basis})
+    names = classnames or _ordered({row.label for row in basis}, natural=natural)
     used = {row.label for row in basis}
     if len(used) < 2:
         raise DataError(
             f"all {len(basis)} rows of the split '{next(iter(rows))}' have the label '{basis[0].label}'; "
             "at least two classes are needed",
         )
-    if len(used) > 10 and len(used) > len(basis) / 2:
+    if len(used) > 10 and len(used) > max_distinct * len(basis):
         raise DataError(
             f"the label column has {len(used)} different values in {len(basis)} rows; these are not classes",
             hint="give the right column by adding ?label=COLUMN to the dataset's name",
@@ -224,11 +228,11 @@ def _is_nan(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _ordered(labels: Iterable[str]) -> tuple[str, ...]:
+def _ordered(labels: Iterable[str], *, natural: bool) -> tuple[str, ...]:
     try:
         return tuple(sorted(labels, key=lambda name: (float(name), name)))
     except ValueError:
-        return tuple(sorted(labels))
+        return tuple(sorted(labels, key=natural_key if natural else None))
 
 
 def _duplicates(

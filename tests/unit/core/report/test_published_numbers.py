@@ -23,6 +23,7 @@ BASE_TO_NEW = [r for r in OF_CLIP if r.base_to_new]
 NOT_CHECKED = {  # one of base, new and H is not published
     ("clip/maple", "caltech101:coop"), ("clip/maple", "dtd:coop"),
     ("clip/promptsrc", "eurosat:coop"), ("clip/promptsrc", "dtd:coop"), ("clip/coop", "imagenet"),
+    *(("clip/gda", name) for name in COOP | {"imagenet"}),
 }  # fmt: skip
 
 
@@ -226,6 +227,14 @@ def test_h_alone_is_beside_h_alone() -> None:
     table = build_table(base_and_new("clip/maple", "dtd:coop", MAPLE), reference=True)
     shown = {line.classes: [c.value for c in line.published] for line in table.lines}
     assert shown == {"base": [], "new": [], "H": [0.6816]}
+
+
+def test_base_and_new_without_a_published_h() -> None:
+    settings = {"views": 10, "estimator": "per_class"}
+    table = build_table(base_and_new("clip/gda", "dtd:coop", settings), reference=True)
+    shown = {line.classes: [c.value for c in line.published] for line in table.lines}
+    assert shown == {"base": [0.8063], "new": [0.5982], "H": []}
+    assert near(table) == []
 
 
 def test_other_classes_of_the_dataset_are_another_task() -> None:

@@ -101,12 +101,7 @@ def open_torchvision(argument: str, options: DatasetOptions, /) -> LabelledSet[I
             order = sorted(range(len(ids)), key=ids.__getitem__)
             ids, labels = [ids[i] for i in order], [labels[i] for i in order]
             examples = ImageFiles(root, ids)
-        if labels and not 0 <= min(labels) <= max(labels) < len(classes):
-            raise DataError(
-                f"'{root}' has labels from {min(labels)} to {max(labels)} in {split}, but {name} has {len(classes)} "
-                "classes",
-                hint="download it again: a part of it is missing or damaged",
-            )
+        _require_classes(name, labels, split, len(classes))
         part = make_split(examples, ids, labels, classnames)
         if isinstance(examples, ImageFiles):
             part = without_unreadable(part, options, left_out)
@@ -238,6 +233,19 @@ def _classes(name: str, known: Known, published: Mapping[SplitName, Any]) -> tup
                 hint="download it again: a part of it is missing",
             )
     return first
+
+
+def _require_classes(name: str, labels: Sequence[int], split: str, n_classes: int) -> None:
+    """Raise if a label is not one of the classes.
+
+    Raises:
+        DataError: With the labels found.
+    """
+    if labels and not 0 <= min(labels) <= max(labels) < n_classes:
+        raise DataError(
+            f"{name} has {n_classes} classes, but labels from {min(labels)} to {max(labels)} in {split}",
+            hint="download it again: a part of it is missing or damaged",
+        )
 
 
 def _rows(base: Any, root: Path, split: SplitName) -> tuple[Sequence[Image], list[str], list[int]]:

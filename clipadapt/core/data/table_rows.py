@@ -119,17 +119,7 @@ def assemble(
         rows, merged = _merge_alike(rows)
         basis = rows.get("train") or [row for found in rows.values() for row in found]
     names = classnames or _ordered({row.label for row in basis}, natural=natural)
-    used = {row.label for row in basis}
-    if len(used) < 2:
-        raise DataError(
-            f"all {len(basis)} rows of the split '{next(iter(rows))}' have the label '{basis[0].label}'; "
-            "at least two classes are needed",
-        )
-    if len(used) > 10 and len(used) > max_distinct * len(basis):
-        raise DataError(
-            f"the label column has {len(used)} different values in {len(basis)} rows; these are not classes",
-            hint="give the right column by adding ?label=COLUMN to the dataset's name",
-        )
+    _require_classes(next(iter(rows)), basis, max_distinct)
     index = {name: i for i, name in enumerate(names)}
     parts = {}
     for split in SPLITS:
@@ -149,6 +139,25 @@ def assemble(
         )
     flags, notes = _duplicates(rows, what)
     return Assembled(names, parts, flags, (*merged, *notes))
+
+
+def _require_classes(split: str, basis: Sequence[Row], max_distinct: float) -> None:
+    """Raise if the labels of the rows that define the classes are not those of at least two classes.
+
+    Raises:
+        DataError: If they are all the same, or too many.
+    """
+    used = {row.label for row in basis}
+    if len(used) < 2:
+        raise DataError(
+            f"all {len(basis)} rows of the split '{split}' have the label '{basis[0].label}'; "
+            "at least two classes are needed",
+        )
+    if len(used) > 10 and len(used) > max_distinct * len(basis):
+        raise DataError(
+            f"the label column has {len(used)} different values in {len(basis)} rows; these are not classes",
+            hint="give the right column by adding ?label=COLUMN to the dataset's name",
+        )
 
 
 def _merge_alike(

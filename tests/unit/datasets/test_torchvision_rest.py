@@ -132,7 +132,7 @@ def test_a_label_that_is_not_a_class_is_refused(place):
     root = place("gtsrb")
     table = root / "gtsrb" / "GT-final_test.csv"
     table.write_text(table.read_text().replace(";42\n", ";43\n"))
-    with pytest.raises(DataError, match="labels from 1 to 43 in test, but gtsrb has 43 classes"):
+    with pytest.raises(DataError, match="gtsrb has 43 classes, but labels from 1 to 43 in test"):
         open_torchvision(f"gtsrb:{root}", STRICT)
 
 

@@ -36,6 +36,8 @@ EIGEN_VECTORS: Final = 2_000
 """Maximum size of a kernel that is decomposed once for all values of lambda; a larger one is solved for each value."""
 BLOCK_BYTES: Final = 64 << 20
 """Maximum size of the kernel of one block of examples."""
+BLOCK: Final = 1_000
+"""Rows of one block of the Cholesky factorization."""
 LONG_SEARCH_SECONDS: Final = 30.0
 FACTS: Final = ("classnames", "beta", "selection")
 FORMULA: Final = (
@@ -231,14 +233,37 @@ def _kernel(vectors: NDArray[np.float32], beta: float) -> Wide:
 
 
 def _solve(kernel: Wide, residual: Wide, lmbda: float, *, overwrite: bool = False) -> Wide:
-    """Return ``(K / lambda + I)^-1 R = lambda (K + lambda I)^-1 R`` by Cholesky, in the memory of the kernel."""
-    from scipy.linalg import cho_factor, cho_solve
+    """Return ``(K / lambda + I)^-1 R = lambda (K + lambda I)^-1 R`` by Cholesky, in the memory of the kernel.
+
+    LAPACK is called on blocks only: OpenBLAS crashes on the whole matrix at 16,000 vectors.
+
+    Args:
+        kernel: Its lower triangle, shape ``(M, M)``; it is overwritten.
+        residual: ``R``, shape ``(M, C)``.
+        lmbda: ``lambda``.
+        overwrite: Whether ``residual`` may be overwritten.
+    """
+    from scipy.linalg import solve_triangular
 
     kernel[np.diag_indices(len(kernel))] += lmbda
-    factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-    solved: Wide = cho_solve(factor, residual, overwrite_b=overwrite, check_finite=False)
-    solved *= lmbda
-    return solved
+    blocks = [slice(i, min(i + BLOCK, len(kernel))) for i in range(0, len(kernel), BLOCK)]
+    for n, block in enumerate(blocks):
+        corner = kernel[block, block] = np.linalg.cholesky(kernel[block, block])
+        below = kernel[block.stop :, block]
+        below[:] = solve_triangular(corner, below.T, lower=True, check_finite=False).T
+        for later in blocks[n + 1 :]:
+            kernel[later.start :, later] -= kernel[later.start :, block] @ kernel[later, block].T
+    x = residual if overwrite else residual.copy()
+    for block in blocks:
+        x[block] -= kernel[block, : block.start] @ x[: block.start]
+        x[block] = solve_triangular(kernel[block, block], x[block], lower=True, check_finite=False)
+    for block in blocks[::-1]:
+        x[block] -= kernel[block.stop :, block].T @ x[block.stop :]
+        x[block] = solve_triangular(
+            kernel[block, block], x[block], trans=1, lower=True, check_finite=False
+        )
+    x *= lmbda
+    return x
 
 
 def _add_votes(

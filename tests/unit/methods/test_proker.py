@@ -38,3 +38,16 @@ def test_the_kernel_is_computed_in_blocks(monkeypatch):
 
     wide = x.astype(np.float64)
     np.testing.assert_allclose(np.tril(got), np.tril(np.exp(2 * (wide @ wide.T - 1))))
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 100])
+def test_the_blocked_solver_gives_the_solution(monkeypatch, block):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(proker, "BLOCK", block)
+    root = rng.normal(size=(7, 9))
+    kernel, right = root @ root.T, np.asfortranarray(rng.normal(size=(7, 2)))
+    expected = np.linalg.solve(kernel / 0.1 + np.eye(7), right)
+
+    got = proker._solve(np.asfortranarray(np.tril(kernel)), right, 0.1)
+
+    np.testing.assert_allclose(got, expected, rtol=1e-9)

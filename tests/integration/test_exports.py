@@ -32,6 +32,11 @@ CASES = [
     for family in CLIP_FAMILIES
     if family == "clip" or name in {"clip/linear_probe", "clip/lora", "clip/zero_shot"}
 ]
+# Their scores need code that open_clip does not have: prompts per image or in the blocks, a stream, other test images.
+NO_FORMAT = {
+    f"clip/{name}"
+    for name in ("cocoop", "ivlp", "maple", "promptsrc", "tda", "tpt", "transclip", "zero")
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,9 @@ def exported(photos, tiny_models, tmp_path_factory):
         )
         run_dir = RunStore(out).run_dir(record)
         run = load_run(run_dir)
+        formats = getattr(run.classifier, "export_formats", ())
+        if not formats:
+            continue
         image = photos / "test" / "red_thing" / "1.png"
         inputs = Inputs(ImageFiles(Path(), [str(image)]), ("0",))
         scores = run.classifier.predict_scores(inputs)
@@ -73,7 +81,7 @@ def exported(photos, tiny_models, tmp_path_factory):
         kept = RunStore.load_predictions(run_dir)
         row = kept.scores[kept.ids.index("test/red_thing/1.png")]
         np.testing.assert_allclose(scores[0], row, atol=1e-4)
-        for form in run.classifier.export_formats:
+        for form in formats:
             folder = root / f"{name.partition('/')[2]}-{family}-{form}"
             export_run(run_dir, form, root / "new")
             (root / "new").rename(folder)  # moved since it was written
@@ -110,6 +118,9 @@ def test_the_readme_gives_the_scores_of_the_run(name, family, form, exported):
 def test_every_method_offers_formats_and_says_which(name, exported):
     formats = {form for (n, _, form) in exported if n == name}
 
+    if name in NO_FORMAT:
+        assert formats == set()
+        return
     others = {"clip/lora": {"peft"}, "clip/full_finetune": set(), "clip/wise_ft": set()}
     assert formats == {"openclip", *others.get(name, {"classifier"})}
 

@@ -234,6 +234,8 @@ def test_a_paper_recipe_states_its_precision_source_and_deviations(name):
 
 # Papers with their own rules for drawing examples of each class.
 FEW_SHOT = (
+    "ape",
+    "ape_t",
     "clap",
     "clip_adapter",
     "cocoop",

@@ -18,6 +18,10 @@ BASE = {"epochs": EPOCHS, "batch_size": SIZE, "augment": "none"}
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "coop": ("coop", "clip", {"n_ctx": 3, "drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
     "cocoop": ("cocoop", "clip", {"drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
+    "kgcoop": ("kgcoop", "clip", {"drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
+    "taskres": ("taskres", "hf", {"drop_last": False, "warmup_epochs": 0}),
+    "ape_t": ("ape_t", "clip", {"views": 0, "beta_steps": 3, "alpha_steps": 3}),
+    "ivlp": ("ivlp", "clip", {"depth_text": 2, "depth_vision": 2, "drop_last": False}),
     "prograd": ("prograd", "clip", {"n_ctx": 6, "drop_last": False, "lr": 0.1, "warmup_epochs": 0}),
     "lora": ("lora", "clip", {"steps_per_shot": None, "lora_dropout": 0.5, "lr": 0.02}),
     "lora-dora": (

@@ -227,6 +227,16 @@ def test_templates_of_a_method(recipe, templates):
         assert shipped_of(recipe, dataset).config.data.templates == templates
 
 
+@pytest.mark.parametrize("recipe", ["gda", "gda-base_to_new", "proker"])
+def test_crops_and_templates_of_imagenet(recipe):
+    got = [shipped_of(recipe, name) for name in ("imagenet:/d", "dtd")]
+
+    assert [(e.method.smallest_crop, e.config.data.templates) for e in got] == [
+        (0.08, "7"),
+        (0.5, "single"),
+    ]
+
+
 # ---------------------------------------------------------------- sweeps and protocols
 
 

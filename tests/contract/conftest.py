@@ -147,24 +147,59 @@ def pictures() -> tuple[Task[Any], Inputs[Any]]:
     return task, data.split("test").inputs
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A case with a classifier fitted once for all tests that only read it.
+
+    Attributes:
+        case: The case.
+        before: Hash of the backbone's weights before the fit.
+        classifier: The fitted classifier.
+        scores: Its scores of the inputs.
+    """
+
+    case: Case
+    before: str
+    classifier: Any
+    scores: np.ndarray
+
+
+def build_case(
+    name: str, family: str, tiny_models: dict[str, str], tiny_texts: dict[str, str]
+) -> Case:
+    """Build the case of a method and a family; skip if the method does not serve it."""
+    method_class = METHODS.get(name)
+    backbone = None
+    if method_class.requires is not None:
+        named = tiny_models[family] if name.startswith("clip/") else tiny_texts[family]
+        found = MODELS.resolve(named, name.partition("/")[0])
+        services = Services(FeatureCache(enabled=False), workers=1)
+        backbone = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
+        if not isinstance(backbone, method_class.requires):
+            pytest.skip(f"{name} does not serve the family {family}")
+    task, inputs = pictures() if name.startswith("clip/") else reviews()
+    config = method_class.Config(**settings(name, family))
+    return Case(name, method_class(config), backbone, task, inputs)
+
+
 @pytest.fixture
 def tiny_case(
     tiny_models: dict[str, str], tiny_texts: dict[str, str]
 ) -> Callable[[str, str], Case]:
     """Build the case of a method and a family."""
+    return lambda name, family: build_case(name, family, tiny_models, tiny_texts)
 
-    def build(name: str, family: str) -> Case:
-        method_class = METHODS.get(name)
-        backbone = None
-        if method_class.requires is not None:
-            named = tiny_models[family] if name.startswith("clip/") else tiny_texts[family]
-            found = MODELS.resolve(named, name.partition("/")[0])
-            services = Services(FeatureCache(enabled=False), workers=1)
-            backbone = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
-            if not isinstance(backbone, method_class.requires):
-                pytest.skip(f"{name} does not serve the family {family}")
-        task, inputs = pictures() if name.startswith("clip/") else reviews()
-        config = method_class.Config(**settings(name, family))
-        return Case(name, method_class(config), backbone, task, inputs)
 
-    return build
+@pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{family}" for name, family in CASES])
+def fitted(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_models: dict[str, str],
+    tiny_texts: dict[str, str],
+) -> Fitted:
+    """Fit the method of a case; pytest runs all tests of one case after each other."""
+    case = build_case(*request.param, tiny_models, tiny_texts)
+    before = case.state()
+    folder = tmp_path_factory.mktemp("fitted")
+    classifier = case.method.fit(case.backbone, case.task, case.context(folder))
+    return Fitted(case, before, classifier, classifier.predict_scores(case.inputs))

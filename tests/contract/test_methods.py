@@ -14,22 +14,17 @@ from clipadapt.core.api.method import Classifier, OpenVocabulary, Setting, setti
 from clipadapt.core.api.registry import METHODS, Resolved
 from clipadapt.core.experiments import config, shipped, sweep
 from clipadapt.core.runs.session import run_experiments
-from tests.contract.conftest import CASES, REFUSED, SMALL
+from tests.contract.conftest import REFUSED, SMALL
 
-every_case = pytest.mark.parametrize(("name", "family"), CASES)
 every_method = pytest.mark.parametrize("name", METHODS.names())
 # Scores of equal inputs may differ in the last bits if they are in another row of a matrix product.
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
 
 
-@every_case
-def test_fit_is_deterministic_and_leaves_the_backbone_alone(name, family, tiny_case, tmp_path):
-    case = tiny_case(name, family)
-    before = case.state()
+def test_fit_is_deterministic_and_leaves_the_backbone_alone(fitted, tmp_path):
+    case, first, scores = fitted.case, fitted.classifier, fitted.scores
 
-    first = case.method.fit(case.backbone, case.task, case.context(tmp_path / "a"))
-    scores = first.predict_scores(case.inputs)
-    second = case.method.fit(case.backbone, case.task, case.context(tmp_path / "b"))
+    second = case.method.fit(case.backbone, case.task, case.context(tmp_path))
 
     assert isinstance(first, Classifier)
     assert first.classnames == case.task.classnames
@@ -37,81 +32,70 @@ def test_fit_is_deterministic_and_leaves_the_backbone_alone(name, family, tiny_c
     assert scores.dtype == np.float32
     assert np.isfinite(scores).all()
     np.testing.assert_array_equal(scores, second.predict_scores(case.inputs))
-    assert case.state() == before
+    assert case.state() == fitted.before
     assert first.n_trainable_params >= 0
     assert first.score_kind in {"logit", "margin", "sigmoid"}
 
 
-@every_case
-def test_a_saved_classifier_gives_equal_scores(name, family, tiny_case, tmp_path):
-    case = tiny_case(name, family)
-    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
-    scores = fitted.predict_scores(case.inputs)
+def test_a_saved_classifier_gives_equal_scores(fitted, tmp_path):
+    case = fitted.case
 
-    fitted.save(tmp_path / "saved")
+    fitted.classifier.save(tmp_path / "saved")
     loaded = case.method.load(tmp_path / "saved", case.backbone)
 
-    assert loaded.classnames == fitted.classnames
-    assert loaded.n_trainable_params == fitted.n_trainable_params
-    np.testing.assert_array_equal(loaded.predict_scores(case.inputs), scores)
+    assert loaded.classnames == fitted.classifier.classnames
+    assert loaded.n_trainable_params == fitted.classifier.n_trainable_params
+    np.testing.assert_array_equal(loaded.predict_scores(case.inputs), fitted.scores)
     assert not [
         p for p in (tmp_path / "saved").rglob("*") if p.suffix in {".pkl", ".pt", ".bin", ".joblib"}
     ]
 
 
-@every_case
-def test_permuted_inputs_give_permuted_scores(name, family, tiny_case, tmp_path):
-    case = tiny_case(name, family)
-    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
+def test_permuted_inputs_give_permuted_scores(fitted):
+    case, classifier = fitted.case, fitted.classifier
     order = np.random.default_rng(0).permutation(len(case.inputs))
 
-    plain = fitted.predict_scores(case.inputs)
-    permuted = fitted.predict_scores(case.inputs.take(order))
-    alone = fitted.predict_scores(case.inputs.take(order[:1]))
+    permuted = classifier.predict_scores(case.inputs.take(order))
+    alone = classifier.predict_scores(case.inputs.take(order[:1]))
 
-    setting = setting_of(METHODS.get(name))
+    setting = setting_of(METHODS.get(case.name))
     if setting != "online":
-        np.testing.assert_allclose(permuted, plain[order], **NEAR)
+        np.testing.assert_allclose(permuted, fitted.scores[order], **NEAR)
     if setting == "inductive":
-        np.testing.assert_allclose(alone, plain[order[:1]], **NEAR)
+        np.testing.assert_allclose(alone, fitted.scores[order[:1]], **NEAR)
     assert np.isfinite(alone).all()
 
 
-@every_case
-def test_predicting_changes_nothing(name, family, tiny_case, tmp_path):
-    case = tiny_case(name, family)
-    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
-    once = fitted.predict_scores(case.inputs)
+def test_predicting_changes_nothing(fitted):
+    fitted.classifier.predict_scores(fitted.case.inputs.take(np.arange(2)))
 
-    fitted.predict_scores(case.inputs.take(np.arange(2)))
+    again = fitted.classifier.predict_scores(fitted.case.inputs)
 
-    np.testing.assert_array_equal(fitted.predict_scores(case.inputs), once)
+    np.testing.assert_array_equal(again, fitted.scores)
 
 
-@every_case
-def test_a_task_without_val_is_fitted(name, family, tiny_case, tmp_path):
-    case = tiny_case(name, family)
+def test_a_task_without_val_is_fitted(fitted, tmp_path):
+    case = fitted.case
     task = Task(case.task.classnames, case.task.templates, case.task.train, None)
 
-    fitted = case.method.fit(case.backbone, task, case.context(tmp_path))
+    without_val = case.method.fit(case.backbone, task, case.context(tmp_path))
 
-    assert np.isfinite(fitted.predict_scores(case.inputs)).all()
+    assert np.isfinite(without_val.predict_scores(case.inputs)).all()
 
 
-@every_case
-def test_open_vocabulary_classifiers_accept_other_classes(name, family, tiny_case, tmp_path):
-    case = tiny_case(name, family)
-    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path))
-    is_open = isinstance(fitted, OpenVocabulary)
+def test_open_vocabulary_classifiers_accept_other_classes(fitted):
+    case, classifier = fitted.case, fitted.classifier
+    is_open = isinstance(classifier, OpenVocabulary)
     assert getattr(case.method, "open_vocabulary", True) is is_open
     if not is_open:
-        pytest.skip(f"{name} has a closed set of classes")
+        pytest.skip(f"{case.name} has a closed set of classes")
+    names = ("a dog", "a cat", "a horse", "a square")
 
-    other = fitted.with_classnames(("a dog", "a cat", "a horse", "a square"), case.task.templates)
+    other = classifier.with_classnames(names, case.task.templates)
 
-    assert other.classnames == ("a dog", "a cat", "a horse", "a square")
+    assert other.classnames == names
     assert other.predict_scores(case.inputs).shape == (len(case.inputs), 4)
-    assert fitted.classnames == case.task.classnames
+    assert classifier.classnames == case.task.classnames
 
 
 @pytest.mark.parametrize(("name", "family"), REFUSED)

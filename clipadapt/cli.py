@@ -188,8 +188,11 @@ def prompts(
         str | None, typer.Option(metavar="FILE", help="Class names, as for zeroshot.")
     ] = None,
     split: Annotated[
-        SplitChoice, typer.Option(help="Split on which templates are measured and selected.")
-    ] = SplitChoice.val,
+        SplitChoice | None,
+        typer.Option(
+            help="Split on which templates are measured and selected; by default val, or train if there is no val."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many images.")] = None,
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Evaluate the selected templates on test, once.")
@@ -225,7 +228,8 @@ def prompts(
     chosen = None if write is None else output_file(write, "--write")
     data = {"name": dataset, "templates": templates, "classnames": classnames, "limit": limit}
     progress = on_stderr()
-    task = open_audit(model, data, split.value, settings or (), progress, confirm=confirm)
+    measured = None if split is None else split.value
+    task = open_audit(model, data, measured, settings or (), progress, confirm=confirm)
     found = audit(task, progress)
     if chosen is not None:
         write_text(chosen, "".join(f"{step.template}\n" for step in found.selection))
@@ -254,7 +258,7 @@ def main() -> None:
     run_app(app)
 
 
-def _check_confirm(confirm: bool, split: SplitChoice) -> None:
+def _check_confirm(confirm: bool, split: SplitChoice | None) -> None:
     if confirm and split is SplitChoice.test:
         raise ConfigError(
             "--confirm evaluates on test, on which --split test already selects",

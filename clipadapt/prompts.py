@@ -1,7 +1,7 @@
 """Audit of prompts: what each template adds, which templates to keep, and which class names are hard to distinguish.
 
-Everything is measured on one labelled split, val unless the caller chooses another; the test split is only read to
-confirm a selection that is already made.
+Everything is measured on one labelled split: val, or train if there is no val, unless the caller chooses another. The
+test split is only read to confirm a selection that is already made.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class AuditTask:
 def open_audit(
     model: str,
     data: Mapping[str, Any],
-    split: SplitName,
+    split: SplitName | None,
     settings: Sequence[str],
     progress: Progress,
     *,
@@ -190,7 +190,7 @@ def open_audit(
     Args:
         model: Model, as ``--model`` takes it.
         data: Keys of the section ``data`` of a config.
-        split: The split to measure on.
+        split: The split to measure on; None is val, or train if there is no val.
         settings: Further settings, ``KEY=VALUE``.
         progress: Where warnings are shown.
         confirm: Also read the test split.
@@ -202,7 +202,11 @@ def open_audit(
     fragments = [("prompts", options), ("--set", config.parse_settings(settings))]
     found = config.build(fragments, source="prompts", track="clip").config
     assert found.model is not None
-    target = open_target(found.data.name, split, found.data, "clip", progress, OpenDatasets())
+    opened = OpenDatasets()
+    name = found.data.name
+    splits = opened.get(name, found.data, "clip", progress).splits
+    split = _split_to_measure(name, split, splits, progress, confirm=confirm)
+    target = open_target(name, split, found.data, "clip", progress, opened)
     examples = target.examples(found.data.limit)
     test = replace(target, split="test").examples(found.data.limit) if confirm else None
     resolved = MODELS.resolve(found.model.name, "clip")
@@ -225,6 +229,39 @@ def open_audit(
         (*target.dataset.templates[:1], *target.templates),
         None if test is None else replace(test, classnames=names),
     )
+
+
+def _split_to_measure(
+    dataset: str,
+    split: SplitName | None,
+    splits: Sequence[SplitName],
+    progress: Progress,
+    *,
+    confirm: bool,
+) -> SplitName:
+    """Return the split to measure on.
+
+    Raises:
+        DataError: If the dataset lacks it, or has no test split to confirm on.
+    """
+    has = f"it has {', '.join(splits)}"
+    if confirm and "test" not in splits:
+        raise DataError(f"{dataset} has no split 'test'; {has}", hint="leave out --confirm")
+    if split is None and "val" in splits:
+        return "val"
+    if split is None and "train" in splits:
+        progress.note(f"{dataset} has no split 'val'; templates are measured on train")
+        return "train"
+    if split is None:
+        raise DataError(
+            f"{dataset} has no split 'val' or 'train' to select templates on; {has}",
+            hint="--split test selects on test, and the accuracy there is then too high",
+        )
+    if split not in splits:
+        raise DataError(
+            f"{dataset} has no split '{split}'; {has}", hint=f"write --split {splits[0]}"
+        )
+    return split
 
 
 def audit(task: AuditTask, progress: Progress) -> Audit:

@@ -236,12 +236,13 @@ def _rows(listed: Any, split: str, path: Path) -> Iterator[Row]:
     for i, item in enumerate(listed):
         match item:
             case [str(name), int(label), str(classname)] if label >= 0 and classname.strip():
-                if name.startswith("/") or ".." in name.split("/") or visible(name) != name:
+                path_below = plain_path(name)
+                if name.startswith("/") or ".." in path_below.split("/") or visible(name) != name:
                     raise DataError(
                         f"{split}[{i}] in the split file '{path}' is not below the image folder: {shown(name)}",
                         hint="write paths relative to the folder of the images",
                     )
-                yield Row(plain_path(name), label, visible(classname))
+                yield Row(path_below, label, visible(classname))
             case _:
                 raise DataError(
                     f"{split}[{i}] in the split file '{path}' is {shown(item)}; expected {FORM}"
@@ -268,10 +269,10 @@ def class_names(rows: Mapping[SplitName, list[Row]], path: Path) -> tuple[str, .
                     f"the split file '{path}' lists '{row.path}' twice: in {seen[row.path]} and in {split}"
                 )
             seen[row.path] = split
-    missing = [label for label in range(max(named, default=0) + 1) if label not in named]
-    if missing:
+    missing = next(label for label in range(len(named) + 1) if label not in named)
+    if missing < max(named, default=1):
         raise DataError(
-            f"the split file '{path}' has no example of the label {missing[0]}; labels are 0, 1, 2, ..."
+            f"the split file '{path}' has no example of the label {missing}; labels are 0, 1, 2, ..."
         )
     return tuple(named[label] for label in sorted(named))
 

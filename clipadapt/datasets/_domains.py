@@ -8,6 +8,7 @@ target domains, on which nothing is trained.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 ALL: Final = "test=all"
 MAX_LIST_BYTES: Final = 1 << 30
+LABEL: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +119,11 @@ def _by_lists(
 ) -> LabelledSet[Image]:
     named: dict[int, str] = {}
     rows = {s: _read_list(domain_set, path, file, named) for s, file in lists.items()}
-    missing = [label for label in range(max(named, default=0) + 1) if label not in named]
-    if missing:
+    missing = next(label for label in range(len(named) + 1) if label not in named)
+    if missing < max(named, default=1):
         raise DataError(
             f"the lists of {domain_set.name} in '{path.parent}' have no image of the label "
-            f"{missing[0] + domain_set.first_label}"
+            f"{missing + domain_set.first_label}"
         )
     names = tuple(named[label].replace("_", " ") for label in range(len(named)))
     left_out: Counter[str] = Counter()
@@ -152,7 +154,7 @@ def _read_list(
             continue
         listed, _, label = line.strip().rpartition(" ")
         parts = plain_path(listed).split("/")
-        if len(parts) < 3 or parts[0] != path.name or ".." in parts or not label.isdecimal():
+        if len(parts) < 3 or parts[0] != path.name or ".." in parts or not LABEL.fullmatch(label):
             raise DataError(
                 f"line {i} of '{file}' is {shown(line)}; expected {path.name}/CLASS/IMAGE LABEL"
             )

@@ -19,6 +19,7 @@ References:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +48,7 @@ LAYOUT: Final = "PATH/classnames.txt and PATH/test/0.tar, PATH/test/1.tar, ... (
 CLASSNAMES: Final = "classnames.txt"
 TEMPLATES: Final = "zeroshot_classification_templates.txt"
 UNLABELLED: Final = "images without a label"
+NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
 def open_wds(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
@@ -193,15 +195,18 @@ def _shards(folder: Path) -> list[Path]:
     if not count.is_file():
         return paths
     stated = _text(count).strip()
-    if not stated.isdecimal():
+    if not NUMBER.fullmatch(stated):
         raise DataError(f"'{count}' contains {shown(stated)}, not a number of tar files")
-    missing = [f"{i}.tar" for i in range(int(stated)) if not (folder / f"{i}.tar").is_file()]
+    n, there = int(stated), {path.name for path in paths}
+    # Four more than there are suffice to find the first that are missing, whatever the number says.
+    missing = [f"{i}.tar" for i in range(min(n, len(there) + 4)) if f"{i}.tar" not in there]
     if missing:
+        n_missing = len(missing) + max(0, n - len(there) - 4)
         raise DataError(
-            f"{len(missing)} of the {stated} tar files that '{count}' counts are not there: {first_few(missing)}",
+            f"{n_missing} of the {n} tar files that '{count}' counts are not there: {first_few(missing)}",
             hint="download them, or correct the number",
         )
-    return [folder / f"{i}.tar" for i in range(int(stated))]
+    return [folder / f"{i}.tar" for i in range(n)]
 
 
 def _part(
@@ -244,7 +249,7 @@ def _label(sample: Sample, path: Path, classnames: tuple[str, ...]) -> int:
         DataError: If it is not one of the classes.
     """
     text = (sample.label or b"").decode(errors="replace").strip()
-    if not text.isdecimal() or int(text) >= len(classnames):
+    if not NUMBER.fullmatch(text) or int(text) >= len(classnames):
         raise DataError(
             f"the label of '{sample.key}' in '{path}' is {shown(text)}; accepted: 0 to {len(classnames) - 1}, because "
             f"{CLASSNAMES} has {len(classnames)} names",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from clipadapt.cli import app
 from clipadapt.core.api.errors import ClipAdaptError
+from tests.integration.conftest import picture
 
 
 def typed(*words: str):
@@ -29,6 +31,49 @@ def test_one_document_the_selected_templates_and_a_page(pictures, tiny_models, t
     assert page.read_text().count("<h2>") >= 5
     again = typed(*words[:4], "--templates", str(chosen), "--json")
     assert again.exit_code == 0, again.output
+
+
+@pytest.fixture
+def without_val(tmp_path):
+    """A folder of images in train and test."""
+    for split in ("train", "test"):
+        for i, name in enumerate(("red", "blue")):
+            for k in range(2):
+                color = (200 * (1 - i), 40 * k, 200 * i)
+                picture(
+                    tmp_path / "own" / split / name / f"{k}.png", color, k + 2 * (split == "test")
+                )
+    return tmp_path / "own"
+
+
+def test_without_val_the_templates_are_measured_on_train(without_val, tiny_models):
+    words = ("--model", tiny_models["clip"], "--dataset", f"folder:{without_val}")
+
+    result = typed(*words, "--templates", "7", "--json")
+
+    assert result.exit_code == 0, result.output
+    assert [e["split"] for e in json.loads(result.stdout)["ensembles"]] == ["train"]
+    assert "has no split 'val'; templates are measured on train" in result.stderr
+    asked = typed(*words, "--split", "val")
+    assert "has no split 'val'; it has train, test" in str(asked.exception)
+    assert "--split train" in asked.exception.hint
+
+
+@pytest.mark.parametrize(
+    ("words", "left", "message"),
+    [
+        ((), "test", "has no split 'val' or 'train' to select templates on; it has test"),
+        (("--confirm",), "train", "has no split 'test'; it has train"),
+    ],
+)
+def test_a_split_that_is_missing(words, left, message, without_val, tiny_models):
+    (other,) = {"train", "test"} - {left}
+    shutil.rmtree(without_val / other)
+
+    result = typed("--model", tiny_models["clip"], "--dataset", f"folder:{without_val}", *words)
+
+    assert isinstance(result.exception, ClipAdaptError)
+    assert message in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,14 @@ def dataset_key(name: str, track: str) -> str:
     return str(known.get(_plain(scheme), scheme))
 
 
+def dataset_keys(track: str) -> list[str]:
+    """Return the key of every known dataset of a track, in order; see :func:`dataset_key`."""
+    collections = set(_stated_by(DATASETS.group, track, "COLLECTIONS") or ())
+    names = set(DATASETS.typed(DATASETS.names(track), track)) - collections
+    aliases = _stated_by(DATASETS.group, track, "ALIASES") or {}
+    return sorted({*(dataset_key(name, track) for name in names), *aliases.values()})
+
+
 def _plain(name: str) -> str:
     """Return a name in lower case without marks."""
     return "".join(filter(str.isalnum, name.casefold()))

@@ -190,8 +190,14 @@ def _entry(item: Any, where: str, path: Path) -> tuple[SplitName | None, Entry]:
         role = split_named(str(next((item[key] for key in _ROLE if key in item), "")))
     elif isinstance(item, list) and item:
         found, label = item[0], item[1] if len(item) > 1 else None
-    if not isinstance(found, str) or not plain_path(found) or not _is_label(label):
+    if not isinstance(found, str) or not plain_path(found):
         raise _not_one(item, where, path)
+    if not _is_label(label):
+        raise DataError(
+            f"the few-shot index file '{path}' has the label {shown(label)} at {where}, "
+            "which is neither a whole number nor a text",
+            hint=FORMS,
+        )
     return role, Entry(plain_path(found), label)
 
 

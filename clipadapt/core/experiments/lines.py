@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.errors import ConfigError, did_you_mean
 from clipadapt.core.api.limits import Shots
-from clipadapt.core.api.registry import dataset_key
+from clipadapt.core.api.registry import dataset_key, dataset_keys
 from clipadapt.core.api.user_input import read_text, shown, user_path, visible
 from clipadapt.core.experiments import dotted
 
@@ -88,6 +88,9 @@ def lines_of(data: Mapping[str, Any], track: str, faults: list[str]) -> list[Lin
         path, dataset = f"{BY_DATASET}.{visible(str(name))}", dataset_key(str(name), track)
         if ":" in str(name):
             faults.append(f"  {path}: write the name before ':', {dataset!r}")
+        elif dataset not in (known := dataset_keys(track)):
+            near = did_you_mean(dataset, known) or ";"
+            faults.append(f"  {path}: unknown dataset{near} accepted: {', '.join(known)}")
         elif dataset in seen:
             faults.append(
                 f"  {path}: it is the same dataset as '{seen[dataset]}'; write one of them"

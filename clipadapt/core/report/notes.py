@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clipadapt.core.experiments.dotted import get
 from clipadapt.core.report.formats import method_title, split_title
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def conditions(records: Sequence[RunRecord]) -> str:
         evaluation = record.evaluation
         where = f"{evaluation.dataset} ({split_title(evaluation.split, evaluation.classes)})"
         parts = [f"protocol {evaluation.protocol}"]
-        if evaluation.templates:
+        words = get(record.config, "method.prompts")
+        if words is not None:
+            parts.append(f"prompts in words ({get(words, 'form')})")
+        if evaluation.templates and (words is None or get(words, "with_templates")):
             some = f'"{evaluation.templates[0]}"'
             n = len(evaluation.templates)
             parts.append(f"template {some}" if n == 1 else f"{n} templates, the first {some}")

@@ -169,6 +169,8 @@ def test_a_split_file_of_other_images(tmp_path):
         (lambda s: s | {"val": [["a.jpg", "0", "x"]]}, r"val\[0\] in the split file .* is \['a\.jpg'"),
         (lambda s: s | {"val": [["/etc/a.jpg", 0, "banded"]]}, "is not below the image folder"),
         (lambda s: s | {"val": [["../a.jpg", 0, "banded"]]}, "is not below the image folder"),
+        (lambda s: s | {"val": [["..\\a.jpg", 0, "banded"]]}, "is not below the image folder"),
+        (lambda s: s | {"val": [["a.jpg", 10**12, "x"]]}, "has no example of the label 2"),
         (lambda s: s | {"val": [["a.jpg", 0, "x"]]}, "the label 0 to two classes: 'banded' and 'x'"),
         (lambda s: s | {"val": [["a.jpg", 3, "x"]]}, "has no example of the label 2"),
         (lambda s: s | {"val": s["train"]}, "twice: in train and in val"),

@@ -106,6 +106,8 @@ def test_the_real_mini_set(shared):
         ("sketch/../1.jpg 1", r"expected sketch/CLASS/IMAGE LABEL"),
         ("sketch/zebra/1.jpg 0", "gives the label 0 to 'zebra', other lines to 'alarm_clock'"),
         ("sketch/cat/1.jpg 3", "have no image of the label 2"),
+        ("sketch/cat/1.jpg 999999999", "have no image of the label 2"),
+        ("sketch/cat/1.jpg 9999999999", r"expected sketch/CLASS/IMAGE LABEL"),
         ("sketch/zebra/none.jpg 1", r"1 of the 41 images in .* are not in .*'zebra/none\.jpg'\n"),
     ],
 )

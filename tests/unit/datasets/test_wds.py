@@ -185,6 +185,7 @@ def replaced(name, text):
             replaced("test/nshards.txt", "4"),
             r"2 of the 4 tar files .* not there: '2\.tar', '3\.tar'",
         ),
+        (replaced("test/nshards.txt", "999999999"), "999999997 of the 999999999 tar files"),
         (replaced("test/nshards.txt", "two"), "contains 'two', not a number"),
         (
             replaced("zeroshot_classification_templates.txt", "a photo\n"),

@@ -95,7 +95,7 @@ def test_a_list_without_roles_is_train(tmp_path, content):
         ("3", "has positions instead of paths"),
         ("null", "is not a few-shot index file: it is None"),
         ('{"train": [{"label": 1}]}', r"train\[0\] is \{'label': 1\}, which has no path"),
-        ('{"train": [["a.jpg", [1]]]}', "which has no path"),
+        ('{"train": [["a.jpg", [1]]]}', r"has the label \[1\] at train\[0\], which is neither"),
         ('{"train": ["/"]}', "which has no path"),
         ('{"val": ["a.jpg"]}', "lists no train examples"),
         ("[]", "lists no train examples"),

@@ -143,6 +143,11 @@ def test_ids_depend_on_values_and_not_on_lines():
             "by_dataset: {oxford_pets: {}, oxford-iiit-pet: {}}",
             "by_dataset.oxford-iiit-pet: it is the same dataset as 'oxford_pets'",
         ),
+        (
+            "by_dataset: {eurosta: {}}",
+            "by_dataset.eurosta: unknown dataset; did you mean 'eurosat'? accepted: caltech101, ",
+        ),
+        ("by_dataset: {coop: {}}", "by_dataset.coop: unknown dataset; accepted: caltech101, "),
         ("by_dataset: dtd", "by_dataset: it maps names of datasets to settings"),
     ],
 )

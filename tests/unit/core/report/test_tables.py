@@ -9,6 +9,7 @@ import pytest
 
 from clipadapt.core.api.errors import RecordError, UnknownNameError
 from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.report.notes import conditions
 from clipadapt.core.report.tables import build_table, render, render_per_class
 from tests.unit.core.records.test_records import ENVIRONMENT, make_failure, make_record, metric
 
@@ -154,6 +155,21 @@ def test_rows_with_other_settings_are_labelled_with_them(changes, first, second)
     assert {(x.seeds, x.row.group.settings) for x in table.lines} == {(2, (first,)), (1, (second,))}
     assert "settings" in render(table)
     assert "settings" not in render(build_table([run(1), run(2)]))
+
+
+@pytest.mark.parametrize(
+    ("with_templates", "words"),
+    [
+        (False, "prompts in words (cupl), class names"),
+        (True, 'prompts in words (cupl), template "a photo of a {}.", class names'),
+    ],
+)
+def test_prompts_in_words_are_named_instead_of_the_template(with_templates, words):
+    config = {"method": {"prompts": {"form": "cupl", "with_templates": with_templates}}}
+
+    record = make_record(config=config, evaluation__templates=["a photo of a {}."])
+
+    assert words in conditions([record])
 
 
 def test_settings_that_do_not_affect_the_result_are_ignored():

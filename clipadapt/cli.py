@@ -27,6 +27,7 @@ from clipadapt.core.cli.run import run_experiments
 from clipadapt.core.cli.streams import run_app
 
 if TYPE_CHECKING:
+    from clipadapt.core.api.data import SplitName
     from clipadapt.core.records.schema import RunRecord
 
 app = build_app("clip", "Adapt CLIP to new image tasks and compare methods.")
@@ -228,8 +229,8 @@ def prompts(
     chosen = None if write is None else output_file(write, "--write")
     data = {"name": dataset, "templates": templates, "classnames": classnames, "limit": limit}
     progress = on_stderr()
-    measured = None if split is None else split.value
-    task = open_audit(model, data, measured, settings or (), progress, confirm=confirm)
+    on: SplitName | None = None if split is None else split.value
+    task = open_audit(model, data, on, settings or (), progress, confirm=confirm)
     found = audit(task, progress)
     if chosen is not None:
         write_text(chosen, "".join(f"{step.template}\n" for step in found.selection))

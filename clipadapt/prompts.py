@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.api.data import Split, SplitName
+    from clipadapt.core.api.data import Dataset, Split, SplitName
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.scoring.statistics import Interval
     from clipadapt.models import ImageTextModel
@@ -204,8 +204,8 @@ def open_audit(
     assert found.model is not None
     opened = OpenDatasets()
     name = found.data.name
-    splits = opened.get(name, found.data, "clip", progress).splits
-    split = _split_to_measure(name, split, splits, progress, confirm=confirm)
+    dataset = opened.get(name, found.data, "clip", progress)
+    split = _split_to_measure(dataset, split, progress, confirm=confirm)
     target = open_target(name, split, found.data, "clip", progress, opened)
     examples = target.examples(found.data.limit)
     test = replace(target, split="test").examples(found.data.limit) if confirm else None
@@ -232,34 +232,36 @@ def open_audit(
 
 
 def _split_to_measure(
-    dataset: str,
-    split: SplitName | None,
-    splits: Sequence[SplitName],
-    progress: Progress,
-    *,
-    confirm: bool,
+    dataset: Dataset[Any], split: SplitName | None, progress: Progress, *, confirm: bool
 ) -> SplitName:
     """Return the split to measure on.
 
     Raises:
-        DataError: If the dataset lacks it, or has no test split to confirm on.
+        DataError: If the dataset lacks it, or has no test split of other examples to confirm on.
     """
+    name, splits = dataset.name, dataset.splits
+    aliases: Mapping[str, str] = getattr(dataset, "aliases", {})
     has = f"it has {', '.join(splits)}"
     if confirm and "test" not in splits:
-        raise DataError(f"{dataset} has no split 'test'; {has}", hint="leave out --confirm")
-    if split is None and "val" in splits:
-        return "val"
-    if split is None and "train" in splits:
-        progress.note(f"{dataset} has no split 'val'; templates are measured on train")
-        return "train"
+        raise DataError(f"{name} has no split 'test'; {has}", hint="leave out --confirm")
     if split is None:
-        raise DataError(
-            f"{dataset} has no split 'val' or 'train' to select templates on; {has}",
-            hint="--split test selects on test, and the accuracy there is then too high",
-        )
+        own: list[SplitName] = ["val", "train"]
+        found = [s for s in own if s in splits and aliases.get(s, s) != "test"]
+        if not found:
+            raise DataError(
+                f"{name} has no split beside test to select templates on",
+                hint=f"--split {splits[-1]} selects on test, where the selected templates look better than they are",
+            )
+        if found[0] == "train":
+            progress.note(f"{name} has no split 'val'; templates are measured on train")
+        return found[0]
     if split not in splits:
+        raise DataError(f"{name} has no split '{split}'; {has}", hint=f"write --split {splits[0]}")
+    if confirm and aliases.get(split, split) == "test":
         raise DataError(
-            f"{dataset} has no split '{split}'; {has}", hint=f"write --split {splits[0]}"
+            f"'{split}' of {name} has the examples of test, so --confirm would evaluate on those that --split "
+            f"{split} selects on",
+            hint="leave out --confirm",
         )
     return split
 

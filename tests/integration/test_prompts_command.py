@@ -59,10 +59,20 @@ def test_without_val_the_templates_are_measured_on_train(without_val, tiny_model
     assert "--split train" in asked.exception.hint
 
 
+def test_a_val_that_is_test_is_not_selected_on_unless_asked(tmp_path, tiny_models):
+    for i, name in enumerate(("n01440764", "n01443537")):
+        picture(tmp_path / "imagenet" / "val" / name / "0.JPEG", (200 * (1 - i), 0, 200 * i), i)
+    words = ("--model", tiny_models["clip"], "--dataset", f"imagenet:{tmp_path / 'imagenet'}")
+
+    assert "no split beside test" in str(typed(*words).exception)
+    assert "--confirm would evaluate" in str(typed(*words, "--split", "val", "--confirm").exception)
+    assert typed(*words, "--split", "val", "--templates", "7").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "left", "message"),
     [
-        ((), "test", "has no split 'val' or 'train' to select templates on; it has test"),
+        ((), "test", "has no split beside test to select templates on"),
         (("--confirm",), "train", "has no split 'test'; it has train"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -13,7 +14,14 @@ from clipadapt.core.api.limits import Examples
 from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
-from clipadapt.methods._text import cosine_scores, leading, score_kind, zero_shot_weights
+from clipadapt.methods._text import (
+    POSITIONS_AT_ONCE,
+    cosine_scores,
+    in_chunks,
+    leading,
+    score_kind,
+    zero_shot_weights,
+)
 from clipadapt.methods._training import Objective, TrainingConfig
 
 if TYPE_CHECKING:
@@ -30,7 +38,6 @@ if TYPE_CHECKING:
 
 INIT_STD: Final = 0.02
 NEAREST: Final = 5
-POSITIONS_AT_ONCE: Final = 8192
 ALONE: Final = 64
 """From this number of classes on, contexts are encoded one at a time: their shared positions are then computed once."""
 
@@ -97,15 +104,13 @@ class Prompts:
 
     def encode(self, context: torch.Tensor) -> torch.Tensor:
         """Return unit-norm text features ``(C, D)`` of a context ``(n_ctx, W)``, or ``(C, n_ctx, W)`` with CSC."""
-        import torch
-
         C = len(self.tokens)
         whole = context if context.dim() == 3 else context.expand(C, *context.shape)
-        parts = []
-        for begin in range(0, C, self.every):
-            part = slice(begin, begin + self.every)
-            parts.append(self._run(whole[part].unsqueeze(0), part, self.shared))
-        return torch.cat(parts, dim=1)[0] if len(parts) > 1 else parts[0][0]
+
+        def encode(part: slice) -> torch.Tensor:
+            return self._encode(whole[part].unsqueeze(0), part, self.shared)
+
+        return in_chunks(encode, self.tokens, self.every, dim=1)[0]
 
     def at_once(self) -> int:
         """Return the number of contexts whose prompts are encoded together by :meth:`encode_each`."""
@@ -119,31 +124,18 @@ class Prompts:
         """
         import torch
 
-        C, groups = len(self.tokens), []
+        groups = []
         for group in contexts.split(self.at_once()):
-            g = len(group)
-            shared = self.shared if g == 1 else self.before
-            parts = []
-            for begin in range(0, C, self.every):
-                part = slice(begin, begin + self.every)
-                c = len(self.tokens[part])
-                filled = group.unsqueeze(1).expand(g, c, *group.shape[1:])  # (g, c, n_ctx, W)
-                parts.append(self._run(filled, part, shared, alone=len(contexts) == g))
-            groups.append(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+            encode = partial(self._encode_group, group)
+            several = len(group) < len(contexts)
+            groups.append(in_chunks(encode, self.tokens, self.every, dim=1, recompute=several))
         return torch.cat(groups) if len(groups) > 1 else groups[0]
 
-    def _run(
-        self, contexts: torch.Tensor, part: slice, shared: int, *, alone: bool = True
-    ) -> torch.Tensor:
-        """Encode a chunk of classes; if there are more chunks, recompute the activations in the backward pass."""
-        import torch
-        from torch.utils.checkpoint import checkpoint
-
-        whole = alone and self.every >= len(self.tokens)
-        if whole or not torch.is_grad_enabled():
-            return self._encode(contexts, part, shared)
-        out: torch.Tensor = checkpoint(self._encode, contexts, part, shared, use_reentrant=False)
-        return out
+    def _encode_group(self, contexts: torch.Tensor, part: slice) -> torch.Tensor:
+        """Return the features ``(g, c, D)`` of contexts ``(g, n_ctx, W)``, each for a chunk of ``c`` classes."""
+        g, c = len(contexts), len(self.tokens[part])
+        filled = contexts.unsqueeze(1).expand(g, c, *contexts.shape[1:])  # (g, c, n_ctx, W)
+        return self._encode(filled, part, self.shared if g == 1 else self.before)
 
     def _encode(self, contexts: torch.Tensor, part: slice, shared: int) -> torch.Tensor:
         """Return the features ``(g, c, D)`` of contexts ``(g, c, n_ctx, W)`` for a chunk of ``c`` classes."""

@@ -125,17 +125,24 @@ def leading(tokens: torch.Tensor) -> int:
 
 
 def in_chunks(
-    encode: Callable[[slice], torch.Tensor], tokens: torch.Tensor, chunk: int | None
+    encode: Callable[[slice], torch.Tensor],
+    tokens: torch.Tensor,
+    chunk: int | None,
+    *,
+    dim: int = 0,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """Encode the prompts of all classes, some at a time; with several chunks, activations are recomputed for gradients.
 
     Args:
-        encode: Maps a slice of the classes to their features ``(c, D)``.
+        encode: Maps a slice of the ``C`` classes to their features; it is called again in the backward pass.
         tokens: Token ids, shape ``(C, L)``.
         chunk: Classes at a time; None takes up to :data:`POSITIONS_AT_ONCE` positions.
+        dim: Dimension of the classes in the features.
+        recompute: Recompute the activations of a single chunk too.
 
     Returns:
-        Shape ``(C, D)``.
+        The features of all classes.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -145,8 +152,8 @@ def in_chunks(
     parts = []
     for begin in range(0, C, every):
         part = slice(begin, begin + every)
-        if every < C and torch.is_grad_enabled():
+        if (recompute or every < C) and torch.is_grad_enabled():
             parts.append(checkpoint(encode, part, use_reentrant=False))
         else:
             parts.append(encode(part))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    return torch.cat(parts, dim=dim) if len(parts) > 1 else parts[0]

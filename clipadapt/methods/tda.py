@@ -30,7 +30,7 @@ Observer = Callable[[str, Any], None]
 BLOCK: Final = 256
 """Images whose final scores are computed together."""
 BLOCK_BYTES: Final = 64 << 20
-"""Maximum size of the logits of all views of a block of images."""
+"""Maximum size of the features, and of the logits, of all views of a block of images."""
 CONFIDENT: Final = 0.1
 """Fraction of the views that are kept."""
 LEAST_VIEWS: Final = 10
@@ -248,11 +248,12 @@ def _views_by_block(
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield rows of the stream and the features of their views, shape ``(V, b, D)``; view 0 is the image."""
     n, V = len(inputs), max(config.views, 1)
-    whole = model.encode(inputs, "image")[None] if n else None  # (1, n, D)
-    step = max(1, BLOCK_BYTES // (4 * V * max(C, 1)))
+    if not n:
+        return
+    whole = model.encode(inputs, "image")[None]  # (1, n, D)
+    step = max(1, BLOCK_BYTES // (4 * V * max(C, whole.shape[2])))
     for begin in range(0, n, step):
         rows = slice(begin, min(begin + step, n))
-        assert whole is not None
         features = whole[:, rows]
         if V > 1:
             part = inputs.take(np.arange(rows.start, rows.stop))

@@ -15,12 +15,13 @@ import numpy as np
 
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.data import Inputs
-from clipadapt.core.api.errors import DataError, ModelError
+from clipadapt.core.api.errors import ConfigError, DataError, ModelError
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import MODELS
+from clipadapt.core.api.user_input import visible
 from clipadapt.core.data.classnames import token_warnings
 from clipadapt.core.data.targets import OpenDatasets, open_target
-from clipadapt.core.experiments import config
+from clipadapt.core.experiments import config, dotted
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.report.formats import format_difference
 from clipadapt.core.scoring import statistics
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from clipadapt.core.scoring.statistics import Interval
     from clipadapt.models import ImageTextModel
 
+_OF_RUNS: Final = frozenset({"method", "seeds", "data.shots", "data.manifest", "data.allow_fewer"})
+"""Settings without a use where nothing is trained, beside those of whole sections."""
 MOST_PAIRS: Final = 10
 """Class pairs that are listed."""
 MOST_SELECTED: Final = 16
@@ -199,7 +202,9 @@ def open_audit(
         ClipAdaptError: For any mistake of the user.
     """
     options = {"data": dict(data), "model": {"name": model}, "method": {"name": "clip/zero_shot"}}
-    fragments = [("prompts", options), ("--set", config.parse_settings(settings))]
+    given = config.parse_settings(settings)
+    _check_settings(given)
+    fragments = [("prompts", options), ("--set", given)]
     found = config.build(fragments, source="prompts", track="clip").config
     assert found.model is not None
     opened = OpenDatasets()
@@ -229,6 +234,24 @@ def open_audit(
         (*target.dataset.templates[:1], *target.templates),
         None if test is None else replace(test, classnames=names),
     )
+
+
+def _check_settings(given: Mapping[str, Any]) -> None:
+    """Check that an audit uses every setting.
+
+    Raises:
+        ConfigError: If one is only of use to a run.
+    """
+    unused = [
+        key
+        for key in dotted.flatten(given)
+        if key.startswith(("method.", "evaluation.", "recipe.")) or key in _OF_RUNS
+    ]
+    if unused:
+        raise ConfigError(
+            f"clipadapt prompts does not use {', '.join(map(visible, unused))}: nothing is trained or recorded",
+            hint="leave it out; accepted are keys of data and model, and store, workers, threads and fast",
+        )
 
 
 def _split_to_measure(
@@ -474,6 +497,10 @@ def _closest(
     return tuple(pairs), float(np.median(cosine))
 
 
+def _counted(n: int, one: str, several: str) -> str:
+    return f"{n} {one if n == 1 else several}"
+
+
 def _suggestions(
     classnames: Sequence[str],
     gains: Sequence[TemplateGain],
@@ -485,15 +512,17 @@ def _suggestions(
     """Return what to change, one sentence each; only what the figures support."""
     found = []
     if long_prompts:
+        which = _counted(len(long_prompts), "prompt is", "prompts are")
         found.append(
-            f"{len(long_prompts)} prompts are longer than the model's context; shorten the class name or the template, "
-            f"for example of '{long_prompts[0].prompt}'"
+            f"{which} longer than the model's context; shorten the class name or the template, for example of "
+            f"'{long_prompts[0].prompt}'"
         )
     odd = [name for name in classnames if _IDENTIFIER.fullmatch(name)]
     if odd:
+        look = "looks like an identifier" if len(odd) == 1 else "look like identifiers"
         found.append(
-            f"{len(odd)} of {len(classnames)} class names look like identifiers ({', '.join(odd[:3])}); give names in "
-            "words with --classnames"
+            f"{len(odd)} of {len(classnames)} class names {look} ({', '.join(odd[:3])}); give names in words with "
+            "--classnames"
         )
     harmful = [g for g in gains if g.gain.value < 0 and g.p_value < SIGNIFICANT]
     found += [
@@ -503,9 +532,11 @@ def _suggestions(
     last = ensembles[-1]
     low = last.selected_minus_first.low
     if len(selection) < len(gains) or len(selection) > 1:
+        n = len(selection)
+        which = "the selected template is" if n == 1 else f"the {n} selected templates are"
         verdict = "better than" if low is not None and low > 0 else "not measurably better than"
         found.append(
-            f"the {len(selection)} selected templates are {verdict} the dataset's own template on {last.split} "
+            f"{which} {verdict} the dataset's own template on {last.split} "
             f"({format_difference(last.selected_minus_first)} points)"
         )
     found += [

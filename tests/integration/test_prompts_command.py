@@ -90,6 +90,8 @@ def test_a_split_that_is_missing(words, left, message, without_val, tiny_models)
     ("words", "message"),
     [
         (("--split", "test", "--confirm"), "--confirm evaluates on test"),
+        (("--set", "method.name=coop"), "clipadapt prompts does not use method.name"),
+        (("--set", "data.shots=4"), "clipadapt prompts does not use data.shots"),
         (("--limit", "0"), "--limit must be at least 1"),
         (("--templates", "missing.txt"), "no templates 'missing.txt'"),
         (("--html", "page.txt"), "--html needs the name of an .html file"),

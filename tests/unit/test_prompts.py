@@ -108,6 +108,13 @@ def test_closest_names_come_first_with_their_confusions():
     assert found.median_cosine == pytest.approx(float(np.median(cosines)))
 
 
+def test_suggestions_count_in_words_of_one_and_of_several():
+    found = run((BAD, GOOD))
+
+    assert len(found.selection) == 1
+    assert any(s.startswith("the selected template is better than") for s in found.suggestions)
+
+
 def test_a_selection_is_confirmed_on_test():
     found = run((GOOD, BAD), test=True)
 

@@ -189,10 +189,7 @@ def prompts(
         str | None, typer.Option(metavar="FILE", help="Class names, as for zeroshot.")
     ] = None,
     split: Annotated[
-        SplitChoice | None,
-        typer.Option(
-            help="Split on which templates are measured and selected; by default val, or train if there is no val."
-        ),
+        SplitChoice | None, typer.Option(help="Split to select on: val, or train without val.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many images.")] = None,
     confirm: Annotated[
@@ -229,8 +226,7 @@ def prompts(
     chosen = None if write is None else output_file(write, "--write")
     data = {"name": dataset, "templates": templates, "classnames": classnames, "limit": limit}
     progress = on_stderr()
-    on: SplitName | None = None if split is None else split.value
-    task = open_audit(model, data, on, settings or (), progress, confirm=confirm)
+    task = open_audit(model, data, _name(split), settings or (), progress, confirm=confirm)
     found = audit(task, progress)
     if chosen is not None:
         write_text(chosen, "".join(f"{step.template}\n" for step in found.selection))
@@ -257,6 +253,10 @@ def inspect(run_dir: RunDirArgument, as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point of the console script."""
     run_app(app)
+
+
+def _name(split: SplitChoice | None) -> SplitName | None:
+    return None if split is None else split.value
 
 
 def _check_confirm(confirm: bool, split: SplitChoice | None) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
 from clipadapt.core.api import limits
 from clipadapt.core.api.errors import ConfigError, DivergedError
@@ -88,6 +88,11 @@ class TrainingConfig(MethodConfig):
     keep: Literal["last", "best"] = "last"
     augment: Literal["none", "crop_flip"] = "crop_flip"
     smallest_crop: float = Field(default=0.08, gt=0, le=1)
+
+    @field_validator("lr", "warmup_lr", "min_lr", "weight_decay", "eps")
+    @classmethod
+    def _fits_float32(cls, value: float) -> float:
+        return limits.fits_float32(value)
 
     def steps_for(self, train: Split[Any]) -> int:
         """Return the number of training steps."""

@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
 
 from clipadapt.core.api import limits
 from clipadapt.core.api.errors import ConfigError
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
 
 Parameters = dict[str, "torch.Tensor"]
-Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=100)]
-Decays = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1, max_length=100)]
+Rate = Annotated[PositiveFloat, AfterValidator(limits.fits_float32)]
+Decay = Annotated[NonNegativeFloat, AfterValidator(limits.fits_float32)]
+Rates = Annotated[tuple[Rate, ...], Field(min_length=1, max_length=100)]
+Decays = Annotated[tuple[Decay, ...], Field(min_length=1, max_length=100)]
 Sizes = Annotated[tuple[BatchSize, ...], Field(min_length=1, max_length=100)]
 FORMULA: Final = (
     """adapted = np.maximum(np.maximum(x @ a['down'].T, 0) @ a['up'].T, 0)

@@ -7,8 +7,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
 
+from clipadapt.core.api import limits
 from clipadapt.core.api.limits import BatchSize, Epochs, WarmupSteps
 from clipadapt.core.files import saved
 from clipadapt.methods import _export, _search, _training
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 FULL_BATCH: Final = 65_536
 LARGEST_VIEWS: Final = 1 << 30
 """Maximum size in bytes of views that are kept in memory; more are read from the feature cache at each step."""
-Grid = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1, max_length=100)]
+Value = Annotated[NonNegativeFloat, AfterValidator(limits.fits_float32)]
+Grid = Annotated[tuple[Value, ...], Field(min_length=1, max_length=100)]
 FORMULA: Final = (
     """x = x @ a['projection'] + a['projection_bias']
 x /= np.linalg.norm(x, axis=1, keepdims=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
+from clipadapt.core.api import limits
 from clipadapt.core.api.limits import Examples
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
@@ -55,6 +56,11 @@ class TPTConfig(MethodConfig):
     smallest_crop: float = Field(default=0.08, gt=0, le=1)
     class_chunk: Examples | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @field_validator("lr", "weight_decay", "eps")
+    @classmethod
+    def _fits_float32(cls, value: float) -> float:
+        return limits.fits_float32(value)
 
     def check(self, task: Task[Any]) -> None:  # noqa: ARG002
         """Check that at least one view is selected."""

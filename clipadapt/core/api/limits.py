@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_EPOCHS: Final = 100_000
 LEAST_PENALTY: Final = 1e-12
+LARGEST_FLOAT32: Final = 3.4e38
 MAX_SEED: Final = 2**32 - 1  # the largest seed that PyTorch, NumPy and scikit-learn all accept
 
 
@@ -25,6 +26,17 @@ def _whole_or_share(value: float) -> float:
 def _not_tiny(value: float) -> float:
     if value < LEAST_PENALTY:
         raise ValueError(f"must be at least {LEAST_PENALTY:g}")
+    return value
+
+
+def fits_float32(value: float) -> float:
+    """Return a number that PyTorch computes with in float32.
+
+    Raises:
+        ValueError: If it is too large for that.
+    """
+    if abs(value) > LARGEST_FLOAT32:
+        raise ValueError(f"must be at most {LARGEST_FLOAT32:g}, the largest number in float32")
     return value
 
 

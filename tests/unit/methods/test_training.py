@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from clipadapt.core.api.errors import DivergedError
 from clipadapt.methods import _training
@@ -388,3 +389,24 @@ def test_state_is_restored_from_a_checkpoint(name, after, tmp_path, monkeypatch)
         run(observe=Seen(name, after))
 
     assert run() == (1 + 2) * 1 + (1 + 2 + 3 + 4) * 2 + 21 * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *((name, key) for name in ("coop", "ape_t") for key in ("lr", "warmup_lr", "min_lr", "weight_decay", "eps")),
+        *(("tpt", key) for key in ("lr", "weight_decay", "eps")),
+    ],
+)  # fmt: skip
+def test_numbers_beyond_float32_are_refused(name, key):
+    with pytest.raises(ValidationError, match="must be at most 3.4e.38, the largest number in float32"):  # fmt: skip
+        method(name, **{key: 1e300})
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("cross_modal", "lr_grid"), ("cross_modal", "weight_decay_grid"), ("prolip", "lr_grid")],
+)
+def test_grids_beyond_float32_are_refused(name, key):
+    with pytest.raises(ValidationError, match="the largest number in float32"):
+        method(name, **{key: (1e300,)})

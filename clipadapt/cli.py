@@ -182,14 +182,15 @@ def prompts(
     templates: Annotated[
         str,
         typer.Option(
-            metavar="single|7|80|TEMPLATE|FILE", help="Templates to compare with the dataset's own."
+            metavar="single|clip|7|80|TEMPLATE|FILE",
+            help="Templates, beside the dataset's own.",
         ),
     ] = "80",
     classnames: Annotated[
         str | None, typer.Option(metavar="FILE", help="Class names, as for zeroshot.")
     ] = None,
     split: Annotated[
-        SplitChoice | None, typer.Option(help="Split to select on: val, or train without val.")
+        SplitChoice | None, typer.Option(help="Split to select on; default: val, else train.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many images.")] = None,
     confirm: Annotated[

@@ -157,7 +157,7 @@ def applied(lines: list[Line], raw: Mapping[str, Any], track: str) -> list[Line]
     data = raw.get("data")
     name = data.get("name") if isinstance(data, Mapping) else None
     dataset = dataset_key(name, track) if isinstance(name, str) else None
-    shots = _shots_of(data) if isinstance(data, Mapping) else None
+    shots = _shots_of(data, raw.get("seeds", (1,))) if isinstance(data, Mapping) else None
     last: dict[tuple[str | None, bool], Line] = {}
     for line in lines:
         for_dataset = line.dataset in {None, dataset}
@@ -169,9 +169,15 @@ def applied(lines: list[Line], raw: Mapping[str, Any], track: str) -> list[Line]
     return list(last.values())
 
 
-def _shots_of(data: Mapping[str, Any]) -> int | None:
-    """Return the number of shots of an experiment, None for full data or if it is not known."""
-    if data.get("manifest") is not None and (stated := _shots_in(data["manifest"])) is not None:
+def _shots_of(data: Mapping[str, Any], seeds: Any) -> int | None:
+    """Return the number of shots of an experiment, None for full data or if it is not known.
+
+    Of a manifest per seed, the first seed's counts.
+    """
+    manifest = data.get("manifest")
+    if isinstance(manifest, str) and isinstance(seeds, list | tuple) and seeds:
+        manifest = manifest.replace("{seed}", str(seeds[0]))
+    if manifest is not None and (stated := _shots_in(manifest)) is not None:
         return stated
     try:
         return _SHOTS.validate_python(data.get("shots"))

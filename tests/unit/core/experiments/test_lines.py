@@ -86,6 +86,15 @@ def test_a_draw_from_a_file_counts_by_its_shots(tmp_path):
     assert build({"name": "dtd", "manifest": str(tmp_path / "none.json")}).method.epochs == 9
 
 
+def test_a_draw_per_seed_counts_by_the_shots_of_the_first(tmp_path):
+    (tmp_path / "1.json").write_text(json.dumps({"shots": 4}))
+    (tmp_path / "2.json").write_text(json.dumps({"shots": 1}))
+    data = {"name": "dtd", "manifest": str(tmp_path / "{seed}.json")}
+
+    assert build(data).method.epochs == 40
+    assert build(data, ("seeds", {"seeds": [2, 1]})).method.epochs == 10
+
+
 def test_ids_depend_on_values_and_not_on_lines():
     by_line = build({"name": "dtd", "shots": 1})
     plain = build({"name": "dtd", "shots": 1}, recipe="method: {name: clip/coop, epochs: 10}")

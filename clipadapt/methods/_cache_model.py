@@ -40,7 +40,7 @@ scores = a['logit_scale'] * x @ a['weight'].T + a['alpha'] * votes"""
 
 
 class SearchConfig(MethodConfig):
-    """Hyperparameters shared by Tip-Adapter and Tip-Adapter-F.
+    """Hyperparameters shared by the methods with a cache: Tip-Adapter, Tip-Adapter-F, APE and APE-T.
 
     Attributes:
         alpha: Weight of the cache logits if there is no search.

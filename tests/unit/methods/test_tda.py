@@ -128,6 +128,18 @@ def test_views_equal_the_plain_loop(V, data, monkeypatch):
     np.testing.assert_allclose(found, loop(x, text, own, views), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [2, 50])
+def test_the_views_of_a_block_are_bounded_by_classes_and_width(classes, data, monkeypatch):
+    V, widest = 10, max(classes, D)
+    monkeypatch.setattr(tda, "BLOCK_BYTES", 4 * V * widest * 7)
+    own = TDAConfig(views=V)
+
+    blocks = list(tda._views_by_block(Given(*[data[0]] * V), ids(N), classes, own))
+
+    assert max(features.shape[1] for _, features in blocks) == 7
+    assert sum(features.shape[1] for _, features in blocks) == N
+
+
 def test_equal_images_keep_the_first(data):
     x, text = data
     same = np.repeat(x[:1], 6, axis=0)

@@ -182,8 +182,7 @@ def prompts(
     templates: Annotated[
         str,
         typer.Option(
-            metavar="single|clip|7|80|TEMPLATE|FILE",
-            help="Templates, beside the dataset's own.",
+            metavar="single|clip|7|80|TEMPLATE|FILE", help="Templates, beside the dataset's own."
         ),
     ] = "80",
     classnames: Annotated[

@@ -85,7 +85,9 @@ def compact(summary: Summary) -> str:
                 if place[0] == block.dataset:
                     cells.setdefault(recipe, {})[place] = value
     columns = [Column("recipe", text=True), Column("setting", text=True)]
-    columns += [Column(f"{d.removeprefix('folder:')}, {s} shots") for d, s in keys]
+    columns += [
+        Column(f"{d.removeprefix('folder:')}, {s} shot{'' if s == 1 else 's'}") for d, s in keys
+    ]
     rows = [
         [recipe, settings[recipe], *(found.get(key, "-") for key in keys)]
         for recipe, found in sorted(cells.items())

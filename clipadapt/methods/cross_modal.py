@@ -16,7 +16,7 @@ from clipadapt.core.files import saved
 from clipadapt.methods import _export, _linear_head, _search, _training
 from clipadapt.methods._images import tensor
 from clipadapt.methods._linear_head import LinearHead
-from clipadapt.methods._text import text_features
+from clipadapt.methods._text import text_features, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.methods._views import view_features
 from clipadapt.models import ImageTextModel
@@ -168,7 +168,7 @@ class CrossModal:
             task.classnames,
             weights,
             np.zeros(len(weights), dtype=np.float32),
-            problem.start,
+            zero_shot_weights(backbone, task.classnames, task.templates),
             config.logit_scale,
             sum(p.numel() for p in parameters.values()),
             selection,

@@ -118,6 +118,8 @@ class ProLIP:
             )
         projection, objective = problem.objective(config, ctx)
         trained = _training.train(objective, config, ctx)
+        if selection is not None and trained is not None:
+            selection = {**selection, "epoch": trained["epoch"]}
         if ctx.observe:
             ctx.observe("selected", (config.lr, config.penalty))
         return ProLIPClassifier(

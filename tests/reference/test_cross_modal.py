@@ -46,12 +46,12 @@ class GivenFeatures:
 
     def encode(self, inputs: Inputs[Any], tower: str, layer: str = "output", *_: Any) -> np.ndarray:
         if tower == "text":
-            assert layer == "projected"
             found = [tuple(prompt.split(" ", 1)) for prompt in inputs.examples]
             rows = [OURS[NAMES.index(name) * T + int(t)] for t, name in found]
-            return DATA.inputs["text_features"][rows]
-        part = inputs.ids[0].split("/")[0]
-        x = DATA.inputs[f"{part}_features"][[int(i.split("/")[1]) for i in inputs.ids]]
+            x = DATA.inputs["text_features"][rows]
+        else:
+            part = inputs.ids[0].split("/")[0]
+            x = DATA.inputs[f"{part}_features"][[int(i.split("/")[1]) for i in inputs.ids]]
         return x / np.linalg.norm(x, axis=1, keepdims=True) if layer == "output" else x
 
 

@@ -203,9 +203,10 @@ def _hits(
 ) -> NDArray[np.float64]:
     """Count the correct predictions in a block of val at each beta and alpha, shape ``(betas, alphas)``.
 
-    Votes decrease as beta grows. For a range of betas, the largest vote of a class and the smallest vote of the
-    zero-shot prediction therefore bound the difference of their scores. Most classes cannot be predicted anywhere in
-    the range, and only the scores of the remaining candidates are computed.
+    A key's vote decreases as beta grows, or grows if its affinity is positive, as that of a trained key can be. For
+    a range of betas, the largest votes of a class and the smallest votes of the zero-shot prediction therefore bound
+    the difference of their scores. Most classes cannot be predicted anywhere in the range, and only the scores of
+    the remaining candidates are computed.
 
     Args:
         cache: The cache.
@@ -221,11 +222,14 @@ def _hits(
     y, factors = torch.from_numpy(labels), torch.tensor(alphas, dtype=torch.float32)
     best, predicted = zero_shot.max(dim=0)  # (b,)
     behind = zero_shot - best  # (C, b), at most 0
+    negative, positive = affinity.clamp(max=0), affinity.clamp(min=0)
     hits = np.zeros((len(betas), len(alphas)))
     for begin in range(0, len(betas), BETAS_AT_ONCE):
         betas_here = betas[begin : begin + BETAS_AT_ONCE]
-        most = cache.by_class((float(betas_here[0]) * affinity).exp())
-        least = cache.by_class((float(betas_here[-1]) * affinity).exp()).gather(0, predicted[None])
+        low, high = float(betas_here[0]), float(betas_here[-1])
+        most = cache.by_class((low * negative + high * positive).exp())
+        least = cache.by_class((high * negative + low * positive).exp())
+        least = least.gather(0, predicted[None])  # (1, b)
         lead = most - least
         lead = torch.maximum(float(alphas[0]) * lead, float(alphas[-1]) * lead)
         candidate = behind + lead >= -ROUNDING * (1 + best.abs())

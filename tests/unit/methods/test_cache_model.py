@@ -81,6 +81,47 @@ def test_skipping_impossible_classes_does_not_change_the_grid(counts, scale):
             assert seen["grid"][i, j] == pytest.approx((scores.argmax(1) == val).mean())
 
 
+@pytest.mark.parametrize("length", [1.5, 3.0])
+def test_trained_keys_longer_than_1_do_not_change_the_grid(length):
+    """A key longer than 1 has positive affinities, so that its votes grow with beta."""
+    C, m = 30, 60
+    draw = torch.Generator().manual_seed(3)
+    labels = np.repeat(np.arange(C), 2)
+    prototypes = F.normalize(torch.randn(C, D, generator=draw), dim=-1)
+    keys = F.normalize(torch.randn(len(labels), D, generator=draw), dim=-1)
+    features = F.normalize(torch.randn(m, D, generator=draw), dim=-1)
+    val = np.random.default_rng(3).integers(0, C, m)
+    cache = CacheModel(length * keys, labels, C)
+    assert (cache.keys @ features.T > 1).any()
+    config = SearchConfig(alpha_steps=4, beta_steps=12, logit_scale=5.0)
+    seen: dict[str, Any] = {}
+    ctx = RunContext(0, Path(), Services(FeatureCache(enabled=False)), observe=seen.__setitem__)
+
+    _cache_model.search(cache, features, val, prototypes, config, ctx)
+
+    for i, beta in enumerate(0.1 + np.arange(12) * 6.9 / 12):
+        for j, alpha in enumerate(0.1 + np.arange(4) * 2.9 / 4):
+            scores = cache.scores(features, prototypes, float(alpha), float(beta), 5.0)
+            assert seen["grid"][i, j] == pytest.approx((scores.argmax(1) == val).mean())
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 1, 1, 2, 2], [2, 0, 1, 0, 2, 1], [0, 0, 0, 2], [3], [1, 1, 0, 0]]
+)
+def test_class_sums_equal_a_product_with_one_hot_values(labels):
+    cache = CacheModel(torch.zeros(len(labels), D), np.array(labels), C)
+    weights = torch.randn(
+        len(labels), 7, generator=torch.Generator().manual_seed(4)
+    ).requires_grad_()
+
+    sums = cache.by_class(weights)
+    upstream = torch.randn(sums.shape, generator=torch.Generator().manual_seed(5))
+    sums.backward(upstream)
+
+    torch.testing.assert_close(sums, cache.values().T @ weights)
+    torch.testing.assert_close(weights.grad, cache.values() @ upstream)
+
+
 def test_search_computes_few_classes_and_announces_a_long_duration(monkeypatch):
     C = 2000
     draw = torch.Generator().manual_seed(2)

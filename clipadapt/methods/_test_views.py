@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Inputs
     from clipadapt.models import ImageTextModel
 
-NUMBERS_AT_ONCE: Final = 1 << 25
+NUMBERS_AT_ONCE: Final = 1 << 24
 """Largest number of features or logits of all views that are held at a time."""
 
 
@@ -64,14 +64,13 @@ def blocks(
         yield slice(begin, begin + len(rows)), np.ascontiguousarray(stacked)
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the softmax over the last axis."""
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exp / exp.sum(axis=-1, keepdims=True), dtype=np.float32)
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the logarithm of the softmax over the last axis."""
+    shifted: NDArray[np.float32] = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
-def entropies(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the entropy in nats of the softmax over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+def entropy(log_p: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the entropy in nats of log-probabilities over the last axis."""
     return np.asarray(-(np.exp(log_p) * log_p).sum(axis=-1), dtype=np.float32)

@@ -12,12 +12,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 from clipadapt.core.api.limits import OrderSeed
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
+from clipadapt.methods import _test_views
 from clipadapt.methods._text import zero_shot_weights
-from clipadapt.methods._views import view_features
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 Observer = Callable[[str, Any], None]
 BLOCK: Final = 256
 """Images whose final scores are computed together."""
-BLOCK_BYTES: Final = 64 << 20
-"""Maximum size of the features, and of the logits, of all views of a block of images."""
 CONFIDENT: Final = 0.1
 """Fraction of the views that are kept."""
 LEAST_VIEWS: Final = 10
@@ -223,12 +220,16 @@ def _read(
         np.empty(n, np.float64),
         np.empty((n, C), np.bool_),
     )
-    for rows, features in _views_by_block(model, inputs, C, config):  # (V, b, D)
+    views = max(config.views, 1)
+    for rows, given in _test_views.blocks(model, inputs, views, config.smallest_crop, C):
+        features = given.transpose(1, 0, 2)  # (V, b, D)
         logits = _logits(features, text, config)  # (V, b, C)
-        log_p = _log_softmax(logits)
+        log_p = _test_views.log_softmax(logits)
         if config.views:
             kept = max(1, int(len(features) * CONFIDENT))
-            order = np.argsort(_entropy(log_p), axis=0, kind="stable")[:kept, :, None]  # (k, b, 1)
+            order = np.argsort(_test_views.entropy(log_p), axis=0, kind="stable")[
+                :kept, :, None
+            ]  # (k, b, 1)
             features, logits, log_p = (
                 np.take_along_axis(x, order, axis=0) for x in (features, logits, log_p)
             )
@@ -237,29 +238,10 @@ def _read(
         stream.features[rows] = features.mean(axis=0)
         stream.logits[rows] = logits.mean(axis=0)
         stream.predicted[rows] = stream.logits[rows].argmax(axis=1)
-        stream.entropy[rows] = _entropy(log_p)
+        stream.entropy[rows] = _test_views.entropy(log_p)
         stream.negative[rows] = (p > config.mask_low) & (p < config.mask_high)
     stream.entropy_share[:] = stream.entropy / np.float64(max(np.log2(C), 1e-12))
     return stream
-
-
-def _views_by_block(
-    model: ImageTextModel, inputs: Inputs[Any], C: int, config: TDAConfig
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield rows of the stream and the features of their views, shape ``(V, b, D)``; view 0 is the image."""
-    n, V = len(inputs), max(config.views, 1)
-    if not n:
-        return
-    whole = model.encode(inputs, "image")[None]  # (1, n, D)
-    step = max(1, BLOCK_BYTES // (4 * V * max(C, whole.shape[2])))
-    for begin in range(0, n, step):
-        rows = slice(begin, min(begin + step, n))
-        features = whole[:, rows]
-        if V > 1:
-            part = inputs.take(np.arange(rows.start, rows.stop))
-            crops = view_features(model, part, V - 1, config.smallest_crop)
-            features = np.concatenate([features, crops])
-        yield rows, features
 
 
 def _cache(stream: _Stream, candidates: NDArray[np.int64], capacity: int) -> _Cache:
@@ -328,18 +310,6 @@ def _logits(
     features: NDArray[np.float32], text: NDArray[np.float32], config: TDAConfig
 ) -> NDArray[np.float32]:
     return np.float32(config.logit_scale) * (features @ text.T)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted: NDArray[np.float32] = logits - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
-
-
-def _entropy(log_p: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the entropy in nats over the last axis."""
-    found: NDArray[np.float32] = -(np.exp(log_p) * log_p).sum(axis=-1)
-    return found
 
 
 METHOD = TDA

@@ -197,7 +197,7 @@ class TPTClassifier:
             logits = self._logits(views, prompts.encode(first).expand(len(views), -1, -1))
             view_logits = logits.cpu().numpy()  # (b, V, C)
         kept = _test_views.n_confident(features.shape[1], config.selection_p, "selection_p")
-        entropy = _test_views.entropies(view_logits)
+        entropy = _test_views.entropy(_test_views.log_softmax(view_logits))
         selected = np.argsort(entropy, axis=1, kind="stable")[:, :kept]  # (b, k)
         rows = torch.arange(len(views)).unsqueeze(1)
         chosen = views[rows, torch.from_numpy(selected)]  # (b, k, D)

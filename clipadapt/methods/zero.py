@@ -108,7 +108,7 @@ def vote(logits: NDArray[np.float32], kept: int) -> Votes:
         kept: Number of views that vote.
     """
     b, _, C = logits.shape
-    entropy = _test_views.entropies(logits)
+    entropy = _test_views.entropy(_test_views.log_softmax(logits))
     order = np.argsort(entropy, axis=1, kind="stable")  # (b, V)
     choices = np.take_along_axis(
         logits.argmax(axis=2), order, axis=1

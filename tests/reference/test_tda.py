@@ -20,6 +20,8 @@ NAMES = tuple(DATA.spec["classnames"])
 class GivenFeatures:
     """A backbone with the features of the fixture."""
 
+    embed_dim = DATA.inputs["stream_features"].shape[-1]
+
     def encode(
         self, inputs: Inputs[Any], tower: str, layer: str = "output", view: int = 0, crop: float = 1
     ) -> np.ndarray:

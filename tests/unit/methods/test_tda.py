@@ -11,7 +11,7 @@ from clipadapt.core.api.data import Inputs, Task
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.experiments import config
 from clipadapt.core.runs.session import run_experiments
-from clipadapt.methods import tda
+from clipadapt.methods import _test_views, tda
 from clipadapt.methods.tda import TDAClassifier, TDAConfig
 from tests.unit.methods.conftest import context, method
 
@@ -117,7 +117,7 @@ def test_both_caches_are_used_and_replaced(data):
 
 @pytest.mark.parametrize("V", [10, 25])
 def test_views_equal_the_plain_loop(V, data, monkeypatch):
-    monkeypatch.setattr(tda, "BLOCK_BYTES", 4 * V * C * 8)  # several blocks of images
+    monkeypatch.setattr(_test_views, "NUMBERS_AT_ONCE", V * C * 8)  # several blocks of images
     x, text = data
     rng = np.random.default_rng(1)
     views = [x, *(unit(x + 0.3 * rng.normal(size=x.shape)) for _ in range(V - 1))]
@@ -131,13 +131,12 @@ def test_views_equal_the_plain_loop(V, data, monkeypatch):
 @pytest.mark.parametrize("classes", [2, 50])
 def test_the_views_of_a_block_are_bounded_by_classes_and_width(classes, data, monkeypatch):
     V, widest = 10, max(classes, D)
-    monkeypatch.setattr(tda, "BLOCK_BYTES", 4 * V * widest * 7)
-    own = TDAConfig(views=V)
+    monkeypatch.setattr(_test_views, "NUMBERS_AT_ONCE", V * widest * 7)
 
-    blocks = list(tda._views_by_block(Given(*[data[0]] * V), ids(N), classes, own))
+    blocks = list(_test_views.blocks(Given(*[data[0]] * V), ids(N), V, 0.08, classes))
 
-    assert max(features.shape[1] for _, features in blocks) == 7
-    assert sum(features.shape[1] for _, features in blocks) == N
+    assert max(features.shape[0] for _, features in blocks) == 7
+    assert sum(features.shape[0] for _, features in blocks) == N
 
 
 def test_equal_images_keep_the_first(data):

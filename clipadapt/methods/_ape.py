@@ -16,6 +16,7 @@ from clipadapt.methods._text import cosine_scores
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
     from clipadapt.core.api.data import Inputs
@@ -123,17 +124,34 @@ def votes(
     n_classes: int,
 ) -> NDArray[np.float32]:
     """Return ``exp(-beta (1 - f K)) V`` with weighted one-hot ``V``, shape ``(n, C)``, in blocks."""
-    import torch
-
     out = np.empty((len(features), n_classes), dtype=np.float32)
-    y, weight = torch.from_numpy(labels), torch.from_numpy(value_weights)[:, None]
     step = max(1, BLOCK_BYTES // (4 * max(len(keys), n_classes)))
     for i in range(0, len(features), step):
-        affinity = torch.from_numpy(keys @ features[i : i + step].T)  # (N, b)
-        affinity = affinity.sub_(1).mul_(beta).exp_().mul_(weight)
-        sums = affinity.new_zeros((n_classes, affinity.shape[1]))
-        out[i : i + step] = sums.index_add_(0, y, affinity).T.numpy()
+        affinity = distances(features[i : i + step], keys).mul_(beta).exp_()
+        out[i : i + step] = summed(affinity, labels, value_weights, n_classes)
     return out
+
+
+def distances(features: NDArray[np.float32], keys: NDArray[np.float32]) -> torch.Tensor:
+    """Return ``f K - 1``, shape ``(N, b)``."""
+    import torch
+
+    return torch.from_numpy(keys @ features.T).sub_(1)
+
+
+def summed(
+    affinity: torch.Tensor,
+    labels: NDArray[np.int64],
+    value_weights: NDArray[np.float32],
+    n_classes: int,
+) -> NDArray[np.float32]:
+    """Sum affinities ``(N, b)`` times the weights of their keys over each class, shape ``(b, C)``."""
+    import torch
+
+    weighted = affinity * torch.from_numpy(value_weights)[:, None]
+    sums = weighted.new_zeros((n_classes, weighted.shape[1]))
+    found: NDArray[np.float32] = sums.index_add_(0, torch.from_numpy(labels), weighted).T.numpy()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,9 +146,11 @@ class APE:
                 x = features[i : i + step]
                 base = np.float32(config.logit_scale) * (x @ text.T)  # (b, C)
                 few, y = _ape.refined(x, channels), val.labels[i : i + step]
-                for b, beta in enumerate(betas):
+                distances = _ape.distances(few, keys)  # (N, b)
+                for b, beta in enumerate(betas.tolist()):
+                    affinity = distances.mul(beta).exp_()
                     for g, factor in enumerate(factors):
-                        votes = _ape.votes(few, keys, labels, factor, float(beta), len(text))
+                        votes = _ape.summed(affinity, labels, factor, len(text))
                         for a, alpha in enumerate(alphas.astype(np.float32)):
                             hits[b, a, g] += ((base + alpha * votes).argmax(axis=1) == y).sum()
                     bar.advance(len(x))

@@ -222,8 +222,9 @@ class APET:
             for i in range(0, len(val), step):
                 x, labels = features[i : i + step], val.labels[i : i + step]
                 base = np.float32(config.logit_scale) * (x @ text.T)  # (b, C)
+                distances = _ape.distances(x, cache[0])  # (N, b)
                 for b, beta in enumerate(betas.tolist()):
-                    votes = _ape.votes(x, *cache, beta, len(text))
+                    votes = _ape.summed(distances.mul(beta).exp_(), *cache[1:], len(text))
                     for a, alpha in enumerate(alphas.astype(np.float32)):
                         hits[b, a] += ((base + alpha * votes).argmax(axis=1) == labels).sum()
                 bar.advance(len(x))

@@ -560,6 +560,14 @@ def parameter(
     return torch.from_numpy(value).to(device).requires_grad_()
 
 
+def linear_start(
+    rng: np.random.Generator, shape: tuple[int, ...], fan_in: int
+) -> NDArray[np.float32]:
+    """Draw the initial weight or bias of a linear layer with ``fan_in`` inputs as ``torch.nn.Linear`` does."""
+    bound = fan_in**-0.5
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
 def cross_entropy(
     logits: torch.Tensor, labels: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> torch.Tensor:

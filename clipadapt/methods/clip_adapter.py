@@ -83,14 +83,10 @@ class CLIPAdapter:
             )
         hidden = width // config.reduction
         rng = ctx.rng("clip_adapter.init")
-
-        def drawn(rows: int, columns: int) -> NDArray[np.float32]:
-            bound = columns**-0.5  # as nn.Linear
-            return rng.uniform(-bound, bound, (rows, columns)).astype(np.float32)
-
+        start = _training.linear_start
         device = backbone.device
-        down = _training.parameter(ctx, "fc.0.weight", drawn(hidden, width), device)
-        up = _training.parameter(ctx, "fc.2.weight", drawn(width, hidden), device)
+        down = _training.parameter(ctx, "fc.0.weight", start(rng, (hidden, width), width), device)
+        up = _training.parameter(ctx, "fc.2.weight", start(rng, (width, hidden), hidden), device)
         text = zero_shot_weights(backbone, task.classnames, task.templates)
         weights = tensor(text, device)
         features = FrozenFeatures(backbone, train.inputs, config, "projected")

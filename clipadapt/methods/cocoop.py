@@ -153,10 +153,8 @@ class CoCoOp:
             ("linear1", hidden, embed_dim),
             ("linear2", prompts.width, hidden),
         ):
-            bound = columns**-0.5
-            for part, shape in (("weight", (rows, columns)), ("bias", (rows,))):
-                drawn = rng.uniform(-bound, bound, shape)
-                out[f"meta_net.{layer}.{part}"] = drawn.astype(np.float32)
+            out[f"meta_net.{layer}.weight"] = _training.linear_start(rng, (rows, columns), columns)
+            out[f"meta_net.{layer}.bias"] = _training.linear_start(rng, (rows,), columns)
         return out
 
 

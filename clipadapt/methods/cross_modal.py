@@ -305,8 +305,7 @@ class _Problem:
         C, D = self.start.shape
 
         def drawn(rows: int, columns: int) -> NDArray[np.float32]:
-            bound = columns**-0.5  # as nn.Linear
-            return rng.uniform(-bound, bound, (rows, columns)).astype(np.float32)
+            return _training.linear_start(rng, (rows, columns), columns)
 
         values = {"head.weight": self.start if config.init == "zero_shot" else drawn(C, D)}
         if config.head == "adapter":

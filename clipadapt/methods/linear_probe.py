@@ -28,7 +28,7 @@ from clipadapt.core.files import saved
 from clipadapt.core.scoring.calibration import fit_temperature
 from clipadapt.core.scoring.scores import nll, topk_accuracy
 from clipadapt.methods import _export
-from clipadapt.methods._training import nonempty
+from clipadapt.methods._training import linear_start, nonempty
 from clipadapt.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -233,9 +233,9 @@ class LinearProbe:
         import torch.nn.functional as F
 
         config, width = self.config, x.shape[1]
-        bound, rng = width**-0.5, ctx.rng("linear_probe.init")
-        start = rng.uniform(-bound, bound, (n_classes, width)).astype(np.float32)
-        bias0 = rng.uniform(-bound, bound, n_classes).astype(np.float32)
+        rng = ctx.rng("linear_probe.init")
+        start = linear_start(rng, (n_classes, width), width)
+        bias0 = linear_start(rng, (n_classes,), width)
         weight = torch.tensor(ctx.initial("weight", start), requires_grad=True)
         bias = torch.tensor(ctx.initial("bias", bias0), requires_grad=True)
         optimizer = torch.optim.AdamW([weight, bias], lr=config.lr, weight_decay=weight_decay)

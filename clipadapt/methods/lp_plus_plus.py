@@ -186,11 +186,11 @@ class _Probe:
 
         self.features, self.labels, self.text = features, labels, text
         self.every, self.lr_alpha = config.alpha_every, config.lr * start.lr_alpha
-        bound = features.shape[1] ** -0.5  # as nn.Linear
-        drawn = ctx.rng("lp_plus_plus.init").uniform(-bound, bound, len(text))
+        rng = ctx.rng("lp_plus_plus.init")
+        drawn = _training.linear_start(rng, (len(text),), features.shape[1])
         device = str(features.device)
         self.weight = _training.parameter(ctx, "weight", start.weight, device)
-        self.bias = _training.parameter(ctx, "bias", drawn.astype(np.float32), device)
+        self.bias = _training.parameter(ctx, "bias", drawn, device)
         self.alpha = _training.parameter(ctx, "alpha", start.alpha, device)
         # The backward pass adds to this gradient in place, and it is never set to zero.
         self.alpha.grad = self.alpha_grad = torch.zeros_like(self.alpha)

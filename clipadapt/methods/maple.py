@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from clipadapt.methods import _deep_prompts
+from clipadapt.methods import _deep_prompts, _training
 from clipadapt.methods._deep_prompts import DeepPromptConfig, Prompts, Towers
 from clipadapt.models import DeepPromptTunable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -82,11 +82,11 @@ class MaPLe:
         deep = range(self.config.depth - 1)
 
         def layer(name: str, stream: str) -> dict[str, NDArray[np.float32]]:
-            # The initialization of torch.nn.Linear.
-            rng, bound = ctx.rng(f"maple.{stream}"), wide**-0.5
-            shapes = {"weight": (image_wide, wide), "bias": (image_wide,)}
-            values = {k: rng.uniform(-bound, bound, shape) for k, shape in shapes.items()}
-            return {f"{name}.{k}": v.astype(np.float32) for k, v in values.items()}
+            rng = ctx.rng(f"maple.{stream}")
+            return {
+                f"{name}.weight": _training.linear_start(rng, (image_wide, wide), wide),
+                f"{name}.bias": _training.linear_start(rng, (image_wide,), wide),
+            }
 
         start = {"ctx": towers.text.start(ctx, "maple"), **layer("proj", "proj")}
         for i in deep:

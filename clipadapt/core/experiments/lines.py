@@ -59,8 +59,8 @@ class Line:
     @property
     def words(self) -> str:
         """The line in words, as in ``by_dataset dtd, by_shots 16``."""
-        parts = self.path.split(".")
-        return ", ".join(f"{kind} {key}" for kind, key in zip(parts[::2], parts[1::2], strict=True))
+        parts = ((BY_DATASET, self.dataset), (BY_SHOTS, self.shots))
+        return ", ".join(f"{kind} {key}" for kind, key in parts if key is not None)
 
 
 def body_of(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +114,7 @@ def _by_shots(lines: Any, prefix: str, dataset: str | None, faults: list[str]) -
         )
         return
     found: list[Line] = []
+    seen: set[int] = set()
     for key, settings in lines.items():
         path = f"{prefix}{BY_SHOTS}.{visible(str(key))}"
         try:
@@ -122,10 +123,13 @@ def _by_shots(lines: Any, prefix: str, dataset: str | None, faults: list[str]) -
             shots = None
         if shots is None:
             faults.append(f"  {path}: a line of {BY_SHOTS} needs a positive number of shots")
+        elif shots in seen:
+            faults.append(f"  {path}: there are two lines for {shots} shots; write one of them")
         elif not isinstance(settings, Mapping):
             faults.append(f"  {path}: it maps keys to values (got {shown(settings)})")
         else:
             found += _checked(Line(path, settings, dataset, shots), faults)
+        seen.add(shots or 0)
     yield from sorted(found, key=lambda line: line.shots or 0)
 
 

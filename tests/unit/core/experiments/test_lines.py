@@ -54,6 +54,15 @@ def test_the_strongest_line_applies_and_is_the_origin(data, epochs, origin):
     assert got.recipe == "paper"
 
 
+def test_a_line_is_named_by_its_dataset_however_the_key_is_spelled():
+    recipe = "method: {name: clip/coop}\nby_dataset: {oxford.pets: {method: {epochs: 5}}}"
+
+    got = build({"name": "oxford_pets", "shots": 1}, recipe=recipe)
+
+    assert got.method.epochs == 5
+    assert got.origins["method.epochs"] == "paper, by_dataset oxford_pets"
+
+
 def test_only_the_line_of_the_most_shots_applies():
     assert build({"name": "dtd", "shots": 2}).method.lr == 0.002
     assert build({"name": "dtd", "shots": 4}).method.lr == 0.4
@@ -132,6 +141,10 @@ def test_ids_depend_on_values_and_not_on_lines():
         (
             "by_shots: [1]",
             "by_shots: it maps numbers of shots to settings, for example {1: {method: {epochs: 50}}} (got [1])",
+        ),
+        (
+            "by_shots: {1: {}, ' 1': {}}",
+            "by_shots. 1: there are two lines for 1 shots; write one of them",
         ),
         ("by_shots: {1: 50}", "by_shots.1: it maps keys to values (got 50)"),
         ("by_shots: {1: {data: {shots: 2}}}", "by_shots.1.data.shots: a line must not set it"),

@@ -235,7 +235,9 @@ def _rows(listed: Any, split: str, path: Path) -> Iterator[Row]:
         raise DataError(f"'{split}' in the split file '{path}' is {shown(listed)}; expected {FORM}")
     for i, item in enumerate(listed):
         match item:
-            case [str(name), int(label), str(classname)] if label >= 0 and classname.strip():
+            case [str(name), int(label), str(classname)] if (
+                label >= 0 and not isinstance(label, bool) and classname.strip()
+            ):
                 path_below = plain_path(name)
                 if name.startswith("/") or ".." in path_below.split("/") or visible(name) != name:
                     raise DataError(

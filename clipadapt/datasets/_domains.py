@@ -118,7 +118,8 @@ def _by_lists(
     options: DatasetOptions,
 ) -> LabelledSet[Image]:
     named: dict[int, str] = {}
-    rows = {s: _read_list(domain_set, path, file, named) for s, file in lists.items()}
+    seen: dict[str, Path] = {}
+    rows = {s: _read_list(domain_set, path, file, named, seen) for s, file in lists.items()}
     missing = next(label for label in range(len(named) + 1) if label not in named)
     if missing < max(named, default=1):
         raise DataError(
@@ -141,12 +142,14 @@ def _by_lists(
 
 
 def _read_list(
-    domain_set: DomainSet, path: Path, file: Path, named: dict[int, str]
+    domain_set: DomainSet, path: Path, file: Path, named: dict[int, str], seen: dict[str, Path]
 ) -> list[tuple[str, int]]:
-    """Return path below the folder of the domain and label of each line; class names are added to ``named``.
+    """Return path below the folder of the domain and label of each line.
+
+    Class names are added to ``named``, paths with their list to ``seen``.
 
     Raises:
-        DataError: If a line is not ``DOMAIN/CLASS/IMAGE LABEL``, or images are missing.
+        DataError: If a line is not ``DOMAIN/CLASS/IMAGE LABEL``, an image is listed twice, or images are missing.
     """
     rows = []
     for i, line in enumerate(read_text(file, "list of images", MAX_LIST_BYTES).split("\n"), 1):
@@ -164,7 +167,14 @@ def _read_list(
                 f"line {i} of '{file}' gives the label {label} to '{parts[1]}'"
                 + (f", other lines to '{named[number]}'" if number in named else "")
             )
-        rows.append(("/".join(parts[1:]), number))
+        below = "/".join(parts[1:])
+        if below in seen:
+            raise DataError(
+                f"line {i} of '{file}' lists {shown(below)} a second time; it is already in '{seen[below]}'",
+                hint="list each image once, in train, val or test",
+            )
+        seen[below] = file
+        rows.append((below, number))
     there = in_threads(lambda row: (path / row[0]).is_file(), rows)
     absent = [row[0] for row, found in zip(rows, there, strict=True) if not found]
     if absent:

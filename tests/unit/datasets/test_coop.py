@@ -173,6 +173,7 @@ def test_a_split_file_of_other_images(tmp_path):
         (lambda s: s | {"val": [["a.jpg", 10**12, "x"]]}, "has no example of the label 2"),
         (lambda s: s | {"val": [["a.jpg", 0, "x"]]}, "the label 0 to two classes: 'banded' and 'x'"),
         (lambda s: s | {"val": [["a.jpg", 3, "x"]]}, "has no example of the label 2"),
+        (lambda s: s | {"val": [["a.jpg", True, "x"]]}, r"is \['a\.jpg', True"),
         (lambda s: s | {"val": s["train"]}, "twice: in train and in val"),
     ],
 )  # fmt: skip

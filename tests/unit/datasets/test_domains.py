@@ -125,6 +125,19 @@ def test_a_list_that_does_not_fit(tmp_path, line, message):
         opened(f"domainnet:{tmp_path}/sketch")
 
 
+@pytest.mark.parametrize("within", ["one list", "two lists"])
+def test_an_image_that_is_listed_twice(tmp_path, within):
+    make(tmp_path, "sketch", PACS, 1, tmp_path, n=2)
+    train, val = (tmp_path / f"sketch{end}" for end in PACS)
+    target = train if within == "one list" else val
+    with target.open("a") as file:
+        file.write("sketch/zebra/0003.jpg 2\n")
+
+    for query in ("", "?test=all"):
+        with pytest.raises(DataError, match=r"lists 'zebra/0003\.jpg' a second time"):
+            opened(f"pacs:{tmp_path}/sketch{query}")
+
+
 def test_a_folder_that_is_no_domain(tmp_path):
     (tmp_path / "sketch").mkdir()
     with pytest.raises(

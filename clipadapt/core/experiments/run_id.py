@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipadapt.core.experiments.dotted import get, nested
+from clipadapt.core.experiments.dotted import flatten, get, nested
 from clipadapt.core.experiments.settings import declarations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from clipadapt.core.api.method import MethodConfig
     from clipadapt.core.experiments.config import Experiment
 
 
@@ -33,6 +34,13 @@ def fit_part(experiment: Experiment, version: int, facts: Mapping[str, Any]) -> 
     own = {key: value for key, value in settings.items() if effects[key].effect == "result"}
     method = {"name": experiment.method_name, "version": version, **own}
     return {**_part("fit", experiment, facts), "method": method}
+
+
+def file_contents(method: MethodConfig) -> dict[str, str]:
+    """Return the settings that stand in the run id by the content of a file, by their dotted key."""
+    settings = flatten({"method": method.model_dump(mode="json")})
+    by_content = flatten({"method": method.in_run_id()})
+    return {k: v for k, v in by_content.items() if k in settings and settings[k] != v}
 
 
 def evaluation_part(experiment: Experiment, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,7 @@ class MethodFacts(StrictModel):
         deviations: How the run differs from the recipe's source.
         uses_train: Whether the method uses the training split; False for zero-shot classifiers.
         setting: Whether a prediction depends on the other inputs; ``inductive`` in older records.
+        contents: sha256 of the content of each file that a setting names, by the setting's dotted key.
     """
 
     name: str
@@ -136,6 +137,7 @@ class MethodFacts(StrictModel):
     deviations: tuple[str, ...]
     uses_train: bool = True
     setting: Setting = "inductive"
+    contents: dict[str, str] = Field(default_factory=dict)
 
 
 class Selection(StrictModel):

@@ -127,6 +127,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
         "classnames": evaluation.classnames_sha256[:8],
         "manifest": _manifest(record, manifest),
         **dict(sorted(settings_that_affect_results(record.config).items())),
+        **{key: sha256[:8] for key, sha256 in record.method.contents.items()},
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clipadapt.core.api.method import Selected, setting_of
 from clipadapt.core.data import leakage
 from clipadapt.core.data.classnames import classnames_sha256
+from clipadapt.core.experiments.run_id import file_contents
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.records import schema
 from clipadapt.core.records.environment import environment
@@ -141,6 +142,7 @@ def _facts(spec: FitSpec, target: Target, draw: Draw | None, ids: Sequence[str])
             deviations=experiment.deviations,
             uses_train=getattr(opened.method(experiment.method), "uses_train", True),
             setting=setting_of(opened.method),
+            contents=file_contents(experiment.method),
         ),
         "metrics_version": METRICS_VERSION,
     }

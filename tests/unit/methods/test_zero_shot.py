@@ -10,6 +10,7 @@ import pytest
 
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.experiments import config as experiments
+from clipadapt.core.experiments import run_id
 from clipadapt.methods import _descriptions
 from clipadapt.methods._descriptions import PromptsConfig, Words, phrase, random_texts
 from clipadapt.methods.zero_shot import ZeroShot, ZeroShotConfig
@@ -204,6 +205,11 @@ def test_the_run_id_has_the_content_of_the_file_and_not_its_path(write):
     ]
 
     assert ids[0] == ids[1] != ids[2]
+    config = settings(descriptions=write(content, "one.json"))
+    assert run_id.file_contents(config) == {
+        "method.prompts.descriptions": ids[0]["prompts"]["descriptions"]
+    }
+    assert run_id.file_contents(ZeroShotConfig()) == {}
     assert ZeroShotConfig().in_run_id() == {"logit_scale": None}  # ids from before are still valid
 
 

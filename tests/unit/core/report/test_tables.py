@@ -172,6 +172,25 @@ def test_prompts_in_words_are_named_instead_of_the_template(with_templates, word
     assert words in conditions([record])
 
 
+@pytest.mark.parametrize(("paths", "hashes", "n_rows"), [("aa", "12", 2), ("ab", "11", 1)])
+def test_a_file_in_the_settings_counts_by_its_content(paths, hashes, n_rows):
+    key = "method.prompts.descriptions"
+    records = [
+        run(
+            seed,
+            config={"method": {"prompts": {"form": "cupl", "descriptions": path}}},
+            method__contents={key: digit * 64},
+        )
+        for seed, path, digit in zip((1, 2), paths, hashes, strict=True)
+    ]
+
+    table = build_table(records)
+
+    assert len(table.lines) == n_rows
+    if n_rows == 2:
+        assert all(digit * 8 in render(table) for digit in hashes)
+
+
 def test_settings_that_do_not_affect_the_result_are_ignored():
     def config(path, **more):
         return {"data": {"name": path}, "method": {"name": "clip/coop"}, **more}

@@ -40,9 +40,7 @@ class GivenFeatures:
 
 
 def split(part: str) -> Split[Any]:
-    labels = DATA.inputs[f"{part}_labels"]
-    ids = tuple(f"{part}/{i}" for i in range(len(labels)))
-    return Split(Inputs(ids, ids), labels, NAMES)
+    return tinyclip.rows_of(DATA.inputs[f"{part}_labels"], part, NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,12 @@ def split_of(images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]) 
     return Split(Inputs(Pixels(images), ids), labels, tuple(classnames))
 
 
+def rows_of(labels: np.ndarray, part: str, classnames: Sequence[str]) -> Split[Any]:
+    """Return a split whose examples and ids are ``part/row``, for a backbone with given features."""
+    ids = tuple(f"{part}/{i}" for i in range(len(labels)))
+    return Split(Inputs(ids, ids), labels, tuple(classnames))
+
+
 def in_order(stream: str, n: int, size: int, epoch: int) -> list[np.ndarray]:
     """Replace the order of batches by the order of the rows."""
     return [np.arange(i, min(i + size, n)) for i in range(0, n, size)]

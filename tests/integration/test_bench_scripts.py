@@ -19,7 +19,7 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "coop": ({"reference, fp32", "ours, fp32", "ours, bf16"}, 6),
     "lora": ({"reference, fp32", "ours, fp32", "ours, bf16"}, 6),
     "probe": ({"scikit-learn", "loop in Python", "ours"}, 4),
-    "classifiers": ({"gda", "proker", "tip_adapter", "ape", "official way", "ours"}, 8),
+    "classifiers": ({"gda", "transclip", "tda", "official way", "ours"}, 12),
     "pipeline": ({"pipeline", "tower alone", "decode alone"}, 6),
     "growth": ({"40 images", "3 classes", "2 shots"}, 14),
     "sweep": ({"every fast path", "all off"}, 2),

@@ -1,8 +1,14 @@
-"""Closed-form classifiers as the official code computes them: each returns its fit and its prediction."""
+"""Classifiers without training as the official code computes them: each returns its fit and its prediction.
+
+Half precision is replaced by float32. Sums that select something (channels) are float64, so that both sides select
+the same.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +16,47 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+
     Sides = tuple[Callable[[], tuple[Any, ...]], Callable[..., torch.Tensor]]
 
-SCALE = 100.0
+SCALE: Final = 100.0
+ROWS: Final = 100
+"""Rows of one block of TransCLIP; the official 2,500 need 5 GiB per temporary array with 1,000 classes."""
 
 
-def gda(
-    x: torch.Tensor, y: torch.Tensor, q: torch.Tensor, text: torch.Tensor, *, alpha: float, **_: Any
-) -> Sides:
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What both sides get.
+
+    Attributes:
+        x: Unit-norm training features, sorted by class, ``(N, D)``; before the projection if there is one.
+        y: Labels, ``(N,)``.
+        q: Features of the queries.
+        text: Unit-norm text features, ``(C, D)``.
+        norm: Norm of the features before they are normalized.
+        order: Batches of an epoch: ``(stream, n, size, epoch)``.
+        start: Initial values of parameters by name.
+        projection: The pretrained projection, ``(W, D)``, or None.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    q: torch.Tensor
+    text: torch.Tensor
+    norm: float
+    order: Callable[[str, int, int, int], list[np.ndarray[Any, Any]]]
+    start: dict[str, torch.Tensor]
+    projection: torch.Tensor | None = None
+
+
+def gda(d: Data, c: Any) -> Sides:
     """Loop over classes for the means, then a pseudo-inverse."""
 
     def fit() -> tuple[Any, ...]:
-        C, D = text.shape
-        means = torch.cat([x[y == c].mean(dim=0, keepdim=True) for c in range(C)])
-        centred = torch.cat([x[y == c] - means[c] for c in range(C)])
+        C, D = d.text.shape
+        means = torch.cat([d.x[d.y == i].mean(dim=0, keepdim=True) for i in range(C)])
+        centred = torch.cat([d.x[d.y == i] - means[i] for i in range(C)])
         cov = centred.T.cov()
         shrunk = (len(centred) - 1) * cov + cov.trace() * torch.eye(D)
         precision = D * torch.linalg.pinv(shrunk.double(), hermitian=True).float()
@@ -34,84 +67,161 @@ def gda(
         )
         return W, b
 
-    return fit, lambda W, b: SCALE * q @ text.T + alpha * (q @ W + b)
+    return fit, lambda W, b: SCALE * d.q @ d.text.T + c.alpha * (d.q @ W + b)
 
 
-def proker(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    q: torch.Tensor,
-    text: torch.Tensor,
-    *,
-    beta: float,
-    lmbda: float,
-    **_: Any,
-) -> Sides:
-    """A float32 kernel and a general solver; steps in place, so that it fits in 4 GiB."""
+def proker(d: Data, c: Any) -> Sides:
+    """A float32 kernel and a general solver; steps in place, so that it fits in memory."""
 
     def fit() -> tuple[Any, ...]:
-        kernel = (x @ x.T).sub_(1).mul_(beta).exp_().div_(lmbda)
+        kernel = (d.x @ d.x.T).sub_(1).mul_(c.beta).exp_().div_(c.lmbda)
         kernel.diagonal().add_(1)
-        target = F.one_hot(y, len(text)).float() - x @ text.T
+        target = F.one_hot(d.y, len(d.text)).float() - d.x @ d.text.T
         return (torch.linalg.solve(kernel, target),)
 
-    return fit, lambda A: q @ text.T + (q @ x.T).sub_(1).mul_(beta).exp_() @ A
+    return fit, lambda A: d.q @ d.text.T + (d.q @ d.x.T).sub_(1).mul_(c.beta).exp_() @ A
 
 
-def tip_adapter(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    q: torch.Tensor,
-    text: torch.Tensor,
-    *,
-    alpha: float,
-    beta: float,
-    **_: Any,
-) -> Sides:
+def tip_adapter(d: Data, c: Any) -> Sides:
     """A product with dense one-hot values."""
 
     def fit() -> tuple[Any, ...]:
-        return x.T.contiguous(), F.one_hot(y, len(text)).float()
+        return d.x.T.contiguous(), F.one_hot(d.y, len(d.text)).float()
 
     def predict(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return SCALE * q @ text.T + alpha * (-beta * (1 - q @ keys)).exp() @ values
+        votes = (-c.beta * (1 - d.q @ keys)).exp() @ values
+        return SCALE * d.q @ d.text.T + c.alpha * votes
 
     return fit, predict
 
 
-def ape(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    q: torch.Tensor,
-    text: torch.Tensor,
-    *,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    channels: float,
-    **_: Any,
-) -> Sides:
-    """A loop over classes for the similarity between classes, and dense one-hot values."""
+def similarity(members: torch.Tensor) -> torch.Tensor:
+    """Return the mean product of each channel over the members ``(C, k, D)`` of different classes, shape ``(D,)``.
+
+    The official code has two more loops, over the members of both classes: with 17 of them, hours. They are products
+    of sums here.
+    """
+    C, k, D = members.shape
+    sums, total = members.double().sum(dim=1), torch.zeros(D, dtype=torch.float64)
+    for i in range(C):
+        for j in range(C):
+            if i != j:
+                total += sums[i] * sums[j]
+    return total / (C * (C - 1) * k * k)
+
+
+def ape(d: Data, c: Any) -> Sides:
+    """A loop over pairs of classes for the similarity between them, and dense one-hot values."""
 
     def fit() -> tuple[Any, ...]:
-        C, D = text.shape
-        members = torch.cat([text[:, None], x.reshape(C, -1, D)], dim=1)  # (C, K + 1, D)
-        k, sim = members.shape[1], torch.zeros(D, dtype=torch.float64)
-        total = members.double().sum(dim=(0, 1))
-        for c in range(C):
-            own = members[c].double().sum(dim=0)
-            sim += own * (total - own)
-        sim /= C * (C - 1) * k * k
-        value = -0.7 * sim + 0.3 * text.double().var(dim=0)
-        chosen = value.topk(round(channels * D)).indices.sort().values
-        keys, few = F.normalize(x[:, chosen]), F.normalize(text[:, chosen])
-        one_hot = F.one_hot(y, C).float()
+        C, D = d.text.shape
+        members = torch.cat([d.text[:, None], d.x.reshape(C, -1, D)], dim=1)  # (C, K + 1, D)
+        spread = d.text.double().var(dim=0)
+        value = -c.similarity_weight * similarity(members) + c.variance_weight * spread
+        chosen = value.topk(round(c.channels * D)).indices
+        keys, few = F.normalize(d.x[:, chosen]), F.normalize(d.text[:, chosen])
+        one_hot = F.one_hot(d.y, C).float()
         p = (keys @ few.T).softmax(dim=1)
         div = (one_hot * torch.log2((one_hot + 1e-6) / (p + 1e-6))).sum(dim=1, keepdim=True)
-        return chosen, keys, one_hot * (gamma * div).exp()
+        return chosen, keys, one_hot * (c.gamma * div).exp()
 
     def predict(chosen: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        few = F.normalize(q[:, chosen])
-        return SCALE * q @ text.T + alpha * (-beta * (1 - few @ keys.T)).exp() @ values
+        few = F.normalize(d.q[:, chosen])
+        return SCALE * d.q @ d.text.T + c.alpha * (-c.beta * (1 - few @ keys.T)).exp() @ values
 
     return fit, predict
+
+
+def transclip(d: Data, c: Any) -> Sides:
+    """All similarities at once, and squared differences of every query, class and channel."""
+
+    def predict() -> torch.Tensor:
+        Q, D = d.q.shape
+        prior = (SCALE * d.q @ d.text.T).softmax(dim=1)
+        similar = d.q @ d.q.T  # (Q, Q)
+        columns = similar.topk(c.n_neighbors + 1, dim=1).indices[:, 1:].flatten()
+        rows = torch.arange(Q).repeat_interleave(c.n_neighbors)
+        W = torch.sparse_coo_tensor(
+            torch.stack([rows, columns]), similar[rows, columns], (Q, Q), check_invariants=False
+        )
+        z, mu, var = prior.clone(), _confident(d.q, prior, c.n_confident), torch.full((D,), 1 / D)
+        for k in range(c.iterations + 1):
+            if k:
+                mu, var = _moved(d.q, z)
+            likelihood = torch.cat([
+                -0.5 * ((block[:, None] - mu) ** 2 / var).sum(dim=2) for block in d.q.split(ROWS)
+            ])
+            for _ in range(c.inner_iterations):
+                m = likelihood + c.temperature / (2 * c.n_neighbors) * (W.T @ z + W @ z)
+                z = prior * ((m - m.max(dim=1, keepdim=True).values) / c.temperature).exp()
+                z = z / z.sum(dim=1, keepdim=True)
+        return z
+
+    return tuple, predict
+
+
+def _confident(q: torch.Tensor, z: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the weighted mean of the ``n`` queries most confidently assigned to each class, in a loop over classes."""
+    best = z.topk(min(n, len(z)), dim=0).indices  # (n, C)
+    means = [(q[best[:, i]] * z[best[:, i], i, None]).mean(dim=0) for i in range(z.shape[1])]
+    return F.normalize(torch.stack(means))
+
+
+def _moved(q: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the means ``(C, D)`` and the variance ``(D,)`` of the assignments."""
+    weights = z / len(q)
+    mu = F.normalize(torch.einsum("qc,qd->cd", weights, q) / weights.sum(dim=0)[:, None])
+    total = torch.zeros(q.shape[1])
+    for part, w in zip(q.split(ROWS), weights.split(ROWS), strict=True):
+        total += torch.einsum("qc,qcd->d", w, (part[:, None] - mu) ** 2)
+    return mu, total / weights.sum()
+
+
+Entries = dict[int, list[tuple[torch.Tensor, float, torch.Tensor]]]
+
+
+def tda(d: Data, c: Any) -> Sides:
+    """One query at a time; at each, the caches are put together again from their entries."""
+
+    def predict() -> torch.Tensor:
+        positive: Entries = {}
+        negative: Entries = {}
+        out = []
+        for x in d.q.split(1):
+            logits = SCALE * x @ d.text.T  # (1, C)
+            p = logits.softmax(dim=1)
+            entropy = float(-(p * logits.log_softmax(dim=1)).sum())
+            share, predicted = entropy / math.log2(len(d.text)), int(logits.argmax())
+            _enter(positive, predicted, (x, entropy, p), c.capacity)
+            if c.entropy_low < share < c.entropy_high:
+                _enter(negative, predicted, (x, entropy, p), c.negative_capacity)
+            every = _all(positive)
+            keys, labels = torch.cat([e[1] for e in every]), torch.tensor([e[0] for e in every])
+            values = F.one_hot(labels, len(d.text)).float()
+            final = logits + c.alpha * (-c.beta * (1 - x @ keys.T)).exp() @ values
+            if negative:
+                every = _all(negative)
+                keys, p = torch.cat([e[1] for e in every]), torch.cat([e[3] for e in every])
+                values = ((p > c.mask_low) & (p < c.mask_high)).float()
+                affinity = (-c.negative_beta * (1 - x @ keys.T)).exp()
+                final -= c.negative_alpha * affinity @ values
+            out.append(final)
+        return torch.cat(out)
+
+    return tuple, predict
+
+
+def _enter(
+    cache: Entries, label: int, entry: tuple[torch.Tensor, float, torch.Tensor], capacity: int
+) -> None:
+    held = cache.setdefault(label, [])
+    if len(held) < capacity:
+        held.append(entry)
+    elif entry[1] < held[-1][1]:
+        held[-1] = entry
+    held.sort(key=lambda one: one[1])
+
+
+def _all(cache: Entries) -> list[tuple[int, torch.Tensor, float, torch.Tensor]]:
+    """Return the class, the features, the entropy and the probabilities of all entries."""
+    return [(label, *entry) for label in sorted(cache) for entry in cache[label]]

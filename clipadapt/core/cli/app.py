@@ -8,7 +8,7 @@ import typer
 
 from clipadapt.core.api.registry import tracks
 from clipadapt.core.cli import bench, cache, doctor, export, ls, report, run, table, validate
-from clipadapt.core.cli.output import example
+from clipadapt.core.cli.output import example, say
 
 
 def build_app(track: str, about: str) -> typer.Typer:
@@ -25,7 +25,6 @@ def build_app(track: str, about: str) -> typer.Typer:
     app = typer.Typer(
         name=program,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"], "obj": own},
@@ -47,9 +46,24 @@ def build_app(track: str, about: str) -> typer.Typer:
     return app
 
 
+def _show_version(context: typer.Context, asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        program = context.obj.program if context.obj else "clipadapt"
+        say(f"{program} {version('clipadapt')}")
+        raise typer.Exit
+
+
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of a user error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Options of every command."""

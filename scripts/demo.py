@@ -1,4 +1,4 @@
-"""Run a small sweep over images and reviews without the hub; write one table and one report page.
+"""Run a small sweep over images and reviews without the hub; write one table, one report page, and what was gained.
 
     python scripts/demo.py [--out runs/demo] [--readme README.md]
 
@@ -19,6 +19,8 @@ from clipadapt.core.cli.progress import on_stderr
 from clipadapt.core.experiments.sweep import load_sweep
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report import page, tables
+from clipadapt.core.report.gains import gains
+from clipadapt.core.report.summary import build_summary
 from clipadapt.core.runs import sweep
 
 SWEEP = "demo-small"
@@ -37,6 +39,7 @@ def main() -> None:
         store = RunStore(arguments.out)
         table = tables.render(tables.build_table(outcome.records, store=store), "markdown")
         page.write_report(arguments.out, report)
+        gained = gains(build_summary(store, records=outcome.records))
     except ClipAdaptError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
@@ -44,8 +47,14 @@ def main() -> None:
     for title, message in outcome.failures:
         print(f"failed: {title}: {message}", file=sys.stderr)
     seconds = time.perf_counter() - begun
-    print(f"records: {arguments.out} ({len(outcome.records)} runs, {seconds:.0f} s)")
-    print(f"report: {report}")
+    print(f"records: {arguments.out} ({len(outcome.records)} runs, {seconds:.0f} s)\n")
+    print("What a few examples per class change, with 95 % intervals:", *gained, sep="\n  ")
+    print(f"\nAll figures, pictures and mistakes are on one page: open {report}")
+    command = Path(sys.executable).with_name("clipadapt")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
+    print("\nNow your own pictures, one folder per class (PATH/cat/1.jpg, PATH/dog/2.jpg, ...):")
+    print(f"  {command} zeroshot --model stitched --dataset folder:PATH")
     if outcome.failures:
         sys.exit(1)
     if arguments.readme is not None:

@@ -19,7 +19,7 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "coop": ({"reference, fp32", "ours, fp32", "ours, bf16"}, 6),
     "lora": ({"reference, fp32", "ours, fp32", "ours, bf16"}, 6),
     "probe": ({"scikit-learn", "loop in Python", "ours"}, 4),
-    "classifiers": ({"gda", "transclip", "tda", "official way", "ours"}, 12),
+    "classifiers": ({"gda", "transclip", "taskres", "official way", "ours"}, 32),
     "pipeline": ({"pipeline", "tower alone", "decode alone"}, 6),
     "growth": ({"40 images", "3 classes", "2 shots"}, 14),
     "sweep": ({"every fast path", "all off"}, 2),
@@ -251,6 +251,66 @@ def test_a_search_that_differs_is_told(script):
 
     assert "ANOTHER pair" in text
     assert "50.00%" in text
+
+
+def test_scores_that_differ_or_need_too_much_memory_end_the_script(script):
+    classifiers = script("classifiers")
+    mine, theirs = {"sample": [[1.0, 10.0]]}, {"sample": [[1.0, 10.005]]}
+
+    assert classifiers.difference("gda", theirs, mine) == pytest.approx(5e-4, rel=1e-2)
+    with pytest.raises(
+        SystemExit, match=r"gda: the scores differ by 0.1, at most 0.001 is allowed"
+    ):
+        classifiers.difference("gda", {"sample": [[0.0, 10.0]]}, mine)
+    with pytest.raises(SystemExit, match="gda: the scores differ by nan"):
+        classifiers.difference("gda", theirs, {"sample": [[1.0, np.nan]]})
+    assert classifiers.difference("linear_probe", {"objective": 2.0}, {"objective": 1.0}) == -0.5
+    with pytest.raises(SystemExit, match="the objective of ours is higher by 0.5"):
+        classifiers.difference("linear_probe", {"objective": 2.0}, {"objective": 3.0})
+    classifiers.check_memory("gda", {"memory": 4 << 30})
+    with pytest.raises(SystemExit, match=r"gda needed 4.50 GiB, at most 4 GiB are allowed"):
+        classifiers.check_memory("gda", {"memory": 9 << 29})
+
+
+@pytest.mark.parametrize(
+    ("speed", "share", "expected"),
+    [(7.0, 0.1, "5x reached"), (1.2, 0.6, "limit of the"), (1.2, 0.1, "neither 5x nor the limit")],
+)
+def test_a_note_says_which_aim_was_reached(speed, share, expected, script):
+    assert script("classifiers").verdict(speed, share).startswith(expected)
+
+
+def test_every_classifier_on_features_is_compared(script):
+    from clipadapt.core.api.registry import METHODS
+
+    classifiers = script("classifiers")
+    others = {"zero_shot", "zero", "tpt", "lora", "full_finetune", "wise_ft"}
+    prompts = {"coop", "cocoop", "kgcoop", "prograd", "promptsrc", "maple", "ivlp"}
+    known = {n.removeprefix("clip/") for n in METHODS.names() if n.startswith("clip/")}
+
+    assert set(classifiers.CASES) - {"linear_probe_adamw"} == known - others - prompts
+    assert set(classifiers.CASES) == set(script("_arithmetic").FIT)
+
+
+def test_products_are_counted_by_hand(script):
+    arithmetic, classifiers = script("_arithmetic"), script("classifiers")
+    sizes = arithmetic.Sizes(C=10, N=40, Q=100, D=8, W=12)
+
+    def gflop(name: str) -> float:
+        every = arithmetic.products(name, sizes, classifiers.config_of(name))
+        return sum(p.flop for p in every)
+
+    logits = 2 * 100 * 8 * 10
+    assert gflop("tip_adapter") == logits + 2 * 100 * 8 * 40
+    assert gflop("taskres") == logits + 2 * 2 * 40 * 8 * 10  # one batch, forward and backward
+    assert gflop("gda") == pytest.approx(logits + 8 * 8 * 40 + 8**3 / 3 + 2 * 8 * 8 * 10)
+
+
+def test_the_entries_of_a_cache_are_counted_at_every_query(script):
+    predicted = np.array([0, 1, 0, 0, 1, 0])
+    by_hand = [sum(min((predicted[: i + 1] == c).sum(), 2) for c in (0, 1)) for i in range(6)]
+
+    assert script("_arithmetic").live_entries(predicted, 2) == sum(by_hand)
 
 
 def test_tables_of_a_sweep_that_differ_are_told(script):

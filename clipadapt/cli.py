@@ -21,6 +21,8 @@ from clipadapt.core.cli.options import (
     SettingOption,
     TopOption,
     check_top,
+    given,
+    refuse_twice,
 )
 from clipadapt.core.cli.output import print_facts, print_predictions, print_records, say
 from clipadapt.core.cli.run import run_experiments
@@ -48,11 +50,24 @@ class SplitChoice(StrEnum):
     test = "test"
 
 
+_KEYS = {
+    "--model": "model.name",
+    "--dataset": "data.name",
+    "--split": "evaluation.split",
+    "--templates": "data.templates",
+    "--classnames": "data.classnames",
+    "--limit": "data.limit",
+    "--on-bad-image": "data.on_bad_image",
+}
+"""The settings that options of ``zeroshot`` set."""
+
+
 @app.command(
     "zeroshot",
     epilog="Example: clipadapt zeroshot --model stitched --dataset folder:PATH --templates 7 --json",
 )
 def zeroshot(
+    context: typer.Context,
     models: Annotated[
         list[str], typer.Option("--model", metavar="NAME", help="Model; may be repeated.")
     ],
@@ -83,6 +98,7 @@ def zeroshot(
     from clipadapt.core.experiments import config, shipped
 
     _check_limit(limit)
+    refuse_twice(given(context, _KEYS), settings)
     data = {
         "templates": templates,
         "classnames": classnames,

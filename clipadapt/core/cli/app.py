@@ -20,8 +20,8 @@ def build_app(track: str, about: str) -> typer.Typer:
     """
     own = tracks()[track]
     program, names = own.program, own.examples
-    data = f"--set data.name={names.dataset}"
-    model = f" --set model.name={names.model}" if names.needs_model else ""
+    data = f"--dataset {names.dataset}"
+    model = f"--model {names.model} " if names.needs_model else ""
     app = typer.Typer(
         name=program,
         no_args_is_help=True,
@@ -31,7 +31,7 @@ def build_app(track: str, about: str) -> typer.Typer:
     )
     app.callback(help=about)(options)
     for command, arguments in (
-        (run.run, f"{names.recipe} {data}{model} --json"),
+        (run.run, f"{names.recipe} {model}{data} --seeds 1,2,3"),
         (bench.bench, f"{names.sweep} --dry-run"),
         (export.export, f"RUN_DIR --format {names.export_format} --output PATH"),
         (table.table, "runs --format latex"),

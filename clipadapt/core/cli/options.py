@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from clipadapt.core.api.errors import ConfigError
-from clipadapt.core.api.user_input import user_path
+from clipadapt.core.api.user_input import shown, user_path
 
 if TYPE_CHECKING:
     from clipadapt.core.api.tracks import Track
@@ -23,6 +25,20 @@ SettingOption = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change one setting, for example data.shots=4."
     ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Model; the setting model.name.")
+]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", metavar="NAME", help="Dataset; the setting data.name.")
+]
+ShotsOption = Annotated[
+    int | None,
+    typer.Option("--shots", help="Training examples per class; the setting data.shots."),
+]
+SeedsOption = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="1,2,3|1-3", help="Seeds, one run each; the setting seeds."),
 ]
 OutOption = Annotated[
     Path,
@@ -56,3 +72,75 @@ def check_top(top: int) -> None:
         raise ConfigError(
             f"--top must be at least 1 (got {top})", hint="omit it for the best class only"
         )
+
+
+MOST_SEEDS: Final = 10_000
+"""Seeds that a range may have."""
+
+
+def named_settings(
+    model: str | None, dataset: str | None, shots: int | None, seeds: str | None
+) -> dict[str, tuple[str, Any]]:
+    """Return the settings that have an option of their own and were given: option -> key and value.
+
+    Raises:
+        ConfigError: If the seeds are not numbers.
+    """
+    given = {
+        "--model": ("model.name", model),
+        "--dataset": ("data.name", dataset),
+        "--shots": ("data.shots", shots),
+        "--seeds": ("seeds", None if seeds is None else read_seeds(seeds)),
+    }
+    return {option: (key, value) for option, (key, value) in given.items() if value is not None}
+
+
+def read_seeds(text: str) -> list[int]:
+    """Return the seeds that ``1,2,3`` or ``1-3`` lists.
+
+    Raises:
+        ConfigError: If it is not a list of whole numbers and ranges.
+    """
+    found: list[int] = []
+    listed = re.fullmatch(r"\[([^\[\]]*)\]", text.strip())  # as --set seeds=[1,2,3] has them
+    for part in (listed[1] if listed else text).split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + MOST_SEEDS:
+            raise ConfigError(
+                f"--seeds takes whole numbers such as 1,2,3, or a range such as 1-3 (got {shown(text)})",
+                hint="one run is made for each seed: --seeds 3 is one run with seed 3",
+            )
+        found += range(first, last + 1)
+    return found
+
+
+def given(context: typer.Context, keys: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the options that the user gave, of a mapping from options to the keys that they set."""
+    name_of = {o: p.name for p in context.command.params for o in p.opts if p.name}
+    default = ("DEFAULT", "DEFAULT_MAP")
+    sources = {o: context.get_parameter_source(name_of[o]) for o in keys}
+    return {o: keys[o] for o, s in sources.items() if s is not None and s.name not in default}
+
+
+def refuse_twice(options: Mapping[str, str], settings: Sequence[str] | None) -> None:
+    """Check that no setting is given by its option and by ``--set``.
+
+    Args:
+        options: Options that were given, with the keys that they set.
+        settings: What ``--set`` got.
+
+    Raises:
+        ConfigError: Naming the option and the key.
+    """
+    from clipadapt.core.experiments.config import parse_settings
+    from clipadapt.core.experiments.dotted import flatten
+
+    keys = flatten(parse_settings(settings or ()))
+    for option, key in options.items():
+        section = key.partition(".")[0]
+        if key in keys or section in keys:
+            raise ConfigError(
+                f"{option} and --set {key if key in keys else section} set the same value",
+                hint=f"give only one of them; {option} is short for --set {key}=VALUE",
+            )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,9 +12,15 @@ from clipadapt.core.api.errors import EXIT_DEFECT, ClipAdaptError
 from clipadapt.core.cli.options import (
     DEFAULT_OUT,
     ConfigsArgument,
+    DatasetOption,
     JsonOption,
+    ModelOption,
     OutOption,
+    SeedsOption,
     SettingOption,
+    ShotsOption,
+    named_settings,
+    refuse_twice,
     track_of,
 )
 from clipadapt.core.cli.output import print_records, say
@@ -29,20 +35,41 @@ FAILED_TWICE = "some runs failed twice; delete their folders to try them again"
 def run(
     context: typer.Context,
     configs: ConfigsArgument,
+    model: ModelOption = None,
+    dataset: DatasetOption = None,
+    shots: ShotsOption = None,
+    seeds: SeedsOption = None,
     settings: SettingOption = None,
     out: OutOption = DEFAULT_OUT,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a method, evaluate it and write one record per seed; complete runs are skipped."""
-    from clipadapt.core.experiments import config
-
-    experiment = config.load(configs, settings or (), track=track_of(context).name)
+    experiment = load_experiment(
+        configs, named_settings(model, dataset, shots, seeds), settings, track_of(context).name
+    )
     found = run_experiments([experiment], out, as_json=as_json)
     print_records(found, out, as_json=as_json)
     _draw_curves(found, out)
     if any(r.status == "failed" for r in found):
         say(FAILED_TWICE, err=True)
         raise typer.Exit(EXIT_DEFECT)
+
+
+def load_experiment(
+    configs: Sequence[str],
+    options: Mapping[str, tuple[str, Any]],
+    settings: Sequence[str] | None,
+    track: str,
+) -> Experiment:
+    """Return the experiment of config files, options of their own and ``--set``.
+
+    Raises:
+        ConfigError: If it is not valid, or a setting is given twice.
+    """
+    from clipadapt.core.experiments import config
+
+    refuse_twice({option: key for option, (key, _) in options.items()}, settings)
+    return config.load(configs, settings or (), track=track, options=options)
 
 
 def run_experiments(

@@ -6,21 +6,37 @@ import json
 
 import typer
 
-from clipadapt.core.cli.options import ConfigsArgument, JsonOption, SettingOption, track_of
+from clipadapt.core.cli.options import (
+    ConfigsArgument,
+    DatasetOption,
+    JsonOption,
+    ModelOption,
+    SeedsOption,
+    SettingOption,
+    ShotsOption,
+    named_settings,
+    track_of,
+)
 from clipadapt.core.cli.output import print_json, say
 
 
 def validate(
     context: typer.Context,
     configs: ConfigsArgument,
+    model: ModelOption = None,
+    dataset: DatasetOption = None,
+    shots: ShotsOption = None,
+    seeds: SeedsOption = None,
     settings: SettingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a config without loading data or weights; show each value, its source and what it affects."""
-    from clipadapt.core.experiments import config
+    from clipadapt.core.cli.run import load_experiment
     from clipadapt.core.experiments.dotted import get
 
-    experiment = config.load(configs, settings or (), track=track_of(context).name)
+    experiment = load_experiment(
+        configs, named_settings(model, dataset, shots, seeds), settings, track_of(context).name
+    )
     resolved, effects = experiment.resolved(), experiment.effects()
     origins = dict(experiment.origins)
     if as_json:

@@ -130,14 +130,19 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def load(
-    configs: Sequence[str], settings: Sequence[str] = (), *, track: str = DEFAULT_TRACK
+    configs: Sequence[str],
+    settings: Sequence[str] = (),
+    *,
+    track: str = DEFAULT_TRACK,
+    options: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Experiment:
-    """Merge config files and ``--set`` settings, and validate the result.
+    """Merge config files, options and ``--set`` settings, and validate the result.
 
     Args:
         configs: Paths or bare recipe names, merged left to right.
         settings: ``KEY=VALUE`` texts, merged last.
         track: Track of names without a prefix.
+        options: Options of the command line that set one key each: option -> key and value.
 
     Raises:
         ConfigError: Naming every fault.
@@ -148,6 +153,7 @@ def load(
         path = shipped.find_config(name, track)
         label = path.stem if path.parent in shipped.config_folders() else str(path)
         fragments.append((label, shipped.read_fragment(path)))
+    fragments += [(o, dotted.nested({key: value})) for o, (key, value) in (options or {}).items()]
     if settings:
         fragments.append(("--set", parse_settings(settings)))
     source = " + ".join(label for label, _ in fragments) or "the config"

@@ -88,6 +88,11 @@ class LinearProbeConfig(MethodConfig):
     epochs: int = Field(default=10, gt=0, le=MAX_EPOCHS)
     batch_size: BatchSize = 64
 
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate, which only ``adamw`` has."""
+        return self.lr if self.solver == "adamw" else None
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:

@@ -81,6 +81,9 @@ class ZeroShot:
 
     def __init__(self, config: ZeroShotConfig) -> None:
         self.config = config
+        words = config.prompts
+        self.prompts = "" if words is None else f"prompts in words ({words.form})"
+        self.uses_templates = words is None or words.with_templates
 
     def fit(self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext) -> ZeroShotClassifier:
         """Embed the class names; no example is used.

@@ -7,11 +7,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clipadapt.core.api.registry import DATASETS, METHODS, MODELS
+from clipadapt.core.records.schema import MethodFacts
 
 FRAMEWORKS = (
     "torch", "torchvision", "open_clip", "transformers", "peft", "datasets", "sklearn", "timm", "scipy",
@@ -98,3 +101,25 @@ def test_methods_do_not_import_one_another(package: str) -> None:
                 imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
 
         assert not imported & methods, f"{path} imports a method"
+
+
+def test_the_kernel_reads_and_names_no_setting_of_a_method() -> None:
+    """What a row needs from a method's settings is said by the method and recorded: ``MethodFacts``."""
+    facts = "|".join(MethodFacts.model_fields)
+    key = re.compile(rf"\bmethod\.(?!(?:{facts})\b)[a-z_]+")
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {match[0]}"
+        for room in ("cli", "records", "report", "runs", "data", "experiments", "scoring")
+        for path in (ROOT / "clipadapt/core" / room).rglob("*.py")
+        for node in _texts(ast.parse(path.read_text(encoding="utf-8")))
+        for match in key.finditer(node.value)
+    ]
+    assert found == []
+
+
+def _texts(tree: ast.Module) -> Iterator[Any]:
+    """Yield the strings of a module that are not docstrings."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node

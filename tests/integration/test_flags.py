@@ -301,3 +301,54 @@ def test_zero_shot_is_flagged_too(cli, records, tiny_clip, pictures, tmp_path):
     )  # fmt: skip
     assert "evaluated_on_train" not in home["flags"]
     assert "evaluated_on_train" in away["flags"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "hints", "others"),
+    [
+        ("", ["compare the settings of the method with those of its recipe"], ["learning rate"]),
+        ("lr: float = 0.25", ["lower the learning rate, 0.25"], ["recipe"]),
+        (
+            "lr: float = 0.25\n    @property\n    def learning_rate(self):\n        return None",
+            ["compare the settings"],
+            ["learning rate"],
+        ),
+    ],
+)
+def test_scores_that_are_not_finite_get_a_hint_that_the_method_can_follow(
+    keys, hints, others, known, tmp_path, cli, pictures
+):
+    code = PLUGIN.replace("    epochs: int = 0\n", f"    epochs: int = 0\n    {keys}\n")
+    code = code.replace("return np.eye", "return np.nan * np.eye")
+    (tmp_path / "plugins" / "known.py").write_text(code)
+
+    done = cli(
+        "run", tmp_path / "known.yaml", "--set", f"data.name=folder:{pictures}", "--out", tmp_path / "runs"
+    )  # fmt: skip
+
+    assert done.code == 2
+    assert "the scores are not finite; the run diverged" in done.text
+    assert "model.precision" not in done.text  # there is no model
+    assert all(hint in done.text for hint in hints)
+    assert not any(other in done.text for other in others)
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16", True), ("fp32", False)])
+def test_float32_is_suggested_only_if_the_model_is_not_in_it(
+    precision, said, tiny_clip, cli, tmp_path, pictures, monkeypatch
+):
+    from clipadapt.methods.zero_shot import ZeroShotClassifier
+
+    monkeypatch.setattr(
+        ZeroShotClassifier,
+        "predict_scores",
+        lambda self, inputs: np.full((len(inputs), len(self.classnames)), np.nan, dtype=np.float32),
+    )
+
+    done = cli(
+        "run", "zero_shot", "--set", f"data.name=folder:{pictures}", "--set", f"model.name={tiny_clip}",
+        "--set", f"model.precision={precision}", "--out", tmp_path / "runs",
+    )  # fmt: skip
+
+    assert ("--set model.precision=fp32" in done.text) == said
+    assert "learning rate" not in done.text

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 
 
 ScoreKind = Literal["logit", "margin", "sigmoid"]
-"""How scores become probabilities: logits by a softmax over the classes; those of a model trained with a sigmoid loss
-(SigLIP) by one sigmoid per class, so that they need not sum to 1; margins only at a temperature fitted on val."""
+"""How scores become probabilities: logits by a softmax over the classes; ``sigmoid`` scores by one sigmoid per class,
+so that they need not sum to 1; margins only at a temperature fitted on val.
+
+The loss that fitted the scores decides. Zero-shot scores of a model with a sigmoid loss (SigLIP) are sigmoids. A
+method that trains on the same model with a softmax cross-entropy returns logits: only the differences between its
+scores are trained."""
 Setting = Literal["inductive", "transductive", "online"]
 """What a prediction depends on beside its own input: nothing, all inputs given with it, or those before it."""
 
@@ -48,6 +52,11 @@ class MethodConfig(StrictModel):
         Raises:
             ConfigError: If they do not fit the task; the message says which would.
         """
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The key ``lr``, None if the method has none or does not use it with these settings."""
+        return getattr(self, "lr", None)
 
     def in_run_id(self) -> dict[str, Any]:
         """Return the settings that identify a fit, as plain data; a file stands in it by its content, not its path.
@@ -201,6 +210,9 @@ class Method(Protocol):
     know the training classes, so that evaluation on other classes is refused before the fit; and
     ``refits_on_val(*, few_shot: bool) -> bool`` for a method whose final fit is on train and val, so that its runs
     have the flag ``refit_on_val`` and are not evaluated on val.
+
+    Two more tell readers of tables what a row is, where the templates of the data do not: ``prompts``, in a few words,
+    such as "prompts in words (cupl)", and ``uses_templates = False`` if the templates have no part in them.
 
     Optional attribute of a class: ``setting``, see :data:`Setting`; the default is ``inductive``. A ``transductive``
     method predicts all inputs of a call together, an ``online`` one predicts them one after another and adapts to

@@ -129,6 +129,8 @@ class MethodFacts(StrictModel):
         uses_train: Whether the method uses the training split; False for zero-shot classifiers.
         setting: Whether a prediction depends on the other inputs; ``inductive`` in older records.
         contents: sha256 of the content of each file that a setting names, by the setting's dotted key.
+        prompts: What its prompts are if they are not the templates alone, in words; else empty.
+        uses_templates: Whether the templates are part of its prompts.
     """
 
     name: str
@@ -138,6 +140,8 @@ class MethodFacts(StrictModel):
     uses_train: bool = True
     setting: Setting = "inductive"
     contents: dict[str, str] = Field(default_factory=dict)
+    prompts: str = ""
+    uses_templates: bool = True
 
 
 class Selection(StrictModel):

@@ -6,6 +6,7 @@ same model with a single seed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +40,7 @@ class Answers:
         predicted: Predicted classes, shape ``(S, n)``.
         weight: See :class:`~clipadapt.core.scoring.metrics.ExampleValues`.
         unit: Unit of the metric.
+        largest: Largest possible value of an example.
     """
 
     ids: NDArray[np.str_]
@@ -48,11 +50,14 @@ class Answers:
     predicted: NDArray[np.int64]
     weight: float = 1.0
     unit: str = "fraction"
+    largest: float = math.inf
 
     @property
     def interval(self) -> Interval:
         """The metric with its interval over examples and seeds."""
-        return interval_of(self.values, self.unit, weight=self.weight, level=LEVEL)
+        return interval_of(
+            self.values, self.unit, weight=self.weight, largest=self.largest, level=LEVEL
+        )
 
 
 def answers_of(
@@ -79,6 +84,7 @@ def answers_of(
         predictions.predicted[order][None],
         found.weight,
         record.metrics[metric].unit if metric in record.metrics else "fraction",
+        found.largest,
     )
 
 
@@ -99,6 +105,7 @@ def join(answers: Sequence[Answers]) -> Answers:
             np.concatenate([joined.predicted[:, in_joined], one.predicted[:, in_one]]),
             fmean([joined.weight] * len(joined.seeds) + [one.weight]),
             joined.unit,
+            max(joined.largest, one.largest),
         )
     return joined
 

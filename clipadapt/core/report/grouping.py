@@ -18,7 +18,7 @@ from clipadapt.core.experiments.settings import settings_that_affect_results
 from clipadapt.core.records.environment import LIBRARIES
 from clipadapt.core.records.schema import canonical_json
 from clipadapt.core.report.formats import method_title
-from clipadapt.core.scoring.metrics import METRICS, find_metric
+from clipadapt.core.scoring.metrics import METRICS, of_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -221,15 +221,10 @@ def _facts(record: RunRecord, metric: str) -> dict[str, Any]:
         "model.weights_sha256": model.weights_sha256 if model else None,
         "method.version": record.method.version,
         f"metrics.{metric}.unit": value.unit if value else None,
-        **({"probabilities": record.probabilities} if _of_probabilities(metric) else {}),
+        **({"probabilities": record.probabilities} if of_probabilities(metric) else {}),
         **({"metrics_version": record.metrics_version} if metric in CHANGED_METRICS else {}),
         **{f"environment.packages.{name}": installed.get(name) for name in LIBRARIES},
     }
-
-
-def _of_probabilities(metric: str) -> bool:
-    known = find_metric(metric)
-    return known is not None and known.probabilities
 
 
 def _commits(first: RunRecord, other: RunRecord) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapt.core.experiments.dotted import get
-from clipadapt.core.report.formats import method_title, split_title
+from clipadapt.core.report.formats import method_title, metric_title, split_title
+from clipadapt.core.scoring.metrics import of_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,24 @@ def setting_notes(records: Sequence[RunRecord]) -> tuple[str, ...]:
     return (SETTINGS,) if any(r.method.setting != "inductive" for r in records) else ()
 
 
+def probability_notes(records: Sequence[RunRecord], metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return a note if some records have a softmax and others sigmoids, and one of the metrics reads probabilities.
+
+    Args:
+        records: Records that have the metrics.
+        metrics: Names of the metrics that are shown.
+    """
+    titles = [metric_title(name, "") for name in metrics if of_probabilities(name)]
+    if not titles or len({r.probabilities for r in records}) < 2:
+        return ()
+    note = (
+        "Probabilities are a softmax over the classes in some rows and one sigmoid per class in others, so their "
+        f"{', '.join(titles)} cannot be compared: the likelihood and the squared error of sigmoids are sums over all "
+        "classes, and their confidences need not sum to 1."
+    )
+    return (note,)
+
+
 def failure_note(failed: Sequence[RunRecord]) -> str:
     """Return a note that counts failed runs and names the first of them."""
     which = "; ".join(
@@ -50,10 +68,9 @@ def conditions(records: Sequence[RunRecord]) -> str:
         evaluation = record.evaluation
         where = f"{evaluation.dataset} ({split_title(evaluation.split, evaluation.classes)})"
         parts = [f"protocol {evaluation.protocol}"]
-        words = get(record.config, "method.prompts")
-        if words is not None:
-            parts.append(f"prompts in words ({get(words, 'form')})")
-        if evaluation.templates and (words is None or get(words, "with_templates")):
+        if record.method.prompts:
+            parts.append(record.method.prompts)
+        if evaluation.templates and record.method.uses_templates:
             some = f'"{evaluation.templates[0]}"'
             n = len(evaluation.templates)
             parts.append(f"template {some}" if n == 1 else f"{n} templates, the first {some}")

@@ -210,8 +210,8 @@ def differences(record: RunRecord, reference: Reference) -> tuple[str, ...]:
         found.append(f"model {model or 'none'}, published with {reference.models[0]}")
     if reference.prompts is not None:
         found += _other_templates(record.evaluation.templates, reference.prompts)
-        if get(record.config, "method.prompts") is not None:
-            found.append("prompts in words, published with templates")
+        if record.method.prompts:
+            found.append(f"{record.method.prompts}, published with templates")
     for key, wanted in reference.where.items():
         got = get(record.config, key)
         if got != wanted:

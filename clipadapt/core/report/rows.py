@@ -19,6 +19,7 @@ from clipadapt.core.api.errors import RecordError
 from clipadapt.core.records.history import accuracy_gap, loss_rise
 from clipadapt.core.report.answers import LEVEL, join
 from clipadapt.core.report.grouping import CHANGED_METRICS, refuse_unlike
+from clipadapt.core.scoring.metrics import of_probabilities
 from clipadapt.core.scoring.scores import class_counts, class_figures
 from clipadapt.core.scoring.statistics import Interval
 
@@ -103,6 +104,11 @@ class Row:
         return self.first.method.setting
 
     @property
+    def probabilities(self) -> str:
+        """How scores become probabilities: a softmax, or one sigmoid per class."""
+        return (self.ok or self.group.records)[0].probabilities
+
+    @property
     def model(self) -> str | None:
         """Name of the backbone, or None."""
         return self.first.model.name if self.first.model else None
@@ -142,6 +148,8 @@ class Row:
         """Return the mean of a metric, without an interval."""
         if metric in CHANGED_METRICS and len({r.metrics_version for r in self.ok}) > 1:
             return None  # figures with two meanings have no mean
+        if of_probabilities(metric) and len({r.probabilities for r in self.ok}) > 1:
+            return None
         return _mean(r.metrics[metric].value for r in self.ok if metric in r.metrics)
 
     @cached_property

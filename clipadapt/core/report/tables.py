@@ -29,7 +29,13 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import CHANGED_METRICS, group_records
-from clipadapt.core.report.notes import INTERVALS, conditions, failure_note, setting_notes
+from clipadapt.core.report.notes import (
+    INTERVALS,
+    conditions,
+    failure_note,
+    probability_notes,
+    setting_notes,
+)
 from clipadapt.core.report.rows import Row
 from clipadapt.core.report.run_files import RunFiles
 from clipadapt.core.scoring.metrics import METRICS_VERSION
@@ -244,6 +250,7 @@ def _notes(distinct: Sequence[RunRecord], repeated: int, metric: str) -> Iterabl
     if ok:
         yield INTERVALS
     yield from setting_notes(distinct)
+    yield from probability_notes([r for r in ok if metric in r.metrics], [metric])
     old = sum(r.metrics_version < METRICS_VERSION and metric in r.metrics for r in ok)
     if metric in CHANGED_METRICS and old:
         yield (
@@ -283,6 +290,7 @@ def _columns(table: Table) -> list[tuple[Column, Callable[[Line], str]]]:
         (Column("method", text=True), _method),
         (Column("setting", text=True), lambda x: x.row.setting),
         (Column("settings", text=True), lambda x: ", ".join(x.row.group.settings)),
+        (Column("probabilities", text=True), lambda x: x.row.probabilities),
         (Column("shots"), _shots),
         (Column("seeds"), lambda x: str(x.seeds)),
         (Column(metric), lambda x: format_interval(x.interval, table.unit)),
@@ -300,6 +308,9 @@ def _columns(table: Table) -> list[tuple[Column, Callable[[Line], str]]]:
         hidden.add("protocol")
     if all(line.row.setting == "inductive" for line in table.lines):
         hidden.add("setting")
+    measured = [r for line in table.lines for r in line.row.ok if table.metric in r.metrics]
+    if not probability_notes(measured, [table.metric]):
+        hidden.add("probabilities")
     if not any(line.row.group.settings for line in table.lines):
         hidden.add("settings")
     return [c for c in columns if c[0].title not in hidden]
@@ -353,7 +364,7 @@ def _html(table: Table) -> str:
 _CSV: Final = (
     "dataset", "split", "protocol", "model", "method", "recipe", "shots", "seeds", "failed", "n", "metric", "unit",
     "value", "low", "high", "n_trainable_params", "fit_seconds", "encode_seconds", "predict_seconds",
-    "peak_memory_bytes", "flags", "settings", "classes", "templates", "classnames_sha256", "setting",
+    "peak_memory_bytes", "flags", "settings", "classes", "templates", "classnames_sha256", "setting", "probabilities",
 )  # fmt: skip
 
 
@@ -373,6 +384,7 @@ def _csv_cells(table: Table, line: Line) -> list[Any]:
         value, low, high, row.n_trainable_params, row.fit_seconds, row.encode_seconds, row.predict_seconds,
         row.peak_memory_bytes, ";".join(row.flags), ";".join(row.group.settings), line.classes,
         ";".join(evaluation.templates), evaluation.classnames_sha256, row.setting,
+        row.probabilities,
     ]  # fmt: skip
     if table.reference:
         cells.append(";".join(str(p.value) for p in line.published))

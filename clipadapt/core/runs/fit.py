@@ -141,9 +141,20 @@ def predict_scores(spec: FitSpec, classifier: Classifier, split: Split[Any]) -> 
     if not np.isfinite(scores).all():
         raise DivergedError(
             f"seed {spec.seed}: the scores are not finite; the run diverged",
-            hint="lower the learning rate, or add --set model.precision=fp32",
+            hint=_against_divergence(spec),
         )
     return scores
+
+
+def _against_divergence(spec: FitSpec) -> str:
+    """Return what may help if scores are not finite: only what this method and this model have."""
+    rate, identity = spec.experiment.method.learning_rate, spec.opened.identity
+    found = [] if rate is None else [f"lower the learning rate, {rate:g}"]
+    if identity is not None and identity.dtype != "fp32":
+        found.append("add --set model.precision=fp32")
+    if not found:
+        found = ["compare the settings of the method with those of its recipe"]
+    return ", or ".join(found)
 
 
 def check_scores(source: str, scores: NDArray[Any], shape: tuple[int, int]) -> None:

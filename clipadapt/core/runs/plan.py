@@ -333,7 +333,7 @@ def _read_manifest(
     path: str, data: DataConfig, home: Target, progress: Progress
 ) -> sampling.Manifest:
     """Read the draw of an earlier run, or a few-shot index file."""
-    draw = read_draw(user_path(path))
+    draw = read_draw(user_path(path), home.dataset.classnames)
     if not isinstance(draw, sampling.Manifest):
         return manifest_of(draw, home, data)
     if data.shots not in {None, draw.shots}:
@@ -362,7 +362,7 @@ def _without_val(opened: OpenExperiment, progress: Progress) -> OpenExperiment:
     for target in opened.targets[1:]:
         if is_val(target):
             progress.note(
-                f"warning: {target.title} is not evaluated: the final fit is trained on it too (method.refit)"
+                f"warning: {target.title} is not evaluated: the final fit is trained on it too"
             )
         else:
             kept.append(target)

@@ -108,7 +108,7 @@ def write_failure(spec: FitSpec, failure: Failure, started_at: datetime) -> None
 def _facts(spec: FitSpec, target: Target, draw: Draw | None, ids: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a record that do not depend on the outcome."""
     opened, experiment = spec.opened, spec.experiment
-    identity = opened.identity
+    identity, method = opened.identity, opened.method(experiment.method)
     return {
         "run_id": opened.run_id(spec.seed, target),
         "fit_id": spec.fit_id,
@@ -140,9 +140,11 @@ def _facts(spec: FitSpec, target: Target, draw: Draw | None, ids: Sequence[str])
             version=opened.method.version,
             recipe=experiment.recipe,
             deviations=experiment.deviations,
-            uses_train=getattr(opened.method(experiment.method), "uses_train", True),
+            uses_train=getattr(method, "uses_train", True),
             setting=setting_of(opened.method),
             contents=file_contents(experiment.method),
+            prompts=getattr(method, "prompts", ""),
+            uses_templates=getattr(method, "uses_templates", True),
         ),
         "metrics_version": METRICS_VERSION,
     }

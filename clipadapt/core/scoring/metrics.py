@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 METRICS_VERSION: Final = 2
 """Version of what the metrics mean; raise it with the ``version`` of every metric whose meaning changes."""
 BOUNDS: Final = {
-    "fraction": (0.0, 1.0), "nats": (0.0, math.inf), "squared error": (0.0, 2.0),
+    "fraction": (0.0, 1.0), "nats": (0.0, math.inf), "squared error": (0.0, math.inf),
     "seconds": (0.0, math.inf), "bytes": (0.0, math.inf),
 }  # fmt: skip
-"""Smallest and largest value of each unit."""
+"""Smallest and largest value of each unit; a metric may state a smaller range, see :class:`ExampleValues`."""
 CALIBRATED: Final = "_calibrated"
 """Suffix of a metric of probabilities at the temperature fitted on val."""
 _Compute = TypeVar("_Compute", bound="Callable[[LabelledScores], ExampleValues | float | None]")
@@ -49,7 +49,7 @@ class MetricValue(StrictModel):
         high: Upper bound, None with ``low``.
         n: Number of examples.
         higher_is_better: Direction.
-        unit: ``fraction`` (in [0, 1]), ``nats``, ``squared error`` (Brier, in [0, 2]), ``seconds`` or ``bytes``.
+        unit: ``fraction`` (in [0, 1]), ``nats``, ``squared error`` (see :func:`brier`), ``seconds`` or ``bytes``.
     """
 
     value: FiniteFloat
@@ -69,10 +69,12 @@ class ExampleValues(NamedTuple):
     Attributes:
         values: Shape ``(n,)``; bool for an accuracy.
         weight: Mean weight of an example, above 1 if examples of rare classes count more.
+        largest: Largest possible value of an example.
     """
 
     values: NDArray[Any]
     weight: float = 1.0
+    largest: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,12 @@ def find_metric(name: str) -> Metric | None:
     return METRICS.get(name) or METRICS.get(name.removesuffix(CALIBRATED))
 
 
+def of_probabilities(name: str) -> bool:
+    """Return whether a metric reads probabilities, so that its values depend on how scores become probabilities."""
+    known = find_metric(name)
+    return known is not None and known.probabilities
+
+
 def example_values(name: str, scored: LabelledScores) -> ExampleValues | None:
     """Return a metric's value of each example; None if it is not a mean over examples, or not enough is stored.
 
@@ -195,14 +203,20 @@ def example_values(name: str, scored: LabelledScores) -> ExampleValues | None:
 
 
 def interval_of(
-    values: NDArray[Any], unit: str, *, weight: float = 1.0, level: float = 0.95
+    values: NDArray[Any],
+    unit: str,
+    *,
+    weight: float = 1.0,
+    largest: float = math.inf,
+    level: float = 0.95,
 ) -> Interval:
-    """Return the mean over seeds and examples with its interval, which stays within the bounds of the unit.
+    """Return the mean over seeds and examples with its interval, which stays within the range of the metric.
 
     Args:
         values: Value of each example for each seed, shape ``(S, n)``.
         unit: Unit of the metric.
         weight: Mean weight of an example; see :class:`ExampleValues`.
+        largest: Largest possible value of an example, if it is below that of the unit.
         level: Nominal coverage.
     """
     if unit == "fraction":
@@ -211,8 +225,7 @@ def interval_of(
     if found.low is None or found.high is None:
         return found
     least, most = BOUNDS[unit]
-    # The squared error of sigmoids may exceed 2, as they need not sum to 1.
-    return replace(found, low=max(found.low, least), high=min(found.high, max(most, found.value)))
+    return replace(found, low=max(found.low, least), high=min(found.high, most, largest))
 
 
 def _measure(m: Metric, scored: LabelledScores) -> MetricValue:
@@ -220,7 +233,9 @@ def _measure(m: Metric, scored: LabelledScores) -> MetricValue:
     if found is None:
         raise ValueError(f"{m.name} needs the scores of all classes")
     if isinstance(found, ExampleValues):
-        interval = interval_of(found.values[None], m.unit, weight=found.weight)
+        interval = interval_of(
+            found.values[None], m.unit, weight=found.weight, largest=found.largest
+        )
         value, low, high = interval.value, interval.low, interval.high
     else:
         value, low, high = found, None, None
@@ -307,12 +322,18 @@ def nll(s: LabelledScores) -> ExampleValues | None:
 
 @metric("Brier", unit="squared error", higher_is_better=False, probabilities=True)
 def brier(s: LabelledScores) -> ExampleValues | None:
-    """Mean over examples of the squared error of the probabilities, summed over classes, in [0, 2] for a softmax.
+    """Mean over examples of the squared error of the probabilities, summed over ``C`` classes.
+
+    It is in [0, 2] for a softmax, and in [0, C] for one sigmoid per class: these need not sum to 1, and each may be
+    wrong by 1.
 
     References:
         G. Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950.
     """
-    return None if s.squared_errors is None else ExampleValues(s.squared_errors)
+    if s.squared_errors is None:
+        return None
+    largest = float(s.scores.shape[1]) if s.sigmoid else 2.0
+    return ExampleValues(s.squared_errors, largest=largest)
 
 
 @metric(

@@ -174,17 +174,24 @@ def topk_accuracy(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> fl
     return float(LabelledScores(labels, scores).in_top(k).mean())
 
 
-def nll(scores: NDArray[Any], labels: NDArray[np.int64], temperature: float = 1.0) -> float:
+def nll(
+    scores: NDArray[Any],
+    labels: NDArray[np.int64],
+    temperature: float = 1.0,
+    *,
+    sigmoid: bool = False,
+) -> float:
     """Return the mean negative log-likelihood of ``softmax(scores / temperature)`` in nats.
 
     It is computed from the scores, not from rounded probabilities, so it is finite even for a confident wrong answer.
+    With ``sigmoid`` it is that of one sigmoid per class, summed over the classes.
 
     Raises:
         RecordError: If a score is not finite, or the shapes of scores and labels do not match.
         ValueError: If the temperature is not positive.
     """
     check_scores(scores, labels)
-    return float(proper_scores(scores, labels, temperature)[0].mean())
+    return float(proper_scores(scores, labels, temperature, sigmoid=sigmoid)[0].mean())
 
 
 def class_counts(
@@ -234,8 +241,8 @@ def check_scores(scores: NDArray[Any], labels: NDArray[np.int64]) -> None:
     if bad.size:
         raise RecordError(
             f"the scores of {bad.size} of {n} examples contain nan or infinity (first: row {bad[0]})",
-            hint="training diverged or a half-precision value overflowed: lower the learning rate, "
-            "or use '--set model.precision=fp32'",
+            hint="the fit diverged, or a half-precision value overflowed; "
+            "'--set model.precision=fp32' avoids the second",
         )
 
 

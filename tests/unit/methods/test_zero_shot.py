@@ -222,3 +222,14 @@ def test_the_file_is_a_deviation_only_where_the_recipe_has_no_place_for_it(write
         "method.prompts.with_templates=True (--set)",
     )
     assert other.deviations[-1].startswith("method.prompts.descriptions=")
+
+
+def test_the_method_says_what_its_prompts_are(write):
+    for settings_, prompts, uses_templates in (
+        (ZeroShotConfig(), "", True),
+        (settings(form="waffle"), "prompts in words (waffle)", False),
+        (settings(descriptions=write()), "prompts in words (cupl)", False),
+        (settings(descriptions=write(), with_templates=True), "prompts in words (cupl)", True),
+    ):
+        method = ZeroShot(settings_)
+        assert (method.prompts, method.uses_templates) == (prompts, uses_templates)

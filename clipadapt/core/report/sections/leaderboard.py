@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.report.formats import NOTHING, format_interval, format_value, metric_title
+from clipadapt.core.report.notes import probability_notes
 from clipadapt.core.report.page_rows import place
 from clipadapt.core.report.section import section
 from clipadapt.core.scoring.metrics import METRICS
@@ -81,7 +82,10 @@ def leaderboard(page: Page) -> dict[str, Any]:
     """Return the cells of each row."""
     columns = [*_HEAD, *_metric_columns(), *_TAIL]
     rows = [(r, [c.cell(r) for c in columns]) for r in page.rows]
-    return {"columns": columns, "rows": rows, "notes": page.summary.notes}
+    ok = [record for r in page.rows for record in r.row.ok]
+    shown = [m.name for m in METRICS.values() if m.leaderboard]
+    notes = (*probability_notes(ok, shown), *page.summary.notes)
+    return {"columns": columns, "rows": rows, "notes": notes}
 
 
 def _metric_columns() -> list[Column]:
@@ -93,9 +97,13 @@ def _metric_column(m: Metric, suffix: str) -> Column:
     name, notes = m.name + suffix, [m.note] if m.note else []
     if m.probabilities:
         notes.append("with the temperature fitted on val" if suffix else "without calibration")
-    return Column(
-        metric_title(name), "figure", ", ".join(notes), lambda r: _figure(r.row.mean(name), m.unit)
-    )
+
+    def cell(r: PageRow) -> Cell:
+        sigmoid = m.probabilities and r.row.probabilities == "sigmoid"
+        value = r.row.mean(name)
+        return Cell(format_value(value, m.unit), value, "sigmoid" if sigmoid else "")
+
+    return Column(metric_title(name), "figure", ", ".join(notes), cell)
 
 
 def _figure(value: float | None, unit: str) -> Cell:

@@ -140,6 +140,18 @@ def test_margins_have_no_calibration_and_a_note_says_so(page):
     assert "AURC, %" in text
 
 
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_unlike_probabilities_are_marked_and_noted(tmp_path, kind):
+    store = RunStore(tmp_path)
+    save_run(store, "clip/zero_shot", 0.3, shots=None, probabilities=kind)
+    save_run(store, "clip/coop", 0.8, shots=4)
+
+    shown = Reader(report.build_report(tmp_path)[0]).text("leaderboard")
+
+    assert ("cannot be compared" in shown) == (kind == "sigmoid")
+    assert shown.count(" sigmoid ") == (4 if kind == "sigmoid" else 0)  # three cells and the note
+
+
 def test_recipes_leakage_and_environment_are_shown(page):
     assert f"A paper of {HOSTILE}" in page.text("recipes")
     assert "train and test 1 2 thumbnails" in page.text("data")

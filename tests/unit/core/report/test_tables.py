@@ -9,7 +9,9 @@ import pytest
 
 from clipadapt.core.api.errors import RecordError, UnknownNameError
 from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.report.grouping import group_records
 from clipadapt.core.report.notes import conditions
+from clipadapt.core.report.rows import Row
 from clipadapt.core.report.tables import build_table, render, render_per_class
 from tests.unit.core.records.test_records import ENVIRONMENT, make_failure, make_record, metric
 
@@ -165,9 +167,9 @@ def test_rows_with_other_settings_are_labelled_with_them(changes, first, second)
     ],
 )
 def test_prompts_in_words_are_named_instead_of_the_template(with_templates, words):
-    config = {"method": {"prompts": {"form": "cupl", "with_templates": with_templates}}}
+    told = {"method__prompts": "prompts in words (cupl)", "method__uses_templates": with_templates}
 
-    record = make_record(config=config, evaluation__templates=["a photo of a {}."])
+    record = make_record(evaluation__templates=["a photo of a {}."], **told)
 
     assert words in conditions([record])
 
@@ -369,3 +371,57 @@ def test_runs_of_different_settings_are_never_averaged():
     runs = [run(1, value=0.5), run(2, value=0.7, method__setting="online")]
 
     assert [line.seeds for line in build_table(runs).lines] == [1, 1]
+
+
+def of_kinds(*kinds, metric_name="nll"):
+    return [
+        run(
+            seed=1,
+            run_id=f"{i:016x}",
+            method__name=f"clip/m{i}",
+            probabilities=kind,
+            metrics={
+                "accuracy": metric(0.7, 0.6, 0.8),
+                metric_name: metric(2.5 + i, 2.0, 4.0, unit="nats", higher=False),
+            },
+        )
+        for i, kind in enumerate(kinds)
+    ]
+
+
+@pytest.mark.parametrize("name", ["nll", "brier", "ece", "ece_calibrated"])
+def test_a_column_of_unlike_probabilities_says_so(name):
+    table = build_table(of_kinds("sigmoid", "softmax", metric_name=name), metric=name)
+    (note,) = (n for n in table.notes if "sigmoid" in n)
+    assert "cannot be compared" in note
+    header, *rows = markdown(of_kinds("sigmoid", "softmax", metric_name=name), metric=name)
+    assert [r[header.index("probabilities")] for r in rows] == ["sigmoid", "softmax"]
+    cells = csv.DictReader(io.StringIO(render(table, "csv")))
+    assert [c["probabilities"] for c in cells] == ["sigmoid", "softmax"]
+
+
+def test_like_probabilities_and_accuracies_need_no_note():
+    for records, name in (
+        (of_kinds("sigmoid", "sigmoid"), "nll"),
+        (of_kinds("softmax", "softmax"), "nll"),
+        (of_kinds("sigmoid", "softmax"), "accuracy"),
+    ):
+        table = build_table(records, metric=name)
+        assert not [n for n in table.notes if "sigmoid" in n]
+        assert "probabilities" not in markdown(records, metric=name)[0]
+
+
+def test_a_margin_without_the_metric_does_not_make_a_column_unlike():
+    sigmoid, margin = of_kinds("sigmoid", "softmax")
+    margin = run(run_id="a" * 16, method__name="clip/zero")
+    assert not [n for n in build_table([sigmoid, margin], metric="nll").notes if "sigmoid" in n]
+
+
+def test_seeds_of_unlike_probabilities_have_no_mean():
+    first, second = of_kinds("sigmoid", "softmax")
+    second = second.model_copy(update={"seed": 2, "method": first.method})
+    with pytest.raises(RecordError, match="probabilities: 'sigmoid' in .* 'softmax' in"):
+        build_table([first, second], metric="nll")
+    (group,) = group_records([first, second])
+    assert Row(group).mean("nll") is None
+    assert Row(group).mean("accuracy") == pytest.approx(0.7)

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from clipadapt.core.records.confidence import confidences
 from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.report.answers import Answers, join
 from clipadapt.core.scoring.calibration import fit_temperature
-from clipadapt.core.scoring.metrics import compute_metrics
-from clipadapt.core.scoring.scores import LabelledScores, probabilities, softmax
+from clipadapt.core.scoring.metrics import compute_metrics, example_values
+from clipadapt.core.scoring.scores import LabelledScores, nll, probabilities, softmax
+from clipadapt.core.scoring.statistics import t_interval
 
 SIZE = (500, 6)
 
@@ -89,9 +91,51 @@ def test_metrics_of_sigmoids_differ_in_probabilities_only() -> None:
     assert sigmoid["accuracy"] == logit["accuracy"]
     for name in ("nll", "brier", "ece", "nll_calibrated", "ece_calibrated"):
         assert sigmoid[name].value != logit[name].value
-    high = compute_metrics(scores + 30, labels, score_kind="sigmoid")["brier"]
-    assert high.value > 2
-    assert high.low <= high.value <= high.high
+
+
+def test_the_brier_score_of_sigmoids_is_bounded_by_the_number_of_classes() -> None:
+    labels = np.arange(12) % SIZE[1]
+    scores = np.full((12, SIZE[1]), 40, dtype=np.float32)  # every class is certain
+    scores[
+        :6, 0
+    ] = -40  # and one of them wrong in half of the examples, with the other label right or wrong
+
+    found = compute_metrics(scores, labels, score_kind="sigmoid")["brier"]
+
+    values = LabelledScores(labels, scores, sigmoid=True).squared_errors
+    assert 2 < found.value == pytest.approx(values.mean())
+    own = t_interval(values)
+    assert (found.low, found.high) == pytest.approx((own.low, own.high))
+    assert 2 < found.high < SIZE[1]
+    # The worst possible forecast, once relieved, ends at the number of classes, not at 2 and not above.
+    worst = np.where(np.eye(SIZE[1], dtype=bool)[labels], -40, 40).astype(np.float32)
+    worst[0] *= -1
+    few = compute_metrics(worst, labels, score_kind="sigmoid")["brier"]
+    assert t_interval(LabelledScores(labels, worst, sigmoid=True).squared_errors).high > SIZE[1]
+    assert few.value < few.high == SIZE[1]
+    one = 80 * np.eye(SIZE[1], dtype=np.float32)[(labels + 1) % SIZE[1]]
+    one[0] = 80 * np.eye(SIZE[1])[labels[0]]
+    assert compute_metrics(one, labels)["brier"].high == 2
+
+
+def test_several_seeds_keep_the_range_of_the_metric() -> None:
+    scores, labels = drawn()
+    found = [
+        Answers(np.arange(SIZE[0]).astype(str), labels, v.values[None], (seed,), labels[None], v.weight,
+                "squared error", v.largest)
+        for seed in (1, 2)
+        if (v := example_values("brier", LabelledScores(labels, scores + 9 * seed, sigmoid=True)))
+    ]  # fmt: skip
+    both = join(found)
+    assert both.largest == SIZE[1]
+    assert 2 < both.interval.value < both.interval.high <= SIZE[1]
+
+
+def test_the_mean_loss_of_sigmoids_is_that_of_the_examples() -> None:
+    scores, labels = drawn()
+    expected = LabelledScores(labels, scores, 1.5, sigmoid=True).losses.mean()
+    assert nll(scores, labels, 1.5, sigmoid=True) == pytest.approx(expected)
+    assert nll(scores, labels, 1.5) != pytest.approx(expected)
 
 
 def test_the_short_form_keeps_the_confidence_at_every_temperature() -> None:

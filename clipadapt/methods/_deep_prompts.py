@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import PositiveFloat
@@ -14,7 +14,7 @@ from clipadapt.core.api.limits import BatchSize, Epochs, Examples
 from clipadapt.core.files import saved
 from clipadapt.methods import _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor
-from clipadapt.methods._text import in_chunks, leading, score_kind, zero_shot_weights
+from clipadapt.methods._text import in_chunks, leading, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 
 if TYPE_CHECKING:
@@ -450,6 +450,7 @@ class PromptedClassifier:
         config: How the prompts are built.
         n_trainable_params: Number of trained parameters.
         selection: The epoch selected on val, or None.
+        score_kind: The loss is a softmax cross-entropy, also on a model with a sigmoid loss.
     """
 
     model: DeepPromptTunable
@@ -461,11 +462,7 @@ class PromptedClassifier:
     config: DeepPromptConfig
     n_trainable_params: int
     selection: dict[str, Any] | None
-
-    @property
-    def score_kind(self) -> ScoreKind:
-        """``logit``, or ``sigmoid`` if the model was trained with a sigmoid loss."""
-        return score_kind(self.model)
+    score_kind: ClassVar[ScoreKind] = "logit"
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""

@@ -32,14 +32,18 @@ class Passes:
         )
 
     def begin(self, passes: int) -> None:
-        """Call before each chunk of passes; at the second one, the time is estimated from the first."""
+        """Call before each chunk of passes; after the first one, the time is estimated from it."""
+        self.end()
         if not self.begun:
             self.started = time.monotonic()
-        elif self.started:
+        self.begun += passes
+
+    def end(self) -> None:
+        """Call after a chunk if other work may follow, which the estimate must not include."""
+        if self.started and self.begun < self.total:
             seconds = (time.monotonic() - self.started) / self.begun * self.total
             self.progress.note(f"{self.what}: about {duration(seconds)}")
-            self.started = 0.0
-        self.begun += passes
+        self.started = 0.0
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,6 @@ from clipadapt.methods._text import (
     cosine_scores,
     in_chunks,
     leading,
-    score_kind,
     zero_shot_weights,
 )
 from clipadapt.methods._training import Objective, TrainingConfig
@@ -370,6 +369,7 @@ class PromptClassifier:
         start: Text features of the hand-written prompts, for comparison.
         config: How the prompts are built.
         selection: The epoch selected on val, or None.
+        score_kind: The loss is a softmax cross-entropy, also on a model with a sigmoid loss.
     """
 
     model: PromptTunable
@@ -379,17 +379,13 @@ class PromptClassifier:
     start: NDArray[np.float32]
     config: PromptConfig
     selection: dict[str, Any] | None
+    score_kind: ClassVar[ScoreKind] = "logit"
     export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
 
     @property
     def n_trainable_params(self) -> int:
         """Number of elements in the context vectors."""
         return self.context.size
-
-    @property
-    def score_kind(self) -> ScoreKind:
-        """``logit``, or ``sigmoid`` if the model was trained with a sigmoid loss."""
-        return score_kind(self.model)
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``."""
@@ -464,7 +460,6 @@ class PromptClassifier:
             _export.COSINE,
             temperature=temperature,
             output=output,
-            score_kind=self.score_kind,
         )
 
     def save(self, directory: Path) -> None:

@@ -112,7 +112,11 @@ def cosine_scores(
 
 
 def score_kind(model: ImageTextModel, logit_scale: float | None = None) -> ScoreKind:
-    """Return what :func:`cosine_scores` are: ``sigmoid`` with the scale and bias of a model with a sigmoid loss."""
+    """Return what :func:`cosine_scores` without training are.
+
+    They are ``sigmoid`` with the scale and bias of a model that was trained with a sigmoid loss. Every method that
+    trains or adapts has its own loss or rule, which is a softmax over the classes, and does not ask here.
+    """
     return "sigmoid" if model.logit_bias and logit_scale is None else "logit"
 
 

@@ -99,6 +99,13 @@ class TrainingConfig(MethodConfig):
         whole, rest = divmod(len(train), self.batch_size)
         return self.epochs * (whole + bool(rest and not (self.drop_last and whole)))
 
+    def images_for(self, train: Split[Any]) -> int:
+        """Return the number of images that the training steps read."""
+        per_epoch, rest = len(train), len(train) % self.batch_size
+        if self.drop_last and rest < per_epoch:
+            per_epoch -= rest
+        return self.epochs * per_epoch
+
     def check(self, task: Task[Any]) -> None:
         """Check that the warm-up ends before training does."""
         if not self.epochs or task.train is None or not len(task.train):

@@ -14,7 +14,7 @@ from clipadapt.methods import _prompts, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._passes import Passes
 from clipadapt.methods._prompts import Prompts
-from clipadapt.methods._text import cosine_scores, score_kind, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import PromptTunable
 
@@ -94,10 +94,12 @@ class CoCoOp:
         parameters = {name: _training.parameter(ctx, name, a) for name, a in initial.items()}
         features = FrozenFeatures(backbone, train.inputs, config, "output")
         val_features = None if val is None else backbone.encode(val.inputs, "image")
-        C, cost = len(task.classnames), None
+        C, cost, val_cost = len(task.classnames), None, None
         if config.epochs:
-            images = config.epochs * (len(train) + (0 if val is None else len(val)))
-            cost = Passes(ctx.progress, "cocoop: training", images, C)
+            cost = Passes(ctx.progress, "cocoop: training", config.images_for(train), C)
+        if val is not None:
+            each = "cocoop: evaluation on val after each epoch"
+            val_cost = Passes(ctx.progress, each, config.epochs * len(val), C)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             assert cost is not None
@@ -108,7 +110,10 @@ class CoCoOp:
 
         def val_scores() -> NDArray[np.float32]:
             assert val_features is not None
-            return scores_of(prompts, {n: p.detach() for n, p in parameters.items()}, val_features)
+            assert cost is not None
+            cost.end()
+            own = {n: p.detach() for n, p in parameters.items()}
+            return scores_of(prompts, own, val_features, val_cost)
 
         evaluate = None if val_features is None else val_scores
         objective = Objective.of("cocoop", parameters, loss, evaluate, backbone, task)
@@ -208,6 +213,8 @@ def scores_of(
                 cost.begin(len(part) * C)
             logits = conditional_logits(prompts, own, tensor(part, device))
             out[begin : begin + size] = logits.cpu().numpy()
+            if cost is not None:
+                cost.end()
             bar.advance(len(part))
     return out
 
@@ -223,6 +230,7 @@ class CoCoOpClassifier:
         start: Text features of the hand-written prompts, for comparison.
         config: How the prompts are built.
         selection: The epoch selected on val, or None.
+        score_kind: The loss is a softmax cross-entropy, also on a model with a sigmoid loss.
     """
 
     model: PromptTunable
@@ -231,11 +239,7 @@ class CoCoOpClassifier:
     start: NDArray[np.float32]
     config: CoCoOpConfig
     selection: dict[str, Any] | None
-
-    @property
-    def score_kind(self) -> ScoreKind:
-        """``logit``, or ``sigmoid`` if the model was trained with a sigmoid loss."""
-        return score_kind(self.model)
+    score_kind: ClassVar[ScoreKind] = "logit"
 
     @property
     def n_trainable_params(self) -> int:

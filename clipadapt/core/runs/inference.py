@@ -67,8 +67,8 @@ class LoadedRun:
 
     @property
     def sigmoid(self) -> bool:
-        """Whether the probability of each class is a sigmoid of its own score, not a softmax."""
-        return self.classifier.score_kind == "sigmoid"
+        """Whether the probability of each class is a sigmoid of its own score, as it was in the run's metrics."""
+        return self.record.probabilities == "sigmoid"
 
     def note_of(self, n: int) -> str | None:
         """Return a note for the user about predicting ``n`` inputs, or None."""
@@ -87,8 +87,8 @@ class LoadedRun:
             top: Classes to return per input.
 
         Returns:
-            One mapping per input: ``input`` (its id), ``label``, ``probability`` and ``top``. Probabilities are the
-            softmax at the stored temperature; without one they are not calibrated.
+            One mapping per input: ``input`` (its id), ``label``, ``probability`` and ``top``. Probabilities are
+            those of the run's metrics at the stored temperature; without one they are not calibrated.
         """
         return list(self._predictions(inputs, top))
 

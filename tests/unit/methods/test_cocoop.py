@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.methods import _prompts
+from clipadapt.methods import _passes, _prompts
 from clipadapt.methods._passes import Passes, duration
 from tests.unit.methods.conftest import FAMILIES, context, method
 
@@ -71,23 +70,59 @@ def test_chunks_give_the_same_result(chunk, alone, models, small, tmp_path, monk
     np.testing.assert_allclose(part.predict_scores(inputs), expected, atol=2e-3)
 
 
-def test_the_cost_is_reported_before_it_is_paid(models, small, tmp_path):
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize(("batch_size", "drop_last"), [(4, False), (5, True), (100, True)])
+def test_the_cost_is_reported_before_it_is_paid(
+    keep, batch_size, drop_last, models, small, tmp_path, monkeypatch
+):
     model, (task, inputs) = models("clip"), small
-    ctx, notes = context(tmp_path), Notes()
+    ctx, notes, paid = context(tmp_path), Notes(), []
     ctx.services.progress = notes
+    settings = SHORT | {"keep": keep, "batch_size": batch_size, "drop_last": drop_last}
+    encode = _prompts.Prompts._encode
 
-    fitted = method("cocoop", **SHORT).fit(model, task, ctx)
+    def counted(self, contexts, *rest):
+        paid.append((len(contexts) * contexts.shape[1], contexts.requires_grad))
+        return encode(self, contexts, *rest)
 
-    n = len(task.train)
-    assert notes.notes[0] == (
-        f"cocoop: training: {2 * n * 3:,} passes of the text tower ({2 * n} images x 3 classes)"
+    monkeypatch.setattr(_prompts.Prompts, "_encode", counted)
+
+    fitted = method("cocoop", **settings).fit(model, task, ctx)
+
+    trained, evaluated = (sum(n for n, grad in paid if grad is kind) for kind in (True, False))
+    told = [n for n in notes.notes if "passes" in n]
+    assert told[0] == (
+        f"cocoop: training: {trained:,} passes of the text tower ({trained // 3} images x 3 classes)"
     )
-    assert re.fullmatch(r"cocoop: training: about \d+ s", notes.notes[1])
-    assert len(notes.notes) == 2
+    assert trained == 2 * 3 * (len(task.train) - len(task.train) % 5 * (batch_size == 5))
+    assert evaluated == (2 * 3 * len(task.val) if keep == "best" else 0)
+    assert told[1:] == (
+        [
+            f"cocoop: evaluation on val after each epoch: {evaluated:,} passes of the text tower "
+            f"({evaluated // 3} images x 3 classes)"
+        ]
+        if keep == "best"
+        else []
+    )
+    times = [n.rpartition(": about ")[0] for n in notes.notes if "about" in n]
+    assert times == [n.rpartition(": ")[0] for n in told]
     after = Notes()
     heard = model.with_services(Services(FeatureCache(enabled=False), progress=after, workers=1))
     dataclasses.replace(fitted, model=heard).predict_scores(inputs)
     assert after.notes[0].startswith(f"cocoop: prediction: {len(inputs) * 3} passes")
+
+
+def test_the_estimate_leaves_out_other_work(monkeypatch):
+    now, notes = [0.0], Notes()
+    monkeypatch.setattr(_passes.time, "monotonic", lambda: now[0])
+    cost = Passes(notes, "x", 10, 2)
+    now[0] = 1.0
+    cost.begin(5)
+    now[0] = 4.0
+    cost.end()
+    now[0] = 1000.0
+    cost.begin(5)
+    assert notes.notes[1:] == ["x: about 12 s"]
 
 
 def test_the_estimate_is_made_once():

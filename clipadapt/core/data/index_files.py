@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.api.user_input import read_text, shown
-from clipadapt.core.data.labelled import split_named
+from clipadapt.core.data.labelled import class_key, split_named
 from clipadapt.core.data.sampling import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from clipadapt.core.api.data import SplitName
@@ -33,6 +33,7 @@ MAX_BYTES: Final = 1 << 30
 _PATH: Final = ("impath", "path", "image", "image_path", "img_path", "file", "file_name", "filename")  # fmt: skip
 _LABEL: Final = ("label", "class_id", "target", "classname", "class_name", "class")
 _ROLE: Final = ("split", "subset", "role", "set")
+_SPECIAL: Final = frozenset({*_PATH, "data", "indices"})
 _PICKLED: Final = frozenset({".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib"})
 TO_JSON: Final = (
     "python -c \"import json, pickle, sys; d = pickle.load(open(sys.argv[1], 'rb')); json.dump("
@@ -73,8 +74,12 @@ class IndexFile:
     val: tuple[Entry, ...]
 
 
-def read_draw(path: Path) -> Manifest | IndexFile:
+def read_draw(path: Path, classnames: Collection[str] = ()) -> Manifest | IndexFile:
     """Read the draw of an earlier run, or a few-shot index file.
+
+    Args:
+        path: The file.
+        classnames: Classes of the dataset, one of which may be called train, val or test.
 
     Raises:
         DataError: If it is a pickle, or neither a manifest nor an index file.
@@ -85,7 +90,7 @@ def read_draw(path: Path) -> Manifest | IndexFile:
     text = read_text(path, "few-shot index file", MAX_BYTES)
     if '"dataset_sha256"' in text or not text.strip():
         return Manifest.read(path)
-    rows = list(_rows(_parsed(text, path), path))
+    rows = list(_rows(_parsed(text, path), path, classnames))
     train, val = (tuple(e for role, e in rows if role == name) for name in ("train", "val"))
     if not train:
         raise DataError(f"the few-shot index file '{path}' lists no train examples", hint=FORMS)
@@ -151,21 +156,29 @@ def _parsed(text: str, path: Path) -> Any:
     return values
 
 
-def _rows(content: Any, path: Path) -> Iterator[tuple[SplitName, Entry]]:
+def _rows(
+    content: Any, path: Path, classnames: Collection[str]
+) -> Iterator[tuple[SplitName, Entry]]:
     """Yield role and entry of each example; those of test are left out."""
-    if isinstance(content, dict):
+    if isinstance(content, dict) and not _by_class(content, classnames):
         parts = [(role, v) for k, v in content.items() if (role := split_named(str(k)))]
         if parts:
             for role, value in parts:
                 if role != "test":
-                    yield from ((role, entry) for _, entry in _entries(value, str(role), path))
+                    entries = _entries(value, str(role), path, classnames)
+                    yield from ((role, entry) for _, entry in entries)
             return
-    yield from ((role or "train", e) for role, e in _entries(content, "", path) if role != "test")
+    entries = _entries(content, "", path, classnames)
+    yield from ((role or "train", e) for role, e in entries if role != "test")
 
 
-def _entries(value: Any, where: str, path: Path) -> Iterator[tuple[SplitName | None, Entry]]:
+def _entries(
+    value: Any, where: str, path: Path, classnames: Collection[str]
+) -> Iterator[tuple[SplitName | None, Entry]]:
     """Yield the examples in one list or mapping, with the role that each states for itself."""
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
+    if isinstance(value, dict) and _by_class(value, classnames):
+        value = [[p, name] for name, paths in value.items() for p in paths]
+    elif isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     elif isinstance(value, dict) and not any(key in value for key in _PATH):
         if value and all(isinstance(v, list) for v in value.values()) and "indices" not in value:
@@ -178,6 +191,23 @@ def _entries(value: Any, where: str, path: Path) -> Iterator[tuple[SplitName | N
         raise _not_one(value, where, path)
     for i, item in enumerate(value):
         yield _entry(item, f"{where}[{i}]", path)
+
+
+def _by_class(content: dict[str, Any], classnames: Collection[str]) -> bool:
+    """Return whether a mapping of names to lists of paths is by class, although a class has a name with a meaning.
+
+    It is if there are names without one, and each of those is a class of the dataset or a folder in all of its paths.
+    """
+    lists = content.values()
+    if not all(isinstance(v, list) and all(isinstance(p, str) for p in v) for v in lists):
+        return False
+    known = set(map(class_key, classnames))
+    others = [name for name in content if name not in _SPECIAL and split_named(name) is None]
+    return bool(others) and all(
+        class_key(name) in known
+        or all(name in plain_path(p).split("/")[:-1] for p in content[name])
+        for name in others
+    )
 
 
 def _entry(item: Any, where: str, path: Path) -> tuple[SplitName | None, Entry]:

@@ -85,6 +85,42 @@ def test_a_list_without_roles_is_train(tmp_path, content):
         assert read_draw(tmp_path / "b.jsonl").train == read_draw(tmp_path / "a.json").train
 
 
+@pytest.mark.parametrize("special", ["train", "val", "Test", "data", "image", "indices"])
+@pytest.mark.parametrize("within", [False, True])
+def test_a_class_may_have_the_name_of_a_split_or_a_key(tmp_path, special, within):
+    by_folder = {special: [f"{special}/1.jpg", f"{special}/2.jpg"], "bus": ["v/bus/1.jpg"]}
+    by_number = {special: ["001/1.jpg", "001/2.jpg"], "air bus": ["002/1.jpg"]}
+    for content, names in ((by_folder, ()), (by_number, ("Air_bus", special))):
+        path = tmp_path / "index.json"
+        path.write_text(json.dumps({"train": content, "val": content} if within else content))
+
+        index = read_draw(path, names)
+
+        expected = [Entry(p, name) for name, paths in content.items() for p in paths]
+        assert list(index.train) == expected
+        assert list(index.val) == (expected if within else [])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"classnames": ["cat", "dog"]},
+        {"unlabeled": ["x/cat/7.jpg"]},
+        {"seed": 1},
+        {"data": ["cat/7.jpg"]},
+        {"meta": {"cat": ["cat/7.jpg"]}},
+    ],
+)
+def test_other_keys_beside_the_splits_do_not_make_them_classes(tmp_path, more):
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({"train": ["bus/1.jpg"], "test": ["bus/2.jpg"], **more}))
+
+    index = read_draw(path, ("bus", "cat"))
+
+    assert index.train == (Entry("bus/1.jpg"),)
+    assert index.val == ()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

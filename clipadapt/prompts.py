@@ -23,10 +23,10 @@ from clipadapt.core.data.classnames import token_warnings
 from clipadapt.core.data.targets import OpenDatasets, open_target
 from clipadapt.core.experiments import config, dotted
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.core.report.formats import format_difference
+from clipadapt.core.report.formats import format_difference, format_interval
 from clipadapt.core.scoring import statistics
 from clipadapt.core.scoring.scores import nll
-from clipadapt.methods._text import prompts_of
+from clipadapt.methods._text import prompts_of, score_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +45,8 @@ MOST_PAIRS: Final = 10
 MOST_SELECTED: Final = 16
 """Maximum number of templates that the greedy selection keeps."""
 SIGNIFICANT: Final = 0.05
+OFTEN: Final = 0.1
+"""Share of the examples of two classes above which their confusion is worth a suggestion."""
 BLOCK_BYTES: Final = 64 << 20
 _IDENTIFIER: Final = re.compile(r"n\d{8}|\d+|.*_.*|[a-z]+[A-Z].*")
 
@@ -68,7 +70,10 @@ class TemplateGain:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the greedy selection: the template that was added, and the accuracy and loss with it."""
+    """One step of the greedy selection: the template that was added, and the accuracy and loss with it.
+
+    The loss is that of a softmax, or of one sigmoid per class if the model was trained with a sigmoid loss.
+    """
 
     template: str
     accuracy: float
@@ -85,6 +90,8 @@ class ClassPair:
         cosine: Cosine of their text features.
         confused: Examples of either class that are predicted as the other.
         n: Examples of both classes.
+        share: Share of confused examples, with an interval for as many pairs as are listed (Bonferroni); None without
+            examples.
     """
 
     first: str
@@ -92,6 +99,7 @@ class ClassPair:
     cosine: float
     confused: int
     n: int
+    share: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +119,18 @@ class Ensembles:
         n: Its examples.
         all: Every template.
         selected: The selected templates.
-        first: The dataset's own template alone.
+        own: The dataset's own templates; None if one of them does not fit into the context, or there are none.
         selected_minus_all: Difference, paired by example.
-        selected_minus_first: Difference, paired by example.
+        selected_minus_own: Difference, paired by example; None without ``own``.
     """
 
     split: str
     n: int
     all: Interval
     selected: Interval
-    first: Interval
+    own: Interval | None
     selected_minus_all: Interval
-    selected_minus_first: Interval
+    selected_minus_own: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +141,8 @@ class Audit:
         model: Name of the model.
         dataset: Name of the dataset.
         n_classes: Number of classes.
+        probabilities: Of which the selection reports the loss: ``softmax``, or one ``sigmoid`` per class.
+        own: The dataset's own templates.
         templates: What each template adds, in the order given.
         selection: Steps of the greedy selection.
         ensembles: Accuracies on the split of the selection, and on test if that was asked for.
@@ -145,6 +155,8 @@ class Audit:
     model: str
     dataset: str
     n_classes: int
+    probabilities: str
+    own: tuple[str, ...]
     templates: tuple[TemplateGain, ...]
     selection: tuple[Step, ...]
     ensembles: tuple[Ensembles, ...]
@@ -167,7 +179,8 @@ class AuditTask:
         dataset: Name of the dataset.
         split_name: The split that decides every figure and the selection.
         split: Its ``n`` examples.
-        templates: ``T`` templates; the first is the dataset's own.
+        own: The dataset's own templates.
+        templates: ``T`` templates, among them the dataset's own.
         test: Examples on which the selection is confirmed, or None.
     """
 
@@ -175,6 +188,7 @@ class AuditTask:
     dataset: str
     split_name: str
     split: Split[Any]
+    own: tuple[str, ...]
     templates: tuple[str, ...]
     test: Split[Any] | None = None
 
@@ -231,7 +245,8 @@ def open_audit(
         target.dataset.name,
         split,
         replace(examples, classnames=names),
-        (*target.dataset.templates[:1], *target.templates),
+        tuple(target.dataset.templates),
+        tuple(dict.fromkeys((*target.dataset.templates, *target.templates))),
         None if test is None else replace(test, classnames=names),
     )
 
@@ -307,15 +322,18 @@ def audit(task: AuditTask, progress: Progress) -> Audit:
     gains = _gains(scored, texts, kept, progress)
     selection = _select(scored, texts, kept, progress)
     chosen = [kept.index(step.template) for step in selection]
-    ensembles = [_ensembles(scored, task.split_name, texts, chosen)]
+    own = [kept.index(t) for t in task.own] if set(task.own) <= set(kept) else []
+    ensembles = [_ensembles(scored, task.split_name, texts, chosen, own)]
     if task.test is not None:
-        ensembles.append(_ensembles(_Scorer(model, task.test), "test", texts, chosen))
+        ensembles.append(_ensembles(_Scorer(model, task.test), "test", texts, chosen, own))
     pairs, median = _closest(scored, _ensemble(texts), split.classnames)
-    suggestions = _suggestions(split.classnames, gains, selection, ensembles, pairs, long_prompts)
+    suggestions = _suggestions(task, gains, selection, ensembles, pairs, long_prompts)
     return Audit(
         model.name,
         task.dataset,
         len(split.classnames),
+        "sigmoid" if scored.sigmoid else "softmax",
+        task.own,
         gains,
         selection,
         tuple(ensembles),
@@ -371,6 +389,7 @@ class _Scorer:
         self.images = model.encode(split.inputs, "image")  # (n, D)
         self.labels = split.labels
         self.scale, self.bias = np.float32(model.logit_scale), np.float32(model.logit_bias)
+        self.sigmoid = score_kind(model) == "sigmoid"
 
     def predicted(self, weights: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return the predicted classes, shape ``(n,)``."""
@@ -389,7 +408,7 @@ class _Scorer:
         total = 0.0
         for rows in self._blocks(len(weights)):
             logits = self.scale * (self.images[rows] @ weights.T) + self.bias
-            total += nll(logits, self.labels[rows]) * len(logits)
+            total += nll(logits, self.labels[rows], sigmoid=self.sigmoid) * len(logits)
         return total / len(self.images)
 
     def _blocks(self, n_classes: int) -> list[slice]:
@@ -452,12 +471,16 @@ def _select(
 
 
 def _ensembles(
-    scored: _Scorer, split: str, texts: NDArray[np.float32], chosen: Sequence[int]
+    scored: _Scorer,
+    split: str,
+    texts: NDArray[np.float32],
+    chosen: Sequence[int],
+    own: Sequence[int],
 ) -> Ensembles:
-    """Compare all templates, the selected ones and the first one on one split."""
+    """Compare all templates, the selected ones and the dataset's own, if any, on one split."""
     every = scored.correct(_ensemble(texts))
     selected = scored.correct(_ensemble(texts[list(chosen)]))
-    first = scored.correct(texts[0])
+    of_data = scored.correct(_ensemble(texts[list(own)])) if own else None
 
     def accuracy(correct: NDArray[np.bool_]) -> Interval:
         return statistics.fraction_interval(correct[None])
@@ -471,9 +494,9 @@ def _ensembles(
         len(every),
         accuracy(every),
         accuracy(selected),
-        accuracy(first),
+        None if of_data is None else accuracy(of_data),
         difference(every),
-        difference(first),
+        None if of_data is None else difference(of_data),
     )
 
 
@@ -487,13 +510,15 @@ def _closest(
     cosine = (weights @ weights.T)[rows, columns]
     predicted, labels = scored.predicted(weights), scored.labels
     pairs = []
-    for k in np.argsort(-cosine, kind="stable")[:MOST_PAIRS]:
+    closest = np.argsort(-cosine, kind="stable")[:MOST_PAIRS]
+    level = 1 - SIGNIFICANT / len(closest)
+    for k in closest:
         a, b = int(rows[k]), int(columns[k])
         swapped = ((labels == a) & (predicted == b)) | ((labels == b) & (predicted == a))
         n = int(((labels == a) | (labels == b)).sum())
-        pairs.append(
-            ClassPair(classnames[a], classnames[b], float(cosine[k]), int(swapped.sum()), n)
-        )
+        confused = int(swapped.sum())
+        share = statistics.wilson(confused, n, level) if n else None
+        pairs.append(ClassPair(classnames[a], classnames[b], float(cosine[k]), confused, n, share))
     return tuple(pairs), float(np.median(cosine))
 
 
@@ -502,7 +527,7 @@ def _counted(n: int, one: str, several: str) -> str:
 
 
 def _suggestions(
-    classnames: Sequence[str],
+    task: AuditTask,
     gains: Sequence[TemplateGain],
     selection: Sequence[Step],
     ensembles: Sequence[Ensembles],
@@ -517,6 +542,7 @@ def _suggestions(
             f"{which} longer than the model's context; shorten the class name or the template, for example of "
             f"'{long_prompts[0].prompt}'"
         )
+    classnames = task.split.classnames
     odd = [name for name in classnames if _IDENTIFIER.fullmatch(name)]
     if odd:
         look = "looks like an identifier" if len(odd) == 1 else "look like identifiers"
@@ -530,19 +556,20 @@ def _suggestions(
         for g in harmful
     ]
     last = ensembles[-1]
-    low = last.selected_minus_first.low
-    if len(selection) < len(gains) or len(selection) > 1:
-        n = len(selection)
+    gain = last.selected_minus_own
+    if gain is not None and {s.template for s in selection} != set(task.own):
+        n, m = len(selection), len(task.own)
         which = "the selected template is" if n == 1 else f"the {n} selected templates are"
-        verdict = "better than" if low is not None and low > 0 else "not measurably better than"
+        verdict = "better" if gain.low is not None and gain.low > 0 else "not measurably better"
+        own = "template" if m == 1 else f"{m} templates"
         found.append(
-            f"{which} {verdict} the dataset's own template on {last.split} "
-            f"({format_difference(last.selected_minus_first)} points)"
+            f"{which} {verdict} than the dataset's own {own} on {last.split} "
+            f"({format_difference(gain)} points)"
         )
     found += [
-        f"'{p.first}' and '{p.second}' are confused in {p.confused} of {p.n} examples (cosine {p.cosine:.2f}); rename "
-        "one of them more specifically with --classnames"
+        f"'{p.first}' and '{p.second}' are confused in {p.confused} of {p.n} examples, {format_interval(p.share)} % "
+        f"(cosine {p.cosine:.2f}); rename one of them more specifically with --classnames"
         for p in pairs
-        if p.confused and p.confused >= 0.1 * p.n
+        if p.share is not None and p.share.low is not None and p.share.low > OFTEN
     ]
     return found

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.files.atomic import atomic_file
 from clipadapt.core.report.formats import (
+    NOTHING,
     Column,
     escape_html,
     escape_markdown,
@@ -117,17 +118,29 @@ def _ensembles(audit: Audit) -> Section:
             str(e.n),
             format_interval(e.all),
             format_interval(e.selected),
-            format_interval(e.first),
+            format_interval(e.own),
             format_difference(e.selected_minus_all),
-            format_difference(e.selected_minus_first),
+            NOTHING if e.selected_minus_own is None else format_difference(e.selected_minus_own),
         ]
         for e in audit.ensembles
     ]
     about = (
         f"Accuracy in percent with 95 % intervals; differences are paired by example. The templates were selected on "
-        f"{audit.ensembles[0].split}, where the selected ones look better than they are."
+        f"{audit.ensembles[0].split}, where the selected ones look better than they are. "
+        f"{_own(audit)}"
     )
     return "Ensembles", about, columns, rows
+
+
+def _own(audit: Audit) -> str:
+    """Return which templates are the dataset's own."""
+    if audit.ensembles[0].own is None:
+        return "Not all of the dataset's own templates fit into the context." if audit.own else ""
+    some = f"'{audit.own[0]}'"
+    n = len(audit.own)
+    return (
+        f"The dataset's own: {some if n == 1 else f'the mean of {n} templates, the first {some}'}."
+    )
 
 
 def _templates(audit: Audit, split: str, n: int) -> Section:
@@ -156,13 +169,22 @@ def _selection(audit: Audit, split: str) -> Section:
         for i, s in enumerate(audit.selection, start=1)
     ]
     about = f"At each step the template that raises the accuracy on {split} most; it ends when none does."
+    if audit.probabilities == "sigmoid":
+        about += " The nll is that of one sigmoid per class, summed over the classes."
     return "Greedy selection", about, columns, rows
 
 
 def _pairs(audit: Audit, split: str) -> Section:
     columns = [_text("class"), _text("class"), Column("cosine"), Column(f"confused on {split}")]
-    rows = [[p.first, p.second, f"{p.cosine:.3f}", f"{p.confused} of {p.n}"] for p in audit.pairs]
-    about = f"Closest class names in the text tower; the median cosine of all pairs is {audit.median_cosine:.3f}."
+    columns.append(Column("in percent"))
+    rows = [
+        [p.first, p.second, f"{p.cosine:.3f}", f"{p.confused} of {p.n}", format_interval(p.share)]
+        for p in audit.pairs
+    ]
+    about = (
+        f"Closest class names in the text tower; the median cosine of all pairs is {audit.median_cosine:.3f}. The "
+        "intervals hold for all of these pairs together with 95 %."
+    )
     return "Class names that are close", about, columns, rows
 
 

@@ -52,12 +52,13 @@ def split() -> tuple[np.ndarray, Split]:
     return images, Split(Inputs(ids, ids), labels.astype(np.int64), NAMES)
 
 
-def run(templates, bad: float = 0.4, test: bool = False):
+def run(templates, bad: float = 0.4, test: bool = False, own=None, bias: float = 0.0):
     images, examples = split()
-    task = AuditTask(
-        Tower(images, bad), "data", "val", examples, templates, examples if test else None
-    )
-    return audit(task, Silent())
+    model = Tower(images, bad)
+    model.logit_bias = bias
+    own = templates[:1] if own is None else own
+    test = examples if test else None
+    return audit(AuditTask(model, "data", "val", examples, own, templates, test), Silent())
 
 
 def test_a_harmful_template_is_found_and_left_out():
@@ -71,8 +72,8 @@ def test_a_harmful_template_is_found_and_left_out():
     assert [s.template for s in found.selection] == [GOOD]
     (on_val,) = found.ensembles
     assert (on_val.split, on_val.n) == ("val", 60)
-    assert on_val.selected.value == on_val.first.value == pytest.approx(good.accuracy)
-    assert on_val.selected_minus_first.value == 0
+    assert on_val.selected.value == on_val.own.value == pytest.approx(good.accuracy)
+    assert on_val.selected_minus_own.value == 0
     without_bad = on_val.all.value - good.accuracy
     assert bad.gain.value == pytest.approx(without_bad)
     assert any(BAD in s and "leave out" in s for s in found.suggestions)
@@ -132,3 +133,58 @@ def test_the_page_escapes_and_the_document_is_json(tmp_path):
     assert "<b>" not in page
     document = json.loads(json.dumps(found.as_dict()))
     assert document["templates"][0]["gain"].keys() >= {"value", "low", "high"}
+
+
+def test_the_loss_of_a_model_with_a_sigmoid_loss_is_that_of_its_sigmoids():
+    plain, sigmoid = run((GOOD, BAD)), run((GOOD, BAD), bias=-5.0)
+
+    images, examples = split()
+    z = (10 * images - 5).astype(np.float64)
+    losses = np.logaddexp(0, z).sum(1) - z[np.arange(60), examples.labels]
+    assert (plain.probabilities, sigmoid.probabilities) == ("softmax", "sigmoid")
+    assert sigmoid.selection[0].nll == pytest.approx(losses.mean(), rel=1e-5)
+    shifted = z - z.max(1, keepdims=True)
+    softmax = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(60), examples.labels]
+    assert plain.selection[0].nll == pytest.approx(softmax.mean(), rel=1e-5)
+    assert "one sigmoid per class" in render(sigmoid)
+    assert "sigmoid" not in render(plain)
+
+
+def test_the_own_templates_of_a_dataset_are_one_ensemble():
+    other = "a drawing of a {}."
+    both, one = run((GOOD, BAD, other), own=(GOOD, BAD)), run((GOOD, BAD), own=(GOOD, BAD))
+
+    assert both.ensembles[0].own == one.ensembles[0].all
+    assert "the mean of 2 templates, the first 'a photo of a {}.'" in render(both).replace("\\", "")
+    (said,) = (s for s in both.suggestions if "own" in s)
+    assert "than the dataset's own 2 templates on val" in said
+
+
+@pytest.mark.parametrize("own", [(LONG,), (GOOD, LONG), ()])
+def test_no_other_template_is_called_the_datasets_own(own):
+    found = run((GOOD, BAD, LONG), own=own)
+
+    assert found.ensembles[0].own is None
+    assert found.ensembles[0].selected_minus_own is None
+    assert not [s for s in found.suggestions if "own template" in s]
+    assert ("Not all of the dataset's own templates fit" in render(found)) == bool(own)
+
+
+@pytest.mark.parametrize(
+    ("confused", "n", "suggested"), [(1, 10, False), (3, 20, False), (8, 20, True), (14, 100, False), (30, 100, True)]
+)  # fmt: skip
+def test_a_new_name_is_suggested_only_with_evidence(confused, n, suggested):
+    labels = np.repeat([0, 1, 2], [n, n, 20])
+    images = np.eye(3, dtype=np.float32)[labels]
+    images[: 2 * confused] = np.eye(3)[1]  # n cats, of which some look like dogs
+    ids = tuple(map(str, range(len(labels))))
+    examples = Split(Inputs(ids, ids), labels.astype(np.int64), NAMES)
+    task = AuditTask(Tower(images), "data", "val", examples, (GOOD,), (GOOD,))
+
+    found = audit(task, Silent())
+
+    (pair,) = (p for p in found.pairs if {p.first, p.second} == {"cat", "dog"})
+    assert (pair.confused, pair.n) == (2 * confused, 2 * n)
+    assert pair.share.value == pytest.approx(confused / n)
+    assert (pair.share.low > 0.1) == suggested
+    assert any("are confused in" in s for s in found.suggestions) == suggested

@@ -20,6 +20,7 @@ from clipadapt.methods._text import cosine_scores, zero_shot_weights
 from clipadapt.models import PromptTunable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -110,27 +111,6 @@ class TPT:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
-    """The tuning of ``b`` images.
-
-    Attributes:
-        view_logits: Logits of all views before tuning, shape ``(b, V, C)``.
-        selected: The views of lowest entropy, shape ``(b, k)``.
-        losses: Entropy of the mean prediction before each step, shape ``(steps, b)``.
-        gradients: Gradients of the context in each step, shape ``(steps, b, n_ctx, W)``.
-        contexts: Tuned contexts, shape ``(b, n_ctx, W)``.
-        scores: Logits of the images without crops, shape ``(b, C)``.
-    """
-
-    view_logits: NDArray[np.float32]
-    selected: NDArray[np.int64]
-    losses: NDArray[np.float32]
-    gradients: NDArray[np.float32]
-    contexts: NDArray[np.float32]
-    scores: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
 class TPTClassifier:
     """Prompts that are tuned anew for each image.
 
@@ -177,16 +157,27 @@ class TPTClassifier:
                     group = features[begin : begin + size]
                     cost.begin(len(group) * C * each)
                     place = slice(rows.start + begin, rows.start + begin + len(group))
-                    out[place] = self.tune(group, prompts).scores
+                    out[place] = self.tune(group, prompts)
                     bar.advance(len(group))
         return out
 
-    def tune(self, features: NDArray[np.float32], prompts: Prompts) -> Tuned:
+    def tune(
+        self,
+        features: NDArray[np.float32],
+        prompts: Prompts,
+        observe: Callable[[str, Any], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Tune a context for each of some images; the losses are independent, so one backward pass serves all.
 
         Args:
-            features: Unit-norm features of all views, shape ``(b, V, D)``.
+            features: Unit-norm features of all views, shape ``(b, V, D)``; view 0 is the image without a crop.
             prompts: The prompts of the classes.
+            observe: For reference tests: called with the name and value of ``view_logits`` before tuning ``(b, V, C)``,
+                the ``selected`` views ``(b, k)``, ``loss`` ``(b,)`` and ``grad`` ``(b, n_ctx, W)`` of each step, and
+                the tuned ``contexts`` ``(b, n_ctx, W)``.
+
+        Returns:
+            Logits of the images without crops, shape ``(b, C)``.
         """
         import torch
 
@@ -206,24 +197,23 @@ class TPTClassifier:
         optimizer = torch.optim.AdamW(
             [contexts], lr=config.lr, eps=config.eps, weight_decay=config.weight_decay
         )
-        losses, gradients = [], []
+        if observe:
+            observe("view_logits", view_logits)
+            observe("selected", selected)
         for _ in range(config.steps):
             with torch.enable_grad():
                 loss = mean_entropy(self._logits(chosen, prompts.encode_each(contexts)))  # (b,)
                 (contexts.grad,) = torch.autograd.grad(loss.sum(), contexts)
+            if observe:
+                observe("loss", loss.detach())
+                observe("grad", contexts.grad)
             optimizer.step()
-            losses.append(loss.detach().cpu().numpy())
-            gradients.append(contexts.grad.cpu().numpy())
+        if observe:
+            observe("contexts", contexts.detach())
         with torch.no_grad():
             scores = self._logits(views[:, :1], prompts.encode_each(contexts))[:, 0]
-        return Tuned(
-            view_logits,
-            selected,
-            np.array(losses),
-            np.array(gradients),
-            contexts.detach().cpu().numpy(),
-            scores.cpu().numpy(),
-        )
+        tuned: NDArray[np.float32] = scores.cpu().numpy()
+        return tuned
 
     def _logits(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Return the logits ``(b, v, C)`` of features ``(b, v, D)`` with text features ``(b, C, D)``."""

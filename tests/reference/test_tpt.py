@@ -65,18 +65,23 @@ def test_the_tuning_of_each_image(name, model, tmp_path):
         [model.encode(inputs, "image", view=v) for v in range(GIVEN["views"])], axis=1
     )
 
-    got = fitted.tune(features, fitted.prompts())
+    got: dict[str, list[Any]] = {}
+    fitted.tune(
+        features,
+        fitted.prompts(),
+        lambda key, x: got.setdefault(key, []).append(np.asarray(x).copy()),
+    )
     scores = fitted.predict_scores(inputs)
 
     DATA.assert_close("ctx_init", fitted.context)
     for i in range(len(IMAGES)):
         own = f"{name}.image{i}"
         found = {
-            "view_logits": got.view_logits[i],
-            "selected_sorted": np.sort(got.selected[i]),
-            "grad_ctx": got.gradients[0, i],
-            "loss_per_step": got.losses[:, i],
-            "ctx_final": got.contexts[i],
+            "view_logits": got["view_logits"][0][i],
+            "selected_sorted": np.sort(got["selected"][0][i]),
+            "grad_ctx": got["grad"][0][i],
+            "loss_per_step": np.array(got["loss"])[:, i],
+            "ctx_final": got["contexts"][0][i],
             "logits_after": scores[i],
         }
         for quantity, value in found.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from clipadapt.methods import _prompts
 from tests.unit.methods.conftest import FAMILIES, context, method
@@ -38,16 +39,27 @@ def test_chunks_of_classes_give_the_same_result(chunk, models, small, tmp_path, 
     np.testing.assert_allclose(part.predict_scores(inputs), expected, atol=2e-3)
 
 
-def test_tuning_lowers_the_entropy(models, small, tmp_path):
+def test_tuning_lowers_the_entropy_and_shows_it_to_an_observer(
+    models, small, tmp_path, monkeypatch
+):
+    numpy_of = torch.Tensor.numpy
     task, inputs = small
     model = models("clip")
     fitted = method("tpt", steps=5, **FEW).fit(model, task, context(tmp_path))
     features = np.stack([model.encode(inputs, "image")] * 4, axis=1)
 
-    losses = fitted.tune(features, fitted.prompts()).losses
+    seen = []
+    scores = fitted.tune(features, fitted.prompts(), lambda *pair: seen.append(pair))
 
-    assert losses.shape == (5, len(inputs))
+    losses = [value for name, value in seen if name == "loss"]
+    assert [name for name, _ in seen][:2] == ["view_logits", "selected"]
+    assert [loss.shape for loss in losses] == [(len(inputs),)] * 5
     assert (losses[-1] < losses[0]).all()
+    # Nothing is copied if nobody observes: only the logits that select the views, and the scores.
+    copied = []
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda t: copied.append(t.shape) or numpy_of(t))
+    np.testing.assert_array_equal(fitted.tune(features, fitted.prompts()), scores)
+    assert copied == [(len(inputs), 4, 3), (len(inputs), 3)]
 
 
 def test_without_steps_it_is_zero_shot_with_the_initial_words(models, small, tmp_path):

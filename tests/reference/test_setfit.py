@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import MODELS
 from clipadapt.core.features.cache import FeatureCache
 from textsent.methods import _contrastive
-from textsent.methods.setfit import SetFit, SetFitConfig, draw_pairs
+from textsent.methods.setfit import SetFit, SetFitConfig, draw_partners
 
 WORDS = {0: ("dull", "empty", "bad"), 1: ("warm", "fine", "good")}
 ROWS = [(f"a {word} {noun}", y) for y in WORDS for word in WORDS[y] for noun in ("film", "story")]
@@ -38,6 +39,13 @@ def task() -> Task[str]:
     return Task(NAMES, (), Split(inputs, LABELS, NAMES), None)
 
 
+def pairs_of(partners):
+    """Return the pairs ``(m, 2)`` in their order, and 1 for pairs of one class, else 0."""
+    draws, n, _ = partners.shape
+    first = np.broadcast_to(np.arange(n)[None, :, None], partners.shape)
+    return np.stack([first, partners], axis=-1).reshape(-1, 2), np.tile([1, 0], draws * n)
+
+
 def oracle(folder: str, pooling: str):
     """Return sentence-transformers' model of the same folder, and its loss."""
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
@@ -59,8 +67,11 @@ def test_the_loss_and_its_gradient_are_those_of_sentence_transformers(
 ):
     model, loss_of = oracle(tiny_texts[family], pooling)
     encoder = loaded(tiny_texts[family])
-    pairs, same = draw_pairs(LABELS, 1, context(tmp_path))
-    rows = _contrastive.pair_rows(encoder.tokenize(TEXTS), pairs, same)
+    pairs, same = pairs_of(draw_partners(LABELS, 1, context(tmp_path)))
+    rows = list(
+        _contrastive.PairRows(encoder.tokenize(TEXTS), draw_partners(LABELS, 1, context(tmp_path)))
+    )
+    assert [row["labels"] for row in rows] == same.tolist()
     for parameter in encoder.module.parameters():
         parameter.requires_grad = True
 
@@ -102,8 +113,41 @@ def test_training_moves_texts_of_one_class_together(tiny_texts, tmp_path):
     assert (scores.argmax(1) == LABELS).mean() == 1.0
 
 
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_the_pairs_are_those_of_one_choice_after_another(tmp_path, n_classes):
+    labels = np.random.default_rng(1).permutation(np.arange(23) % n_classes)
+    labels[labels == 1] = 0  # a class without a text, and of one text below
+    labels[4] = 1
+    rng, rows = context(tmp_path).rng("setfit.pairs"), np.arange(len(labels))
+    equal = {y: rows[labels == y] for y in np.unique(labels)}
+    other = {y: rows[labels != y] for y in equal}
+    expected = [
+        (i, rng.choice(pool[labels[i]])) for _ in range(3) for i in rows for pool in (equal, other)
+    ]
+
+    pairs, _ = pairs_of(draw_partners(labels, 3, context(tmp_path)))
+
+    np.testing.assert_array_equal(pairs, expected)
+
+
+def test_the_pairs_of_many_texts_take_a_few_bytes_each(tmp_path):
+    labels = np.arange(20_000) % 100
+    tracemalloc.start()
+    rows = _contrastive.PairRows(
+        [[1, 2]] * len(labels), draw_partners(labels, 20, context(tmp_path))
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert len(rows) == 800_000
+    assert rows[len(rows) - 1]["labels"] == 0.0
+    assert peak < 8 * len(rows)
+    with pytest.raises(IndexError):
+        rows[len(rows)]
+
+
 def test_each_text_has_as_many_pairs_of_either_kind(tmp_path):
-    pairs, same = draw_pairs(LABELS, 4, context(tmp_path))
+    pairs, same = pairs_of(draw_partners(LABELS, 4, context(tmp_path)))
 
     assert len(pairs) == len(same) == SetFitConfig(num_iterations=4).n_pairs(len(LABELS))
     np.testing.assert_array_equal(LABELS[pairs[:, 0]] == LABELS[pairs[:, 1]], same == 1)

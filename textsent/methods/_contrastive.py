@@ -63,20 +63,28 @@ class PairModel(torch.nn.Module):
         return {"loss": F.mse_loss(cosine, labels.to(cosine.dtype)), "logits": cosine}
 
 
-def pair_rows(
-    ids: Sequence[list[int]], pairs: NDArray[Any], labels: NDArray[Any]
-) -> list[dict[str, Any]]:
-    """Return the Trainer's rows of pairs of tokenized texts; it drops keys that the model does not take.
+class PairRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """The Trainer's rows of pairs of tokenized texts, each made when it is read."""
 
-    Args:
-        ids: Token ids of ``n`` texts.
-        pairs: Row numbers of both texts of each pair, shape ``(m, 2)``.
-        labels: 1 for two texts of one class, else 0, shape ``(m,)``.
-    """
-    return [
-        {"input_ids": (ids[i], ids[j]), "labels": float(y)}
-        for (i, j), y in zip(pairs.tolist(), labels.tolist(), strict=True)
-    ]
+    def __init__(self, ids: Sequence[list[int]], partners: NDArray[Any]) -> None:
+        """Wrap texts and partners.
+
+        Args:
+            ids: Token ids of ``n`` texts.
+            partners: Row numbers of a partner of the same class and of one of another class, drawn ``k`` times for
+                each text, shape ``(k, n, 2)``.
+        """
+        self.ids, self.partners = ids, partners
+
+    def __len__(self) -> int:
+        return int(self.partners.size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return the pair of a text and a partner, with 1 for two texts of one class, else 0."""
+        text, kind = divmod(index, 2)
+        draw, i = divmod(text, len(self.ids))
+        j = self.partners[draw, i, kind]
+        return {"input_ids": (self.ids[i], self.ids[j]), "labels": float(kind == 0)}
 
 
 class PairCollator:

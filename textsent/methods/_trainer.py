@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
+    from torch.utils.data import Dataset
     from transformers import (
         EvalPrediction,
         PreTrainedTokenizerBase,
@@ -63,7 +64,7 @@ def state_rows(states: NDArray[np.float32], labels: NDArray[np.int64]) -> Rows:
 
 def train(
     model: nn.Module,
-    train_rows: Rows,
+    train_rows: Rows | Dataset[dict[str, Any]],
     val_rows: Rows | None,
     config: TrainingConfig,
     ctx: RunContext,
@@ -98,7 +99,7 @@ def train(
     if collate is None and tokenizer is not None:
         collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
     with (
-        ctx.progress.track(name, config.steps_for(len(train_rows)), "steps") as bar,
+        ctx.progress.track(name, config.steps_for(len(cast("Any", train_rows))), "steps") as bar,
         _current(device),
     ):
         trainer = _Trainer(

@@ -149,7 +149,7 @@ class SetFit:
         ids = backbone.tokenize(list(train.inputs.examples), length)
         from textsent.methods import _contrastive, _trainer
 
-        pairs, same = draw_pairs(train.labels, config.num_iterations, ctx)
+        partners = draw_partners(train.labels, config.num_iterations, ctx)
         with _training.isolated(ctx.seed, ctx.threads):
             encoder: TextEncoder = backbone.clone()
             trainable = _trainable(encoder)
@@ -157,7 +157,7 @@ class SetFit:
                 parameter.requires_grad = name in trainable
             _trainer.train(
                 _contrastive.PairModel(encoder.module, config.pooling),
-                _contrastive.pair_rows(ids, pairs, same),
+                _contrastive.PairRows(ids, partners),
                 None,
                 config,
                 ctx,
@@ -171,33 +171,36 @@ class SetFit:
         return encoder
 
 
-def draw_pairs(
+def draw_partners(
     labels: NDArray[np.int64], num_iterations: int, ctx: RunContext
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> NDArray[np.int32]:
     """Draw for each text ``num_iterations`` partners of its class and as many of other classes.
 
-    A partner of the same class may be the text itself, as in the official code.
+    A partner of the same class may be the text itself, as in the official code. The draw takes four bytes per pair,
+    and no list of the pairs is made.
 
     Args:
         labels: Labels of ``n`` texts of at least two classes.
-        num_iterations: Pairs of each kind per text.
+        num_iterations: Partners of each kind per text.
         ctx: Source of the random numbers.
 
     Returns:
-        Row numbers of shape ``(2 num_iterations n, 2)``, and 1 for pairs of one class, else 0.
+        Row numbers of shape ``(num_iterations, n, 2)``: a partner of the same class, then one of another class.
     """
-    rng = ctx.rng("setfit.pairs")
-    rows = np.arange(len(labels))
-    equal = {y: rows[labels == y] for y in np.unique(labels)}
-    other = {y: rows[labels != y] for y in equal}
-    drawn = [
-        (i, rng.choice(pool[labels[i]]))
-        for _ in range(num_iterations)
-        for i in rows
-        for pool in (equal, other)
-    ]
-    same = np.tile(np.array([1, 0], dtype=np.int64), len(drawn) // 2)
-    return np.array(drawn, dtype=np.int64), same
+    rng, n = ctx.rng("setfit.pairs"), len(labels)
+    by_class = {y: np.flatnonzero(labels == y).astype(np.int32) for y in np.unique(labels).tolist()}
+    sizes = np.bincount(labels)[labels]
+    high = np.stack([sizes, n - sizes], axis=1)  # (n, 2)
+    partners = np.empty((num_iterations, n, 2), dtype=np.int32)
+    for drawn in partners:
+        drawn[:] = rng.integers(0, high)  # the drawn-th text of the class, and of all others
+        for y, own in by_class.items():
+            of_class = labels == y
+            same, other = drawn[of_class].T
+            # The k-th text of the others comes after as many of the class as precede it.
+            before = np.searchsorted(own - np.arange(len(own)), other, side="right")
+            drawn[of_class] = np.stack([own[same], other + before], axis=1)
+    return partners
 
 
 @dataclass(frozen=True, slots=True)

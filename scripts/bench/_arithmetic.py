@@ -119,6 +119,10 @@ def _transclip(s: Sizes, c: Any) -> list[Product]:
     ]
 
 
+def _transclip_few_shot(s: Sizes, c: Any) -> list[Product]:
+    return [Product(1, (s.N, s.D, s.Q)), *_transclip(s, c)]
+
+
 def _tda(s: Sizes, c: Any) -> list[Product]:  # noqa: ARG001
     return [Product(1, (s.Q, s.D, max(1, round(s.live / s.Q))))]
 
@@ -206,6 +210,7 @@ FIT: Final[dict[str, Callable[[Sizes, Any], list[Product]]]] = {
     "tip_adapter": _none,
     "ape": _ape,
     "transclip": _transclip,
+    "transclip_few_shot": _transclip_few_shot,
     "tda": _none,
     "linear_probe": _probe,
     "linear_probe_adamw": _head,
@@ -242,9 +247,14 @@ def live_entries(predicted: NDArray[np.int64], capacity: int) -> int:
     return int(np.cumsum(rank < capacity).sum())
 
 
-def seconds_of(every: Iterable[Product]) -> tuple[float, float]:
-    """Return the seconds of the products at the rates that this machine reaches, and their GFLOP."""
-    total, flop, rates = 0.0, 0.0, {}
+def seconds_of(every: Iterable[Product], rates: dict[Shape, float]) -> tuple[float, float]:
+    """Return the seconds of the products at the rates that this machine reaches, and their GFLOP.
+
+    Args:
+        every: The products.
+        rates: Rates that are known by shape; new ones are added.
+    """
+    total, flop = 0.0, 0.0
     for product in every:
         m, k, n = product.shape
         # Blocks of a larger product have its rate.

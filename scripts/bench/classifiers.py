@@ -23,6 +23,8 @@ from _common import Bench, class_names, clusters, figure, measured, table, times
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _arithmetic import Product
+    from _common import Runs
     from numpy.typing import NDArray
 
     Features = NDArray[np.float32]
@@ -72,40 +74,48 @@ CACHE: Final = {"views": 0, "search": False}
 CASES: Final[dict[str, Case]] = {
     "gda": Case(
         {"views": 0, "alphas": ()},
-        "the official pseudo-inverse is a Cholesky factorization here; the rest is the loop over classes",
+        "The official pseudo-inverse is a Cholesky factorization here; the rest is the loop over classes",
         FREE,
     ),
     "proker": Case(
         CACHE,
-        "one factorization of a matrix of all training vectors on both sides; ours is float64",
+        "One factorization of a matrix of all training vectors on both sides; ours is float64",
         FREE,
     ),
     "tip_adapter": Case(
-        CACHE, "the product with one-hot values is a sum over the keys of each class", FREE
+        CACHE, "The product with one-hot values is a sum over the keys of each class", FREE
     ),
     "ape": Case(
         CACHE,
-        "as tip_adapter; the similarity of classes is one sum. The official code also loops over the members of both "
+        "As tip_adapter; the similarity of classes is one sum. The official code also loops over the members of both "
         "classes, which would take hours: the baseline does not",
         FREE,
     ),
     "transclip": Case(
         {"few_shot": False},
-        "squared distances are matrix products. The time of the baseline grows with queries x classes x width",
+        "Squared distances are matrix products. The time of the baseline grows with queries x classes x width",
         FREE,
+        queries=1000,
+        compared="assignments",
+    ),
+    "transclip_few_shot": Case(
+        {"few_shot": True},
+        "As transclip, with one value of gamma and the neighbours of all training examples",
+        FREE,
+        method="transclip",
         queries=1000,
         compared="assignments",
     ),
     "tda": Case(
         {},
-        "the votes of a block of queries are matrix products. The baseline handles one query at a time, each slower "
+        "The votes of a block of queries are matrix products. The baseline handles one query at a time, each slower "
         "than the one before as long as the caches grow",
         FREE,
         queries=2000,
     ),
     "linear_probe": Case(
         {"solver": "batched", "search": "none", "layer": "output"},
-        "the official code is scikit-learn's L-BFGS, ours Newton's method (`solver: batched`), so that only the "
+        "The official code is scikit-learn's L-BFGS, ours Newton's method (`solver: batched`), so that only the "
         "objectives are compared: the difference is that of ours from scikit-learn's, negative if ours is lower. The "
         "limit counts two products for each iteration that scikit-learn took",
         gap=1e-5,
@@ -113,25 +123,25 @@ CASES: Final[dict[str, Case]] = {
     ),
     "linear_probe_adamw": Case(
         {"solver": "adamw", "search": "none", "layer": "output", "epochs": 1},
-        "the recipe of CLIP_benchmark, one epoch; both sides take the same steps with the same operations",
+        "The recipe of CLIP_benchmark, one epoch; both sides take the same steps with the same operations",
         method="linear_probe",
     ),
-    "clip_adapter": Case(STEPS, "one epoch of batches of 32"),
+    "clip_adapter": Case(STEPS, "One epoch of batches of 32"),
     "tip_adapter_f": Case(
         STEPS | CACHE | {"training_views": 0},
-        "one epoch; the product with one-hot values, forward and backward, is a sum over the keys of each class",
+        "One epoch; the product with one-hot values, forward and backward, is a sum over the keys of each class",
     ),
     "ape_t": Case(
         STEPS | CACHE,
-        "one epoch; keys and values are not built again in every step, and the similarity of classes is one sum. The "
+        "One epoch; keys and values are not built again in every step, and the similarity of classes is one sum. The "
         "limit computes the similarities of keys and images once for all epochs",
     ),
     "taskres": Case(
-        STEPS, "one epoch; both sides normalize the weights of all classes in every step"
+        STEPS, "One epoch; both sides normalize the weights of all classes in every step"
     ),
     "clap": Case(
         STEPS | {"views": 0},
-        "one epoch; the multipliers need one column of the official product with one-hot labels",
+        "One epoch; the multipliers need one column of the official product with one-hot labels",
     ),
     "lp_plus_plus": Case(
         {"views": 0, "epochs": 20, "keep": "last"},
@@ -328,20 +338,26 @@ def objective(weight: Features, bias: Features, problem: Problem, C: float) -> f
     return float(C * ce + 0.5 * np.square(weight, dtype=np.float64).sum())
 
 
-def limit(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the seconds of the matrix products that a method cannot avoid."""
+def limits(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the seconds and the GFLOP of the matrix products that methods cannot avoid, for each of ``each``."""
     use_threads(settings)
+    rates: dict[Any, float] = {}
+    found = [seconds_of(_products(one), rates) for one in settings["each"]]
+    return {"each": found}
+
+
+def _products(settings: dict[str, Any]) -> list[Product]:
     name, config = settings["case"], config_of(settings["case"])
     live = 0
     if name == "tda":
         problem = problem_of(name, settings)
         predicted = (problem.q @ problem.text.T).argmax(axis=1)
         live = live_entries(predicted, config.capacity)
-    C, D = settings["classes"], settings["width"]
-    sizes = Sizes(C, C * settings["shots"], settings["queries"], D, round(WIDTH * D),
-                  settings.get("iterations", 0), live)  # fmt: skip
-    seconds, gflop = seconds_of(products(name, sizes, config))
-    return {"seconds": seconds, "gflop": gflop}
+    C, D, shots = settings["classes"], settings["width"], settings["shots"]
+    more = (settings["iterations"], live)
+    return products(
+        name, Sizes(C, C * shots, settings["queries"], D, round(WIDTH * D), *more), config
+    )
 
 
 def difference(name: str, official_way: dict[str, Any], own: dict[str, Any]) -> float:
@@ -382,38 +398,72 @@ def verdict(speed: float, share: float) -> str:
     return f"neither {SPEED:g}x nor the limit ({speed:.1f}x, {share:.0%} of the limit)"
 
 
-def rows_of(bench: Bench, name: str, common: dict[str, Any]) -> tuple[list[list[str]], str]:
-    """Measure one method; return its rows and its note."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row: the repeats of a side.
+
+    Attributes:
+        settings: The case and the sizes.
+        side: Its name in the table.
+        run: The repeats.
+        against: Those of the official way at the same sizes, or None.
+        gap: Difference of the results, or None if it was not compared.
+    """
+
+    settings: dict[str, Any]
+    side: str
+    run: Runs
+    against: Runs | None
+    gap: float | None
+
+    def cells(self, limit: tuple[float, float] | None) -> list[str]:
+        """Return the cells of the row.
+
+        Args:
+            limit: Seconds and GFLOP of the products, or None.
+        """
+        seconds = [figure(self.run.of(k)) for k in ("fit", "predict")]
+        faster = "" if self.against is None else times(self.against.of(), self.run.of())
+        most = ["", "", ""]
+        if limit is not None:
+            most = [figure(limit[1]), figure(limit[0]), f"{limit[0] / self.run.of():.0%}"]
+        gap = "" if self.gap is None else f"{self.gap:.1e}"
+        return [self.settings["case"], self.side, *seconds, self.run.memory, faster, *most, gap]
+
+
+def lines_of(bench: Bench, name: str, common: dict[str, Any]) -> list[Line]:
+    """Measure both sides of one method, and ours with all queries if both have fewer."""
     case, every = CASES[name], common["queries"]
-    sized = common | {"case": name, "queries": min(every, case.queries or every)}
+    sized = common | {"case": name, "queries": min(every, case.queries or every), "iterations": 0}
     runs = bench.alternate({side: ("compare", sized | {"side": side}) for side in SIDES})
     theirs, own = (runs[side] for side in SIDES)
     gap = difference(name, theirs.first, own.first)
-    more = {"iterations": theirs.first["iterations"]} if "iterations" in theirs.first else {}
-    sides = [(OFFICIAL, theirs, sized), (OURS, own, sized)]
+    sized["iterations"] = theirs.first.get("iterations", 0)
+    lines = [
+        Line(sized, OFFICIAL, theirs, theirs, None),
+        Line(sized, OURS, own, theirs, gap),
+    ]
     if sized["queries"] < every:
         whole = sized | {"queries": every}
-        alone = bench.alternate({OURS: ("compare", whole | {"side": OURS})})
-        sides.append((f"ours, {every:,} queries", alone[OURS], whole))
-    rows, speed, share = [], theirs.of() / own.of(), 0.0
-    for side, run, settings in sides:
-        cells = [figure(run.of(k)) for k in ("fit", "predict")]
-        faster = times(theirs.of(), run.of()) if settings is sized else "—"
-        arithmetic = ["", "", ""]
-        if side != OFFICIAL:
-            for one in run.results:
-                check_memory(name, one)
-            found = bench.measure("limit", settings | more)
-            share = found["seconds"] / run.of()
-            arithmetic = [figure(found["gflop"]), figure(found["seconds"]), f"{share:.0%}"]
-        rows.append([name, side, *cells, run.memory, faster, *arithmetic, f"{gap:.1e}"])
-    fewer = f" Compared with {sized['queries']:,} queries." if sized["queries"] < every else ""
-    return rows, f"- {name}: {verdict(speed, share)}; {case.note}.{fewer}"
+        runs = bench.alternate({OURS: ("compare", whole | {"side": OURS})})
+        lines.append(Line(whole, f"{OURS}, {every:,} queries", runs[OURS], None, None))
+    for line in lines[1:]:
+        for run in line.run.results:
+            check_memory(name, run)
+    return lines
+
+
+def note_of(name: str, lines: Sequence[Line], limit: float) -> str:
+    """Return the note of a method; ``limit`` belongs to its last row."""
+    theirs, own = lines[0].run, lines[1].run
+    fewer = f", both with {lines[0].settings['queries']:,} queries" if len(lines) > 2 else ""
+    reached = verdict(theirs.of() / own.of(), limit / lines[-1].run.of())
+    return f"- {name}: {reached}{fewer}. {CASES[name].note}."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the table."""
-    bench = Bench("classifiers", __doc__ or "", {"compare": compare, "limit": limit})
+    bench = Bench("classifiers", __doc__ or "", {"compare": compare, "limits": limits})
     add = bench.parser.add_argument
     add("--classes", type=int, default=1000)
     add("--shots", type=int, default=16)
@@ -425,10 +475,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, notes = [], []
     with bench.scratch():
         common = {k: getattr(o, k) for k in ("classes", "shots", "width", "queries")}
-        for name in o.methods:
-            found, note = rows_of(bench, name, common)
-            rows += found
-            notes.append(note)
+        measured_lines = {name: lines_of(bench, name, common) for name in o.methods}
+        each = [line.settings for lines in measured_lines.values() for line in lines[1:]]
+        found = iter(bench.measure("limits", {"each": each})["each"])
+    for name, lines in measured_lines.items():
+        most = [next(found) for _ in lines[1:]]
+        rows += [line.cells(one) for line, one in zip(lines, [None, *most], strict=True)]
+        notes.append(note_of(name, lines, most[-1][0]))
     head = ["method", "side", "fit, s", "predict, s", "peak MiB", "speed-up", "GFLOP",
             "limit, s", "of the limit", "difference"]  # fmt: skip
     bench.write("Classifiers on features", table(head, rows), [*general(o), "", *notes])

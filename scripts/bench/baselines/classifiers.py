@@ -136,28 +136,77 @@ def transclip(d: Data, c: Any) -> Sides:
     """All similarities at once, and squared differences of every query, class and channel."""
 
     def predict() -> torch.Tensor:
-        Q, D = d.q.shape
         prior = (SCALE * d.q @ d.text.T).softmax(dim=1)
-        similar = d.q @ d.q.T  # (Q, Q)
-        columns = similar.topk(c.n_neighbors + 1, dim=1).indices[:, 1:].flatten()
-        rows = torch.arange(Q).repeat_interleave(c.n_neighbors)
-        W = torch.sparse_coo_tensor(
-            torch.stack([rows, columns]), similar[rows, columns], (Q, Q), check_invariants=False
-        )
-        z, mu, var = prior.clone(), _confident(d.q, prior, c.n_confident), torch.full((D,), 1 / D)
-        for k in range(c.iterations + 1):
-            if k:
-                mu, var = _moved(d.q, z)
-            likelihood = torch.cat([
-                -0.5 * ((block[:, None] - mu) ** 2 / var).sum(dim=2) for block in d.q.split(ROWS)
-            ])
-            for _ in range(c.inner_iterations):
-                m = likelihood + c.temperature / (2 * c.n_neighbors) * (W.T @ z + W @ z)
-                z = prior * ((m - m.max(dim=1, keepdim=True).values) / c.temperature).exp()
-                z = z / z.sum(dim=1, keepdim=True)
-        return z
+        mu = _confident(d.q, prior, c.n_confident)
+        return _solved(d, c, prior, mu, _neighbours(d.q, d.q, c.n_neighbors))
 
     return tuple, predict
+
+
+def transclip_few_shot(d: Data, c: Any) -> Sides:
+    """The same with the training examples, whose neighbours are stacked below those of the queries."""
+
+    def predict() -> torch.Tensor:
+        prior = (SCALE * d.q @ d.text.T).softmax(dim=1)
+        one_hot = F.one_hot(d.y, len(d.text)).float()
+        mu = F.normalize(one_hot.T @ d.x)
+        W = _neighbours(torch.cat([d.q, d.x]), d.q, c.n_neighbors)
+        return _solved(d, c, prior, mu, W, one_hot, c.gamma * c.temperature)
+
+    return tuple, predict
+
+
+def _neighbours(rows: torch.Tensor, q: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the similarities of each row to the queries ranked 2 to ``n + 1``, sparse."""
+    similar = rows @ q.T
+    columns = similar.topk(n + 1, dim=1).indices[:, 1:].flatten()
+    places = torch.arange(len(rows)).repeat_interleave(n)
+    return torch.sparse_coo_tensor(
+        torch.stack([places, columns]),
+        similar[places, columns],
+        tuple(similar.shape),
+        check_invariants=False,
+    )
+
+
+def _solved(
+    d: Data,
+    c: Any,
+    z: torch.Tensor,
+    mu: torch.Tensor,
+    W: torch.Tensor,
+    one_hot: torch.Tensor | None = None,
+    g: float = 0.0,
+) -> torch.Tensor:
+    """Return the assignments of the queries, from the softmax of the text; training examples have the weight ``g``."""
+    Q, D = d.q.shape
+    prior, var = z ** (1.0 if one_hot is None else 0.5), torch.full((D,), 1 / D)
+    for k in range(c.iterations + 1):
+        if k:
+            parts = [(d.q, z / Q)]
+            if one_hot is not None:
+                parts.append((d.x, g / len(d.x) * one_hot))
+            mu, var = _moved(parts)
+        likelihood = torch.cat([
+            -0.5 * ((block[:, None] - mu) ** 2 / var).sum(dim=2) for block in d.q.split(ROWS)
+        ])
+        for _ in range(c.inner_iterations):
+            stacked = z if one_hot is None else torch.cat([z, one_hot])
+            m = likelihood + c.temperature / (2 * c.n_neighbors) * (W.T @ stacked + (W @ z)[:Q])
+            z = prior * ((m - m.max(dim=1, keepdim=True).values) / c.temperature).exp()
+            z = z / z.sum(dim=1, keepdim=True)
+    return z
+
+
+def _moved(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the means ``(C, D)`` and the variance ``(D,)`` of features ``(n, D)`` with weights ``(n, C)``."""
+    sums = sum(torch.einsum("nc,nd->cd", weights, x) for x, weights in parts)
+    mu = F.normalize(sums / sum(weights.sum(dim=0) for _, weights in parts)[:, None])
+    total = torch.zeros(mu.shape[1])
+    for x, weights in parts:
+        for block, w in zip(x.split(ROWS), weights.split(ROWS), strict=True):
+            total += torch.einsum("nc,ncd->d", w, (block[:, None] - mu) ** 2)
+    return mu, total / sum(weights.sum() for _, weights in parts)
 
 
 def _confident(q: torch.Tensor, z: torch.Tensor, n: int) -> torch.Tensor:
@@ -165,16 +214,6 @@ def _confident(q: torch.Tensor, z: torch.Tensor, n: int) -> torch.Tensor:
     best = z.topk(min(n, len(z)), dim=0).indices  # (n, C)
     means = [(q[best[:, i]] * z[best[:, i], i, None]).mean(dim=0) for i in range(z.shape[1])]
     return F.normalize(torch.stack(means))
-
-
-def _moved(q: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the means ``(C, D)`` and the variance ``(D,)`` of the assignments."""
-    weights = z / len(q)
-    mu = F.normalize(torch.einsum("qc,qd->cd", weights, q) / weights.sum(dim=0)[:, None])
-    total = torch.zeros(q.shape[1])
-    for part, w in zip(q.split(ROWS), weights.split(ROWS), strict=True):
-        total += torch.einsum("qc,qcd->d", w, (part[:, None] - mu) ** 2)
-    return mu, total / weights.sum()
 
 
 Entries = dict[int, list[tuple[torch.Tensor, float, torch.Tensor]]]

@@ -1,9 +1,9 @@
 """Paired tests between the rows that compete, plus tie letters and the best row.
 
 Two methods are tested on the examples that both were evaluated on, joined by id. One seed each: McNemar's exact test.
-Several: the crossed model of :func:`~clipadapt.core.scoring.statistics.crossed_interval` on the differences, with its
-cautious p-value, because the interval alone would call too many chance differences significant. Holm's method adjusts
-the p-values of a block. An inductive, a transductive and an online method are never compared with one another.
+Several: the crossed model of :func:`~clipadapt.core.scoring.statistics.crossed_interval` on the differences, in its
+cautious form for p-value and interval alike. Holm's method adjusts the p-values of a block. An inductive, a
+transductive and an online method are never compared with one another.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ def rank(rows: Sequence[Row]) -> tuple[tuple[RankedRow, ...], tuple[Comparison, 
 
 def compare(named: Sequence[tuple[str, Row]]) -> tuple[Comparison, ...]:
     """Test every pair of labelled rows that have seeds and examples in common."""
-    found = [c for one, two in combinations(named, 2) if (c := _comparison(one, two)) is not None]
+    found = [c for one, two in combinations(named, 2) if (c := compare_rows(one, two)) is not None]
     adjusted = holm([c.p_value for c in found])
     return tuple(
         dataclasses.replace(c, p_adjusted=float(p)) for c, p in zip(found, adjusted, strict=True)
     )
 
 
-def _comparison(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | None:
+def compare_rows(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | None:
     """Test one pair; None if it has no seed or no example in common, or if the settings differ."""
     (first, row_a), (second, row_b) = one, two
     if row_a.setting != row_b.setting:
@@ -113,7 +113,7 @@ def _comparison(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | None
         return None
     in_a, in_b = shared(a, b)
     trained = row_a.first.method.uses_train and row_b.first.method.uses_train
-    pairs = _seed_pairs(a.seeds, b.seeds, any_seed=not trained)
+    pairs = seed_pairs(a.seeds, b.seeds, any_seed=not trained)
     if not in_a.size or not pairs:
         return None
     correct_a = a.values[[i for i, _ in pairs]][:, in_a]  # (S, n)
@@ -128,11 +128,11 @@ def _comparison(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | None
         if min(len(a.seeds), len(b.seeds)) == 1:
             test += " against 1"
     needed = examples_needed(difference[: len(correct_a)], LEVEL)
-    interval = difference_interval(difference, LEVEL)
+    interval = difference_interval(difference, LEVEL, cautious=True)
     return Comparison(first, second, interval, p_value, p_value, test, in_a.size, needed)
 
 
-def _seed_pairs(a: Sequence[int], b: Sequence[int], *, any_seed: bool) -> list[tuple[int, int]]:
+def seed_pairs(a: Sequence[int], b: Sequence[int], *, any_seed: bool) -> list[tuple[int, int]]:
     """Return the indices of the seeds to compare: those in common, because the seed determines the few-shot draw.
 
     A single seed that the other method has too, or with ``any_seed``, is compared with every seed of the other.

@@ -231,9 +231,9 @@ def _notes(
     )
     yield (
         "Bold: significantly better than the runner-up at 5 % after Holm over the pairs of its block. McNemar: exact, "
-        "one seed each (or seeds that never differ). Crossed: seeds and examples both count as random, and p is more "
-        "conservative than the interval, which is uncertain with few seeds; a method with one seed is compared with "
-        "every seed of the other, without the variation between its own seeds."
+        "one seed each (or seeds that never differ). Crossed: seeds and examples both count as random; the interval "
+        "of a difference is of that pair alone, before Holm. A method with one seed is compared with every seed of the "
+        "other, without the variation between its own seeds."
     )
     yield (
         "Methods that share a letter were compared and are not significantly different at 5 % after Holm; methods "

@@ -216,7 +216,9 @@ def fraction_interval(
     return _fraction(mean, n_examples, of_seeds, dfs, level, examples)
 
 
-def difference_interval(difference: NDArray[Any], level: float = 0.95) -> Interval:
+def difference_interval(
+    difference: NDArray[Any], level: float = 0.95, *, cautious: bool = False
+) -> Interval:
     """Return the interval of the difference of two accuracies on the same examples.
 
     It is in ``[-1, 1]`` and its width is never 0. The model is that of :func:`crossed_interval`, with two examples
@@ -226,6 +228,7 @@ def difference_interval(difference: NDArray[Any], level: float = 0.95) -> Interv
     Args:
         difference: Bool of one method minus bool of the other, shape ``(S, N)``.
         level: Nominal coverage.
+        cautious: Limit the degrees of freedom as the cautious :func:`crossed_p_value` does.
 
     Raises:
         ValueError: If the shape is not ``(S, N)`` with at least one entry.
@@ -239,6 +242,8 @@ def difference_interval(difference: NDArray[Any], level: float = 0.95) -> Interv
     of_examples, (of_seeds, dfs) = _examples_part(padded), _seeds_part(table)
     centre, variance = float(padded.mean()), of_examples + of_seeds
     df = variance**2 / sum(x**2 / d for x, d in [(of_examples, padded.shape[1] - 1.0), *dfs])
+    if cautious:
+        df = _cautious(table, df)
     half = _t_half_width(variance, df, level)
     value = float(table.mean())
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
@@ -268,10 +273,8 @@ def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> floa
     mean, variance, df = _crossed_moments(table)
     if mean == 0:
         return 1.0
-    if cautious and min(table.shape) > 1:
-        ms_seed, _, ms_residual, dfs = _mean_squares(table)
-        if len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual:
-            df = min(df, dfs[0])
+    if cautious:
+        df = _cautious(table, df)
     if variance <= 0:  # every entry is the same: the p-value of the sign test with these examples
         return max(_SMALLEST_P, 2 * math.pow(0.5, table.shape[1]))
     from scipy.stats import t
@@ -527,6 +530,15 @@ def _crossed_moments(table: NDArray[Any]) -> tuple[float, float, float]:
     if total <= 0:
         return mean, 0.0, 1.0
     return mean, total / y.size, total**2 / sum(x**2 / d for x, d in zip(terms, df, strict=True))
+
+
+def _cautious(table: NDArray[Any], df: float) -> float:
+    """Return the degrees of freedom, at most ``S - 1`` where the seeds matter."""
+    if min(table.shape) == 1:
+        return df
+    ms_seed, _, ms_residual, dfs = _mean_squares(table)
+    matter = len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual
+    return min(df, dfs[0]) if matter else df
 
 
 def _t_half_width(variance_of_mean: float, df: float, level: float) -> float:

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from clipadapt.core.report.section import Page
     from clipadapt.core.report.summary import Block
 
+SIGNIFICANT: Final = 0.05
 TEMPLATE: Final = """\
 <p class="lede">The method with the highest accuracy in each block (same data, protocol and shots), and whether its lead
-is significant. The two best methods are compared on the same examples; p is adjusted over all pairs of the block.</p>
+is significant. The two best methods are compared on the same examples. The interval of a difference is of that pair
+alone; p is adjusted over all pairs of the block.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Findings">
 <table>
 <thead><tr>
@@ -118,6 +120,10 @@ def _finding(block: Block) -> Finding:
         verdict = "significantly better"
     elif second is None:
         verdict = "not compared: no common seed or example"
+    elif second.p_value < SIGNIFICANT:
+        verdict = (
+            f"better in this pair alone, but not after Holm over {len(block.comparisons)} pairs"
+        )
     else:
         verdict = "not significantly better"
     data = {"data": place(block)}

@@ -179,12 +179,14 @@ def test_several_seeds_are_tested_on_the_differences(store):
     pairs = {(c.first, c.second): c for c in only(store).comparisons}
 
     difference = a.astype(float) - b
-    assert pairs["text/lora", "text/head"].difference == difference_interval(difference)
+    assert pairs["text/lora", "text/head"].difference == difference_interval(
+        difference, cautious=True
+    )
     assert pairs["text/lora", "text/head"].p_value == pytest.approx(
         crossed_p_value(difference, cautious=True)
     )
     against_one = pairs["text/lora", "text/svm"]
-    expected = difference_interval(a.astype(float) - b[0])
+    expected = difference_interval(a.astype(float) - b[0], cautious=True)
     assert (against_one.difference.value, against_one.difference.low) == pytest.approx((
         expected.value,
         expected.low,

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from clipadapt.core.api.registry import tracks
-from clipadapt.core.cli import bench, cache, doctor, export, ls, report, run, table, validate
+from clipadapt.core.cli import (
+    bench,
+    cache,
+    compare,
+    doctor,
+    export,
+    ls,
+    report,
+    run,
+    table,
+    validate,
+)
 from clipadapt.core.cli.output import example, say
 
 
@@ -35,6 +46,7 @@ def build_app(track: str, about: str) -> typer.Typer:
         (bench.bench, f"{names.sweep} --dry-run"),
         (export.export, f"RUN_DIR --format {names.export_format} --output PATH"),
         (table.table, "runs --format latex"),
+        (compare.compare, "runs/a runs/b"),
         (report.report, "runs --output report.html"),
         (validate.validate, f"{names.recipe} {data}"),
         (ls.ls, "methods"),

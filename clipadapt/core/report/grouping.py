@@ -170,6 +170,32 @@ def _sortable(key: tuple[Any, ...]) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- unlike records
 
 
+def unlike(first: RunRecord, other: RunRecord) -> list[tuple[str, Any, Any]]:
+    """Return the names and both values of all that differs between two records: settings, versions and data."""
+    absent = "absent"
+    ours, theirs = _compared(first), _compared(other)
+    names = (name for name in dict.fromkeys([*ours, *theirs]))
+    return [
+        (name, ours.get(name, absent), theirs.get(name, absent))
+        for name in names
+        if ours.get(name, absent) != theirs.get(name, absent)
+    ]
+
+
+def _compared(record: RunRecord) -> dict[str, Any]:
+    environment = record.environment
+    return {
+        "method": record.method.name,
+        "recipe": record.method.recipe,
+        "model": record.model.name if record.model else None,
+        "shots": record.data.shots,
+        **_settings(record),
+        **_facts(record, "accuracy"),
+        "environment.git_commit": environment.git_commit,
+        "environment.python": environment.python,
+    }
+
+
 def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
     """Check that records whose mean is to be shown differ only in their seed.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 import pytest
 
@@ -185,3 +188,87 @@ def test_a_mark_has_a_tooltip(page):
 
     assert said is not None
     assert "1 shot on stitched" in said
+
+
+# ---------------------------------------------------------------- search, address, CSV, links
+
+SEARCH = (
+    "(words => {{ const s = document.getElementById('search'); s.value = words;"
+    "s.dispatchEvent(new Event('input', {{bubbles: true}})); }})({!r})"
+)
+
+
+def test_search_shows_the_rows_that_have_every_word(page):
+    page.evaluate(SEARCH.format("CLIP/COOP stitched"))
+
+    methods = page.evaluate(f"{SHOWN}.map(r => r.cells[0].dataset.sort)")
+    assert methods
+    assert set(methods) == {"clip/coop (own)"}
+    page.evaluate(SEARCH.format("no-such-word"))
+    assert page.evaluate(f"{SHOWN}.length") == 0
+    assert page.evaluate("document.querySelector('#leaderboard .none').hidden") is False
+    page.evaluate(SEARCH.format(""))
+    assert page.evaluate(f"{SHOWN}.length === {ROWS}.length") is True
+
+
+def test_the_address_holds_filters_search_and_order(page):
+    page.evaluate(
+        "(() => { const s = document.querySelector('select[data-filter=shots]'); s.value = '2';"
+        "s.dispatchEvent(new Event('change', {bubbles: true})); })()"
+    )
+    page.evaluate(SEARCH.format("clip"))
+    page.evaluate(f"{head('accuracy, %')}.querySelector('button').click()")
+    before = page.evaluate(f"{SHOWN}.map(r => r.cells[0].dataset.sort)")
+    address = page.evaluate("location.href")
+    assert "shots=2" in address
+    assert "search=clip" in address
+
+    page.call("Page.navigate", url="about:blank")
+    page.wait("location.protocol === 'about:'")
+    page.call("Page.navigate", url=address)
+    page.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    assert page.evaluate(f"{SHOWN}.map(r => r.cells[0].dataset.sort)") == before
+    assert page.evaluate("document.getElementById('search').value") == "clip"
+    assert page.evaluate(f"{head('accuracy, %')}.getAttribute('aria-sort')") == "descending"
+    page.evaluate("document.querySelector('#filters button[type=reset]').click()")
+    page.wait("!location.search.includes('shots')")
+
+
+def test_what_is_shown_is_saved_as_csv(page):
+    page.evaluate(SEARCH.format("clip/coop"))
+    text = page.evaluate(
+        "(async () => { let saved; const make = URL.createObjectURL;"
+        "URL.createObjectURL = blob => { saved = blob; return make(blob); };"
+        "HTMLAnchorElement.prototype.click = () => {};"
+        "document.getElementById('csv').click(); URL.createObjectURL = make; return saved.text(); })()"
+    )
+
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == page.evaluate(f"{SHOWN}.length") > 0
+    assert [r["method"] for r in rows if not r["method"].startswith("clip/coop")] == []
+    for r in rows:
+        low, value, high = (
+            float(r[name]) for name in ("accuracy, % low", "accuracy, %", "accuracy, % high")
+        )
+        assert 0 <= low <= value <= high <= 100
+
+
+def test_each_seed_links_to_the_folder_of_its_run(page, output):
+    found = page.evaluate(
+        "Array.from(document.querySelectorAll('#leaderboard tbody a')).map(a => a.getAttribute('href'))"
+    )
+
+    assert len(found) == len(set(found)) > 1
+    assert all((output.parent / unquote(link) / "record.json").is_file() for link in found)
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_no_column_of_findings_and_leaderboard_is_cut(page, width):
+    page.look(width, 900, phone=width == 400)
+
+    cut = page.evaluate(
+        "Array.from(document.querySelectorAll('#findings > .scroll, #leaderboard > .scroll'))"
+        ".map(s => s.scrollWidth - s.clientWidth)"
+    )
+    assert all(extra <= 1 for extra in cut), cut

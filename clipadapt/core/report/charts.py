@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipadapt.core.report import svg
-from clipadapt.core.report.formats import format_interval
+from clipadapt.core.report.formats import format_interval, format_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +40,17 @@ def row_point(x: float, r: PageRow, *, note: str = "", ring: bool = False) -> sv
     low, high = (accuracy.low, accuracy.high) if accuracy else (None, None)
     model = f" on {r.row.model}" if r.row.model else ""
     title = f"{r.title}{model}: {format_interval(accuracy)} %" + (f"; {note}" if note else "")
-    return svg.Point(x, r.accuracy, low, high, title, ring)
+    return svg.Point(x, r.accuracy, low, high, title, ring, _seeds(r))
+
+
+def _seeds(r: PageRow) -> tuple[tuple[float, str], ...]:
+    """Return the accuracy of each seed, if there are several."""
+    if len(r.row.ok) < 2:
+        return ()
+    found = [(o.seed, o.metrics["accuracy"]) for o in r.row.ok if "accuracy" in o.metrics]
+    return tuple(
+        (m.value, f"{r.title}, seed {seed}: {format_value(m.value, m.unit)} %") for seed, m in found
+    )
 
 
 def accuracy_axis(series: Iterable[svg.Series]) -> svg.Axis:
@@ -49,6 +59,7 @@ def accuracy_axis(series: Iterable[svg.Series]) -> svg.Axis:
 
 
 def heights(series: Iterable[svg.Series]) -> list[float]:
-    """Return the heights that an axis must include, with the ends of intervals."""
+    """Return the heights that an axis must include, with the ends of intervals and single seeds."""
     points = [p for s in series for p in s.points]
-    return [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    ends = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    return ends + [value for p in points for value, _ in p.seeds]

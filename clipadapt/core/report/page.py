@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from clipadapt.core.api.errors import ClipAdaptError, RecordError
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.user_input import visible
 from clipadapt.core.files.atomic import write_text
 from clipadapt.core.files.folders import output_file
+from clipadapt.core.records.history import run_folder
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report import svg
 from clipadapt.core.report.album import Album
@@ -26,9 +30,8 @@ from clipadapt.core.report.section import Page, all_sections
 from clipadapt.core.report.summary import build_summary
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from clipadapt.core.api.progress import Progress
+    from clipadapt.core.records.schema import RunRecord
 
 
 def write_report(
@@ -53,7 +56,7 @@ def write_report(
             hint="name the folder given as --out when the experiments were run",
         )
     target = output_file(output, "--output")
-    html, n = build_report(directory, examples=examples, progress=progress)
+    html, n = build_report(directory, examples=examples, progress=progress, at=target.parent)
     try:
         write_text(target, html)
     except OSError as err:
@@ -65,9 +68,16 @@ def write_report(
 
 
 def build_report(
-    directory: Path, *, examples: bool = True, progress: Progress | None = None
+    directory: Path,
+    *,
+    examples: bool = True,
+    progress: Progress | None = None,
+    at: Path | None = None,
 ) -> tuple[str, int]:
-    """Return the page as HTML and the number of runs it shows; see :func:`write_report`."""
+    """Return the page as HTML and the number of runs it shows; see :func:`write_report`.
+
+    The page links to the folders of the runs if ``at``, the folder where it will lie, is given.
+    """
     environment = _environment()
     store = RunStore(directory)
     progress = progress or Silent()
@@ -84,7 +94,12 @@ def build_report(
             hint="run an experiment or a sweep first; records are written into the folder given as --out",
         )
     summary = build_summary(store, records=records)
-    page = Page(records, summary, page_rows(summary), Album(progress, wanted=examples))
+    album = Album(progress, wanted=examples)
+
+    def link(record: RunRecord) -> str:
+        return "" if at is None else _address(run_folder(store, record), at)
+
+    page = Page(records, summary, page_rows(summary), album, link)
     problems = [*(text.removeprefix("warning: ") for text in problems), *summary.left_out]
     return _render(environment, page, problems), len(records)
 
@@ -115,6 +130,15 @@ def _render(environment: Any, page: Page, problems: list[str]) -> str:
         style=markup(style),
     )
     return html
+
+
+def _address(folder: Path, at: Path) -> str:
+    """Return the address of a folder relative to another; empty if there is none, as between drives."""
+    try:
+        relative = Path(os.path.relpath(folder, at)).as_posix()
+    except ValueError:
+        return ""
+    return f"./{quote(relative)}/"
 
 
 def _environment() -> Any:

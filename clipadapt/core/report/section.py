@@ -34,12 +34,14 @@ class Page:
         summary: Blocks of rows that compete.
         rows: Rows of the leaderboard.
         album: Pictures and texts of examples.
+        link: Returns the address of a run's folder, as seen from the page.
     """
 
     records: Sequence[RunRecord]
     summary: Summary
     rows: Sequence[PageRow]
     album: Album
+    link: Callable[[RunRecord], str] = lambda _: ""
 
     @cached_property
     def finished(self) -> list[PageRow]:

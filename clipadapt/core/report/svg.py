@@ -59,6 +59,7 @@ class Point:
         high: Upper end, or None.
         title: Tooltip.
         ring: Whether a ring is drawn around it.
+        seeds: Vertical values of single seeds with their tooltips, drawn beside the mark.
     """
 
     x: float
@@ -67,6 +68,7 @@ class Point:
     high: float | None = None
     title: str = ""
     ring: bool = False
+    seeds: Sequence[tuple[float, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def linear_axis(title: str, values: Sequence[float], *, factor: float = 1.0) -> 
     ticks = [first * step]
     while ticks[-1] + step <= high + 1e-12:
         ticks.append(ticks[-1] + step)
-    digits = max(0, -math.floor(math.log10(step * factor) + 1e-9))
+    digits = _decimals(step * factor)
     return Axis(title, (low, high), [(t, f"{t * factor + 0.0:.{digits}f}") for t in ticks])
 
 
@@ -328,9 +330,13 @@ def _mark(x: float, y: float, point: Point, style: int, up: Callable[[float], fl
         low, high = up(point.low), up(point.high)
         bar = f'<path class="whisker" d="M{x} {low}V{high}M{x - 3} {low}h6M{x - 3} {high}h6"/>'
     ring = f'<circle class="ring" cx="{x}" cy="{y}" r="8"/>' if point.ring else ""
+    seeds = "".join(
+        f'<g class="pt"><title>{escape(title)}</title><circle class="seed" cx="{x + 6}" cy="{up(value)}" r="2"/></g>'
+        for value, title in point.seeds
+    )
     return (
         f'<g class="pt"><title>{escape(point.title)}</title>{bar}{ring}'
-        f'<path class="m" transform="translate({x} {y})" d="{_shape(style)}"/></g>'
+        f'<path class="m" transform="translate({x} {y})" d="{_shape(style)}"/></g>{seeds}'
     )
 
 
@@ -349,6 +355,12 @@ def _shape(style: int) -> str:
 def _round_step(step: float) -> float:
     power = 10.0 ** math.floor(math.log10(step))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step * 0.999)
+
+
+def _decimals(step: float) -> int:
+    """Return the decimals that a tick needs: 2.5 needs one although it is above 1."""
+    least = max(0, -math.floor(math.log10(step) + 1e-9))
+    return least if math.isclose(round(step, least), step, rel_tol=1e-6) else least + 1
 
 
 def _power(exponent: int, times: int = 1) -> str:

@@ -2,7 +2,18 @@
 (() => {
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
 
+  // ---- on a narrow screen a table is a list: every cell carries the heading of its column
+  for (const grid of all(".scroll > table")) {
+    const titles = all("thead th", grid).map((h) => h.textContent.trim());
+    if (!titles.length || grid.querySelector("[colspan]")) continue;
+    for (const row of grid.tBodies[0].rows) {
+      Array.from(row.cells).forEach((c, i) => { if (c.tagName === "TD") c.dataset.title = titles[i] || ""; });
+    }
+    grid.classList.add("stacked");
+  }
+
   // ---- sorting: a button in every heading; rows without a value stay last in both directions
+  const sorted = {};
   for (const table of all("table.sortable")) {
     const heads = all("thead th", table);
     const body = table.tBodies[0];
@@ -26,6 +37,10 @@
           return up ? by : -by;
         };
         body.append(...Array.from(body.rows).sort(order));
+        if (table.closest("#leaderboard")) {
+          Object.assign(sorted, { by: head.textContent.trim(), up });
+          remember();
+        }
       });
     });
   }
@@ -36,14 +51,19 @@
   const items = all(".item");
   const rows = all("#leaderboard tbody tr");
   const values = (item, name) => [item.dataset[name], item.dataset[name + "2"]].filter((v) => v !== undefined);
+  const search = document.getElementById("search");
+  const wordsOf = (row) => [row.textContent, ...Object.values(row.dataset)].join(" ").toLowerCase();
+  const text = new Map(rows.map((r) => [r, wordsOf(r)]));
   const apply = () => {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = selects.filter((s) => s.value).map((s) => [s.dataset.filter, s.value]);
     for (const item of items) {
       const fits = wanted.every(([name, value]) => {
         const own = values(item, name);
         return own.length === 0 || own.includes(value);
       });
-      item.classList.toggle("off", !fits);
+      const found = !text.has(item) || words.every((w) => text.get(item).includes(w));
+      item.classList.toggle("off", !fits || !found);
     }
     for (const panel of all(".panel")) {
       panel.classList.toggle("off", !panel.querySelector("svg.chart .item:not(.off)") || other(panel));
@@ -52,7 +72,67 @@
     const shown = rows.filter((r) => !r.classList.contains("off")).length;
     document.getElementById("shown").textContent = `${shown} of ${rows.length} rows`;
     document.querySelector("#leaderboard .none").hidden = shown > 0;
+    remember();
   };
+
+  // ---- the address holds filters, search and order, so that a link shows the same rows
+  let restoring = true;
+  const remember = () => {
+    if (restoring) return;
+    const state = new URLSearchParams();
+    for (const s of selects) if (s.value) state.set(s.dataset.filter, s.value);
+    if (search.value.trim()) state.set("search", search.value.trim());
+    if (sorted.by) state.set("sort", (sorted.up ? "" : "-") + sorted.by);
+    const query = state.toString();
+    history.replaceState(null, "", (query ? `?${query}` : location.pathname) + location.hash);
+  };
+  const restore = () => {
+    const state = new URLSearchParams(location.search);
+    for (const s of selects) {
+      const value = state.get(s.dataset.filter);
+      if (value !== null && Array.from(s.options).some((o) => o.value === value)) s.value = value;
+    }
+    search.value = state.get("search") || "";
+    const sort = state.get("sort") || "";
+    const head = all("#leaderboard thead th").find((h) => h.textContent.trim() === sort.replace(/^-/, ""));
+    if (head) {
+      const order = sort.startsWith("-") ? "descending" : "ascending";
+      while (head.getAttribute("aria-sort") !== order) head.querySelector("button").click();
+    }
+  };
+
+  // ---- the rows shown as CSV; an interval has two columns of its own
+  const csv = document.getElementById("csv");
+  const cell = (value) => /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  const table = () => {
+    const shown = Array.from(document.querySelectorAll("#leaderboard tbody tr")).filter((r) => !r.classList.contains("off"));
+    const lines = [[], ...shown.map(() => [])];
+    all("#leaderboard thead th").forEach((head, column) => {
+      const figures = head.classList.contains("figure");
+      const name = head.textContent.trim();
+      const values = shown.map((r) => r.cells[column].textContent.replace(/\s+/g, " ").trim());
+      const parts = values.map((v) => /^(\S+) \[(\S+), (\S+)\]$/.exec(v));
+      if (figures && parts.some(Boolean)) {
+        lines[0].push(name, `${name} low`, `${name} high`);
+        values.forEach((v, i) => lines[i + 1].push(...(parts[i] ? parts[i].slice(1) : [v, "", ""])));
+        return;
+      }
+      lines[0].push(name);
+      values.forEach((v, i) => {
+        const plain = figures ? v.replaceAll(",", "") : v.replace(/^[=+@-](?=.)/, "'$&");
+        lines[i + 1].push(plain);
+      });
+    });
+    return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
+  };
+  csv.addEventListener("click", () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([table()], { type: "text/csv" }));
+    link.download = "leaderboard.csv";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+  csv.hidden = false;
 
   // ---- a long list shows only its first cards until "Show all" or a filter
   const FEW = 12;
@@ -78,10 +158,13 @@
   const other = (panel) => Boolean(choice && panel.dataset.kind && panel.dataset.kind !== choice.elements.cost.value);
   if (choice) choice.addEventListener("change", apply);
   form.addEventListener("change", apply);
+  search.addEventListener("input", apply);
   form.addEventListener("reset", () => setTimeout(apply));
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
+  restore();
   apply();
+  restoring = false;
 
   // ---- tooltips of marks, by pointer or touch
   const tip = document.getElementById("tip");

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.report.formats import NOTHING, format_interval, format_value, metric_title
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 TEMPLATE: Final = """\
 <p class="lede">Each row is one method in one setting; figures are means over seeds. Click a heading to sort.
-Bold: significantly better than the runner-up of its block.</p>
+Bold: significantly better than the runner-up of its block.
+{% if same %}In all rows:
+{% for title, text in same %}{{ title }} {{ text }}{{ "." if loop.last else "; " }}{% endfor %}{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Leaderboard">
 <table class="sortable">
 <thead><tr>
@@ -36,12 +38,16 @@ Bold: significantly better than the runner-up of its block.</p>
 {% for c in cells %}
 {% if loop.first %}
 <th scope="row" data-sort="{{ c.value }}">
-{{ key(r.style) }}{{ c.text }}<br><span class="where">{{ c.small }}</span>
+{{ key(r.style) }}{{ c.text }} <br><span class="where">{{ c.small }}</span>
 </th>
 {% else %}
-<td class="{{ columns[loop.index0].kind }}"{% if c.value is not none %} data-sort="{{ c.value }}"{% endif %}>
+<td class="{{ columns[loop.index0].kind }}"
+{%- if c.value is not none %} data-sort="{{ c.value }}"{% endif %}>
 {% if loop.index0 == 1 and r.ranked.best %}<b>{{ c.text }}</b>{% else %}{{ c.text }}{% endif %}
 {% if c.small %} <span class="where">{{ c.small }}</span>{% endif %}
+{% for text, address in c.links %}
+ <a class="where" href="{{ address }}" title="folder of the run">{{ text }}</a>
+{% endfor %}
 </td>
 {% endif %}
 {% endfor %}
@@ -51,20 +57,24 @@ Bold: significantly better than the runner-up of its block.</p>
 </table>
 </div>
 <p class="none" hidden>No row matches the filters.</p>
+<p><button type="button" class="more" id="csv" hidden>Save the rows shown as CSV</button></p>
 <details>
 <summary>How to read the figures</summary>
 <ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
 </details>
 """
+ALWAYS: Final = 2
+"""The first columns, method and accuracy, are shown even where they are equal in all rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell: what is shown, and the value it is sorted by; None is always last."""
+    """One cell: what is shown, the value it is sorted by (None is always last), and texts with their addresses."""
 
     text: str
     value: float | str | None
     small: str = ""
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +92,44 @@ def leaderboard(page: Page) -> dict[str, Any]:
     """Return the cells of each row."""
     columns = [*_HEAD, *_metric_columns(), *_TAIL]
     rows = [(r, [c.cell(r) for c in columns]) for r in page.rows]
+    columns, rows, same = _without_equal(columns, rows)
+    seeds = [i for i, c in enumerate(columns) if c.cell is _seeds]
+    for r, cells in rows:
+        for i in seeds:
+            cells[i] = replace(cells[i], links=_links(page, r))
     ok = [record for r in page.rows for record in r.row.ok]
     shown = [m.name for m in METRICS.values() if m.leaderboard]
     notes = (*probability_notes(ok, shown), *page.summary.notes)
-    return {"columns": columns, "rows": rows, "notes": notes}
+    return {"columns": columns, "rows": rows, "notes": notes, "same": same}
+
+
+_Rows = list[tuple["PageRow", list["Cell"]]]
+
+
+def _without_equal(
+    columns: list[Column], rows: _Rows
+) -> tuple[list[Column], _Rows, list[tuple[str, str]]]:
+    """Return columns and rows without the columns that are equal in all rows, and titles and texts of those."""
+    if len(rows) < 2:
+        return columns, rows, []
+    equal = {
+        i
+        for i in range(ALWAYS, len(columns))
+        if columns[i].cell is not _seeds and len({(x[i].text, x[i].small) for _, x in rows}) == 1
+    }
+    shown = [
+        (columns[i].title, f"{c.text} {c.small}".strip())
+        for i in sorted(equal)
+        if (c := rows[0][1][i]).text not in {"", NOTHING}
+    ]
+    kept = [i for i in range(len(columns)) if i not in equal]
+    return [columns[i] for i in kept], [(r, [x[i] for i in kept]) for r, x in rows], shown
+
+
+def _links(page: Page, r: PageRow) -> tuple[tuple[str, str], ...]:
+    """Return each seed with the address of its run, if the page has one."""
+    records = [*r.row.ok, *r.row.failed]
+    return tuple((str(o.seed), address) for o in records if (address := page.link(o)))
 
 
 def _metric_columns() -> list[Column]:

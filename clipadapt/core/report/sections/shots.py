@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from clipadapt.core.report.section import Page
 
 TEMPLATE: Final = """\
-<p class="lede">Whiskers: 95 % intervals over examples and seeds. Dashed: zero-shot, without training examples.</p>
+<p class="lede">Whiskers: 95 % intervals over examples and seeds. Small dots: single seeds. Dashed: zero-shot, without
+training examples.</p>
 <div class="grid-cards">
 {% for p in panels %}
 <figure class="card panel"><figcaption>{{ p.title }}</figcaption>{{ svg(p.chart) }}{{ legend(p.legend) }}</figure>

@@ -27,6 +27,23 @@ def test_linear_axis_has_round_ticks_within_its_range():
 @pytest.mark.parametrize(
     ("values", "names"),
     [
+        ([0.69, 0.785], ["70.0", "72.5", "75.0", "77.5"]),  # steps of 2.5
+        ([0.1990, 0.2010], ["19.90", "19.95", "20.00", "20.05", "20.10"]),
+        ([0.0, 1.0], ["0", "25", "50", "75", "100"]),
+    ],
+)
+def test_the_labels_of_ticks_are_their_values(values, names):
+    axis = _svg.linear_axis("accuracy, %", values, factor=100)
+
+    assert [name for _, name in axis.ticks] == names
+    assert [float(name) for _, name in axis.ticks] == pytest.approx([
+        100 * t for t, _ in axis.ticks
+    ])
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
         ([1e2, 1e7], ["100", "1k", "10k", "100k", "1M", "10M"]),
         ([0, 23_058], ["0", "20k"]),
         ([0.02, 3.0], ["0.1", "1"]),
@@ -101,3 +118,15 @@ def test_a_large_confusion_matrix_is_a_picture_with_one_pixel_per_cell():
 
 def test_mean_counts_are_short():
     assert [_svg.short_count(v) for v in (0.3333, 2.0, 13.34, 9.97)] == ["0.3", "2", "13", "10"]
+
+
+def test_single_seeds_are_dots_with_their_own_tooltips():
+    point = _svg.Point(1.0, 0.5, title="mean", seeds=((0.4, "seed 1"), (0.6, "seed 2")))
+    axis = _svg.linear_axis("accuracy", [0.4, 0.6])
+    chart = ET.fromstring(_svg.plot("seeds", axis, axis, [_svg.Series(0, [point])]))
+
+    dots = [e for e in chart.iter() if e.get("class") == "seed"]
+    heights = [float(e.get("cy") or 0) for e in dots]
+    assert len(heights) == 2
+    assert heights[0] > heights[1]  # 0.4 is lower on the chart
+    assert {t.text for t in chart.iter() if t.tag.endswith("title")} == {"mean", "seed 1", "seed 2"}

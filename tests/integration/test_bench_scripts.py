@@ -253,23 +253,23 @@ def test_a_search_that_differs_is_told(script):
     assert "50.00%" in text
 
 
-def test_scores_that_differ_or_need_too_much_memory_end_the_script(script):
-    classifiers = script("classifiers")
-    mine, theirs = {"sample": [[1.0, 10.0]]}, {"sample": [[1.0, 10.005]]}
+def test_scores_that_differ_and_too_much_memory_are_problems(script):
+    classifiers, common = script("classifiers"), script("_common")
 
-    assert classifiers.difference("gda", theirs, mine) == pytest.approx(5e-4, rel=1e-2)
-    with pytest.raises(
-        SystemExit, match=r"gda: the scores differ by 0.1, at most 0.001 is allowed"
-    ):
-        classifiers.difference("gda", {"sample": [[0.0, 10.0]]}, mine)
-    with pytest.raises(SystemExit, match="gda: the scores differ by nan"):
-        classifiers.difference("gda", theirs, {"sample": [[1.0, np.nan]]})
-    assert classifiers.difference("linear_probe", {"objective": 2.0}, {"objective": 1.0}) == -0.5
-    with pytest.raises(SystemExit, match="the objective of ours is higher by 0.5"):
-        classifiers.difference("linear_probe", {"objective": 2.0}, {"objective": 3.0})
-    classifiers.check_memory("gda", {"memory": 4 << 30})
-    with pytest.raises(SystemExit, match=r"gda needed 4.50 GiB, at most 4 GiB are allowed"):
-        classifiers.check_memory("gda", {"memory": 9 << 29})
+    def found(side: str, memory: int | None, gap: float | None) -> list[str]:
+        runs = common.Runs([{"memory": memory}])
+        return classifiers.problems([classifiers.Line({"case": "gda"}, side, runs, None, gap)])
+
+    assert not found("ours", 4 << 30, 5e-4)
+    assert not found("ours", None, None)
+    assert not found("official way", 9 << 29, None)
+    assert found("ours", 9 << 29, 0.1) == [
+        "gda: the scores differ by 0.1, at most 0.001 is allowed",
+        "gda needed 4.50 GiB, at most 4 GiB are allowed",
+    ]
+    assert found("ours", 0, np.nan) == ["gda: the scores differ by nan, at most 0.001 is allowed"]
+    nearly = classifiers.difference({"sample": [[1.0, 10.005]]}, {"sample": [[1.0, 10.0]]})
+    assert nearly == pytest.approx(5e-4, rel=1e-2)
 
 
 @pytest.mark.parametrize(

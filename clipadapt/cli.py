@@ -291,12 +291,11 @@ def _check_limit(limit: int | None) -> None:
 
 
 def _print_per_class(records: list[RunRecord], out: Path) -> None:
+    from clipadapt.core.cli.terminal import print_per_class
     from clipadapt.core.records.run_store import RunStore
-    from clipadapt.core.report import tables
 
-    for record in records:
-        predictions = RunStore.load_predictions(RunStore(out).run_dir(record), record)
-        say(f"\n{tables.render_per_class(record, predictions)}", nl=False)
+    store = RunStore(out)
+    print_per_class([(r, RunStore.load_predictions(store.run_dir(r), r)) for r in records])
 
 
 def _check_local(name: str) -> None:

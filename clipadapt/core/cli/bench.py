@@ -14,6 +14,7 @@ from clipadapt.core.api.errors import EXIT_DEFECT, ClipAdaptError, ConfigError
 from clipadapt.core.cli.options import DEFAULT_OUT, JsonOption, OutOption, SettingOption, track_of
 from clipadapt.core.cli.output import print_json, say
 from clipadapt.core.cli.run import FAILED_TWICE
+from clipadapt.core.cli.terminal import print_summary
 
 if TYPE_CHECKING:
     from clipadapt.core.experiments.config import Experiment
@@ -110,10 +111,10 @@ def _print_summary(found: Sequence[RunRecord], out: Path) -> None:
     from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.report import curves, summary
 
-    text = summary.render_summary(summary.build_summary(RunStore(out), records=found), "markdown")
-    say(text)
+    built = summary.build_summary(RunStore(out), records=found)
+    print_summary(built)
     try:
-        write_text(out / "summary.md", text)
+        write_text(out / "summary.md", summary.render_summary(built, "markdown"))
     except OSError as err:
         say(f"no summary.md: {err}", err=True)
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from clipadapt.core.api.user_input import visible
+from clipadapt.core.cli.terminal import print_table
 
 if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
@@ -99,6 +100,5 @@ def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> No
     from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.report import tables
 
-    table = tables.build_table(found, store=RunStore(out))
-    say(tables.render(table, "markdown"), nl=False)
+    print_table(tables.build_table(found, store=RunStore(out)))
     say(f"\nrecords: {out}", err=True)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.user_input import visible
-from clipadapt.core.cli.streams import no_colour
+from clipadapt.core.cli.terminal import no_colour
 
 if TYPE_CHECKING:
     from rich.progress import (

@@ -21,12 +21,8 @@ from clipadapt.core.api.errors import (
 )
 from clipadapt.core.api.user_input import visible
 from clipadapt.core.cli.output import say
+from clipadapt.core.cli.terminal import no_colour
 from clipadapt.core.files.folders import refusal
-
-
-def no_colour() -> bool:
-    """Return whether the user asked for output without colours (https://no-color.org)."""
-    return bool(os.environ.get("NO_COLOR"))
 
 
 def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:

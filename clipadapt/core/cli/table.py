@@ -9,7 +9,7 @@ import typer
 
 from clipadapt.core.api.errors import RecordError
 from clipadapt.core.cli.options import RecordsArgument, track_of
-from clipadapt.core.cli.output import say
+from clipadapt.core.cli.terminal import print_table
 
 
 class TableFormat(StrEnum):
@@ -24,7 +24,13 @@ class TableFormat(StrEnum):
 def table(
     context: typer.Context,
     directory: RecordsArgument,
-    form: Annotated[TableFormat, typer.Option("--format")] = TableFormat.markdown,
+    form: Annotated[
+        TableFormat | None,
+        typer.Option(
+            "--format",
+            help="Default: a table that fits the terminal; Markdown in a file or a pipe.",
+        ),
+    ] = None,
     metric: Annotated[str, typer.Option(help="Metric of the table.")] = "accuracy",
     reference: Annotated[
         bool, typer.Option("--reference", help="Add published numbers to the rows they match.")
@@ -48,4 +54,4 @@ def table(
             f"no records in '{directory}'", hint=f"records are written by '{program} run'"
         )
     built = tables.build_table(found, metric=metric, reference=reference, store=store)
-    say(tables.render(built, form.value), nl=False)
+    print_table(built, form.value if form else None)

@@ -9,7 +9,8 @@ from clipadapt.core.api.errors import RecordError
 from clipadapt.core.report.answers import LEVEL, join
 from clipadapt.core.report.formats import format_interval
 from clipadapt.core.report.rows import measure
-from clipadapt.core.scoring.statistics import Interval, harmonic, harmonic_interval
+from clipadapt.core.scoring.combined import harmonic, harmonic_interval
+from clipadapt.core.scoring.statistics import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -167,10 +167,21 @@ def escape_csv(cell: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Heading of a column; text is escaped and left-aligned, figures are right-aligned."""
+    """Heading of a column.
+
+    Attributes:
+        title: The heading.
+        text: Whether cells are text, which is escaped and left-aligned; figures are right-aligned.
+        rank: How early a narrow terminal leaves the column out, the highest first; 0 for never.
+        given: Whether it says what was run, rather than what came of it.
+        figure: Whether it is what the table is about.
+    """
 
     title: str
     text: bool = False
+    rank: int = 0
+    given: bool = False
+    figure: bool = False
 
 
 def markdown_grid(
@@ -225,19 +236,21 @@ def html_grid(
     return "\n".join(lines) + "\n"
 
 
-def latex_grid(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """Return a LaTeX table, which needs the booktabs package."""
+def latex_grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, n_last: int = 0) -> str:
+    """Return a LaTeX table, which needs the booktabs package; a rule separates the last ``n_last`` rows."""
     escaped = [
         [escape_latex(cell) if c.text else cell for cell, c in zip(row, columns, strict=True)]
         for row in rows
     ]
+    body = [" & ".join(cells) + r" \\" for cells in escaped]
     lines = [
         "% needs \\usepackage{booktabs}",
         f"\\begin{{tabular}}{{{''.join('l' if c.text else 'r' for c in columns)}}}",
         "\\toprule",
         " & ".join(escape_latex(c.title) for c in columns) + r" \\",
         "\\midrule",
-        *(" & ".join(cells) + r" \\" for cells in escaped),
+        *body[: len(body) - n_last],
+        *(["\\midrule", *body[len(body) - n_last :]] if n_last else []),
         "\\bottomrule",
         "\\end{tabular}",
     ]

@@ -278,17 +278,18 @@ def render_summary(summary: Summary, format: str = "markdown") -> str:  # noqa: 
     if format == "json":
         return json.dumps(_plain(summary), indent=2, allow_nan=False) + "\n"
     if format == "markdown":
-        return _document(summary, lambda n, text: f"{'#' * n} {escape_markdown(text)}\n",
-                         markdown_grid, lambda text: f"{escape_markdown(text)}\n")  # fmt: skip
+        return document(summary, lambda n, text: f"{'#' * n} {escape_markdown(text)}\n",
+                        markdown_grid, lambda text: f"{escape_markdown(text)}\n")  # fmt: skip
     if format == "html":
-        return _document(summary, lambda n, text: f"<h{n}>{escape_html(text)}</h{n}>\n",
-                         html_grid, lambda text: f"<p>{escape_html(text)}</p>\n")  # fmt: skip
+        return document(summary, lambda n, text: f"<h{n}>{escape_html(text)}</h{n}>\n",
+                        html_grid, lambda text: f"<p>{escape_html(text)}</p>\n")  # fmt: skip
     raise unknown("summary format", format, ["markdown", "html", "json"])
 
 
-def _document(
+def document(
     summary: Summary, heading: _Heading, grid: _Grid, paragraph: Callable[[str], str]
 ) -> str:
+    """Return the summary as text, in the form that the functions give to headings, tables and paragraphs."""
     parts = []
     for block in summary.blocks:
         parts += [heading(2, block.title), _rows_grid(block, grid)]
@@ -309,22 +310,22 @@ def _document(
 def _rows_grid(block: Block, grid: _Grid) -> str:
     columns: list[tuple[Column, Callable[[RankedRow], str]]] = [
         (Column("method", text=True), lambda r: r.label),
-        (Column("seeds"), _seeds),
-        (Column(f"{block.split} accuracy, %"), lambda r: format_interval(r.row.accuracy)),
-        (Column("n"), lambda r: format_count(r.row.accuracy.n if r.row.accuracy else None)),
+        (Column("seeds", rank=1), _seeds),
+        (Column(f"{block.split} accuracy, %", figure=True), lambda r: format_interval(r.row.accuracy)),
+        (Column("n", rank=2), lambda r: format_count(r.row.accuracy.n if r.row.accuracy else None)),
         (Column("ties", text=True), lambda r: r.letters),
-        (Column("val accuracy, %"), lambda r: format_interval(r.row.val_accuracy)),
+        (Column("val accuracy, %", rank=2), lambda r: format_interval(r.row.val_accuracy)),
         *(_metric_column(name) for name in METRICS_SHOWN),
-        (Column("trainable parameters"), lambda r: format_count(r.row.n_trainable_params)),
-        (Column("of all, %"), _share),
-        (Column("fit, s"), lambda r: format_value(r.row.fit_seconds, "seconds")),
-        (Column("encode, s"), lambda r: format_value(r.row.encode_seconds, "seconds")),
-        (Column("examples/s, scoring alone"), lambda r: format_rate(r.row.examples_per_second)),
-        (Column("peak memory, MiB"), lambda r: format_value(r.row.peak_memory_bytes, "bytes")),
-        (Column("saved, MiB"), lambda r: format_mebibytes(r.row.saved_bytes)),
-        (Column("selected epoch"), _epochs),
-        (Column("val loss rise"), lambda r: format_signed(r.row.loss_rise, 1, 3)),
-        (Column("train - val, points"), lambda r: format_signed(r.row.accuracy_gap, 100, 1)),
+        (Column("trainable parameters", rank=3), lambda r: format_count(r.row.n_trainable_params)),
+        (Column("of all, %", rank=11), _share),
+        (Column("fit, s", rank=4), lambda r: format_value(r.row.fit_seconds, "seconds")),
+        (Column("encode, s", rank=5), lambda r: format_value(r.row.encode_seconds, "seconds")),
+        (Column("examples/s, scoring alone", rank=10), lambda r: format_rate(r.row.examples_per_second)),
+        (Column("peak memory, MiB", rank=9), lambda r: format_value(r.row.peak_memory_bytes, "bytes")),
+        (Column("saved, MiB", rank=8), lambda r: format_mebibytes(r.row.saved_bytes)),
+        (Column("selected epoch", rank=7), _epochs),
+        (Column("val loss rise", rank=6), lambda r: format_signed(r.row.loss_rise, 1, 3)),
+        (Column("train - val, points", rank=6), lambda r: format_signed(r.row.accuracy_gap, 100, 1)),
         (Column("flags", text=True), lambda r: ", ".join(r.row.flags)),
     ]  # fmt: skip
     rows = [[cell(r) for _, cell in columns] for r in block.rows]
@@ -333,7 +334,9 @@ def _rows_grid(block: Block, grid: _Grid) -> str:
 
 
 def _metric_column(name: str) -> tuple[Column, Callable[[RankedRow], str]]:
-    return Column(metric_title(name)), lambda r: format_value(r.row.mean(name), METRICS[name].unit)
+    return Column(metric_title(name), rank=2), lambda r: format_value(
+        r.row.mean(name), METRICS[name].unit
+    )
 
 
 def _seeds(ranked: RankedRow) -> str:

@@ -1,7 +1,8 @@
-"""One table of one metric: a line for each row of runs, its interval, its cost and its flags.
+"""One table of one metric: a line for each row of runs, its interval, its cost and its flags; then means over datasets.
 
 Failed runs are counted, never averaged. Markdown, LaTeX and HTML are for readers (see
-:mod:`~clipadapt.core.report.formats`); CSV holds raw values in their own units.
+:mod:`~clipadapt.core.report.formats`); CSV holds raw values in their own units, and no means over datasets. A terminal
+has a form of its own, see :mod:`~clipadapt.core.report.terminal`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import CHANGED_METRICS, group_records
+from clipadapt.core.report.means import dataset_means
 from clipadapt.core.report.notes import (
     INTERVALS,
     conditions,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from clipadapt.core.records.predictions import Predictions
     from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.records.schema import RunRecord
+    from clipadapt.core.report.means import DatasetMean
     from clipadapt.core.scoring.statistics import Interval
 
 NONE_FITS: Final = "No published number matches a row in protocol, split, model, method, shots, templates and settings."
@@ -100,6 +103,7 @@ class Table:
         lines: One per row, sorted by their names.
         notes: Notes below the table.
         reference: Whether published numbers have a column.
+        means: Means over datasets, below the lines; CSV does not have them.
     """
 
     metric: str
@@ -108,6 +112,7 @@ class Table:
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     reference: bool = False
+    means: tuple[DatasetMean, ...] = ()
 
 
 def build_table(
@@ -142,7 +147,9 @@ def build_table(
         raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
     files = RunFiles(store) if store else None
-    lines, faults = _lines([Row(group, files) for group in group_records(distinct)], metric)
+    rows = [Row(group, files) for group in group_records(distinct)]
+    lines, faults = _lines(rows, metric)
+    means, of_means = dataset_means(rows, metric)
     if value and value.unit == "fraction" and value.higher_is_better:
         lines = _with_harmonic_means(lines, metric, faults)
     citations = _Citations(metric, value.unit if value else "")
@@ -156,10 +163,12 @@ def build_table(
         notes=(
             *_notes(distinct, len(records) - len(distinct), metric),
             *dict.fromkeys(faults),
+            *of_means,
             *([conditions(ok)] if ok else ()),
             *(citations.notes() if reference else ()),
         ),
         reference=reference,
+        means=tuple(means),
     )
 
 
@@ -277,31 +286,37 @@ def render(table: Table, format: str = "markdown") -> str:  # noqa: A002  named 
     return _RENDERERS[format](table)
 
 
-def _columns(table: Table) -> list[tuple[Column, Callable[[Line], str]]]:
-    """Return heading and cell of each column for readers."""
+def _columns(
+    table: Table,
+) -> list[tuple[Column, Callable[[Line], str], Callable[[DatasetMean], str]]]:
+    """Return heading, cell of a line and cell of a mean over datasets of each column for readers."""
     metric = metric_title(table.metric, table.unit)
     if not table.higher_is_better:
         metric += " (lower is better)"
-    columns: list[tuple[Column, Callable[[Line], str]]] = [
-        (Column("dataset", text=True), lambda x: x.row.first.evaluation.dataset),
-        (Column("split", text=True), lambda x: split_title(x.row.first.evaluation.split, x.classes)),
-        (Column("protocol", text=True), lambda x: x.row.first.evaluation.protocol),
-        (Column("model", text=True), lambda x: x.row.model or NOTHING),
-        (Column("method", text=True), _method),
-        (Column("setting", text=True), lambda x: x.row.setting),
-        (Column("settings", text=True), lambda x: ", ".join(x.row.group.settings)),
-        (Column("probabilities", text=True), lambda x: x.row.probabilities),
-        (Column("shots"), _shots),
-        (Column("seeds"), lambda x: str(x.seeds)),
-        (Column(metric), lambda x: format_interval(x.interval, table.unit)),
-        (Column("n"), lambda x: format_count(x.interval.n if x.interval else None)),
-        (Column("published"), lambda x: _published(x, table.unit)),
-        (Column("parameters"), lambda x: format_count(x.row.n_trainable_params)),
-        (Column("fit, s"), lambda x: format_value(x.row.fit_seconds, "seconds")),
-        (Column("encode, s"), lambda x: format_value(x.row.encode_seconds, "seconds")),
-        (Column("predict, s"), lambda x: format_value(x.row.predict_seconds, "seconds")),
-        (Column("peak memory, MiB"), lambda x: format_value(x.row.peak_memory_bytes, "bytes")),
-        (Column("flags", text=True), _flags),
+    columns: list[tuple[Column, Callable[[Line], str], Callable[[DatasetMean], str]]] = [
+        (_given("dataset"), lambda x: x.row.first.evaluation.dataset, lambda m: m.title),
+        (_given("split"), lambda x: split_title(x.row.first.evaluation.split, x.classes),
+         lambda m: split_title(m.split, m.classes)),
+        (_given("protocol"), lambda x: x.row.first.evaluation.protocol, lambda m: _of(m).evaluation.protocol),
+        (_given("model"), lambda x: x.row.model or NOTHING, lambda m: m.rows[0].model or NOTHING),
+        (Column("method", text=True), lambda x: _method(x.row), lambda m: _method(m.rows[0])),
+        (_given("setting"), lambda x: x.row.setting, lambda m: m.rows[0].setting),
+        (_given("settings"), lambda x: ", ".join(x.row.group.settings),
+         lambda m: ", ".join(m.rows[0].group.settings)),
+        (_given("probabilities"), lambda x: x.row.probabilities, lambda m: m.rows[0].probabilities),
+        (Column("shots", given=True), lambda x: _shots(x.row), lambda m: _shots(m.rows[0])),
+        (Column("seeds", rank=1), lambda x: str(x.seeds), lambda m: str(m.seeds or NOTHING)),
+        (Column(metric, figure=True), lambda x: format_interval(x.interval, table.unit),
+         lambda m: format_interval(m.interval, table.unit)),
+        (Column("n", rank=2), lambda x: format_count(x.interval.n if x.interval else None),
+         lambda m: format_count(m.interval.n)),
+        (Column("published"), lambda x: _published(x, table.unit), _nothing),
+        (Column("parameters", rank=3), lambda x: format_count(x.row.n_trainable_params), _nothing),
+        (Column("fit, s", rank=4), lambda x: format_value(x.row.fit_seconds, "seconds"), _nothing),
+        (Column("encode, s", rank=5), lambda x: format_value(x.row.encode_seconds, "seconds"), _nothing),
+        (Column("predict, s", rank=7), lambda x: format_value(x.row.predict_seconds, "seconds"), _nothing),
+        (Column("peak memory, MiB", rank=6), lambda x: format_value(x.row.peak_memory_bytes, "bytes"), _nothing),
+        (Column("flags", text=True), _flags, lambda _: ""),
     ]  # fmt: skip
     hidden = set() if table.reference else {"published"}
     if len({line.row.first.evaluation.protocol for line in table.lines}) < 2:
@@ -316,15 +331,27 @@ def _columns(table: Table) -> list[tuple[Column, Callable[[Line], str]]]:
     return [c for c in columns if c[0].title not in hidden]
 
 
-def _method(line: Line) -> str:
-    return method_title(line.row.first.method.name, line.row.first.method.recipe)
+def _given(title: str) -> Column:
+    return Column(title, text=True, given=True)
 
 
-def _shots(line: Line) -> str:
-    shots = line.row.first.data.shots
+def _of(mean: DatasetMean) -> RunRecord:
+    return mean.rows[0].first
+
+
+def _nothing(_: DatasetMean) -> str:
+    return NOTHING
+
+
+def _method(row: Row) -> str:
+    return method_title(row.first.method.name, row.first.method.recipe)
+
+
+def _shots(row: Row) -> str:
+    shots = row.first.data.shots
     if shots is not None:
         return str(shots)
-    return "all" if line.row.n_trainable_params else NOTHING
+    return "all" if row.n_trainable_params else NOTHING
 
 
 def _published(line: Line, unit: str) -> str:
@@ -340,25 +367,30 @@ def _flags(line: Line) -> str:
     )
 
 
-def _cells(table: Table) -> tuple[list[Column], list[list[str]]]:
+def cells_of(table: Table) -> tuple[list[Column], list[list[str]], int]:
+    """Return the columns for readers, the cells of each row, and the number of means at the end."""
     columns = _columns(table)
-    cells = [[cell(line) for _, cell in columns] for line in table.lines]
-    return [column for column, _ in columns], cells
+    cells = [[cell(line) for _, cell, _ in columns] for line in table.lines]
+    cells += [[cell(mean) for _, _, cell in columns] for mean in table.means]
+    return [column for column, _, _ in columns], cells, len(table.means)
 
 
 def _markdown(table: Table) -> str:
-    notes = "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
-    return markdown_grid(*_cells(table)) + notes
+    columns, cells, _ = cells_of(table)
+    return markdown_grid(columns, cells) + "".join(
+        f"\n{escape_markdown(note)}\n" for note in table.notes
+    )
 
 
 def _latex(table: Table) -> str:
+    columns, cells, n_means = cells_of(table)
     notes = "".join(f"\\par {escape_latex(note)}\n" for note in table.notes)
-    return latex_grid(*_cells(table)) + notes
+    return latex_grid(columns, cells, n_last=n_means) + notes
 
 
 def _html(table: Table) -> str:
-    notes = "".join(f"<p>{escape_html(note)}</p>\n" for note in table.notes)
-    return html_grid(*_cells(table)) + notes
+    columns, cells, _ = cells_of(table)
+    return html_grid(columns, cells) + "".join(f"<p>{escape_html(x)}</p>\n" for x in table.notes)
 
 
 _CSV: Final = (
@@ -401,7 +433,14 @@ _RENDERERS: Final[Mapping[str, Callable[[Table], str]]] = {
 
 
 def render_per_class(record: RunRecord, predictions: Predictions) -> str:
-    """Return a Markdown table of one record's recall per class, with 95 % Wilson intervals.
+    """Return a Markdown table of one record's recall per class; see :func:`per_class_cells`."""
+    return markdown_grid(*per_class_cells(record, predictions))
+
+
+def per_class_cells(
+    record: RunRecord, predictions: Predictions
+) -> tuple[list[Column], list[list[str]]]:
+    """Return columns and cells of one record's recall per class, with 95 % Wilson intervals.
 
     Raises:
         RecordError: If the record does not list the classes.
@@ -419,9 +458,9 @@ def render_per_class(record: RunRecord, predictions: Predictions) -> str:
         recall = format_interval(wilson(counts.get(c, 0), n)) if n else NOTHING
         rows.append([name, str(n), recall, NOTHING if wrong is None else names[wrong]])
     columns = [
-        Column("class", text=True),
+        Column("class", text=True, figure=True),
         Column("n"),
-        Column("recall, %"),
+        Column("recall, %", figure=True),
         Column("most often predicted as", text=True),
     ]
-    return markdown_grid(columns, rows)
+    return columns, rows

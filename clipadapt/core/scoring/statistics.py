@@ -89,7 +89,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     mean = float(x.mean())
     if (x == x[0]).all():
         return Interval(mean, None, None, level, x.size)
-    half = _t_half_width(float(x.var(ddof=1)) / x.size, x.size - 1, level)
+    half = t_half_width(float(x.var(ddof=1)) / x.size, x.size - 1, level)
     return Interval(mean, mean - half, mean + half, level, x.size)
 
 
@@ -167,7 +167,7 @@ def crossed_interval(values: NDArray[Any], level: float = 0.95) -> Interval:
         F. Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", Biometrics
         Bulletin 2(6), 1946. R. Burdick and F. Graybill, "Confidence Intervals on Variance Components", 1992.
     """
-    table = _two_way(values)
+    table = two_way(values)
     if np.asarray(values).dtype == np.bool_:
         return fraction_interval(values, level)
     if min(table.shape) == 1:
@@ -175,7 +175,7 @@ def crossed_interval(values: NDArray[Any], level: float = 0.95) -> Interval:
     mean, variance, df = _crossed_moments(table)
     if variance <= 0:
         return Interval(mean, None, None, level, table.shape[1])
-    half = _t_half_width(variance, df, level)
+    half = t_half_width(variance, df, level)
     return Interval(mean, mean - half, mean + half, level, table.shape[1])
 
 
@@ -205,15 +205,15 @@ def fraction_interval(
         Estimated from Survey Data", Survey Methodology 1998. A. Agresti and B. Coull, "Approximate is Better than
         Exact for Interval Estimation of Binomial Proportions", The American Statistician 1998.
     """
-    table = _two_way(values)
+    table = two_way(values)
     seeds, examples = table.shape
     if np.asarray(values).dtype == np.bool_ and (examples == 1 or (table == table[0]).all()):
         n = examples if examples > 1 else seeds
         return wilson(round(float(table.mean()) * n), n, level)
     mean = min(max(float(table.mean()), 0.0), 1.0)  # rounding may exceed a bound
-    n_examples = _effective_examples(table, mean, weight)[0]
-    of_seeds, dfs = _seeds_part(table)
-    return _fraction(mean, n_examples, of_seeds, dfs, level, examples)
+    n_examples = effective_examples(table, mean, weight)[0]
+    of_seeds, dfs = seeds_part(table)
+    return wilson_with_seeds(mean, n_examples, of_seeds, dfs, level, examples)
 
 
 def difference_interval(
@@ -237,14 +237,14 @@ def difference_interval(
         D. Bonett and R. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
         Paired Data", J. Educational and Behavioral Statistics 2012.
     """
-    table = _two_way(difference)
+    table = two_way(difference)
     padded = _with_examples(table, (1.0, -1.0))
-    of_examples, (of_seeds, dfs) = _examples_part(padded), _seeds_part(table)
+    of_examples, (of_seeds, dfs) = examples_part(padded), seeds_part(table)
     centre, variance = float(padded.mean()), of_examples + of_seeds
     df = variance**2 / sum(x**2 / d for x, d in [(of_examples, padded.shape[1] - 1.0), *dfs])
     if cautious:
         df = _cautious(table, df)
-    half = _t_half_width(variance, df, level)
+    half = t_half_width(variance, df, level)
     value = float(table.mean())
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
     return Interval(value, min(low, value), max(high, value), level, table.shape[1])
@@ -282,69 +282,6 @@ def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> floa
     return max(_SMALLEST_P, 2 * float(t.sf(abs(mean) / np.sqrt(variance), df)))
 
 
-def harmonic_interval(
-    base: NDArray[Any],
-    new: NDArray[Any],
-    level: float = 0.95,
-    *,
-    weights: tuple[float, float] = (1.0, 1.0),
-) -> Interval:
-    """Return the interval of the harmonic mean of two fractions of the same fits on different examples.
-
-    ``H = 2 b n / (b + n)`` of the means over seeds and examples, as in publications. To first order its error is
-    ``g_b (b - E b) + g_n (n - E n)`` with ``g_b = 2 n^2 / (b + n)^2`` and ``g_n = 2 b^2 / (b + n)^2``. The seeds'
-    part of its variance is the variance of ``g_b b_s + g_n n_s`` over the seeds, which includes their covariance. The
-    examples' parts are added, because the two sets of examples are independent. The form of the interval is that of
-    :func:`fraction_interval`.
-
-    Args:
-        base: Shape ``(S, N_b)``.
-        new: Of the same seeds, shape ``(S, N_n)``.
-        level: Nominal coverage.
-        weights: Weight of each, see :func:`fraction_interval`.
-
-    Raises:
-        ValueError: If the shapes are not ``(S, N)`` with the same ``S`` and at least one entry each.
-    """
-    tables = [_two_way(base), _two_way(new)]
-    if len(tables[0]) != len(tables[1]):
-        raise ValueError(
-            f"expected (seeds, examples) twice, with equal seeds; got {np.shape(base)}, {np.shape(new)}"
-        )
-    means = [min(max(float(t.mean()), 0.0), 1.0) for t in tables]
-    value, examples = harmonic(*means), sum(t.shape[1] for t in tables)
-    parts = [
-        _effective_examples(*arguments) for arguments in zip(tables, means, weights, strict=True)
-    ]
-    padded = [p for _, p in parts]
-    spread = sum(
-        g**2 * p * (1 - p) / n for g, (n, p) in zip(_gradient(*padded), parts, strict=True)
-    )
-    centre = harmonic(*padded)
-    of_seeds, dfs = 0.0, list[tuple[float, float]]()
-    seeds = len(tables[0])
-    if seeds > 1 and sum(means) > 0:
-        gradient = _gradient(*means)
-        of_seed = sum(g * t.mean(axis=1) for g, t in zip(gradient, tables, strict=True))
-        both = float(np.var(of_seed, ddof=1)) / seeds
-        dfs = [(both, seeds - 1.0)]
-        for g, table in zip(gradient, tables, strict=True):
-            if table.shape[1] > 1:
-                _, _, ms_residual, df = _mean_squares(table)
-                dfs.append((-(g**2) * ms_residual / table.size, df[2]))
-        of_seeds = sum(x for x, _ in dfs)
-    return _fraction(value, centre * (1 - centre) / spread, of_seeds, dfs, level, examples)
-
-
-def harmonic(a: float, b: float) -> float:
-    """Return the harmonic mean of two fractions, 0 if both are 0."""
-    return 2 * a * b / (a + b) if a + b else 0.0
-
-
-def _gradient(b: float, n: float) -> tuple[float, float]:
-    return 2 * n**2 / (b + n) ** 2, 2 * b**2 / (b + n) ** 2
-
-
 def examples_needed(
     difference: NDArray[Any], level: float = 0.95, power: float = 0.8
 ) -> int | None:
@@ -380,7 +317,7 @@ def examples_needed(
     seeds, examples = table.shape
     if examples < 2:
         return None
-    ms_seed, ms_example, ms_residual, _ = _mean_squares(table)
+    ms_seed, ms_example, ms_residual, _ = mean_squares(table)
     of_seed = max(ms_seed - ms_residual, 0.0) / examples / seeds
     of_example = max(ms_example, ms_residual) / seeds
     left = (d / (z_a + z_b)) ** 2 - of_seed
@@ -418,7 +355,12 @@ def _letter(k: int) -> str:
     return chr(ord("a") + k % 26) + (str(k // 26) if k >= 26 else "")
 
 
-def _two_way(values: NDArray[Any]) -> NDArray[np.float64]:
+def two_way(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return values as float64 of shape ``(S, N)``.
+
+    Raises:
+        ValueError: If they are not of that shape, or empty.
+    """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or not table.size:
         raise ValueError(f"expected (seeds, examples), at least one each; got {table.shape}")
@@ -430,15 +372,15 @@ def _with_examples(table: NDArray[np.float64], more: Sequence[float]) -> NDArray
     return np.hstack([table, np.tile(np.asarray(more, dtype=np.float64), (len(table), 1))])
 
 
-def _examples_part(table: NDArray[np.float64]) -> float:
+def examples_part(table: NDArray[np.float64]) -> float:
     """Return the part of the variance of a mean that is due to the examples, of which there are at least two."""
     if len(table) == 1:
         return float(table.var(ddof=1)) / table.size
-    _, ms_example, ms_residual, _ = _mean_squares(table)
+    _, ms_example, ms_residual, _ = mean_squares(table)
     return max(ms_example, ms_residual) / table.size
 
 
-def _seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, float]]]:
+def seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, float]]]:
     """Return the part of the variance of a mean that is due to the seeds, and its terms with degrees of freedom."""
     seeds, examples = table.shape
     if seeds == 1:
@@ -446,24 +388,24 @@ def _seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, fl
     if examples == 1:
         variance = float(table.var(ddof=1)) / seeds
         return variance, [(variance, seeds - 1.0)]
-    ms_seed, _, ms_residual, df = _mean_squares(table)
+    ms_seed, _, ms_residual, df = mean_squares(table)
     if ms_seed <= ms_residual:
         return 0.0, []
     terms = [(ms_seed / table.size, df[0]), (-ms_residual / table.size, df[2])]
     return (ms_seed - ms_residual) / table.size, terms
 
 
-def _effective_examples(
+def effective_examples(
     table: NDArray[np.float64], mean: float, weight: float
 ) -> tuple[float, float]:
     """Return the effective number of examples of a fraction, and the fraction with the four examples added."""
     padded = _with_examples(table, [mean + weight * (x - mean) for x in _PLUS_FOUR])
     p = min(max(float(padded.mean()), 1e-9), 1 - 1e-9)
     of_one_fit: float = p * (1 - p) / (padded.shape[1] - 1)
-    return table.shape[1] * of_one_fit / _examples_part(padded), p
+    return table.shape[1] * of_one_fit / examples_part(padded), p
 
 
-def _fraction(
+def wilson_with_seeds(
     value: float,
     n: float,
     of_seeds: float,
@@ -497,7 +439,7 @@ def _normal_quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def _mean_squares(
+def mean_squares(
     table: NDArray[np.float64],
 ) -> tuple[float, float, float, tuple[float, float, float]]:
     """Return the mean squares of seeds, examples and residual of a two-way table, and their degrees of freedom."""
@@ -519,7 +461,7 @@ def _crossed_moments(table: NDArray[Any]) -> tuple[float, float, float]:
     mean = float(y.mean())
     if min(y.shape) == 1:
         return mean, float(y.var(ddof=1)) / y.size, y.size - 1.0
-    ms_seed, ms_example, ms_residual, df = _mean_squares(y)
+    ms_seed, ms_example, ms_residual, df = mean_squares(y)
     use_seed, use_example = ms_seed > ms_residual, ms_example > ms_residual
     terms = (
         use_seed * ms_seed,
@@ -536,12 +478,13 @@ def _cautious(table: NDArray[Any], df: float) -> float:
     """Return the degrees of freedom, at most ``S - 1`` where the seeds matter."""
     if min(table.shape) == 1:
         return df
-    ms_seed, _, ms_residual, dfs = _mean_squares(table)
+    ms_seed, _, ms_residual, dfs = mean_squares(table)
     matter = len(table) == 2 or ms_seed > _SEEDS_MATTER * ms_residual
     return min(df, dfs[0]) if matter else df
 
 
-def _t_half_width(variance_of_mean: float, df: float, level: float) -> float:
+def t_half_width(variance_of_mean: float, df: float, level: float) -> float:
+    """Return half the width of a Student t interval."""
     return _t_quantile(df, level) * float(np.sqrt(variance_of_mean))
 
 

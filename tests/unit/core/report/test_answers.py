@@ -14,8 +14,9 @@ from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report import page as report
 from clipadapt.core.report.summary import build_summary, render_summary
 from clipadapt.core.report.tables import build_table, render
+from clipadapt.core.scoring.combined import harmonic_interval
 from clipadapt.core.scoring.metrics import METRICS, compute_metrics
-from clipadapt.core.scoring.statistics import crossed_interval, harmonic_interval, wilson
+from clipadapt.core.scoring.statistics import crossed_interval, wilson
 from tests.unit.core.records.test_records import make_record
 
 CLASSES = 5

@@ -10,7 +10,7 @@ from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.registry import METHODS
 from clipadapt.core.report.references import all_references, differences, parse, published_for
 from clipadapt.core.report.tables import build_table, render
-from clipadapt.core.scoring.statistics import harmonic
+from clipadapt.core.scoring.combined import harmonic
 from clipadapt.datasets._coop import SETS
 from clipadapt.datasets._imagenet import TEMPLATES_7
 from tests.unit.core.records.test_records import make_record, metric

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from clipadapt.core.scoring.combined import harmonic_interval
 from clipadapt.core.scoring.statistics import (
     Interval,
     crossed_interval,
@@ -14,7 +15,6 @@ from clipadapt.core.scoring.statistics import (
     difference_interval,
     examples_needed,
     fraction_interval,
-    harmonic_interval,
     holm,
     letters_of_ties,
     mcnemar_exact,

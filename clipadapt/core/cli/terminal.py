@@ -1,0 +1,82 @@
+"""What a terminal gets instead of Markdown: tables that fit its width."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from clipadapt.core.api.user_input import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clipadapt.core.records.predictions import Predictions
+    from clipadapt.core.records.schema import RunRecord
+    from clipadapt.core.report.summary import Summary
+    from clipadapt.core.report.tables import Table
+    from clipadapt.core.report.terminal import Screen
+
+NARROWEST: Final = 20
+"""A terminal that says it is narrower is treated as this wide."""
+
+
+def no_colour() -> bool:
+    """Return whether the user asked for output without colours (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def screen() -> Screen | None:
+    """Return the terminal that is the standard output, None if that is a file or a pipe."""
+    if not sys.stdout.isatty():
+        return None
+    from clipadapt.core.report.terminal import Screen
+
+    return Screen(
+        width=max(shutil.get_terminal_size().columns, NARROWEST),
+        styled=not no_colour() and os.environ.get("TERM") != "dumb",
+        unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
+    )
+
+
+def print_table(table: Table, form: str | None = None) -> None:
+    """Print a table in a format; None is one that fits the terminal, or Markdown where there is none."""
+    from clipadapt.core.report import tables, terminal
+
+    where = screen() if form is None else None
+    if where is None:
+        _echo(tables.render(table, form or "markdown"))
+    else:
+        typer.echo(terminal.render(table, where), nl=False)
+
+
+def print_summary(summary: Summary) -> None:
+    """Print the summary of a sweep for the terminal, or as Markdown where there is none."""
+    from clipadapt.core.report import summary as summaries
+    from clipadapt.core.report import terminal
+
+    where = screen()
+    if where is None:
+        _echo(summaries.render_summary(summary, "markdown") + "\n")
+    else:
+        typer.echo(terminal.render_summary(summary, where), nl=False)
+
+
+def print_per_class(found: Sequence[tuple[RunRecord, Predictions]]) -> None:
+    """Print the recall per class of each record for the terminal, or as Markdown where there is none."""
+    from clipadapt.core.report import tables, terminal
+
+    where = screen()
+    for record, predictions in found:
+        if where is None:
+            _echo(f"\n{tables.render_per_class(record, predictions)}")
+        else:
+            shown = terminal.grid(*tables.per_class_cells(record, predictions), (), where)
+            typer.echo(f"\n{shown}", nl=False)
+
+
+def _echo(text: str) -> None:
+    typer.echo(visible(text, lines=True), nl=False)

@@ -15,9 +15,13 @@ from clipadapt.core.api.user_input import user_path
 from clipadapt.core.cli.app import build_app
 from clipadapt.core.cli.options import (
     DEFAULT_OUT,
+    CalibrateOnOption,
+    CoverageOption,
     JsonOption,
     OutOption,
+    RejectRateOption,
     RunDirArgument,
+    SetScoreOption,
     SettingOption,
     TopOption,
     check_top,
@@ -30,7 +34,9 @@ from clipadapt.core.cli.streams import run_app
 
 if TYPE_CHECKING:
     from clipadapt.core.api.data import SplitName
+    from clipadapt.core.api.progress import Progress
     from clipadapt.core.records.schema import RunRecord
+    from clipadapt.datasets._images import ImageFiles
 
 app = build_app("clip", "Adapt CLIP to new image tasks and compare methods.")
 
@@ -134,6 +140,10 @@ def predict(
         typer.Argument(metavar="IMAGE|FOLDER...", help="Image files, and folders of images."),
     ],
     top: TopOption = 1,
+    coverage: CoverageOption = None,
+    set_score: SetScoreOption = "lac",
+    reject_rate: RejectRateOption = None,
+    calibrate_on: CalibrateOnOption = None,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -148,44 +158,34 @@ def predict(
     ] = BadImage.error,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the class of images with a calibrated probability; folders are searched recursively.
+    """Predict the class of images with a calibrated probability, or a set of classes; folders are searched recursively.
 
     A transductive method predicts all given images together, an online one in the order of their names.
     """
-    from collections import Counter
-
     from clipadapt.core.api.data import Inputs
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.runs.inference import load_run
+    from clipadapt.core.runs.sets import SetOptions, make_rule
     from clipadapt.datasets import _images
-    from clipadapt.datasets._folders import counts_text
 
     check_top(top)
+    asked = SetOptions(coverage, set_score, reject_rate, calibrate_on)
     sheet = None if html is None else _sheet_file(html)
     progress = on_stderr()
     for name in images:
         _check_local(name)
-    ignored: Counter[str] = Counter()
-    files = _images.find_images(images, ignored)
-    if ignored:
-        progress.note(f"left out: {counts_text(ignored)}")
-    if on_bad_image is BadImage.skip:
-        keep = _images.readable(files)
-        names = [name for name, good in zip(files.names, keep, strict=True) if good]
-        if not names:
-            raise DataError(f"none of the {len(files)} images can be decoded")
-        if len(names) < len(files):
-            progress.note(f"left out {len(files) - len(names)} unreadable images")
-        files = _images.ImageFiles(files.root, names)
+    files = _image_files(images, on_bad_image, progress)
     run = load_run(run_dir, progress, track="clip")
-    found = run.predict(Inputs(files, tuple(map(str, range(len(files))))), top)
+    rule = make_rule(run, asked) if asked.wanted else None
+    more = rule.apply if rule else None
+    found = run.predict(Inputs(files, tuple(map(str, range(len(files))))), top, more)
     predictions = [{**p, "input": name} for p, name in zip(found, files.names, strict=True)]
     if sheet is not None:
         from clipadapt.sheet import write_sheet
 
-        write_sheet(sheet, run.record, predictions, _images.thumbnails(files))
+        write_sheet(sheet, run.record, predictions, _images.thumbnails(files), rule)
         say(f"sheet: {html}", err=True)
-    print_predictions(run, predictions, as_json=as_json)
+    print_predictions(run, predictions, as_json=as_json, rule=rule)
 
 
 @app.command(
@@ -311,6 +311,32 @@ def _check_local(name: str) -> None:
             f"'{name}' is a URL, and predict only reads local files",
             hint="download the image and give its path",
         )
+
+
+def _image_files(images: list[str], on_bad_image: BadImage, progress: Progress) -> ImageFiles:
+    """Return the images of files and folders, without unreadable ones if they may be skipped.
+
+    Raises:
+        DataError: If there is none.
+    """
+    from collections import Counter
+
+    from clipadapt.datasets import _images
+    from clipadapt.datasets._folders import counts_text
+
+    ignored: Counter[str] = Counter()
+    files = _images.find_images(images, ignored)
+    if ignored:
+        progress.note(f"left out: {counts_text(ignored)}")
+    if on_bad_image is BadImage.skip:
+        keep = _images.readable(files)
+        names = [name for name, good in zip(files.names, keep, strict=True) if good]
+        if not names:
+            raise DataError(f"none of the {len(files)} images can be decoded")
+        if len(names) < len(files):
+            progress.note(f"left out {len(files) - len(names)} unreadable images")
+        files = _images.ImageFiles(files.root, names)
+    return files
 
 
 def _interval(value: float, low: float | None = None, high: float | None = None) -> str:

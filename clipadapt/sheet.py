@@ -7,13 +7,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.files.atomic import atomic_file
-from clipadapt.core.report.formats import escape_html, method_title
+from clipadapt.core.report.formats import escape_html, format_set, method_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from clipadapt.core.records.schema import RunRecord
+    from clipadapt.core.runs.sets import SetRule
     from clipadapt.datasets._images import Thumbnail
 
 MOST_COUNTS: Final = 12
@@ -67,6 +68,7 @@ def write_sheet(
     record: RunRecord,
     predictions: Sequence[Mapping[str, Any]],
     thumbnails: Iterable[Thumbnail],
+    rule: SetRule | None = None,
 ) -> None:
     """Write the sheet atomically; one thumbnail is in memory at a time.
 
@@ -75,12 +77,16 @@ def write_sheet(
         record: The run that made the predictions.
         predictions: Result of :meth:`~clipadapt.core.runs.inference.LoadedRun.predict`; ``input`` is a file name.
         thumbnails: One per prediction, in order.
+        rule: How prediction sets were made, if there are any.
 
     Raises:
         OSError: If the file cannot be written.
     """
     title = f"{len(predictions)} {'image' if len(predictions) == 1 else 'images'}"
-    lines = "".join(f"<p>{escape_html(line)}</p>\n" for line in _about(record, predictions))
+    said = [f"{s[0].upper()}{s[1:]}." for s in (rule.sentences() if rule else ())]
+    lines = "".join(
+        f"<p>{escape_html(line)}</p>\n" for line in (*_about(record, predictions), *said)
+    )
     with atomic_file(path) as file:
         file.write(_bytes(HEAD.format(title=escape_html(title), lines=lines)))
         for prediction, thumbnail in zip(predictions, thumbnails, strict=True):
@@ -114,11 +120,19 @@ def _card(prediction: Mapping[str, Any], thumbnail: Thumbnail) -> str:
         f"<span>{t['probability']:.1%}</span></li>"
         for t in prediction["top"]
     )
+    none = (
+        "<small><strong>none of these</strong></small>" if prediction.get("none_of_these") else ""
+    )
+    sets = (
+        f"<small>set: {escape_html(format_set(prediction['set']))}</small>"
+        if "set" in prediction
+        else ""
+    )
     name = escape_html(prediction["input"])
     source = f"data:image/jpeg;base64,{base64.b64encode(thumbnail.jpeg).decode()}"
     return (
         f'<figure><img loading="lazy" width="{thumbnail.width}" height="{thumbnail.height}" alt="{name}" '
-        f'src="{source}"><figcaption><ol>{rows}</ol><small>{name}</small></figcaption></figure>\n'
+        f'src="{source}"><figcaption>{none}<ol>{rows}</ol>{sets}<small>{name}</small></figcaption></figure>\n'
     )
 
 

@@ -13,7 +13,16 @@ import typer
 from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.cli.app import build_app
-from clipadapt.core.cli.options import JsonOption, RunDirArgument, TopOption, check_top
+from clipadapt.core.cli.options import (
+    CalibrateOnOption,
+    CoverageOption,
+    JsonOption,
+    RejectRateOption,
+    RunDirArgument,
+    SetScoreOption,
+    TopOption,
+    check_top,
+)
 from clipadapt.core.cli.output import print_facts, print_json, print_predictions, say
 from clipadapt.core.cli.streams import run_app
 
@@ -156,16 +165,22 @@ def predict(
         typer.Option("--file", metavar="FILE", help="Read one text per line.", parser=user_path),
     ] = None,
     top: TopOption = 1,
+    coverage: CoverageOption = None,
+    set_score: SetScoreOption = "lac",
+    reject_rate: RejectRateOption = None,
+    calibrate_on: CalibrateOnOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict label and probability of texts, given as arguments, as lines of a file, or on stdin."""
     from clipadapt.core.api.data import Inputs
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.runs.inference import load_run
+    from clipadapt.core.runs.sets import SetOptions, make_rule
 
     if texts and file is not None:
         raise ConfigError("texts and --file were both given", hint="give only one of them")
     check_top(top)
+    asked = SetOptions(coverage, set_score, reject_rate, calibrate_on)
     if texts == ["-"] or file == Path("-"):  # stdin, as in other programs
         texts, file = None, None
     given = list(texts) if texts else _lines_of(file)
@@ -175,9 +190,11 @@ def predict(
             hint="give texts as arguments, with --file FILE, or one per line on stdin",
         )
     run = load_run(run_dir, on_stderr(), track="text")
-    found = run.predict(Inputs(given, tuple(str(i) for i in range(len(given)))), top)
+    rule = make_rule(run, asked) if asked.wanted else None
+    more = rule.apply if rule else None
+    found = run.predict(Inputs(given, tuple(str(i) for i in range(len(given)))), top, more)
     predictions = [{**p, "input": text} for p, text in zip(found, given, strict=True)]
-    print_predictions(run, predictions, as_json=as_json)
+    print_predictions(run, predictions, as_json=as_json, rule=rule)
 
 
 def main() -> None:

@@ -111,6 +111,7 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
         source=f"the folder '{root.resolve().name}'",
         parts=parts,
         keys=tuple(found.folders),
+        own_splits=bool(found.where),
     )
     return report.attached(data, found.left_out)
 

@@ -18,5 +18,6 @@ TRACK = Track(
     ),
     reads_classnames=True,
     compiles=True,
+    own_folder="folder",
     template_sets={"7": TEMPLATES_7, "80": TEMPLATES_80},
 )

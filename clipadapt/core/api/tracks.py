@@ -48,6 +48,8 @@ class Track:
         examples: Names for help and hints.
         reads_classnames: Whether models read the class names, in a prompt.
         compiles: Whether ``compile=on`` has an effect.
+        own_folder: File below ``datasets/`` that reads a user's own labelled folder.
+        own_file: File below ``datasets/`` that reads a user's own labelled file.
         template_sets: Sets of prompt templates, by the names that ``--templates`` takes.
     """
 
@@ -57,4 +59,6 @@ class Track:
     examples: Examples
     reads_classnames: bool
     compiles: bool
+    own_folder: str = "csv"
+    own_file: str = "csv"
     template_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

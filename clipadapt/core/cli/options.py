@@ -53,6 +53,36 @@ RecordsArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of the records.", parser=user_path)
 ]
 TopOption = Annotated[int, typer.Option("--top", help="Classes to show for each input.")]
+CoverageOption = Annotated[
+    float | None,
+    typer.Option(
+        "--coverage",
+        metavar="P",
+        help="Also give a set of classes that contains the true one with this probability, for example 0.9.",
+    ),
+]
+SetScoreOption = Annotated[
+    str,
+    typer.Option(
+        "--set-score", metavar="lac|aps|raps", help="How sets are made; lac gives the smallest."
+    ),
+]
+RejectRateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--reject-rate",
+        metavar="P",
+        help="Answer 'none of these' below a confidence that this share of inputs of known classes does not reach.",
+    ),
+]
+CalibrateOnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate-on",
+        metavar="PATH|DATASET",
+        help="Labelled examples to calibrate sets on, instead of the run's val split.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

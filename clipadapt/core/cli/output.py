@@ -15,6 +15,7 @@ from clipadapt.core.cli.terminal import print_table
 if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.runs.inference import LoadedRun
+    from clipadapt.core.runs.sets import SetRule
 
 
 def example(command: str) -> str:
@@ -72,15 +73,23 @@ def _shown(value: Any) -> str:
 
 
 def print_predictions(
-    run: LoadedRun, predictions: Sequence[Mapping[str, Any]], *, as_json: bool
+    run: LoadedRun,
+    predictions: Sequence[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    rule: SetRule | None = None,
 ) -> None:
     """Print predictions as one JSON document, or one line each, and what a user should know about them."""
     if as_json:
-        print_json({"predictions": predictions})
+        print_json({
+            "predictions": predictions,
+            **({"prediction_sets": rule.facts()} if rule else {}),
+        })
     else:
         for p in predictions:
-            ranked = ", ".join(f"{visible(t['label'])} {t['probability']:.3f}" for t in p["top"])
-            say(f"{ranked}\t{visible(p['input'])}")
+            say(f"{_prediction_line(p)}\t{visible(p['input'])}")
+    for sentence in rule.sentences() if rule else ():
+        say(f"note: {sentence}", err=True)
     if note := run.note_of(len(predictions)):
         say(f"note: {note}", err=True)
     if run.sigmoid:
@@ -90,6 +99,16 @@ def print_predictions(
             "the probabilities are not calibrated: the run has no temperature fitted on val",
             err=True,
         )
+
+
+def _prediction_line(p: Mapping[str, Any]) -> str:
+    """Return the ranked classes of an input and, if there is one, its set in braces."""
+    from clipadapt.core.report.formats import format_set
+
+    line = ", ".join(f"{visible(t['label'])} {t['probability']:.3f}" for t in p["top"])
+    if p.get("none_of_these"):
+        line = f"none of these ({line})"
+    return f"{line}\t{format_set(p['set'])}" if "set" in p else line
 
 
 def print_records(found: Sequence[RunRecord], out: Path, *, as_json: bool) -> None:

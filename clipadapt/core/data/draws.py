@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,14 @@ class Draw:
         manifest: The few-shot draw, or None.
         flags: Flags for the record.
         untrained_classes: Classes without a training example.
+        calibration: The part of val that is kept to calibrate prediction sets, or None.
     """
 
     task: Task[Any]
     manifest: sampling.Manifest | None
     flags: tuple[str, ...]
     untrained_classes: tuple[str, ...] = ()
+    calibration: Split[Any] | None = None
 
 
 def draw_task(
@@ -77,6 +80,7 @@ def draw_task(
     flags: tuple[str, ...] = ()
     if manifest is not None and (manifest.fewer or fewer):
         flags = ("allow_fewer",)
+    val, calibration = _held_out(val, data.calibration_share, target)
     names = target.classnames
     trained = range(len(names)) if train is None else np.unique(train.labels).tolist()
     untrained = tuple(names[c] for c in sorted(set(range(len(names))) - set(trained)))
@@ -89,7 +93,33 @@ def draw_task(
         _renamed(val, names),
         few_shot=manifest is not None,
     )
-    return Draw(task, manifest, flags, untrained)
+    return Draw(task, manifest, flags, untrained, _renamed(calibration, names))
+
+
+def _held_out(
+    val: Split[Any] | None, share: float, target: Target
+) -> tuple[Split[Any] | None, Split[Any] | None]:
+    """Return val without a share of it, and that share, chosen by a hash of the ids.
+
+    Raises:
+        DataError: If there is no val split, or a part would be empty.
+    """
+    if not share:
+        return val, None
+    n = 0 if val is None else len(val)
+    held = round(share * n)
+    if val is None or not 0 < held < n:
+        raise DataError(
+            f"data.calibration_share={share:g} keeps {held} of the {n} val examples of {target.dataset.name}, "
+            "and at least one must be kept and one left",
+            hint="change the share, or use a dataset with a larger val split",
+        )
+    hashes = [
+        hashlib.sha256(f"calibration {id_}".encode(errors="surrogateescape")).digest()
+        for id_ in val.inputs.ids
+    ]
+    order = np.array(sorted(range(n), key=lambda i: hashes[i]))
+    return val.take(np.sort(order[held:])), val.take(np.sort(order[:held]))
 
 
 def _few_shot(
@@ -159,7 +189,7 @@ def _from_manifest(
             hint="evaluate another split with --set evaluation.split=test",
         )
     if other is not None and not set(wanted) <= set(split.inputs.ids):
-        split = _joined(split, other)
+        split = joined(split, other)
     return split.take(sampling.apply(manifest, split.inputs.ids, role=role))
 
 
@@ -209,7 +239,8 @@ class _Joined(Sequence[Any]):
         return (first, at) if at < len(first) else (second, at - len(first))
 
 
-def _joined(first: Split[Any], second: Split[Any]) -> Split[Any]:
+def joined(first: Split[Any], second: Split[Any]) -> Split[Any]:
+    """Return the examples of two splits with the same classes, one after the other."""
     return Split(
         Inputs(
             _Joined(first.inputs.examples, second.inputs.examples),

@@ -65,6 +65,7 @@ class LabelledSet(Generic[X]):
         found: Number of files or rows found, or None if not counted.
         left_out: Reason -> number of them not read.
         revision: Commit of the hub repository, or None.
+        own_splits: Whether the source has splits; otherwise a hash of each example assigns it to one.
         template_sets: Further prompt templates for this dataset, by the name that ``--templates`` takes.
     """
 
@@ -83,6 +84,7 @@ class LabelledSet(Generic[X]):
     found: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     revision: str | None = None
+    own_splits: bool = True
     template_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property

@@ -167,6 +167,13 @@ def open_target(
     return Target(dataset, split, names, templates, tuple(flags), data.classes)
 
 
+def is_val(home: Target, target: Target) -> bool:
+    """Return whether the target is the val split of the training data, under any name."""
+    aliases = getattr(home.dataset, "aliases", {})
+    same = target.dataset.fingerprint == home.dataset.fingerprint
+    return bool(same and aliases.get(target.split, target.split) == aliases.get("val", "val"))
+
+
 def _name_warnings(classnames: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield each warning about class names used in prompts as flag (or an empty string) and text."""
     pairs = duplicate_names(classnames)

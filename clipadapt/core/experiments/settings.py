@@ -40,6 +40,8 @@ class DataConfig(StrictModel):
         templates: ``single`` (the dataset's own), ``clip`` (the CLIP paper's for the dataset), ``7``, ``80`` (ImageNet
             ensembles), one template such as ``a photo of a {}.``, or a file, one per line.
         limit: Evaluate on at most this many examples, a fixed draw by id.
+        calibration_share: Share of val that is kept to calibrate prediction sets and used for nothing else; 0
+            calibrates them on the val that also selects settings and fits the temperature.
         classes: Train and evaluate on ``all`` classes, on the ``base`` classes (the first half, rounded up) or on
             the ``new`` ones (the rest), with labels counted from 0.
     """
@@ -61,6 +63,7 @@ class DataConfig(StrictModel):
         str, Affects("result", facts=("fit.data.templates", "evaluation.templates"))
     ] = "single"
     limit: Annotated[Examples | None, Affects("result", place="evaluation.limit")] = None
+    calibration_share: Annotated[float, Affects("result", omit=0.0), Field(ge=0, le=0.9)] = 0.0
     classes: Annotated[
         Classes, Affects("result", facts=("fit.data.classes", "evaluation.classes"), omit="all")
     ] = "all"

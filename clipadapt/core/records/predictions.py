@@ -16,6 +16,7 @@ from clipadapt.core.records.reading import RERUN
 from clipadapt.core.scoring.scores import LabelledScores
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -137,13 +138,7 @@ class Predictions:
 
     def write(self, path: Path) -> None:
         """Write an ``.npz`` file; equal content gives equal bytes, as it holds no time stamps."""
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, array in sorted(self.arrays().items()):
-                entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-                # Ids are padded to the longest; compressing scores takes seconds and saves little.
-                entry.compress_type = zipfile.ZIP_DEFLATED if name == "ids" else zipfile.ZIP_STORED
-                with archive.open(entry, "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
+        write_arrays(path, self.arrays())
 
     @classmethod
     def parse(cls, content: bytes, path: Path) -> Predictions:
@@ -153,13 +148,24 @@ class Predictions:
             DamagedError: If the content is not such a file.
         """
         try:
-            arrays = _arrays_in(content)
+            arrays = arrays_in(content)
             return cls(tuple(arrays.pop("ids").tolist()), **arrays)
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
             raise DamagedError(f"{path} is damaged: {err}", hint=RERUN) from err
 
 
-def _arrays_in(content: bytes) -> dict[str, NDArray[Any]]:
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays to an ``.npz`` file without time stamps."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in sorted(arrays.items()):
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            # Ids are padded to the longest; compressing scores takes seconds and saves little.
+            entry.compress_type = zipfile.ZIP_DEFLATED if name == "ids" else zipfile.ZIP_STORED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def arrays_in(content: bytes) -> dict[str, NDArray[Any]]:
     """Return the arrays of an ``.npz`` file; no array is allocated larger than its bytes in the file.
 
     Raises:

@@ -6,6 +6,7 @@ One folder per fit and evaluation, written completely or not at all::
                                        predictions.npz   ids, labels, scores
                                        history.jsonl     one line per logged step
                                        manifest.json     the few-shot draw
+                                       calibration.npz   calibration examples of prediction sets
                                        classifier/       the trained parameters
                                        attempt-1.json    an earlier attempt that failed
 
@@ -18,12 +19,14 @@ Metrics are fractions in [0, 1], nats, seconds or bytes; only tables show percen
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import zipfile
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +36,7 @@ import numpy as np
 from clipadapt.core.api.errors import DamagedError, RecordError
 from clipadapt.core.files.atomic import atomic_directory, remove_leftovers
 from clipadapt.core.files.checksums import sealed, sha256_file
-from clipadapt.core.records.predictions import Predictions
+from clipadapt.core.records.predictions import Predictions, arrays_in, write_arrays
 from clipadapt.core.records.reading import (
     RERUN,
     check_files,
@@ -44,6 +47,7 @@ from clipadapt.core.records.reading import (
     read_record_if_present,
 )
 from clipadapt.core.records.schema import slug
+from clipadapt.core.scoring.prediction_sets import CalibrationExamples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,6 +61,7 @@ RECORD: Final = "record.json"
 PREDICTIONS: Final = "predictions.npz"
 HISTORY: Final = "history.jsonl"
 MANIFEST: Final = "manifest.json"
+CALIBRATION: Final = "calibration.npz"
 CLASSIFIER: Final = "classifier"
 
 
@@ -129,6 +134,7 @@ class RunStore:
         history: Sequence[Mapping[str, Any]] | None = None,
         classifier_dir: Path | None = None,
         manifest: Manifest | None = None,
+        calibration: CalibrationExamples | None = None,
     ) -> RunRecord:
         """Write the folder of a run with status ``ok``, completely or not at all.
 
@@ -138,6 +144,7 @@ class RunStore:
             history: One mapping per logged step.
             classifier_dir: Folder of the saved classifier; it is copied.
             manifest: The few-shot draw.
+            calibration: Calibration examples of the classifier's prediction sets.
 
         Returns:
             The record as written.
@@ -157,6 +164,8 @@ class RunStore:
                 (new / HISTORY).write_text("".join(lines), encoding="utf-8")
             if manifest is not None:
                 manifest.write(new / MANIFEST)
+            if calibration is not None:
+                write_arrays(new / CALIBRATION, dataclasses.asdict(calibration))
             if classifier_dir is not None:
                 shutil.copytree(classifier_dir, new / CLASSIFIER)
 
@@ -283,6 +292,21 @@ class RunStore:
         if predictions.sha256() != record.predictions_sha256:
             raise differs(path)
         return predictions
+
+    @staticmethod
+    def load_calibration(run_dir: Path, record: RunRecord) -> CalibrationExamples | None:
+        """Return the calibration examples of a run's prediction sets, or None if it has none.
+
+        Raises:
+            RecordError: If they are damaged, or do not match the record.
+        """
+        content = read_file(run_dir, record, CALIBRATION)
+        if content is None:
+            return None
+        try:
+            return CalibrationExamples(**arrays_in(content))
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
+            raise DamagedError(f"{run_dir / CALIBRATION} is damaged: {err}", hint=RERUN) from err
 
 
 def _damage_in(folder: Path) -> str:

@@ -29,6 +29,7 @@ from clipadapt.core.api.strict import StrictModel
 from clipadapt.core.data.leakage import LeakageFacts
 from clipadapt.core.records.migrations import SCHEMA_VERSION
 from clipadapt.core.scoring.metrics import MetricValue
+from clipadapt.core.scoring.prediction_sets import HEADLINE, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,6 +159,55 @@ class Calibration(StrictModel):
     temperature: FiniteFloat | None
 
 
+class SetPoint(StrictModel):
+    """Prediction sets of one score and nominal coverage on the evaluated examples.
+
+    Attributes:
+        score: ``lac``, ``aps`` or ``raps``, deterministic.
+        nominal: The coverage asked for.
+        threshold: Largest nonconformity of a class in a set.
+        coverage: Share of sets that contain the label.
+        size: Mean number of classes in a set.
+        empty: Share of empty sets.
+    """
+
+    score: Kind
+    nominal: float
+    threshold: FiniteFloat
+    coverage: float
+    size: float
+    empty: float
+
+
+class PredictionSets(StrictModel):
+    """Prediction sets of the classifier; see :mod:`~clipadapt.core.scoring.prediction_sets`.
+
+    Attributes:
+        n_calibration: Number of calibration examples.
+        calibrated_on: ``val``, or ``held_out``: the part of val that ``data.calibration_share`` keeps for it.
+        caveats: Why calibration and evaluated examples are not exactly exchangeable: keys of
+            :data:`~clipadapt.core.scoring.prediction_sets.CAVEATS`.
+        points: One per score and nominal coverage for which there are enough calibration examples.
+        coverage_by_class: Coverage of each class of the sets that the metrics ``set_coverage`` and ``set_size``
+            measure; None for a class without an example. Empty if there are too few calibration examples.
+        size_by_class: Mean number of classes in a set, likewise.
+    """
+
+    n_calibration: NonNegativeInt
+    calibrated_on: Literal["val", "held_out"]
+    caveats: tuple[str, ...] = ()
+    points: tuple[SetPoint, ...] = ()
+    coverage_by_class: tuple[float | None, ...] = ()
+    size_by_class: tuple[float | None, ...] = ()
+
+    @property
+    def headline(self) -> SetPoint | None:
+        """The sets that the metrics measure, None if there are too few calibration examples."""
+        score, nominal = HEADLINE
+        wanted = (p for p in self.points if p.score == score.kind and p.nominal == nominal)
+        return next(wanted, None)
+
+
 class Cost(StrictModel):
     """Time and memory of a run.
 
@@ -223,6 +273,8 @@ class RunRecord(StrictModel):
         method: The method.
         selection: Result of selection on validation data, or None.
         calibration: The temperature fitted on validation data, or None.
+        prediction_sets: Coverage and size of prediction sets; None without calibration examples, where the classes are
+            not those of the fit, and in older records.
         probabilities: How scores become probabilities: a ``softmax`` over the classes, or one ``sigmoid`` per class,
             which need not sum to 1 (SigLIP).
         n_trainable_params: Number of trainable parameters.
@@ -254,6 +306,7 @@ class RunRecord(StrictModel):
     method: MethodFacts
     selection: Selection | None = None
     calibration: Calibration | None = None
+    prediction_sets: PredictionSets | None = None
     probabilities: Literal["softmax", "sigmoid"] = "softmax"
     n_trainable_params: NonNegativeInt = 0
     n_total_params: NonNegativeInt | None = None

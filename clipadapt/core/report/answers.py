@@ -7,14 +7,14 @@ same model with a single seed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from clipadapt.core.api.errors import RecordError
-from clipadapt.core.scoring.metrics import CALIBRATED, example_values, interval_of
+from clipadapt.core.scoring.metrics import CALIBRATED, example_values, find_metric, interval_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,13 +65,17 @@ def answers_of(
 ) -> Answers | None:
     """Return the answers of one run; None if the metric is not a mean over examples."""
     temperature: float | None = 1.0
+    known, threshold = find_metric(metric), None
     if metric.endswith(CALIBRATED):
         temperature = record.calibration.temperature if record.calibration else None
     if temperature is None:
         return None
-    found = example_values(
-        metric, predictions.scored(temperature, sigmoid=record.probabilities == "sigmoid")
-    )
+    if known is not None and known.sets:
+        temperature = (record.calibration and record.calibration.temperature) or 1.0
+        headline = record.prediction_sets and record.prediction_sets.headline
+        threshold = headline.threshold if headline else None
+    scored = predictions.scored(temperature, sigmoid=record.probabilities == "sigmoid")
+    found = example_values(metric, replace(scored, set_threshold=threshold))
     if found is None:
         return None
     ids = np.asarray(predictions.ids, dtype=np.str_)

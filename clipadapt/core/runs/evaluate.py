@@ -11,10 +11,13 @@ from clipadapt.core.api.method import ZeroShotStart
 from clipadapt.core.api.registry import tracks
 from clipadapt.core.data import leakage
 from clipadapt.core.data.classnames import token_warnings
+from clipadapt.core.data.targets import is_val
 from clipadapt.core.records import environment
+from clipadapt.core.records.schema import PredictionSets, SetPoint
 from clipadapt.core.runs.classes import for_classes
 from clipadapt.core.runs.fit import check_scores, predict_scores, timed
 from clipadapt.core.scoring import metrics
+from clipadapt.core.scoring.prediction_sets import HEADLINE, by_class, measure_sets
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +40,7 @@ class Evaluation:
         classifier: The classifier for the target's classes.
         scores: Scores of the examples, shape ``(n, C)``.
         metrics: Every metric by name.
+        prediction_sets: Coverage and size of prediction sets, or None.
         flags: Flags of this evaluation.
         leakage: Duplicates between the training and the evaluation data; None if they were not looked for.
         predict_seconds: Seconds of scoring, without encoding.
@@ -49,6 +53,7 @@ class Evaluation:
     classifier: Classifier
     scores: NDArray[np.float32]
     metrics: dict[str, metrics.MetricValue]
+    prediction_sets: PredictionSets | None
     flags: tuple[str, ...]
     leakage: leakage.LeakageFacts | None
     predict_seconds: float
@@ -77,8 +82,15 @@ def evaluate(spec: FitSpec, fitted: FitResult, target: Target, test: Split[Any])
     )
     encode_seconds = services.meter.used_seconds
     peak = environment.peak_memory(spec.opened.device)
+    sets = None
+    if classifier is fitted.classifier and columns is None and not is_val(home, target):
+        sets = _prediction_sets(fitted, scores, test.labels)
     values = metrics.compute_metrics(
-        scores, test.labels, score_kind=classifier.score_kind, temperature=fitted.temperature
+        scores,
+        test.labels,
+        score_kind=classifier.score_kind,
+        temperature=fitted.temperature,
+        set_threshold=sets.headline.threshold if sets and sets.headline else None,
     )
     # After the costs are measured: the scores of the zero-shot start are not part of them.
     start = None
@@ -99,11 +111,39 @@ def evaluate(spec: FitSpec, fitted: FitResult, target: Target, test: Split[Any])
         classifier=classifier,
         scores=scores,
         metrics=values,
+        prediction_sets=sets,
         flags=(*warnings, *fitted.reported, *services.flags),
         leakage=_find_leaks(spec, target, services.progress),
         predict_seconds=seconds,
         encode_seconds=encode_seconds,
         peak_memory_bytes=peak,
+    )
+
+
+def _prediction_sets(
+    fitted: FitResult, scores: NDArray[np.float32], labels: NDArray[np.int64]
+) -> PredictionSets | None:
+    """Return coverage and size of the prediction sets of labelled examples; None without calibration examples."""
+    data, n_classes = fitted.calibration, scores.shape[1]
+    if data is None:
+        return None
+    temperature, sigmoid = fitted.temperature or 1.0, fitted.classifier.score_kind == "sigmoid"
+    found = measure_sets(data.examples, scores, labels, temperature, sigmoid=sigmoid)
+    headline = [m for m in found if (m.score, m.nominal) == HEADLINE]
+    return PredictionSets(
+        n_calibration=len(data.examples),
+        calibrated_on=data.source,
+        caveats=data.caveats,
+        points=tuple(
+            SetPoint(
+                score=m.score.kind, nominal=m.nominal, threshold=m.threshold, **m.figures._asdict()
+            )
+            for m in found
+        ),
+        coverage_by_class=tuple(
+            c for m in headline for c in by_class(m.covered, labels, n_classes)
+        ),
+        size_by_class=tuple(c for m in headline for c in by_class(m.size, labels, n_classes)),
     )
 
 

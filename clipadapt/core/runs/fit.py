@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
 from clipadapt.core.api.context import RunContext
 from clipadapt.core.api.errors import DivergedError
-from clipadapt.core.api.method import SelfCalibrated
+from clipadapt.core.api.method import Selected, SelfCalibrated, setting_of
 from clipadapt.core.runs.order import evaluation_order
 from clipadapt.core.scoring import calibration
+from clipadapt.core.scoring.prediction_sets import CalibrationExamples
+from clipadapt.core.scoring.scores import probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +32,23 @@ if TYPE_CHECKING:
     from clipadapt.core.runs.plan import FitSpec
 
 Value = TypeVar("Value")
+_Scored: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.int64]]"
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationData:
+    """What prediction sets are calibrated on.
+
+    Attributes:
+        examples: The examples.
+        source: ``val``, or ``held_out``: the part of val that is used for nothing else.
+        caveats: Why they and the test examples are not exactly exchangeable: keys of
+            :data:`~clipadapt.core.scoring.prediction_sets.CAVEATS`.
+    """
+
+    examples: CalibrationExamples
+    source: Literal["val", "held_out"]
+    caveats: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,7 @@ class FitResult:
         backbone: The model it was fitted with, or None.
         services: Services of the fit; the evaluations use them, too.
         temperature: Temperature fitted on val, or None.
+        calibration: What prediction sets are calibrated on, or None.
         history: One mapping per logged step.
         flags: Flags of the fit.
         reported: Flags that the model or the method reported.
@@ -55,6 +75,7 @@ class FitResult:
     backbone: Backbone | None
     services: Services
     temperature: float | None
+    calibration: CalibrationData | None
     history: tuple[Mapping[str, Any], ...]
     flags: tuple[str, ...]
     reported: tuple[str, ...]
@@ -79,13 +100,16 @@ def fit(spec: FitSpec, draw: Draw, model: LoadedModel, work_dir: Path) -> FitRes
     ctx = RunContext(spec.seed, work_dir, services, spec.opened.threads)
     method = spec.opened.method(spec.experiment.method)
     classifier, seconds = timed(services.meter, lambda: method.fit(model.backbone, draw.task, ctx))
-    temperature, bounded = _calibrate(spec, classifier, draw.task.val, services.progress)
+    val = _val_scores(spec, classifier, draw)
+    temperature, bounded = _calibrate(spec, classifier, draw, val, services.progress)
+    sets = _calibration_data(spec, classifier, draw, val, temperature)
     return FitResult(
         draw=draw,
         classifier=classifier,
         backbone=model.backbone,
         services=services,
         temperature=temperature,
+        calibration=sets,
         history=tuple(ctx.history),
         flags=(*draw_flags(spec, draw), *bounded),
         reported=tuple(services.flags),
@@ -165,27 +189,40 @@ def check_scores(source: str, scores: NDArray[Any], shape: tuple[int, int]) -> N
         )
 
 
-def _calibrate(
-    spec: FitSpec, classifier: Classifier, val: Split[Any] | None, progress: Progress
-) -> tuple[float | None, tuple[str, ...]]:
-    """Return the classifier's own temperature, or fit one on val; and a flag if val does not determine one.
+def _val_scores(spec: FitSpec, classifier: Classifier, draw: Draw) -> _Scored | None:
+    """Return scores and labels of val, or None if nothing is calibrated on it.
 
     The scores of val are those of an evaluation on val alone: a transductive method predicts val together, without
     the test inputs, and an online method starts on val in its own order. Val is smaller than test, so the temperature
     of such a method may suit test less well than that of an inductive one.
     """
+    val = draw.task.val
+    if val is None or not len(val) or not spec.experiment.config.evaluation.calibrate:
+        return None
+    # A method that brings its own temperature may have trained on val.
+    if isinstance(classifier, SelfCalibrated) and (spec.opened.refits_on_val or draw.calibration):
+        return None
+    return predict_scores(spec, classifier, val), val.labels
+
+
+def _calibrate(
+    spec: FitSpec,
+    classifier: Classifier,
+    draw: Draw,
+    val: _Scored | None,
+    progress: Progress,
+) -> tuple[float | None, tuple[str, ...]]:
+    """Return the classifier's own temperature, or fit one on val; and a flag if val does not determine one."""
     temperature: float | None
     if isinstance(classifier, SelfCalibrated):
         temperature = classifier.temperature
-        if val is None or not len(val):
+        if draw.task.val is None or not len(draw.task.val):
             return temperature, ()
-    elif val is None or not len(val) or not spec.experiment.config.evaluation.calibrate:
+    elif val is None:
         return None, ()
     else:
-        scores = predict_scores(spec, classifier, val)
-        temperature = calibration.fit_temperature(
-            scores, val.labels, sigmoid=classifier.score_kind == "sigmoid"
-        )
+        sigmoid = classifier.score_kind == "sigmoid"
+        temperature = calibration.fit_temperature(*val, sigmoid=sigmoid)
     if temperature is not None:
         return temperature, ()
     low, high = calibration.TEMPERATURES
@@ -194,3 +231,34 @@ def _calibrate(
         f"that fits val best is at the end of [{low:g}, {high:g}]; it is not applied"
     )
     return None, ("temperature_at_bound",)
+
+
+def _calibration_data(
+    spec: FitSpec,
+    classifier: Classifier,
+    draw: Draw,
+    val: _Scored | None,
+    temperature: float | None,
+) -> CalibrationData | None:
+    """Return the calibration examples of prediction sets: the part of val kept for it, else val itself.
+
+    A val split that the method was trained on calibrates nothing.
+    """
+    caveats: list[str] = [s for s in (setting_of(spec.opened.method),) if s != "inductive"]
+    if draw.task.few_shot:
+        caveats.append("balanced")
+    sigmoid = classifier.score_kind == "sigmoid"
+    if draw.calibration is not None:
+        held = draw.calibration
+        scores, labels = predict_scores(spec, classifier, held), held.labels
+    elif val is None or spec.opened.refits_on_val:
+        return None
+    else:
+        scores, labels = val
+        selected = isinstance(classifier, Selected) and classifier.selection is not None
+        caveats += ["temperature"] * (temperature is not None) + ["selection"] * selected
+    p = probabilities(scores.astype(np.float64), temperature or 1.0, sigmoid=sigmoid)
+    examples = CalibrationExamples.of(p, labels)
+    return CalibrationData(
+        examples, "val" if draw.calibration is None else "held_out", tuple(caveats)
+    )

@@ -32,7 +32,9 @@ from clipadapt.core.runs import card
 from clipadapt.core.scoring.scores import probabilities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from clipadapt.core.api.data import Inputs
     from clipadapt.core.api.method import Classifier, Method
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.api.registry import Resolved
     from clipadapt.core.records.schema import ModelFacts, RunRecord
+
+    More = Callable[[NDArray[np.float64], Sequence[str]], list[dict[str, Any]]]
 
 CHUNK: Final = 4096
 """Inputs whose scores are in memory at a time."""
@@ -54,11 +58,17 @@ class LoadedRun:
         record: The record.
         classifier: The fitted classifier.
         backbone: Its backbone, or None.
+        folder: Folder of the run.
+        home: Folder that has the classifier: this run's, or that of another run of the same fit.
+        home_record: The record in it.
     """
 
     record: RunRecord
     classifier: Classifier
     backbone: Any
+    folder: Path
+    home: Path
+    home_record: RunRecord
 
     @property
     def temperature(self) -> float | None:
@@ -70,6 +80,12 @@ class LoadedRun:
         """Whether the probability of each class is a sigmoid of its own score, as it was in the run's metrics."""
         return self.record.probabilities == "sigmoid"
 
+    def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return probabilities at the temperature of the run, shape ``(n, C)``; without one, at 1."""
+        return probabilities(
+            scores.astype(np.float64), self.temperature or 1.0, sigmoid=self.sigmoid
+        )
+
     def note_of(self, n: int) -> str | None:
         """Return a note for the user about predicting ``n`` inputs, or None."""
         name, setting = self.record.method.name, self.record.method.setting
@@ -77,7 +93,9 @@ class LoadedRun:
             return f"{name} is transductive and predicts all inputs together; a single one has none to learn from"
         return None
 
-    def predict(self, inputs: Inputs[Any], top: int = 1) -> list[dict[str, Any]]:
+    def predict(
+        self, inputs: Inputs[Any], top: int = 1, more: More | None = None
+    ) -> list[dict[str, Any]]:
         """Predict the classes of unlabelled inputs.
 
         A transductive method predicts all of them together, an online one in their order.
@@ -85,14 +103,17 @@ class LoadedRun:
         Args:
             inputs: ``n`` inputs.
             top: Classes to return per input.
+            more: Given probabilities of shape ``(n, C)`` and class names, returns further entries of each input.
 
         Returns:
             One mapping per input: ``input`` (its id), ``label``, ``probability`` and ``top``. Probabilities are
             those of the run's metrics at the stored temperature; without one they are not calibrated.
         """
-        return list(self._predictions(inputs, top))
+        return list(self._predictions(inputs, top, more))
 
-    def _predictions(self, inputs: Inputs[Any], top: int) -> Iterator[dict[str, Any]]:
+    def _predictions(
+        self, inputs: Inputs[Any], top: int, more: More | None
+    ) -> Iterator[dict[str, Any]]:
         names = self.classifier.classnames
         # Without the inputs beside or before them, the scores of other settings would differ.
         step = CHUNK if self.record.method.setting == "inductive" else max(len(inputs), 1)
@@ -104,11 +125,13 @@ class LoadedRun:
                     f"the classifier returns {scores.shape[1]} scores per input for {len(names)} classes",
                     hint=f"its files are damaged: {_RERUN}",
                 )
-            found = probabilities(scores, self.temperature or 1.0, sigmoid=self.sigmoid)
+            found = self.probabilities(scores)
+            added = more(found, names) if more else [{}] * len(part)
+            shown = found.astype(np.float32)  # the precision of the scores
             order = np.argsort(-scores, axis=1, kind="stable")[:, : max(top, 1)]
             for i, best in enumerate(order):
-                ranked = [{"label": names[c], "probability": float(found[i, c])} for c in best]
-                yield {"input": part.ids[i], **ranked[0], "top": ranked}
+                ranked = [{"label": names[c], "probability": float(shown[i, c])} for c in best]
+                yield {"input": part.ids[i], **ranked[0], "top": ranked, **added[i]}
 
 
 def load_run(
@@ -246,7 +269,7 @@ def _load(
         None if record.model is None else _load_model(record, record.model, run_dir, progress)
     )
     classifier = _for_evaluated_classes(method.load(folder, backbone), record, run_dir)
-    return LoadedRun(record, classifier, backbone)
+    return LoadedRun(record, classifier, backbone, run_dir, folder.parent, owner)
 
 
 def _find_classifier(run_dir: Path, record: RunRecord) -> tuple[Path, RunRecord]:

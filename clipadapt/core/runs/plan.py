@@ -18,7 +18,7 @@ from clipadapt.core.data.classnames import classnames_sha256
 from clipadapt.core.data.draws import draw_task
 from clipadapt.core.data.index_files import read_draw
 from clipadapt.core.data.published_draws import manifest_of
-from clipadapt.core.data.targets import OpenDatasets, open_target
+from clipadapt.core.data.targets import OpenDatasets, is_val, open_target
 from clipadapt.core.experiments.run_id import evaluation_part, fit_part
 from clipadapt.core.files.folders import check_writable
 from clipadapt.core.files.hardware import default_threads
@@ -352,15 +352,9 @@ def _read_manifest(
 def _without_val(opened: OpenExperiment, progress: Progress) -> OpenExperiment:
     """Drop the targets that are the val split, under any name, because the fit is trained on it."""
     home = opened.home
-    aliases = getattr(home.dataset, "aliases", {})
-
-    def is_val(target: Target) -> bool:
-        same = target.dataset.fingerprint == home.dataset.fingerprint
-        return same and aliases.get(target.split, target.split) == aliases.get("val", "val")
-
     kept = [home]
     for target in opened.targets[1:]:
-        if is_val(target):
+        if is_val(home, target):
             progress.note(
                 f"warning: {target.title} is not evaluated: the final fit is trained on it too"
             )

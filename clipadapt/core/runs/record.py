@@ -51,6 +51,7 @@ def write_record(
 ) -> None:
     """Write the record of a complete run, with predictions, history and, in the home target's run, the classifier."""
     target, classifier, backbone = evaluation.target, evaluation.classifier, fitted.backbone
+    at_home = target is spec.opened.home
     encode_seconds = fitted.encode_seconds + evaluation.encode_seconds
     seconds = (fitted.load_seconds, encode_seconds, fitted.fit_seconds, evaluation.predict_seconds)
     with scratch_folder() as scratch:
@@ -60,6 +61,7 @@ def write_record(
             status="ok",
             selection=_selection(fitted.classifier),
             calibration=schema.Calibration(temperature=fitted.temperature),
+            prediction_sets=evaluation.prediction_sets,
             probabilities="sigmoid" if classifier.score_kind == "sigmoid" else "softmax",
             n_trainable_params=classifier.n_trainable_params,
             n_total_params=_total_params(classifier, backbone),
@@ -86,8 +88,9 @@ def write_record(
             record,
             Predictions(evaluation.test.inputs.ids, evaluation.test.labels, evaluation.scores),
             history=fitted.history or None,
-            classifier_dir=folder if target is spec.opened.home else None,
+            classifier_dir=folder if at_home else None,
             manifest=fitted.draw.manifest,
+            calibration=fitted.calibration.examples if at_home and fitted.calibration else None,
         )
 
 

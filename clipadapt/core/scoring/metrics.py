@@ -32,7 +32,7 @@ METRICS_VERSION: Final = 2
 """Version of what the metrics mean; raise it with the ``version`` of every metric whose meaning changes."""
 BOUNDS: Final = {
     "fraction": (0.0, 1.0), "nats": (0.0, math.inf), "squared error": (0.0, math.inf),
-    "seconds": (0.0, math.inf), "bytes": (0.0, math.inf),
+    "seconds": (0.0, math.inf), "bytes": (0.0, math.inf), "classes": (0.0, math.inf),
 }  # fmt: skip
 """Smallest and largest value of each unit; a metric may state a smaller range, see :class:`ExampleValues`."""
 CALIBRATED: Final = "_calibrated"
@@ -49,7 +49,8 @@ class MetricValue(StrictModel):
         high: Upper bound, None with ``low``.
         n: Number of examples.
         higher_is_better: Direction.
-        unit: ``fraction`` (in [0, 1]), ``nats``, ``squared error`` (see :func:`brier`), ``seconds`` or ``bytes``.
+        unit: ``fraction`` (in [0, 1]), ``nats``, ``squared error`` (see :func:`brier`), ``classes``, ``seconds`` or
+            ``bytes``.
     """
 
     value: FiniteFloat
@@ -87,6 +88,7 @@ class Metric:
     unit: str
     higher_is_better: bool
     probabilities: bool
+    sets: bool
     least_classes: int
     version: int
     leaderboard: tuple[str, ...]
@@ -104,6 +106,7 @@ def metric(
     unit: str = "fraction",
     higher_is_better: bool = True,
     probabilities: bool = False,
+    sets: bool = False,
     least_classes: int = 1,
     version: int = 1,
     leaderboard: tuple[str, ...] = (),
@@ -121,6 +124,8 @@ def metric(
         higher_is_better: Direction.
         probabilities: Whether it reads probabilities. It is then computed for logits as they are, and at the
             temperature fitted on val with the suffix ``_calibrated``; margins have only the second.
+        sets: Whether it reads prediction sets. It is then computed only where calibration examples give a threshold,
+            at the temperature fitted on val if there is one.
         least_classes: Minimum number of classes for which it is computed.
         version: :data:`METRICS_VERSION` since which its values have their present meaning.
         leaderboard: Suffixes, empty or :data:`CALIBRATED`, with which it has a column on the report page.
@@ -131,7 +136,7 @@ def metric(
     def register(compute: _Compute) -> _Compute:
         name = compute.__name__
         METRICS[name] = Metric(
-            name, compute, title, unit, higher_is_better, probabilities, least_classes, version,
+            name, compute, title, unit, higher_is_better, probabilities, sets, least_classes, version,
             leaderboard, summary, note,
         )  # fmt: skip
         return compute
@@ -145,6 +150,7 @@ def compute_metrics(
     *,
     score_kind: ScoreKind = "logit",
     temperature: float | None = None,
+    set_threshold: float | None = None,
 ) -> dict[str, MetricValue]:
     """Compute every metric of a record.
 
@@ -154,6 +160,7 @@ def compute_metrics(
         score_kind: What the scores are; margins have no probabilities without a temperature.
         temperature: Temperature fitted on validation data, see
             :func:`~clipadapt.core.scoring.calibration.fit_temperature`.
+        set_threshold: Threshold of the prediction sets of :data:`~clipadapt.core.scoring.prediction_sets.HEADLINE`.
 
     Raises:
         RecordError: If a score is not finite, or the shapes of scores and labels do not match.
@@ -162,13 +169,18 @@ def compute_metrics(
     check_scores(scores, labels)
     sigmoid = score_kind == "sigmoid"
     plain = LabelledScores(labels, scores, sigmoid=sigmoid)
-    found = [(m.name, m, plain) for m in METRICS.values() if not m.probabilities]
+    found = [(m.name, m, plain) for m in METRICS.values() if not m.probabilities and not m.sets]
     of_probabilities = [m for m in METRICS.values() if m.probabilities]
     if score_kind != "margin":
         found += [(m.name, m, plain) for m in of_probabilities]
     if temperature is not None:
         calibrated = LabelledScores(labels, scores, temperature, sigmoid=sigmoid)
         found += [(m.name + CALIBRATED, m, calibrated) for m in of_probabilities]
+    if set_threshold is not None:
+        of_sets = LabelledScores(
+            labels, scores, temperature or 1.0, sigmoid=sigmoid, set_threshold=set_threshold
+        )
+        found += [(m.name, m, of_sets) for m in METRICS.values() if m.sets]
     return {
         name: _measure(m, scored) for name, m, scored in found if scores.shape[1] >= m.least_classes
     }
@@ -362,3 +374,20 @@ def aurc(s: LabelledScores) -> float | None:
     if s.confidence is None:
         return None
     return area_under_risk_coverage(s.confidence, s.correct)
+
+
+# ---------------------------------------------------------------- of prediction sets
+
+
+@metric("coverage of 90 % sets", sets=True)
+def set_coverage(s: LabelledScores) -> ExampleValues | None:
+    """Share of examples whose prediction set contains the label, of sets with a nominal coverage of 90 %."""
+    return None if s.sets is None else ExampleValues(s.sets[0])
+
+
+@metric("size of 90 % sets", unit="classes", higher_is_better=False, sets=True)
+def set_size(s: LabelledScores) -> ExampleValues | None:
+    """Mean number of classes in a prediction set with a nominal coverage of 90 %."""
+    if s.sets is None:
+        return None
+    return ExampleValues(s.sets[1].astype(np.float64), largest=float(s.scores.shape[1]))

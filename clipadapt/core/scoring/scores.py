@@ -41,6 +41,7 @@ class LabelledScores:
         label_scores: Short form: score of the label, shape ``(n,)``.
         logsumexp: Short form: logsumexp over all ``C`` scores, shape ``(n,)``.
         sigmoid: Whether the probability of each class is a sigmoid of its own score, not a softmax.
+        set_threshold: Largest value of one minus the probability of a class in a prediction set, or None.
     """
 
     labels: NDArray[np.int64]
@@ -50,6 +51,7 @@ class LabelledScores:
     label_scores: NDArray[np.float32] | None = None
     logsumexp: NDArray[np.float32] | None = None
     sigmoid: bool = False
+    set_threshold: float | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,6 +110,24 @@ class LabelledScores:
         return np.exp(best - self.logsumexp)
 
     @cached_property
+    def sets(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]] | None:
+        """Whether the prediction set contains the label, and its size, shape ``(n,)`` each; None without a threshold.
+
+        See :mod:`~clipadapt.core.scoring.prediction_sets`; the score is ``lac``.
+        """
+        if self.set_threshold is None or self.classes is not None:
+            return None
+        covered, sizes = np.empty(len(self), dtype=np.bool_), np.empty(len(self), dtype=np.int64)
+        for rows in blocks(self.scores):
+            z = self.scores[rows].astype(np.float64)
+            inside = (
+                1 - probabilities(z, self.temperature, sigmoid=self.sigmoid) <= self.set_threshold
+            )
+            covered[rows] = inside[np.arange(len(z)), self.labels[rows]]
+            sizes[rows] = inside.sum(axis=1)
+        return covered, sizes
+
+    @cached_property
     def _proper_scores(
         self,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -133,7 +153,7 @@ def probabilities(
     if not sigmoid:
         return softmax(scores, temperature)
     found = np.empty_like(scores)
-    for rows in _blocks(scores):
+    for rows in blocks(scores):
         found[rows] = _sigmoid(_divided(scores[rows], temperature))
     return found
 
@@ -151,7 +171,7 @@ def softmax(scores: NDArray[_F], temperature: float = 1.0) -> NDArray[_F]:
         ValueError: If the temperature is not positive.
     """
     probabilities = np.empty_like(scores)
-    for rows in _blocks(scores):
+    for rows in blocks(scores):
         z = _shifted(scores[rows], temperature)
         np.exp(z, out=z)
         z /= z.sum(axis=1, keepdims=True)
@@ -246,7 +266,8 @@ def check_scores(scores: NDArray[Any], labels: NDArray[np.int64]) -> None:
         )
 
 
-def _blocks(matrix: NDArray[Any]) -> Iterator[slice]:
+def blocks(matrix: NDArray[Any]) -> Iterator[slice]:
+    """Return slices of rows with at most :data:`BLOCK` entries each, or of one row."""
     rows = max(1, BLOCK // matrix.shape[1])
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
@@ -282,7 +303,7 @@ def proper_scores(
     """
     losses, squares, confidence = np.empty((3, len(labels)))
     if sigmoid:
-        for rows in _blocks(scores):
+        for rows in blocks(scores):
             z = _divided(scores[rows], temperature)
             of_label = np.arange(len(z)), labels[rows]
             above = np.logaddexp(0, z)  # (b, C): -log(1 - p)
@@ -292,7 +313,7 @@ def proper_scores(
             p[of_label] -= 1
             squares[rows] = np.square(p, out=p).sum(axis=1)
         return losses, squares, confidence
-    for rows in _blocks(scores):
+    for rows in blocks(scores):
         z = _shifted(scores[rows], temperature)
         of_label = np.arange(len(z)), labels[rows]
         label_scores = z[of_label]
@@ -309,7 +330,7 @@ def proper_scores(
 def _ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many classes rank above the label: larger scores, and equal ones of lower index."""
     ranks = np.empty(len(labels), dtype=np.int64)
-    for rows in _blocks(scores):
+    for rows in blocks(scores):
         block, own = scores[rows], labels[rows, None]  # (b, C), (b, 1)
         value = np.take_along_axis(block, own, axis=1)
         above = (block == value) & (np.arange(block.shape[1]) < own)

@@ -97,6 +97,7 @@ def test_every_key_declares_what_it_affects():
 
 
 OTHER = {  # another valid value of each key that is in the id by its value, or not at all
+    "data.calibration_share": 0.5,
     "data.allow_fewer": True, "data.on_bad_image": "skip", "data.limit": 5, "evaluation.calibrate": False,
     "evaluation.also": [{"split": "val"}], "evaluation.leakage": "off", "store": "off", "fast": "off", "compile": "on",
     "workers": 2, "resources.cpus": 2, "resources.gpus": 0.5, "resources.memory_bytes": 1,

@@ -92,8 +92,9 @@ def test_the_record_has_the_documented_fields():
     fields = make_record().model_dump()
     assert list(fields) == [
         "schema_version", "run_id", "fit_id", "status", "error", "attempt", "config", "seed", "data",
-        "evaluation", "model", "method", "selection", "calibration", "probabilities", "n_trainable_params",
-        "n_total_params", "metrics", "cost", "flags", "leakage", "per_class", "predictions_sha256", "files",
+        "evaluation", "model", "method", "selection", "calibration", "prediction_sets", "probabilities",
+        "n_trainable_params", "n_total_params", "metrics", "cost", "flags", "leakage", "per_class",
+        "predictions_sha256", "files",
         "environment", "started_at", "metrics_version",
     ]  # fmt: skip
     assert list(fields["environment"]) == [

@@ -35,6 +35,7 @@ SETTINGS = {
     "data.limit": 5,
     "data.on_bad_image": "skip",
     "data.classes": "base",
+    "data.calibration_share": 0.5,
     "model.name": "OTHER",
     "model.precision": "fp16",
     "model.device": "auto",

@@ -1,0 +1,322 @@
+"""Prediction sets of a saved run: calibrated on its own calibration examples or on a labelled dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from clipadapt.core.api.data import DatasetOptions, Split
+from clipadapt.core.api.errors import ConfigError, DataError, RecordError, did_you_mean
+from clipadapt.core.api.registry import DATASETS, track_of, tracks
+from clipadapt.core.data.draws import joined
+from clipadapt.core.data.labelled import class_key
+from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.scoring.prediction_sets import (
+    CAVEATS,
+    KINDS,
+    CalibrationExamples,
+    SetScore,
+    prediction_sets,
+    require_examples,
+)
+from clipadapt.core.scoring.scores import blocks
+from clipadapt.core.scoring.statistics import wilson
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from clipadapt.core.runs.inference import LoadedRun
+    from clipadapt.core.scoring.statistics import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class SetOptions:
+    """What a user asks for.
+
+    Attributes:
+        coverage: Probability with which a set should contain the label; None makes no sets.
+        kind: Nonconformity score.
+        reject_rate: Share of inputs of known classes that may be rejected as none of them; None rejects nothing.
+        calibrate_on: A labelled dataset to calibrate on; None uses the run's own calibration examples.
+    """
+
+    coverage: float | None = None
+    kind: str = "lac"
+    reject_rate: float | None = None
+    calibrate_on: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("--coverage", self.coverage), ("--reject-rate", self.reject_rate)):
+            if value is not None and not 0 < value < 1:
+                hint = f"{option} {value / 100:g}" if 1 < value < 100 else f"{option} 0.9"
+                raise ConfigError(f"{option} must be between 0 and 1 (got {value:g})", hint=hint)
+        if self.kind not in KINDS:
+            raise ConfigError(
+                f"--set-score must be one of {', '.join(KINDS)} (got '{self.kind}')"
+                f"{did_you_mean(self.kind, KINDS)}",
+                hint="lac gives the smallest sets",
+            )
+        if self.calibrate_on is not None and not self.wanted:
+            raise ConfigError(
+                "--calibrate-on only matters for prediction sets",
+                hint="add --coverage 0.9 or --reject-rate 0.05",
+            )
+
+    @property
+    def score(self) -> SetScore:
+        """The nonconformity score."""
+        return next(SetScore(kind) for kind in KINDS if kind == self.kind)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be calibrated."""
+        return self.coverage is not None or self.reject_rate is not None
+
+
+class Measured(NamedTuple):
+    """What a rule does on the evaluated examples of its run, which it was not calibrated on.
+
+    Attributes:
+        split: The evaluated split.
+        coverage: Share of sets that contain the label, None without sets.
+        size: Mean number of classes in a set, None without sets.
+        rejected: Share of the examples that are rejected although their class is known, None without rejection.
+    """
+
+    split: str
+    coverage: Interval | None
+    size: float | None
+    rejected: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetRule:
+    """How the sets of one command are made.
+
+    Attributes:
+        options: What was asked for.
+        n: Number of calibration examples.
+        calibrated_on: What they are, for a message.
+        caveats: Why they and new inputs are not exactly exchangeable, one clause each.
+        threshold: Largest nonconformity of a class in a set, None without sets.
+        least_confidence: Confidence below which an input is rejected, None without rejection.
+        measured: What the rule does on the evaluated examples of the run, None if that cannot be computed.
+    """
+
+    options: SetOptions
+    n: int
+    calibrated_on: str
+    caveats: tuple[str, ...]
+    threshold: float | None
+    least_confidence: float | None
+    measured: Measured | None = None
+
+    def apply(self, p: NDArray[np.float64], names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return ``set`` (class names, the most probable first) and ``none_of_these`` of each input, as asked for.
+
+        Args:
+            p: Probabilities, shape ``(n, C)``.
+            names: ``C`` class names.
+        """
+        found: list[dict[str, Any]] = [{} for _ in p]
+        if self.threshold is not None:
+            sets = prediction_sets(p, self.threshold, self.options.score)
+            order = np.argsort(-p, axis=1, kind="stable")
+            for one, inside, ranked in zip(found, sets, order, strict=True):
+                one["set"] = [names[c] for c in ranked if inside[c]]
+        if self.least_confidence is not None:
+            for one, rejected in zip(found, p.max(axis=1) < self.least_confidence, strict=True):
+                one["none_of_these"] = bool(rejected)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Return the rule as plain data for ``--json``."""
+        measured = self.measured
+        return {
+            "coverage": self.options.coverage,
+            "score": None if self.threshold is None else self.options.kind,
+            "threshold": self.threshold,
+            "reject_rate": self.options.reject_rate,
+            "least_confidence": self.least_confidence,
+            "n_calibration": self.n,
+            "calibrated_on": self.calibrated_on,
+            "caveats": list(self.caveats),
+            "measured": measured
+            and {
+                "split": measured.split,
+                "coverage": _plain(measured.coverage),
+                "size": measured.size,
+                "rejected": _plain(measured.rejected),
+            },
+        }
+
+    def sentences(self) -> list[str]:
+        """Return the rule for people, one sentence each."""
+        found, m, o = [], self.measured, self.options
+        of = f"calibrated on {self.n} examples of {self.calibrated_on}"
+        if self.threshold is not None:
+            text = f"a set contains the true class with probability {o.coverage:g} ({o.kind}, {of})"
+            if m and m.coverage:
+                text += (
+                    f"; on the run's {m.split} examples: {_percent(m.coverage)}, "
+                    f"with {m.size:.2f} classes on average"
+                )
+            found.append(text)
+        if self.least_confidence is not None:
+            text = (
+                f"'none of these' means a confidence below {self.least_confidence:.3f}, which at most "
+                f"{100 * (o.reject_rate or 0):g} % of inputs of a known class have ({of})"
+            )
+            if m and m.rejected:
+                text += f"; of the run's {m.split} examples: {_percent(m.rejected)}"
+            found.append(text)
+        if self.caveats:
+            found.append(f"these rates are approximate: {'; '.join(self.caveats)}")
+        return found
+
+
+def make_rule(run: LoadedRun, options: SetOptions) -> SetRule:
+    """Calibrate the sets of a run.
+
+    Raises:
+        DataError: If there are too few calibration examples, or the given ones are not of the run's classes.
+        RecordError: If the run has no calibration examples and none are given.
+    """
+    if options.calibrate_on is not None:
+        data = _open_labelled(run, options.calibrate_on)
+        scores = run.classifier.predict_scores(data.inputs)
+        examples = CalibrationExamples.of(run.probabilities(scores), data.labels)
+        source = f"'{options.calibrate_on}'"
+        caveats: tuple[str, ...] = tuple({run.record.method.setting} & CAVEATS.keys())
+    else:
+        examples, source, caveats = _own_examples(run)
+    threshold = least = None
+    if options.coverage is not None:
+        require_examples(len(examples), options.coverage)
+        threshold = examples.threshold(options.score, options.coverage)
+    if options.reject_rate is not None:
+        least = examples.least_confidence(options.reject_rate)
+    said = tuple(CAVEATS[c] for c in caveats)
+    rule = SetRule(options, len(examples), source, said, threshold, least)
+    return replace(rule, measured=_measure(run, rule))
+
+
+def _own_examples(run: LoadedRun) -> tuple[CalibrationExamples, str, tuple[str, ...]]:
+    """Return the run's own calibration examples, what they are, and their caveats.
+
+    Raises:
+        RecordError: If it has none.
+    """
+    record, facts = run.record, run.record.prediction_sets
+    examples = RunStore.load_calibration(run.home, run.home_record)
+    if examples is None or facts is None:
+        why = "it has no val split, or did not use it"
+        if examples is not None:
+            why = "those of its fit have other classes"
+        elif "refit_on_val" in record.flags:
+            why = "its val split was trained on too"
+        raise RecordError(
+            f"the run {record.run_id} has no calibration examples for prediction sets: {why}",
+            hint="give labelled examples with --calibrate-on PATH, or keep a part of val with "
+            "--set data.calibration_share=0.5 and run the experiment again",
+        )
+    source = {"val": "val", "held_out": "val kept for it"}[facts.calibrated_on]
+    return examples, source, facts.caveats
+
+
+def _open_labelled(run: LoadedRun, name: str) -> Split[Any]:
+    """Return the labelled examples of a dataset, with labels that count the classes of a run.
+
+    Of a dataset with splits these are val; of one without they are all.
+
+    Raises:
+        DataError: If there are no such examples, or a class is not one of the run.
+    """
+    track = track_of(run.record.method.name)
+    resolved = DATASETS.resolve(_with_scheme(name, track), track)
+    dataset = resolved.provider(resolved.argument, DatasetOptions())
+    if dataset.fingerprint == run.record.data.sha256:
+        raise DataError(
+            f"'{name}' is the dataset that the run was trained on",
+            hint="leave out --calibrate-on to use its val split, or give other examples",
+        )
+    parts = [dataset.split(s) for s in dataset.splits]
+    if getattr(dataset, "own_splits", True) and "split_by_hash" not in dataset.flags:
+        if "val" not in dataset.splits:
+            raise DataError(
+                f"'{name}' has the splits {', '.join(dataset.splits)}; sets are calibrated on val, never on test",
+                hint="give the folder or file with the calibration examples alone",
+            )
+        parts = [dataset.split("val")]
+    own = {class_key(c): i for i, c in enumerate(run.classifier.classnames)}
+    unknown = [c for c in dataset.classnames if class_key(c) not in own]
+    if unknown:
+        known = run.classifier.classnames
+        raise DataError(
+            f"'{name}' has the class '{unknown[0]}', which the run does not know"
+            f"{did_you_mean(unknown[0], known)}",
+            hint=f"name the classes like those of the run: {', '.join(known[:10])}"
+            f"{' ...' if len(known) > 10 else ''}",
+        )
+    columns = np.array([own[class_key(c)] for c in dataset.classnames])
+    whole = reduce(joined, parts)
+    return Split(whole.inputs, columns[whole.labels], tuple(run.classifier.classnames))
+
+
+def _with_scheme(name: str, track: str) -> str:
+    """Return a dataset's name; a path alone is a folder of images, or a table."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return f"{tracks()[track].own_folder}:{name}"
+    return f"{tracks()[track].own_file}:{name}" if path.is_file() else name
+
+
+def _measure(run: LoadedRun, rule: SetRule) -> Measured | None:
+    """Apply a rule to the evaluated examples of its run; None if their classes or stored scores do not allow it."""
+    record, names = run.record, tuple(run.classifier.classnames)
+    evaluated: Any = (record.per_class or {}).get("classnames")
+    if tuple(evaluated or ()) != names or {"evaluated_on_val", "evaluated_on_train"} & set(
+        record.flags
+    ):
+        return None
+    try:
+        stored = RunStore.load_predictions(run.folder, record)
+    except RecordError:
+        return None  # predicting does not need them
+    if stored.classes is not None:  # the short form
+        return None
+    n = len(stored.labels)
+    covered, sizes, rejected = np.zeros(n, np.bool_), np.zeros(n), np.zeros(n, np.bool_)
+    for rows in blocks(stored.scores):
+        p = run.probabilities(stored.scores[rows])
+        if rule.threshold is not None:
+            sets = prediction_sets(p, rule.threshold, rule.options.score)
+            covered[rows] = sets[np.arange(len(p)), stored.labels[rows]]
+            sizes[rows] = sets.sum(axis=1)
+        if rule.least_confidence is not None:
+            rejected[rows] = p.max(axis=1) < rule.least_confidence
+    return Measured(
+        record.evaluation.split,
+        None if rule.threshold is None else wilson(int(covered.sum()), n),
+        None if rule.threshold is None else float(sizes.mean()),
+        None if rule.least_confidence is None else wilson(int(rejected.sum()), n),
+    )
+
+
+def _plain(interval: Interval | None) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    return {
+        "value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n,
+    }  # fmt: skip
+
+
+def _percent(interval: Interval) -> str:
+    low, high = interval.low or 0.0, interval.high or 1.0
+    return f"{100 * interval.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

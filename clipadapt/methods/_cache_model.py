@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from clipadapt.models import ImageTextModel
 
 BLOCK_BYTES: Final = 32 << 20
-"""Maximum size of the scores of one block of examples."""
+"""Maximum size of the affinities of one block of val in the search, which holds several copies."""
+SCORE_BYTES: Final = 64 << 20
+"""Maximum size of the affinities of one block of predictions; products of narrower blocks are slower."""
 BETAS_AT_ONCE: Final = 10
 ROUNDING: Final = 1e-4
 """Tolerance, relative to the best logit, with which a class is kept as a possible prediction."""
@@ -90,7 +92,8 @@ class CacheModel:
 
     def votes(self, features: torch.Tensor, beta: float) -> torch.Tensor:
         """Return ``exp(-beta (1 - f K)) V`` for unit-norm features ``(n, D)``, shape ``(n, C)``."""
-        return self.by_class((beta * (self.keys @ features.T - 1)).exp()).T
+        exponents = (self.keys @ features.T).sub_(1).mul_(beta)  # (N, n)
+        return self.by_class(exponents.exp_()).T  # in place: no copy of this size
 
     def by_class(self, weights: torch.Tensor) -> torch.Tensor:
         """Sum ``(N, n)`` over the keys of each class, shape ``(C, n)``; equals a product with one-hot ``V``."""
@@ -111,7 +114,7 @@ class CacheModel:
         import torch
 
         out = np.empty((len(features), self.n_classes), dtype=np.float32)
-        step = max(1, BLOCK_BYTES // (4 * max(self.n_classes, len(self.labels))))
+        step = max(1, SCORE_BYTES // (4 * max(self.n_classes, len(self.labels))))
         with torch.no_grad():
             for i in range(0, len(features), step):
                 block = features[i : i + step]
@@ -145,7 +148,8 @@ def logits(
     scale: float,
 ) -> torch.Tensor:
     """Return zero-shot logits plus ``alpha`` times the votes of the cache, shape ``(n, C)``."""
-    return scale * features @ weights.T + alpha * cache.votes(features, beta)
+    votes = cache.votes(features, beta).mul_(alpha)
+    return (scale * features @ weights.T).add_(votes)
 
 
 def search(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -53,6 +53,13 @@ BISECT_START = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 BISECT_STEPS = 8
 # A class without training examples is never predicted: its logit is this far below the smallest bias.
 UNSEEN_MARGIN = 1e4
+
+
+TOLERANCE: Final = 1e-4
+"""scikit-learn's tolerance: L-BFGS stops where no entry of the gradient of the mean loss is larger."""
+LEAST_DECREASE: Final = 0.01
+"""The gradient must at least have fallen to this share of its first value; with many classes the first value is below
+scikit-learn's tolerance, and the weights would stay zero."""
 
 
 class LinearProbeConfig(MethodConfig):
@@ -128,7 +135,7 @@ class LinearProbe:
     """
 
     Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     requires: ClassVar[type | None] = ImageTextModel
     open_vocabulary: ClassVar[bool] = False
 
@@ -360,7 +367,9 @@ def fit_logistic(
     features = x if basis is None else x @ basis
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the paper stops at 1,000 iterations
-        fitted = LogisticRegression(random_state=0, C=C, max_iter=max_iter).fit(features, y)
+        fitted = LogisticRegression(
+            random_state=0, C=C, max_iter=max_iter, tol=_tolerance(features, y)
+        ).fit(features, y)
     coef, intercept = fitted.coef_, fitted.intercept_
     if basis is not None:
         coef = coef @ basis.T
@@ -370,6 +379,15 @@ def fit_logistic(
             np.concatenate([-intercept, intercept]) / 2,
         )
     return _widened(coef, intercept, seen, n_classes)
+
+
+def _tolerance(x: NDArray[np.floating[Any]], y: NDArray[np.int64]) -> float:
+    """Return the tolerance of L-BFGS for features ``(n, D)``: scikit-learn's, or less where the gradient begins low."""
+    classes, of = np.unique(y, return_inverse=True)
+    sums = np.zeros((len(classes), x.shape[1]))
+    np.add.at(sums, of, x)
+    first = np.abs(sums.sum(axis=0) / len(classes) - sums).max() / len(y)
+    return min(TOLERANCE, LEAST_DECREASE * float(first) or TOLERANCE)
 
 
 class Batched:

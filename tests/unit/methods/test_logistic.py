@@ -165,3 +165,21 @@ def test_classes_without_examples_are_never_predicted(tmp_path):
 
     assert set(fast(x).argmax(1)) <= {0, 2, 4}
     np.testing.assert_allclose(fast.weight, plain.weight, atol=5e-3)
+
+
+def test_lbfgs_takes_steps_where_many_classes_make_the_first_gradient_small():
+    from clipadapt.methods.linear_probe import fit_logistic
+
+    rng = np.random.default_rng(1)
+    n_classes, width = 400, 64
+    centres = rng.normal(size=(n_classes, width))
+    x = np.repeat(centres, 3, axis=0) + 0.3 * rng.normal(size=(3 * n_classes, width))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    y = np.repeat(np.arange(n_classes), 3)
+
+    found = fit_logistic(x, y, 1.0, 100, n_classes)
+
+    assert (
+        np.abs(found.weight).max() > 0
+    )  # scikit-learn's own tolerance stops before the first step
+    assert (found(x).argmax(axis=1) == y).mean() > 0.95

@@ -368,7 +368,7 @@ def fit_logistic(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the paper stops at 1,000 iterations
         fitted = LogisticRegression(
-            random_state=0, C=C, max_iter=max_iter, tol=_tolerance(features, y)
+            random_state=0, C=C, max_iter=max_iter, tol=tolerance(features, y)
         ).fit(features, y)
     coef, intercept = fitted.coef_, fitted.intercept_
     if basis is not None:
@@ -381,7 +381,7 @@ def fit_logistic(
     return _widened(coef, intercept, seen, n_classes)
 
 
-def _tolerance(x: NDArray[np.floating[Any]], y: NDArray[np.int64]) -> float:
+def tolerance(x: NDArray[np.floating[Any]], y: NDArray[np.int64]) -> float:
     """Return the tolerance of L-BFGS for features ``(n, D)``: scikit-learn's, or less where the gradient begins low."""
     classes, of = np.unique(y, return_inverse=True)
     sums = np.zeros((len(classes), x.shape[1]))

@@ -116,8 +116,8 @@ CASES: Final[dict[str, Case]] = {
     ),
     "linear_probe": Case(
         {"search": "none", "layer": "output"},
-        "Both sides are scikit-learn's L-BFGS with one penalty; for its search see `probe.md`. The limit "
-        "counts two products for each of its iterations",
+        "Both sides are scikit-learn's L-BFGS with one penalty and our tolerance, because its own stops before the "
+        "first step at this size; for the search see `probe.md`. The limit counts two products for each iteration",
     ),
     "linear_probe_adamw": Case(
         {"solver": "adamw", "search": "none", "layer": "output", "epochs": 1},

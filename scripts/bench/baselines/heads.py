@@ -27,9 +27,12 @@ def linear_probe(d: Data, c: Any) -> Sides:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
+        from clipadapt.methods.linear_probe import tolerance
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model = LogisticRegression(random_state=0, C=c.C, max_iter=c.max_iter)
+            tol = tolerance(d.x.numpy(), d.y.numpy())  # its own would stop before the first step
+            model = LogisticRegression(random_state=0, C=c.C, max_iter=c.max_iter, tol=tol)
             model.fit(d.x.numpy(), d.y.numpy())
         weight, bias = (torch.from_numpy(a).float() for a in (model.coef_, model.intercept_))
         return weight, bias, int(max(model.n_iter_))

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 INIT_STD: Final = 0.02
 NEAREST: Final = 5
+POSITIONS_IN_CACHE: Final = 2048
+"""Positions of texts whose activations fit into the cache of a CPU: a third faster than 8,192."""
 ALONE: Final = 64
 """From this number of classes on, contexts are encoded one at a time: their shared positions are then computed once."""
 
@@ -115,6 +117,15 @@ class Prompts:
         """Return the number of contexts whose prompts are encoded together by :meth:`encode_each`."""
         C = len(self.tokens)
         return 1 if C >= ALONE else max(1, self.every // C)
+
+    def images_at_once(self) -> int:
+        """Return the number of images, each with a context of its own, to process together.
+
+        It is smaller than :meth:`at_once` on a CPU, whose cache does not hold the activations of more.
+        """
+        if not self.model.device.startswith("cpu"):
+            return self.at_once()
+        return min(self.at_once(), max(1, POSITIONS_IN_CACHE // self.tokens.numel()))
 
     def encode_each(self, contexts: torch.Tensor) -> torch.Tensor:
         """Return unit-norm text features ``(b, C, D)`` of ``b`` contexts ``(b, n_ctx, W)``, each for all classes.

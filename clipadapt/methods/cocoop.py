@@ -204,7 +204,7 @@ def scores_of(
 
     device = prompts.model.device
     own = {name: p.to(device) for name, p in parameters.items()}
-    n, C, size = len(features), len(prompts.classnames), prompts.at_once()
+    n, C, size = len(features), len(prompts.classnames), prompts.images_at_once()
     out = np.zeros((n, C), dtype=np.float32)
     with torch.no_grad(), prompts.model.services.progress.track("prompts", n, "images") as bar:
         for begin in range(0, n, size):

@@ -150,7 +150,7 @@ class TPTClassifier:
         each = 2 * config.steps + 1
         cost = Passes(progress, "tpt: prediction", n, C, each)
         views = config.views, config.smallest_crop
-        size = prompts.at_once()
+        size = prompts.images_at_once()
         with progress.track("tune prompts", n, "images") as bar:
             for rows, features in _test_views.blocks(self.model, inputs, *views, C):
                 for begin in range(0, len(features), size):

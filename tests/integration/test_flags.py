@@ -307,7 +307,7 @@ def test_zero_shot_is_flagged_too(cli, records, tiny_clip, pictures, tmp_path):
     ("keys", "hints", "others"),
     [
         ("", ["compare the settings of the method with those of its recipe"], ["learning rate"]),
-        ("lr: float = 0.25", ["lower the learning rate, 0.25"], ["recipe"]),
+        ("lr: float = 0.25", ["lower the learning rate (0.25)"], ["recipe"]),
         (
             "lr: float = 0.25\n    @property\n    def learning_rate(self):\n        return None",
             ["compare the settings"],

@@ -173,7 +173,7 @@ def predict_scores(spec: FitSpec, classifier: Classifier, split: Split[Any]) -> 
 def _against_divergence(spec: FitSpec) -> str:
     """Return what may help if scores are not finite: only what this method and this model have."""
     rate, identity = spec.experiment.method.learning_rate, spec.opened.identity
-    found = [] if rate is None else [f"lower the learning rate, {rate:g}"]
+    found = [] if rate is None else [f"lower the learning rate ({rate:g})"]
     if identity is not None and identity.dtype != "fp32":
         found.append("add --set model.precision=fp32")
     if not found:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from clipadapt.core.experiments import config as experiments
 from clipadapt.methods import _prompts
 from tests.unit.methods.conftest import FAMILIES, context, method
 
@@ -70,3 +73,19 @@ def test_without_steps_it_is_zero_shot_with_the_initial_words(models, small, tmp
     np.testing.assert_allclose(
         fitted.predict_scores(inputs), written.zero_shot_scores(inputs), atol=1e-4
     )
+
+
+def test_images_are_tuned_in_groups_that_fit_into_the_cache_of_a_cpu(models, small, tmp_path):
+    prompts = method("tpt", **FEW).fit(models("clip"), small[0], context(tmp_path)).prompts()
+    at_once, (C, L) = prompts.at_once(), prompts.tokens.shape
+
+    assert prompts.images_at_once() == min(at_once, 2048 // (C * L)) < at_once
+    prompts.model = SimpleNamespace(device="cuda:0")
+    assert prompts.images_at_once() == at_once
+
+
+def test_the_quick_recipe_tunes_no_image_of_val():
+    config = experiments.load(["tpt-quick"], ["data.name=synthetic", "model.name=stitched"]).config
+
+    assert config.evaluation.calibrate is False
+    assert any("no temperature" in text for text in config.recipe.deviations)

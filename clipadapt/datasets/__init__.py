@@ -25,6 +25,21 @@ DEFAULT_NAMES = (
 )
 """Names that this file serves, for lists."""
 
+
+def served() -> dict[str, tuple[str, str, str]]:
+    """Return a sentence, the citation and the needs of each of these names, for lists."""
+    from clipadapt.datasets._known import KNOWN
+
+    return {
+        name: (
+            "images with torchvision's splits",
+            KNOWN[name].facts.citation,
+            "a download, or NAME:DIR",
+        )
+        for name in DEFAULT_NAMES
+    }
+
+
 COLLECTIONS = ("coop",)
 """Files that serve several published datasets: the name of the dataset follows, as in ``coop:dtd:DIR``."""
 

@@ -19,5 +19,12 @@ TRACK = Track(
     reads_classnames=True,
     compiles=True,
     own_folder="folder",
+    capabilities={
+        "ImageTextModel": "any model",
+        "PromptTunable": "trainable prompts",
+        "DeepPromptTunable": "prompts in a ViT",
+        "AdapterTunable": "LoRA layers",
+        "ProjectionTunable": "linear projection",
+    },
     template_sets={"7": TEMPLATES_7, "80": TEMPLATES_80},
 )

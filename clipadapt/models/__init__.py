@@ -23,6 +23,21 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Inputs
 
 DEFAULT: Final = "openclip"
+_CLIP: Final = "A. Radford et al., ICML 2021, arXiv:2103.00020"
+_OPENCLIP: Final = "M. Cherti et al., CVPR 2023, arXiv:2212.07143"
+
+
+def served() -> dict[str, tuple[str, str, str]]:
+    """Return a sentence, the paper and the needs of each form of name that the default file serves, for lists."""
+    return {
+        "ViT-B-16-quickgelu/openai": ("OpenAI's CLIP; ViT-B-32-quickgelu and RN50-quickgelu too", _CLIP, "a download"),
+        "ARCH/TAG": ("any pretrained model of open_clip", _OPENCLIP, "a download"),
+        "ARCH/PATH.safetensors": ("your weights for an architecture of open_clip", "", "your file"),
+        "hf-hub:ORG/NAME": ("an open_clip model of the Hugging Face Hub", "", "the hub, or its cache"),
+        "local-dir:PATH": ("a folder with open_clip_config.json and weights", "", "your files"),
+        "random:ARCH": ("an architecture of open_clip with random weights, for tests and timing", "", "nothing else"),
+    }  # fmt: skip
+
 
 Tower = Literal["image", "text"]
 Layer = str

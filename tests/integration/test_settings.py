@@ -164,8 +164,9 @@ def test_listings_and_tables_show_the_setting(run, cli, plugins):
     run("stream")
 
     listed = cli("ls", "methods")
-    assert "clip/together (transductive)" in listed.out.splitlines()
-    assert "clip/zero_shot" in listed.out.splitlines()
+    kinds = dict(line.split("\t")[:2] for line in listed.out.splitlines())
+    assert kinds["clip/together"].endswith(", transductive")
+    assert kinds["clip/zero_shot"] == "zero-shot"
     document = json.loads(cli("ls", "methods", "--json").out)
     assert document["settings"]["clip/stream"] == "online"
     assert document["settings"]["clip/zero_shot"] == "inductive"

@@ -1,4 +1,4 @@
-"""Rotten Tomatoes movie reviews: one sentence each, positive or negative.
+"""``rotten_tomatoes[:DIR|offline]``: Rotten Tomatoes movie reviews, one sentence each, positive or negative.
 
 =========================  ====================================================================================
 ``rotten_tomatoes``        The hub's copy at a pinned commit; from the hub cache without a network.

@@ -17,4 +17,5 @@ TRACK = Track(
     ),
     reads_classnames=False,
     compiles=False,
+    capabilities={"TextEncoder": "any encoder"},
 )

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Inputs
 
 DEFAULT: Final = "huggingface"
+_DISTILBERT: Final = "V. Sanh et al., 2019, arXiv:1910.01108"
+
+
+def served() -> dict[str, tuple[str, str, str]]:
+    """Return a sentence, the paper and the needs of each form of name that the default file serves, for lists."""
+    hub = "the hub, or its cache"
+    return {
+        "distilbert-base-uncased": ("DistilBERT", _DISTILBERT, hub),
+        "ORG/NAME[@REVISION]": ("any text encoder of the Hugging Face Hub", "", hub),
+        "local-dir:PATH": ("a folder with config.json and weights", "", "your files"),
+        "random:ARCH": ("an architecture with random weights, for tests and timing", "", "nothing else"),
+    }  # fmt: skip
+
 
 Pooling = Literal["cls", "mean"]
 

@@ -116,6 +116,16 @@ class Registry(Generic[T]):
         served = _stated_by(self.group, track, "DEFAULT_NAMES") or ()
         return sorted({*own, *served} - ({default} if served else set()))
 
+    def default(self, track: str) -> str | None:
+        """Return the file that serves the names without a file of their own, None if there is none."""
+        found: str | None = _stated_by(self.group, track, "DEFAULT")
+        return found
+
+    def served(self, track: str) -> dict[str, tuple[str, str, str]]:
+        """Return a sentence, the source and the needs of each name that the default file serves, for lists."""
+        listed = _stated_by(self.group, track, "served")
+        return dict(listed()) if listed else {}
+
     def complete(self, name: str, track: str | None = None) -> str:
         """Return the full name of ``name``, which may omit the track's prefix.
 

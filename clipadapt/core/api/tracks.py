@@ -50,6 +50,7 @@ class Track:
         compiles: Whether ``compile=on`` has an effect.
         own_folder: File below ``datasets/`` that reads a user's own labelled folder.
         own_file: File below ``datasets/`` that reads a user's own labelled file.
+        capabilities: What a method needs of a model, in words, by the protocol that it requires.
         template_sets: Sets of prompt templates, by the names that ``--templates`` takes.
     """
 
@@ -61,4 +62,5 @@ class Track:
     compiles: bool
     own_folder: str = "csv"
     own_file: str = "csv"
+    capabilities: Mapping[str, str] = field(default_factory=dict)
     template_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.records.predictions import Predictions
     from clipadapt.core.records.schema import RunRecord
+    from clipadapt.core.report.formats import Column
     from clipadapt.core.report.summary import Summary
     from clipadapt.core.report.tables import Table
     from clipadapt.core.report.terminal import Screen
@@ -51,6 +52,17 @@ def print_table(table: Table, form: str | None = None) -> None:
         _echo(tables.render(table, form or "markdown"))
     else:
         typer.echo(terminal.render(table, where), nl=False)
+
+
+def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a list for the terminal, or with tabs between the cells where there is none."""
+    from clipadapt.core.report import terminal
+
+    where = screen()
+    if where is None:
+        _echo("".join("\t".join(map(visible, row)).rstrip("\t") + "\n" for row in rows))
+    else:
+        typer.echo(terminal.grid(columns, rows, (), where), nl=False)
 
 
 def print_summary(summary: Summary) -> None:

@@ -99,7 +99,7 @@ def grid(
     equal = [_with_unit(columns[j], x) for j, x in same.items() if x not in {"", NOTHING}]
     if equal:
         head = "Equal in all rows: " if len(rows) - n_last > 1 else ""
-        text += _paragraph(head + "; ".join(equal), screen, dim=False)
+        text += "\n" + _paragraph(head + "; ".join(equal), screen, dim=False)
     if left_out:
         names = "; ".join(columns[j].title for j in sorted(left_out))
         text += _paragraph(f"Not shown at this width: {names}.", screen)
@@ -131,11 +131,14 @@ def _least(columns: Sequence[Column], cells: Sequence[Sequence[str]], kept: Sequ
 
 
 def _narrowest(column: Column, cells: Sequence[str]) -> int:
-    """Return the width that a column needs at least: that of its words, or of its figures, which are not broken."""
+    """Return the width that a column needs at least: that of its words, or of its figures, which are not broken.
+
+    Text that may be left out is not broken either.
+    """
     from rich.cells import cell_len
 
     words = [cell_len(word) for word in column.title.split()]
-    if column.text:
+    if column.text and not column.rank:
         words += [min(cell_len(word), LONGEST_WORD) for cell in cells for word in cell.split()]
         return max(words, default=1)
     return max([*words, *map(cell_len, cells)])

@@ -80,7 +80,12 @@ def zeroshot(
     datasets: Annotated[
         list[str], typer.Option("--dataset", metavar="NAME", help="Dataset; may be repeated.")
     ],
-    split: Annotated[SplitChoice, typer.Option(help="Split to evaluate.")] = SplitChoice.test,
+    split: Annotated[
+        SplitChoice | None,
+        typer.Option(
+            help="Split to evaluate; default: test, or all images if they have no train, val and test."
+        ),
+    ] = None,
     templates: Annotated[
         str, typer.Option(metavar="single|clip|7|80|TEMPLATE|FILE", help="Prompt templates.")
     ] = "single",
@@ -112,7 +117,7 @@ def zeroshot(
         "on_bad_image": on_bad_image.value,
     }
     # No split other than the evaluated one is read.
-    evaluation = {"split": split.value, "calibrate": False, "leakage": "off"}
+    evaluation = {"split": split.value if split else "auto", "calibrate": False, "leakage": "off"}
     own = config.parse_settings(settings or ())
     recipe = shipped.read_fragment(shipped.find_config("zero_shot", "clip"))
     experiments = []

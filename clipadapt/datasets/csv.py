@@ -81,8 +81,8 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
     parts = {split: part for split, part in parts.items() if len(part)}
     if not parts:
         raise DataError(f"none of the {len(contents)} images in '{read.path.name}' can be decoded")
-    if read.whole:
-        kept = parts["train"]
+    kept = parts["train"] if read.whole else None
+    if kept is not None:
         where = split_evenly([contents[key] for key in kept.inputs.ids], kept.labels, SHARES)
         parts = by_split(kept, where)
     report = Report(notes=[*read.notes, *assembled.notes])
@@ -104,6 +104,7 @@ def open_csv(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
         parts=parts,
         keys=assembled.classnames,
         flags=("split_by_hash",) if read.whole else (),
+        whole=kept,
     )
     return report.attached(data, left_out)
 

@@ -3,7 +3,8 @@
 Either ``PATH/{train,val,test}/CLASS/*.jpg`` (any of the three, with common variants of their names: ``Training``,
 ``valid``, ``test_set``), or ``PATH/CLASS/*.jpg``, which is split 60/20/20 by the hash of each file's bytes: adding
 files does not move the others, identical files are in the same split, and a class with few images has one in train
-first, then in test, then in val. Links to folders are followed. A folder without images is not a class.
+first, then in test, then in val. ``zeroshot``, which learns nothing from them, evaluates all images of such a folder.
+Links to folders are followed. A folder without images is not a class.
 
 Classes are in natural order (1, 2, 10) and named after their folders, with ``_`` replaced by a space; WordNet ids get
 ImageNet's class names. Folders of different splits whose names differ only in case or spaces are one class.
@@ -111,7 +112,7 @@ def open_folder(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]
         source=f"the folder '{root.resolve().name}'",
         parts=parts,
         keys=tuple(found.folders),
-        own_splits=bool(found.where),
+        whole=None if found.where else whole,
     )
     return report.attached(data, found.left_out)
 

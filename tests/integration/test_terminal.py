@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
-import re
-import struct
-import termios
+import json
 
 import pytest
 
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report.tables import build_table, render
+from tests.terminals import STYLE, lines, on_terminal
 from tests.unit.core.report.test_answers import save
 
-STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 MARKDOWN = """\
 | dataset | split | model | method | shots | seeds | accuracy, % | n | parameters | fit, s | encode, s | predict, s | \
 peak memory, MiB | flags |
@@ -37,37 +32,6 @@ def runs(tmp_path):
     return store
 
 
-@pytest.fixture
-def on_terminal(console):
-    """Run a program on a terminal of a width; return its exit code and what it wrote, without styles."""
-
-    def call(program, *arguments, width=80, **environment):
-        pid, fd = pty.fork()
-        if pid == 0:
-            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-            env = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "NO_COLOR"}}
-            os.execve(
-                console(program),
-                [console(program), *map(str, arguments)],
-                env | {"TERM": "xterm", **environment},
-            )
-        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-        out = b""
-        while True:
-            try:
-                more = os.read(fd, 1 << 16)
-            except OSError:
-                break
-            if not more:
-                break
-            out += more
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.close(fd)
-        return code, out.decode().replace("\r\n", "\n")
-
-    return call
-
-
 @pytest.mark.parametrize("form", [None, "markdown", "csv", "latex", "html"])
 def test_in_a_pipe_a_table_is_what_it_was(cli, runs, form):
     done = cli("table", runs.root, *(["--format", form] if form else []))
@@ -79,22 +43,72 @@ def test_in_a_pipe_a_table_is_what_it_was(cli, runs, form):
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_on_a_terminal_it_fits_the_width(on_terminal, runs, width):
-    code, out = on_terminal("clipadapt", "table", runs.root, width=width)
-    lines = STYLE.sub("", out).splitlines()
+def test_on_a_terminal_it_fits_the_width(console, runs, width):
+    code, out = on_terminal([console("clipadapt"), "table", runs.root], width=width)
+    shown = STYLE.sub("", out).splitlines()
 
     assert code == 0
-    assert max(map(len, lines)) <= width
-    assert any("─" * 40 in line for line in lines[:4])
-    assert "dataset folder:photo; split test; model stitched; shots 4" in lines
+    assert max(map(len, shown)) <= width
+    assert any("─" * 40 in line for line in shown[:4])
+    assert "dataset folder:photo; split test; model stitched; shots 4" in shown
     assert not out.startswith("|")
 
 
-def test_a_format_is_the_same_on_a_terminal(on_terminal, runs):
-    assert on_terminal("clipadapt", "table", runs.root, "--format", "markdown") == (0, MARKDOWN)
+def test_a_format_is_the_same_on_a_terminal(console, runs):
+    words = [console("clipadapt"), "table", runs.root, "--format", "markdown"]
+    assert on_terminal(words) == (0, MARKDOWN)
 
 
-def test_without_colour_there_are_no_styles(on_terminal, runs):
-    assert "\x1b" in on_terminal("clipadapt", "table", runs.root)[1]
+def test_without_colour_there_are_no_styles(console, runs):
+    words = [console("clipadapt"), "table", runs.root]
+    assert "\x1b" in on_terminal(words)[1]
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        assert "\x1b" not in on_terminal("clipadapt", "table", runs.root, **environment)[1]
+        assert "\x1b" not in on_terminal(words, **environment)[1]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_screen_says_what_is_loaded_and_which_runs_are_left(
+    console, tiny_clip, tmp_path, width
+):
+    words = [
+        "run",
+        "zero_shot",
+        "--model",
+        tiny_clip,
+        "--dataset",
+        "synthetic:2x4",
+        "--seeds",
+        "1,2",
+    ]
+    code, out = on_terminal([console("clipadapt"), *words, "--out", tmp_path / "r"], width=width)
+    seen = lines(out)
+
+    assert code == 0
+    assert max(map(len, seen)) <= width
+    assert any(x.startswith("find model ") for x in seen)
+    assert any(x.startswith("open dataset synthetic:2x4") for x in seen)
+    assert any("load model " in x and x.startswith("zero_shot") for x in seen)
+    assert any(x.startswith("all") and "0/2 runs" in x for x in seen)
+    assert any(x.startswith("all") and "1/2 runs" in x and " left" in x for x in seen)
+    assert "zero_shot on synthetic:2x4, seed 2" in out or width == 80
+
+
+def test_what_a_pipe_reads_is_not_on_the_screen_of_the_bars(console, tiny_clip, tmp_path):
+    words = ["run", "zero_shot", "--model", tiny_clip, "--dataset", "synthetic:2x4", "--json"]
+    line = f"{console('clipadapt')} {' '.join(words)} --out {tmp_path / 'r'} > {tmp_path / 'out'}"
+    code, out = on_terminal(["/bin/bash", "-c", line])
+
+    assert code == 0
+    assert "run_id" not in out
+    assert len(json.loads((tmp_path / "out").read_text())["records"]) == 1
+
+
+def test_a_warning_is_shown_once_for_several_runs(console, tiny_models, pictures, tmp_path):
+    (tmp_path / "names").write_text("thing\nthing\nother\n")
+    words = ["zeroshot", "--dataset", f"folder:{pictures}", "--classnames", tmp_path / "names"]
+    models = [f"--model={tiny_models['clip']}", f"--model={tiny_models['hf']}"]
+    _, out = on_terminal(
+        [console("clipadapt"), *words, *models, "--out", tmp_path / "r"], width=200
+    )
+
+    assert out.count("has class names that are equal") == 1

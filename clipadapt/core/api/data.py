@@ -35,7 +35,8 @@ X = TypeVar("X")
 X_co = TypeVar("X_co", covariant=True)
 
 
-SplitName = Literal["train", "val", "test"]
+SplitName = Literal["train", "val", "test", "all"]
+"""``all`` is every example of a dataset that has no splits of its own; only evaluations without training use it."""
 
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import (
-    Protocol,
-)
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 
 class Progress(Protocol):
@@ -14,8 +16,12 @@ class Progress(Protocol):
         """Start a progress bar; use it as a context manager."""
         ...
 
+    def job(self, title: str, /) -> AbstractContextManager[object]:
+        """Show a line for something that is being done, such as a run; bars that start within it are shown there."""
+        ...
+
     def note(self, message: str, /) -> None:
-        """Show one line, such as a warning, without breaking the bars."""
+        """Show one line, such as a warning, without breaking the bars; the same warning is shown once."""
         ...
 
 
@@ -47,6 +53,10 @@ class Silent:
     def track(self, description: str, total: int | None, unit: str = "", /) -> Tracker:  # noqa: ARG002
         """Return a tracker that shows nothing."""
         return _SilentTracker()
+
+    def job(self, title: str, /) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Show nothing."""
+        return nullcontext()
 
     def note(self, message: str, /) -> None:
         """Show nothing."""

@@ -64,6 +64,8 @@ def draw_task(
     evaluated = aliases.get(target.split, target.split)
 
     def part(name: SplitName) -> Split[Any] | None:
+        if evaluated == "all":
+            return None  # nothing is left to train or select on
         if name not in dataset.splits or aliases.get(name, name) == evaluated:
             return None
         return target.split_of(name)

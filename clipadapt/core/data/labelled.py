@@ -65,7 +65,7 @@ class LabelledSet(Generic[X]):
         found: Number of files or rows found, or None if not counted.
         left_out: Reason -> number of them not read.
         revision: Commit of the hub repository, or None.
-        own_splits: Whether the source has splits; otherwise a hash of each example assigns it to one.
+        whole: Every example, if the data have no splits and :attr:`parts` were made of them here; else None.
         template_sets: Further prompt templates for this dataset, by the name that ``--templates`` takes.
     """
 
@@ -84,8 +84,13 @@ class LabelledSet(Generic[X]):
     found: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     revision: str | None = None
-    own_splits: bool = True
     template_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    whole: Split[X] | None = None
+
+    @property
+    def own_splits(self) -> bool:
+        """Whether the source has splits; otherwise a hash of each example assigns it to one."""
+        return self.whole is None
 
     @property
     def n_read(self) -> int:
@@ -107,11 +112,13 @@ class LabelledSet(Generic[X]):
         return tuple(s for s in SPLITS if s in self.parts)
 
     def split(self, name: SplitName, /) -> Split[X]:
-        """Return one split.
+        """Return one split; ``all`` is every example of a dataset that has no splits of its own.
 
         Raises:
             DataError: If the dataset has no such split.
         """
+        if name == "all" and self.whole is not None:
+            return self.whole
         if name not in self.parts:
             raise DataError(
                 f"{self.name} has no split '{name}'; it has: {', '.join(self.splits)}",

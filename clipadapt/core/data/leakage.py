@@ -144,6 +144,8 @@ def examine(
 
 def trainable(dataset: Dataset[Any], held_out: SplitName) -> tuple[SplitName, ...]:
     """Return the splits that a run may train or select on if one split is held out, considering aliases."""
+    if held_out == "all":
+        return ()
     aliases: dict[SplitName, SplitName] = getattr(dataset, "aliases", {})
     held = aliases.get(held_out, held_out)
     names: tuple[SplitName, ...] = ("train", "val")

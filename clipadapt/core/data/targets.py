@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
 from clipadapt.core.api.data import DatasetOptions, Split
-from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.api.flags import FLAGS
 from clipadapt.core.api.registry import DATASETS, template_sets, tracks
 from clipadapt.core.data.classnames import duplicate_names, read_classnames
@@ -18,7 +18,7 @@ from clipadapt.core.data.sampling import base_new_classes
 from clipadapt.core.data.templates import read_templates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.experiments.settings import DataConfig
 
+_OF_SPLITS: Final = frozenset({
+    "split_by_hash", "class_missing_in_train", "class_missing_in_test", "duplicates_across_splits",
+})  # fmt: skip
+"""Flags that say nothing about a dataset that is evaluated whole."""
 _PARTS: Final = ("name", "classnames", "splits", "split", "fingerprint")
 
 
@@ -101,8 +105,9 @@ class OpenDatasets:
         """
         key = (track, name, data.on_bad_image)
         if key not in self._open:
-            resolved = DATASETS.resolve(name, track)
-            dataset = resolved.provider(resolved.argument, DatasetOptions(data.on_bad_image))
+            with progress.track(f"open dataset {name}", None):
+                resolved = DATASETS.resolve(name, track)
+                dataset = resolved.provider(resolved.argument, DatasetOptions(data.on_bad_image))
             missing = [part for part in _PARTS if not hasattr(dataset, part)]
             if missing:
                 raise DataError(
@@ -147,7 +152,12 @@ def open_target(
     """
     opened = opened or OpenDatasets()
     dataset = opened.get(name, data, track, progress)
-    if split not in dataset.splits:
+    if split == "all" and getattr(dataset, "whole", None) is None:
+        raise DataError(
+            f"{dataset.name} has splits of its own, {', '.join(dataset.splits)}: 'all' is for data without splits",
+            hint="choose one of them with --set evaluation.split=test (zeroshot: --split test)",
+        )
+    if split != "all" and split not in dataset.splits:
         other = dataset.splits[-1]
         raise DataError(
             f"{dataset.name} has no split '{split}'; it has {', '.join(dataset.splits)}",
@@ -156,7 +166,7 @@ def open_target(
     classnames, pairing = read_classnames(data.classnames, dataset)
     if pairing:
         opened.note(progress, f"{dataset.name}: class names by position: {pairing}")
-    flags = list(dataset.flags)
+    flags = [flag for flag in dataset.flags if split != "all" or flag not in _OF_SPLITS]
     if tracks()[track].reads_classnames:
         for flag, warning in _name_warnings(classnames):
             opened.note(progress, f"warning: {dataset.name} {warning}")
@@ -172,6 +182,43 @@ def is_val(home: Target, target: Target) -> bool:
     aliases = getattr(home.dataset, "aliases", {})
     same = target.dataset.fingerprint == home.dataset.fingerprint
     return bool(same and aliases.get(target.split, target.split) == aliases.get("val", "val"))
+
+
+def choose_split(
+    asked: SplitName | Literal["auto"],
+    dataset: Dataset[Any],
+    track: str,
+    *,
+    uses_train: bool,
+    note: Callable[[str], None],
+) -> SplitName:
+    """Return the split on which a fit is evaluated.
+
+    Args:
+        asked: Split, or ``auto`` for every example of a dataset without splits if nothing is learned from them.
+        dataset: Dataset that the fit is trained on.
+        track: Name of the track.
+        uses_train: Whether the method is trained on examples of the dataset.
+        note: Shows a message to the user.
+
+    Raises:
+        ConfigError: If a method that is trained is to be evaluated on the examples it is trained on.
+    """
+    if asked == "all" and uses_train:
+        raise ConfigError(
+            "evaluation.split=all is for methods that are not trained: it contains the training examples",
+            hint="leave it out; trained methods are evaluated on test",
+        )
+    if asked != "auto":
+        return asked
+    whole = getattr(dataset, "whole", None)
+    if uses_train or whole is None:
+        return "test"
+    note(
+        f"{dataset.name} has no train, val and test: all {len(whole):,} {tracks()[track].inputs} are evaluated, "
+        "because nothing is learned from them; --split test takes the part on which trained methods are evaluated"
+    )
+    return "all"
 
 
 def _name_warnings(classnames: tuple[str, ...]) -> Iterator[tuple[str, str]]:

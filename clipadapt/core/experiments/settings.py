@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, field_validator
 
-from clipadapt.core.api.data import Classes, OnBadImage, SplitName
+from clipadapt.core.api.data import Classes, OnBadImage
 from clipadapt.core.api.effects import RESULT, Affects, declared, find_field, model_within
 from clipadapt.core.api.limits import Examples, Seed, Shots, Threads
 from clipadapt.core.api.method import MethodConfig
@@ -100,7 +100,9 @@ class TargetConfig(StrictModel):
     dataset: Annotated[
         Name | None, Affects("result", facts=("evaluation.sha256", "evaluation.dataset"))
     ] = None
-    split: Annotated[SplitName, Affects("result", facts=("evaluation.split",))] = "test"
+    split: Annotated[
+        Literal["train", "val", "test"], Affects("result", facts=("evaluation.split",))
+    ] = "test"
     classes: Annotated[
         Classes | None, Affects("result", facts=("evaluation.classes",), omit="all")
     ] = None
@@ -110,7 +112,8 @@ class EvaluationConfig(StrictModel):
     """How a classifier is evaluated.
 
     Attributes:
-        split: Evaluation split.
+        split: Evaluation split. ``all`` is every example of a dataset without splits of its own, for methods that are
+            not trained; ``auto`` is ``all`` where that is possible, else ``test``.
         protocol: Name of the evaluation protocol, shown in tables.
         calibrate: Fit a softmax temperature on val, unless the method has its own.
         also: Further targets of the same fit: another dataset with the same classes, or val. Each has its own record.
@@ -118,7 +121,8 @@ class EvaluationConfig(StrictModel):
     """
 
     split: Annotated[
-        SplitName, Affects("result", facts=("fit.data.held_out", "evaluation.split"))
+        Literal["train", "val", "test", "all", "auto"],
+        Affects("result", facts=("fit.data.held_out", "evaluation.split")),
     ] = "test"
     protocol: Annotated[Identifier, Affects("result", facts=("evaluation.protocol",))] = "standard"
     calibrate: Annotated[bool, Affects("result", place="evaluation.calibrate")] = True

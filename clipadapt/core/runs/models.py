@@ -70,8 +70,11 @@ class ModelLoader:
             free_device_memory()
             begun = time.perf_counter()
             options = ModelOptions(model.precision, model.device)
-            resolved = MODELS.resolve(model.name, opened.experiment.track)
-            self._last = opened.provider.load(resolved.argument, options, self._services(opened))
+            with self.progress.track(f"load model {model.name}", None):
+                resolved = MODELS.resolve(model.name, opened.experiment.track)
+                self._last = opened.provider.load(
+                    resolved.argument, options, self._services(opened)
+                )
             self._load_seconds = time.perf_counter() - begun
             self._key = key
         backbone = self._last

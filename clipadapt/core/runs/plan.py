@@ -18,7 +18,7 @@ from clipadapt.core.data.classnames import classnames_sha256
 from clipadapt.core.data.draws import draw_task
 from clipadapt.core.data.index_files import read_draw
 from clipadapt.core.data.published_draws import manifest_of
-from clipadapt.core.data.targets import OpenDatasets, is_val, open_target
+from clipadapt.core.data.targets import OpenDatasets, choose_split, is_val, open_target
 from clipadapt.core.experiments.run_id import evaluation_part, fit_part
 from clipadapt.core.files.folders import check_writable
 from clipadapt.core.files.hardware import default_threads
@@ -283,9 +283,10 @@ def _identify(experiment: Experiment, progress: Progress) -> tuple[ModelProvider
             f"the method {experiment.method_name} needs a model, but none is set",
             hint=f"for example --set model.name={tracks()[track].examples.model}",
         )
-    resolved = MODELS.resolve(config.model.name, track)
-    options = ModelOptions(config.model.precision, config.model.device)
-    identity = resolved.provider.identify(resolved.argument, options)
+    with progress.track(f"find model {config.model.name}", None):
+        resolved = MODELS.resolve(config.model.name, track)
+        options = ModelOptions(config.model.precision, config.model.device)
+        identity = resolved.provider.identify(resolved.argument, options)
     for note in identity.notes:
         progress.note(f"warning: {identity.name}: {note}")
     return resolved.provider, identity
@@ -296,15 +297,25 @@ def _open_targets(
 ) -> tuple[Target, ...]:
     """Open the dataset to train on and every further one to evaluate."""
     config, track = experiment.config, experiment.track
-    home = open_target(
-        config.data.name, config.evaluation.split, config.data, track, progress, datasets
+    asked = config.evaluation.split
+    split = choose_split(
+        "test" if asked == "auto" and config.data.few_shot else asked,  # a draw needs a train split
+        datasets.get(config.data.name, config.data, track, progress),
+        track,
+        uses_train=getattr(method(experiment.method), "uses_train", True),
+        note=lambda message: datasets.note(progress, message),
     )
+    home = open_target(config.data.name, split, config.data, track, progress, datasets)
     targets = [home]
+    with progress.track(f"read dataset {config.data.name}", None):
+        content_of_home = home.dataset.fingerprint  # of every example, once
     for also in config.evaluation.also:
         name = also.dataset or config.data.name
-        content = datasets.get(name, config.data, track, progress).fingerprint
+        dataset = datasets.get(name, config.data, track, progress)
+        with progress.track(f"read dataset {name}", None):
+            content = dataset.fingerprint
         changed: dict[str, Any] = {"name": name, "classes": also.classes or config.data.classes}
-        if content != home.dataset.fingerprint:
+        if content != content_of_home:
             changed = {"name": name, "classnames": None, "classes": also.classes or "all"}
         data = config.data.model_copy(update=changed)
         targets.append(open_target(name, also.split, data, track, progress, datasets))

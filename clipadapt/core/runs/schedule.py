@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -94,6 +95,57 @@ class Local:
     def busy(self) -> int:
         """Number of fits not yet fetched."""
         return len(self._done)
+
+
+class Watched:
+    """An executor whose running fits are shown, one line each; use it as a context manager.
+
+    Args:
+        executor: Does the fits.
+        progress: Where they are shown.
+    """
+
+    def __init__(self, executor: Executor, progress: Progress) -> None:
+        self.executor = executor
+        self.progress = progress
+        self._shown: dict[FitSpec, ExitStack] = {}
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for line in self._shown.values():
+            line.close()
+        self._shown.clear()
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of a run whose config does not set them."""
+        return self.executor.threads
+
+    def has_room(self) -> bool:
+        """Return whether another fit can be started now."""
+        return self.executor.has_room()
+
+    def start(self, spec: FitSpec, /) -> None:
+        """Start a fit."""
+        line = ExitStack()
+        line.enter_context(self.progress.job(spec.title))
+        self._shown[spec] = line
+        self.executor.start(spec)
+
+    def finished(self, timeout: float, /) -> list[Done]:
+        """Return the fits that ended since the last call."""
+        ended = self.executor.finished(timeout)
+        for done in ended:
+            if done.spec in self._shown:
+                self._shown.pop(done.spec).close()
+        return ended
+
+    @property
+    def busy(self) -> int:
+        """Number of fits started and not yet returned."""
+        return self.executor.busy
 
 
 def work_through(

@@ -23,7 +23,7 @@ from clipadapt.core.runs.fit import draw_flags, fit, warn_of_untrained_classes
 from clipadapt.core.runs.models import ModelLoader
 from clipadapt.core.runs.plan import check_dataset_names, open_experiment, plan_fit
 from clipadapt.core.runs.record import Failure, write_failure, write_record
-from clipadapt.core.runs.schedule import Local, work_through
+from clipadapt.core.runs.schedule import Local, Watched, work_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,13 +142,20 @@ class Session:
         complete = {spec for spec in flat if not spec.is_open()}
         for specs in planned:
             self._report_skipped(specs, len(complete.intersection(specs)))
-        with self.progress.track("runs", len(flat), "runs") as bar, Claims(self.out) as claims:
+        local = Local(lambda spec: execute(spec, self.models))
+        n_open = len(flat) - len(complete)
+        whole = self.progress if n_open > 1 else Silent()  # a single run has a line of its own
+        with (
+            whole.track("all", n_open, "runs") as bar,
+            Watched(executor or local, self.progress) as watched,
+            Claims(self.out) as claims,
+        ):
             leftovers.clear(self.out, claims, {spec.fit_id for spec in complete})
-            local = Local(lambda spec: execute(spec, self.models))
             for done in work_through(
-                order(flat), claims, executor or local, self.progress, on_mistake=on_mistake
+                order(flat), claims, watched, self.progress, on_mistake=on_mistake
             ):
-                bar.advance(1)
+                if done.spec not in complete:
+                    bar.advance(1)
                 on_done(done)
 
     def _report_damage(self, opened: OpenExperiment) -> None:

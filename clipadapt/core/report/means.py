@@ -8,13 +8,21 @@ publications. On base and on new classes there is a mean each, and H is the harm
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import RecordError
 from clipadapt.core.report.answers import LEVEL, join
-from clipadapt.core.report.formats import method_title
+from clipadapt.core.report.formats import (
+    NOTHING,
+    Column,
+    format_count,
+    format_interval,
+    method_title,
+    split_title,
+)
 from clipadapt.core.scoring.combined import harmonic, harmonic_mean_interval, mean_interval
 from clipadapt.core.scoring.statistics import Interval
 
@@ -59,6 +67,42 @@ class DatasetMean:
         """Runs on each dataset, None if their numbers differ."""
         counts = {len(row.ok) for row in self.rows}
         return counts.pop() if len(counts) == 1 else None
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        first = self.rows[0].first
+        return {
+            "datasets": [row.first.evaluation.dataset for row in self.rows],
+            "split": self.split,
+            "protocol": first.evaluation.protocol,
+            "classes": self.classes,
+            "model": self.rows[0].model,
+            "label": self.rows[0].label,
+            "shots": first.data.shots,
+            "value": dataclasses.asdict(self.interval),
+        }
+
+
+def mean_cells(means: Sequence[DatasetMean]) -> tuple[list[Column], list[list[str]]]:
+    """Return columns and cells of a table of mean accuracies."""
+    given = [Column(x, text=True, given=True) for x in ("datasets", "split", "protocol", "model")]
+    columns = [
+        *given,
+        Column("method", text=True),
+        Column("shots", given=True),
+        Column("seeds", rank=1),
+        Column("accuracy, %", figure=True),
+        Column("n", rank=2),
+    ]
+    rows = []
+    for m in means:
+        row, first = m.rows[0], m.rows[0].first
+        rows.append([
+            str(len(m.rows)), split_title(m.split, m.classes), first.evaluation.protocol, row.model or NOTHING,
+            row.label, str(first.data.shots or NOTHING), str(m.seeds or NOTHING), format_interval(m.interval),
+            format_count(m.interval.n),
+        ])  # fmt: skip
+    return columns, rows
 
 
 def dataset_means(rows: Sequence[Row], metric: str) -> tuple[list[DatasetMean], tuple[str, ...]]:

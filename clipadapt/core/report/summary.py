@@ -37,6 +37,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import group_records, several_states, state_of
+from clipadapt.core.report.means import dataset_means, mean_cells
 from clipadapt.core.report.notes import INTERVALS, conditions, failure_note, setting_notes
 from clipadapt.core.report.rows import Row
 from clipadapt.core.report.run_files import RunFiles
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.report.base_to_new import BaseToNew
     from clipadapt.core.report.comparisons import Comparison, RankedRow
+    from clipadapt.core.report.means import DatasetMean
     from clipadapt.core.report.references import Published
 
     _Heading = Callable[[int, str], str]
@@ -113,6 +115,7 @@ class Summary:
         reference: Whether published numbers were asked for.
         base_to_new: One per method and dataset evaluated on base and on new classes.
         left_out: Runs, or histories of runs, that cannot be read; the notes name them too.
+        means: Mean accuracies over datasets.
     """
 
     blocks: tuple[Block, ...]
@@ -120,6 +123,7 @@ class Summary:
     reference: bool
     base_to_new: tuple[BaseToNew, ...] = ()
     left_out: tuple[str, ...] = ()
+    means: tuple[DatasetMean, ...] = ()
 
 
 def build_summary(
@@ -153,12 +157,15 @@ def build_summary(
     blocks = tuple(_block(key, members) for key, members in _competitors(rows))
     faults = [*unread.values(), *(fault for row in rows for fault in row.history_faults)]
     left_out = tuple(f"left out: {fault}" for fault in dict.fromkeys(faults))
+    means, of_means = dataset_means(rows, "accuracy")
     notes = (
         *(f"L{text[1:]}." for text in left_out),
         *_notes(blocks, [r for r in records if r.status == "failed"], reference=reference),
+        *of_means,
         conditions(records),
     )
-    return Summary(blocks, notes, reference, tuple(base_to_new(rows)), left_out)
+    pairs = tuple(base_to_new(rows))
+    return Summary(blocks, notes, reference, pairs, left_out, tuple(means))
 
 
 # ---------------------------------------------------------------- blocks
@@ -304,6 +311,8 @@ def document(
             parts += [heading(3, "Published numbers"), _published_grid(block, grid)]
     if summary.base_to_new:
         parts += [heading(2, "Base to new"), _base_to_new_grid(summary.base_to_new, grid)]
+    if summary.means:
+        parts += [heading(2, "Mean over datasets"), grid(*mean_cells(summary.means), ())]
     return "\n".join([*parts, *(paragraph(note) for note in summary.notes)])
 
 
@@ -493,6 +502,7 @@ def _plain(summary: Summary) -> dict[str, Any]:
             for pair in summary.base_to_new
         ],
         "left_out": summary.left_out,
+        "means": [mean.plain() for mean in summary.means],
     }
 
 

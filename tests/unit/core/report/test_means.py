@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report.means import NOTE
+from clipadapt.core.report.summary import build_summary, render_summary
 from clipadapt.core.report.tables import build_table, render
 from clipadapt.core.scoring.combined import mean_interval
 from tests.unit.core.report.test_answers import save
@@ -145,6 +148,18 @@ def test_readers_see_it_last_and_csv_holds_rows_alone(store, form, shown):
     if shown:
         assert text.index("mean of 2 datasets") > text.index("eurosat")
     assert text.count(r"\midrule") == (2 if form == "latex" else 0)
+
+
+def test_a_summary_has_them_too(store):
+    on(store, "dtd", [60, 70])
+    on(store, "eurosat", [80, 85])
+    summary = build_summary(store)
+
+    (mean,) = means(store)
+    assert [m.interval for m in summary.means] == [mean.interval]
+    assert "## Mean over datasets" in render_summary(summary)
+    assert json.loads(render_summary(summary, "json"))["means"][0]["datasets"] == ["dtd", "eurosat"]
+    assert NOTE in summary.notes
 
 
 def test_a_failed_dataset_is_no_figure(store):

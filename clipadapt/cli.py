@@ -17,7 +17,9 @@ from clipadapt.core.cli.options import (
     DEFAULT_OUT,
     CalibrateOnOption,
     CoverageOption,
+    DatasetsOption,
     JsonOption,
+    ModelsOption,
     OutOption,
     RejectRateOption,
     RunDirArgument,
@@ -74,12 +76,8 @@ _KEYS = {
 )
 def zeroshot(
     context: typer.Context,
-    models: Annotated[
-        list[str], typer.Option("--model", metavar="NAME", help="Model; may be repeated.")
-    ],
-    datasets: Annotated[
-        list[str], typer.Option("--dataset", metavar="NAME", help="Dataset; may be repeated.")
-    ],
+    models: ModelsOption,
+    datasets: DatasetsOption,
     split: Annotated[
         SplitChoice | None,
         typer.Option(

@@ -37,9 +37,20 @@ def test_other_attributes_are_missing(package):
         _ = module.version
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize(("typed", "expected"), [("val", "validate"), ("ls mod", "models")])
-def test_bash_completes_commands_and_their_values(console, program, typed, expected):
+@pytest.mark.parametrize(
+    ("program", "typed", "expected"),
+    [
+        ("clipadapt", "val", ["validate"]),
+        ("textsent", "ls mod", ["models"]),
+        ("clipadapt", "run maple-q", ["maple-quick"]),
+        ("textsent", "bench sentiment-f", ["sentiment-fewshot"]),
+        ("clipadapt", "run coop --dataset open", ["openmoji"]),
+        ("clipadapt", "zeroshot --dataset imagenette", ["imagenette", "imagenette_sketch"]),
+        ("textsent", "validate svm --model mini", ["minilm"]),
+        ("clipadapt", "run nothing-like-this", []),
+    ],
+)
+def test_bash_completes_commands_and_names(console, program, typed, expected):
     words = f"{program} {typed}"
     environment = os.environ | {
         f"_{program.upper()}_COMPLETE": "complete_bash",
@@ -50,7 +61,7 @@ def test_bash_completes_commands_and_their_values(console, program, typed, expec
         [console(program)], capture_output=True, text=True, env=environment, check=False
     )
 
-    assert done.stdout.split() == [expected], done.stderr
+    assert done.stdout.split() == expected, done.stderr
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

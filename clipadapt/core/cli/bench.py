@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipadapt.core.api.errors import EXIT_DEFECT, ClipAdaptError, ConfigError
-from clipadapt.core.cli.options import DEFAULT_OUT, JsonOption, OutOption, SettingOption, track_of
+from clipadapt.core.cli.options import (
+    DEFAULT_OUT,
+    JsonOption,
+    OutOption,
+    SettingOption,
+    complete_sweep,
+    track_of,
+)
 from clipadapt.core.cli.output import print_json, say
 from clipadapt.core.cli.run import FAILED_TWICE
 from clipadapt.core.cli.terminal import print_summary
@@ -31,7 +38,12 @@ class ExecutorName(StrEnum):
 
 def bench(
     context: typer.Context,
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Name or file of a sweep.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP", help="Name or file of a sweep.", autocompletion=complete_sweep
+        ),
+    ],
     settings: SettingOption = None,
     out: OutOption = DEFAULT_OUT,
     dry_run: Annotated[

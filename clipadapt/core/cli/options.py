@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.errors import ClipAdaptError, ConfigError
+from clipadapt.core.api.registry import DATASETS, MODELS, Registry
 from clipadapt.core.api.user_input import shown, user_path
 
 if TYPE_CHECKING:
@@ -17,8 +19,49 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT: Final = Path("runs")
 
+
+def _beginning_with(start: str, names: Callable[[str], Iterable[str]], track: str) -> list[str]:
+    with contextlib.suppress(ClipAdaptError):  # a plug-in's fault is reported when it is used
+        return sorted(name for name in names(track) if name.startswith(start))
+    return []
+
+
+def complete_recipe(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the shipped recipes that begin with what was typed, for the shell."""
+    from clipadapt.core.experiments.shipped import config_names
+
+    return _beginning_with(incomplete, config_names, track_of(context).name)
+
+
+def complete_sweep(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the shipped sweeps that begin with what was typed, for the shell."""
+    from clipadapt.core.experiments.shipped import sweep_names
+
+    return _beginning_with(incomplete, sweep_names, track_of(context).name)
+
+
+def complete_model(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of models that begin with what was typed, for the shell."""
+    return _complete_typed(MODELS, context, incomplete)
+
+
+def complete_dataset(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of datasets that begin with what was typed, for the shell."""
+    return _complete_typed(DATASETS, context, incomplete)
+
+
+def _complete_typed(kind: Registry[Any], context: typer.Context, incomplete: str) -> list[str]:
+    def names(track: str) -> list[str]:
+        return kind.typed(kind.names(track), track)
+
+    return _beginning_with(incomplete, names, track_of(context).name)
+
+
 ConfigsArgument = Annotated[
-    list[str], typer.Argument(metavar="CONFIG...", help="Recipe names or files, merged.")
+    list[str],
+    typer.Argument(
+        metavar="CONFIG...", help="Recipe names or files, merged.", autocompletion=complete_recipe
+    ),
 ]
 SettingOption = Annotated[
     list[str] | None,
@@ -27,10 +70,37 @@ SettingOption = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="Model; the setting model.name.")
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="Model; the setting model.name.",
+        autocompletion=complete_model,
+    ),
 ]
 DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", metavar="NAME", help="Dataset; the setting data.name.")
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="Dataset; the setting data.name.",
+        autocompletion=complete_dataset,
+    ),
+]
+ModelsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--model", metavar="NAME", help="Model; may be repeated.", autocompletion=complete_model
+    ),
+]
+DatasetsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="Dataset; may be repeated.",
+        autocompletion=complete_dataset,
+    ),
 ]
 ShotsOption = Annotated[
     int | None,

@@ -164,6 +164,7 @@ def test_the_page_shows_coverage_against_size(on_val, held_out):
     assert html.count("% asked for") == 4
     assert "the calibration examples also fitted the temperature" in html
     assert ">30<" in html
+    assert all(f'<tr><th scope="row">{n.replace("_", " ")}</th>' in html for n in COLOURS)
     assert '<section id="prediction-sets">' in empty
 
 

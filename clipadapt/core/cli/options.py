@@ -150,7 +150,7 @@ CalibrateOnOption = Annotated[
     typer.Option(
         "--calibrate-on",
         metavar="PATH|DATASET",
-        help="Labelled examples to calibrate sets on, instead of the run's val split.",
+        help="Labelled examples that were not trained on, to calibrate sets on instead of the run's val split.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

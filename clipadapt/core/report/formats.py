@@ -85,9 +85,10 @@ def format_mebibytes(n: int | None) -> str:
     return NOTHING if n is None else f"{n / 2**20:,.{0 if n >= 10 << 20 else 2}f}"
 
 
-def format_set(classes: Sequence[str]) -> str:
-    """Return the classes of a prediction set in braces."""
-    return f"{{{', '.join(map(visible, classes))}}}"
+def format_set(classes: Sequence[str], most: int = 10) -> str:
+    """Return the classes of a prediction set in braces; only the first ``most`` are named."""
+    more = [f"and {len(classes) - most} more"] if len(classes) > most else []
+    return f"{{{', '.join([*map(visible, classes[:most]), *more])}}}"
 
 
 # ---------------------------------------------------------------- names

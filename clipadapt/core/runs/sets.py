@@ -226,7 +226,7 @@ def _own_examples(run: LoadedRun) -> tuple[CalibrationExamples, str, tuple[str, 
             hint="give labelled examples with --calibrate-on PATH, or keep a part of val with "
             "--set data.calibration_share=0.5 and run the experiment again",
         )
-    source = {"val": "val", "held_out": "val kept for it"}[facts.calibrated_on]
+    source = {"val": "val", "held_out": "the held-out part of val"}[facts.calibrated_on]
     return examples, source, facts.caveats
 
 

@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 TEMPLATE: Final = """\
 <p class="lede">A prediction set holds the classes that are plausible for an input: at a nominal coverage of 90 % it
 should contain the true class of nine in ten inputs. Chart: sets of the score lac at nominal coverages from 70 to 99 %,
-mean over seeds; at equal coverage, smaller sets are better. Table: all three scores at {{ level }} %.</p>
+mean over seeds; at equal coverage, smaller sets are better.</p>
 <div class="grid-cards">
 {% for p in panels %}
 <figure class="card panel"><figcaption>{{ p.title }}</figcaption>{{ svg(p.chart) }}{{ legend(p.legend) }}</figure>
 {% endfor %}
 </div>
+<h3>Sets at a nominal coverage of {{ level }} %</h3>
 <div class="scroll" tabindex="0" role="region" aria-label="Prediction sets">
 <table>
 <thead><tr>
 <th>method</th><th>data</th><th>score</th><th class="figure">coverage, %</th><th class="figure">classes in a set</th>
-<th class="figure">empty, %</th><th class="figure">calibrated on</th><th>note</th>
+<th class="figure">empty, %</th><th class="figure">calibration examples</th><th>note</th>
 </tr></thead>
 <tbody>
 {% for line in lines %}
@@ -47,7 +48,29 @@ mean over seeds; at equal coverage, smaller sets are better. Table: all three sc
 </tbody>
 </table>
 </div>
+<div class="list">
+{% for c in cards %}
+<details class="card item"{{ attributes(c.row.data) }}>
+<summary>{{ key(c.row.style) }}Sets by class: {{ of_row(c.row) }}</summary>
+<div class="scroll" tabindex="0" role="region" aria-label="Sets by class of {{ c.row.title }}">
+<table class="small">
+<thead><tr><th>class</th><th class="figure">coverage, %</th><th class="figure">classes in a set</th></tr></thead>
+<tbody>
+{% for name, coverage, size in c.classes %}
+<tr><th scope="row">{{ name }}</th><td class="figure">{{ coverage }}</td><td class="figure">{{ size }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% if c.left_out %}
+<p class="where">The {{ c.classes|length }} classes with the largest sets; {{ c.left_out }} others are left out.</p>
+{% endif %}
+</details>
+{% endfor %}
+</div>
 """
+MOST_CLASSES: Final = 30
+"""With more classes, only those with the largest sets are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +87,15 @@ class Line:
     note: str
 
 
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The sets of a row by class: name, coverage and size, means over seeds, the largest sets first."""
+
+    row: PageRow
+    classes: Sequence[tuple[str, str, str]]
+    left_out: int
+
+
 @section("Prediction sets", order=65, template=TEMPLATE)
 def prediction_sets(page: Page) -> dict[str, Any] | None:
     """Return a chart per dataset and model, and the table; None if no run has calibration examples."""
@@ -75,6 +107,7 @@ def prediction_sets(page: Page) -> dict[str, Any] | None:
         "level": f"{100 * HEADLINE[1]:g}",
         "panels": [p for p in found if p is not None],
         "lines": [line for r in rows for line in _lines(r)],
+        "cards": [card for r in rows if (card := _card(r)) is not None],
     }
 
 
@@ -131,7 +164,7 @@ def _lines(r: PageRow) -> list[Line]:
     n = sorted({s.n_calibration for s in sets})
     shown = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     note = "; ".join(CAVEATS[c] for c in dict.fromkeys(c for s in sets for c in s.caveats))
-    lines = []
+    lines: list[Line] = []
     for kind in KINDS:
         points = _points(r, kind).get(HEADLINE[1], [])
         if not points:
@@ -143,8 +176,22 @@ def _lines(r: PageRow) -> list[Line]:
             Line(
                 r, place(r.block), kind, coverage,
                 f"{fmean(p.size for p in points):.2f}",
-                format_value(fmean(p.empty for p in points), "fraction"), shown, note,
+                format_value(fmean(p.empty for p in points), "fraction"), shown, "" if lines else note,
             )
         )  # fmt: skip
     few = f"{shown} calibration examples are too few"
     return lines or [Line(r, place(r.block), NOTHING, NOTHING, NOTHING, NOTHING, shown, few)]
+
+
+def _card(r: PageRow) -> Card | None:
+    """Return the sets by class, None with too few calibration examples."""
+    sets = [s for s in _sets(r) if s.size_by_class]
+    found = []
+    for c, name in enumerate(r.row.classnames) if sets else ():
+        sizes = [x for s in sets if (x := s.size_by_class[c]) is not None]
+        coverages = [x for s in sets if (x := s.coverage_by_class[c]) is not None]
+        if sizes:
+            found.append((fmean(sizes), name, format_value(fmean(coverages), "fraction")))
+    found.sort(key=lambda x: (-x[0], x[1]))
+    shown = [(name, coverage, f"{size:.2f}") for size, name, coverage in found[:MOST_CLASSES]]
+    return Card(r, shown, len(found) - len(shown)) if shown else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from clipadapt.core.api.errors import DataError, RecordError
 from clipadapt.core.scoring.calibration import fit_temperature
@@ -226,3 +227,36 @@ def test_coverage_holds_for_sigmoids_and_without_a_temperature(real, kind):
     for p in (probabilities(scores - 2, sigmoid=True), probabilities(3 * scores)):
         covered, _, _ = mean_coverage(p, labels, SetScore(kind), 0.9, randomised=True)
         assert abs(covered - 0.9) < 0.02
+
+
+class GivenProbabilities(ClassifierMixin, BaseEstimator):
+    """A fitted scikit-learn classifier whose inputs are its probabilities."""
+
+    def __init__(self, n_classes=7):
+        self.n_classes = n_classes
+        self.classes_ = np.arange(n_classes)
+
+    def fit(self, X, y):
+        return self
+
+    def predict_proba(self, X):
+        return X
+
+    def predict(self, X):
+        return X.argmax(axis=1)
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+def test_sets_of_real_scores_are_mapies(real, coverage):
+    mapie = pytest.importorskip("mapie.classification", reason="MAPIE is not installed")
+    scores, labels = real
+    p = softmax(scores)
+    reference = mapie.SplitConformalClassifier(
+        GivenProbabilities(), confidence_level=coverage, prefit=True, conformity_score="lac"
+    )
+    reference.conformalize(p[:400], labels[:400])
+
+    threshold = CalibrationExamples.of(p[:400], labels[:400]).threshold(SetScore(), coverage)
+    sets = prediction_sets(p[400:], threshold, SetScore())
+
+    np.testing.assert_array_equal(sets, reference.predict_set(p[400:])[1][:, :, 0])

@@ -208,7 +208,8 @@ def prompts(
         str | None, typer.Option(metavar="FILE", help="Class names, as for zeroshot.")
     ] = None,
     split: Annotated[
-        SplitChoice | None, typer.Option(help="Split to select on; default: val, else train.")
+        SplitChoice | None,
+        typer.Option(help="Split to select on, val or train; default: val, else train."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many images.")] = None,
     confirm: Annotated[
@@ -233,13 +234,12 @@ def prompts(
 ) -> None:
     """Audit prompts: the gain of each template, a selection, close class names, prompts that do not fit."""
     from clipadapt import prompts_page
-    from clipadapt.core.cli.output import print_json
     from clipadapt.core.cli.progress import on_stderr
-    from clipadapt.core.files.atomic import write_text
+    from clipadapt.core.files.atomic import json_text, write_text
     from clipadapt.core.files.folders import output_file
     from clipadapt.prompts import audit, open_audit
 
-    _check_confirm(confirm, split)
+    _check_selection(split)
     _check_limit(limit)
     page = None if html is None else _sheet_file(html)
     chosen = None if write is None else output_file(write, "--write")
@@ -251,10 +251,9 @@ def prompts(
         write_text(chosen, "".join(f"{step.template}\n" for step in found.selection))
     if page is not None:
         prompts_page.write_page(page, found)
-    if as_json:
-        print_json(found.as_dict())
-    else:
-        say(prompts_page.render(found), nl=False)
+    say(json_text(found.as_dict()) if as_json else prompts_page.render(found), nl=False)
+    for path in filter(None, (write, html)):
+        say(f"written: {path}", err=True)
 
 
 @app.command("inspect", epilog="Example: clipadapt inspect RUN_DIR --json")
@@ -278,11 +277,11 @@ def _name(split: SplitChoice | None) -> SplitName | None:
     return None if split is None else split.value
 
 
-def _check_confirm(confirm: bool, split: SplitChoice | None) -> None:
-    if confirm and split is SplitChoice.test:
+def _check_selection(split: SplitChoice | None) -> None:
+    if split is SplitChoice.test:
         raise ConfigError(
-            "--confirm evaluates on test, on which --split test already selects",
-            hint="select on val: leave out --split",
+            "templates are not selected on test: they would look better than they are",
+            hint="leave out --split: templates are selected on val, or train, and --confirm evaluates them on test",
         )
 
 

@@ -18,10 +18,10 @@ from clipadapt.core.api.data import Inputs
 from clipadapt.core.api.errors import ConfigError, DataError, ModelError
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import MODELS
-from clipadapt.core.api.user_input import visible
+from clipadapt.core.api.user_input import shortened, visible
 from clipadapt.core.data.classnames import token_warnings
 from clipadapt.core.data.targets import OpenDatasets, open_target
-from clipadapt.core.experiments import config, dotted
+from clipadapt.core.experiments import config, dotted, shipped
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.report.formats import format_difference, format_interval
 from clipadapt.core.scoring import statistics
@@ -48,6 +48,8 @@ SIGNIFICANT: Final = 0.05
 OFTEN: Final = 0.1
 """Share of the examples of two classes above which their confusion is worth a suggestion."""
 BLOCK_BYTES: Final = 64 << 20
+MOST_CHARACTERS: Final = 80
+"""Characters of a template or prompt that are shown; JSON has all."""
 _IDENTIFIER: Final = re.compile(r"n\d{8}|\d+|.*_.*|[a-z]+[A-Z].*")
 
 
@@ -139,6 +141,7 @@ class Audit:
 
     Attributes:
         model: Name of the model.
+        precision: Dtype of its weights: ``fp32``, ``bf16`` or ``fp16``.
         dataset: Name of the dataset.
         n_classes: Number of classes.
         probabilities: Of which the selection reports the loss: ``softmax``, or one ``sigmoid`` per class.
@@ -153,6 +156,7 @@ class Audit:
     """
 
     model: str
+    precision: str
     dataset: str
     n_classes: int
     probabilities: str
@@ -202,7 +206,7 @@ def open_audit(
     *,
     confirm: bool = False,
 ) -> AuditTask:
-    """Open a dataset and load a model for an audit.
+    """Open a dataset and load a model for an audit, with the settings of the recipe ``zero_shot``.
 
     Args:
         model: Model, as ``--model`` takes it.
@@ -215,10 +219,11 @@ def open_audit(
     Raises:
         ClipAdaptError: For any mistake of the user.
     """
-    options = {"data": dict(data), "model": {"name": model}, "method": {"name": "clip/zero_shot"}}
+    recipe = shipped.read_fragment(shipped.find_config("zero_shot", "clip"))
+    options = {"data": dict(data), "model": {"name": model}}
     given = config.parse_settings(settings)
     _check_settings(given)
-    fragments = [("prompts", options), ("--set", given)]
+    fragments = [("zero_shot", recipe), ("prompts", options), ("--set", given)]
     found = config.build(fragments, source="prompts", track="clip").config
     assert found.model is not None
     opened = OpenDatasets()
@@ -288,18 +293,21 @@ def _split_to_measure(
         if not found:
             raise DataError(
                 f"{name} has no split beside test to select templates on",
-                hint=f"--split {splits[-1]} selects on test, where the selected templates look better than they are",
+                hint="add val or train; templates are never selected on test",
             )
         if found[0] == "train":
             progress.note(f"{name} has no split 'val'; templates are measured on train")
         return found[0]
     if split not in splits:
         raise DataError(f"{name} has no split '{split}'; {has}", hint=f"write --split {splits[0]}")
-    if confirm and aliases.get(split, split) == "test":
+    if aliases.get(split, split) == "test":
+        what = "test" if split == "test" else f"'{split}' of {name}, which has the examples of test"
+        others = [s for s in splits if aliases.get(s, s) != "test"]
         raise DataError(
-            f"'{split}' of {name} has the examples of test, so --confirm would evaluate on those that --split "
-            f"{split} selects on",
-            hint="leave out --confirm",
+            f"templates are not selected on {what}: they would look better than they are",
+            hint=f"select on {others[0]}, with --split {others[0]}, and evaluate on test with --confirm"
+            if others
+            else "add val or train; zeroshot evaluates given templates on test",
         )
     return split
 
@@ -330,6 +338,7 @@ def audit(task: AuditTask, progress: Progress) -> Audit:
     suggestions = _suggestions(task, gains, selection, ensembles, pairs, long_prompts)
     return Audit(
         model.name,
+        model.dtype,
         task.dataset,
         len(split.classnames),
         "sigmoid" if scored.sigmoid else "softmax",
@@ -522,8 +531,30 @@ def _closest(
     return tuple(pairs), float(np.median(cosine))
 
 
+def _quoted(text: str) -> str:
+    return f"'{shortened(text, MOST_CHARACTERS)}'"
+
+
 def _counted(n: int, one: str, several: str) -> str:
     return f"{n} {one if n == 1 else several}"
+
+
+def _of_selection(ensembles: Sequence[Ensembles], n: int, n_own: int) -> list[str]:
+    """Compare the selected templates with the dataset's own; only other examples than those of the selection count."""
+    first, last = ensembles[0], ensembles[-1]
+    gain = last.selected_minus_own
+    if gain is None:
+        return []
+    which = "the selected template" if n == 1 else f"the {n} selected templates"
+    own = "the dataset's own template" if n_own == 1 else f"the dataset's own {n_own} templates"
+    points = f"{format_difference(gain)} points"
+    if last is first:
+        why = f"which is optimistic because {first.split} was used to select"
+        return [
+            f"{which} minus {own}: {points} on {first.split}, {why}; --confirm evaluates on test"
+        ]
+    verdict = "better" if gain.low is not None and gain.low > 0 else "not measurably better"
+    return [f"{which} {'is' if n == 1 else 'are'} {verdict} than {own} on {last.split} ({points})"]
 
 
 def _suggestions(
@@ -540,7 +571,7 @@ def _suggestions(
         which = _counted(len(long_prompts), "prompt is", "prompts are")
         found.append(
             f"{which} longer than the model's context; shorten the class name or the template, for example of "
-            f"'{long_prompts[0].prompt}'"
+            f"{_quoted(long_prompts[0].prompt)}"
         )
     classnames = task.split.classnames
     odd = [name for name in classnames if _IDENTIFIER.fullmatch(name)]
@@ -552,20 +583,12 @@ def _suggestions(
         )
     harmful = [g for g in gains if g.gain.value < 0 and g.p_value < SIGNIFICANT]
     found += [
-        f"leave out '{g.template}': the other templates are {-100 * g.gain.value:.1f} points better without it"
+        f"leave out {_quoted(g.template)}: on {task.split_name} the other templates are "
+        f"{-100 * g.gain.value:.1f} points better without it"
         for g in harmful
     ]
-    last = ensembles[-1]
-    gain = last.selected_minus_own
-    if gain is not None and {s.template for s in selection} != set(task.own):
-        n, m = len(selection), len(task.own)
-        which = "the selected template is" if n == 1 else f"the {n} selected templates are"
-        verdict = "better" if gain.low is not None and gain.low > 0 else "not measurably better"
-        own = "template" if m == 1 else f"{m} templates"
-        found.append(
-            f"{which} {verdict} than the dataset's own {own} on {last.split} "
-            f"({format_difference(gain)} points)"
-        )
+    if {s.template for s in selection} != set(task.own):
+        found += _of_selection(ensembles, len(selection), len(task.own))
     found += [
         f"'{p.first}' and '{p.second}' are confused in {p.confused} of {p.n} examples, {format_interval(p.share)} % "
         f"(cosine {p.cosine:.2f}); rename one of them more specifically with --classnames"

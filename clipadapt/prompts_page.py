@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from clipadapt.core.api.user_input import shortened
 from clipadapt.core.files.atomic import atomic_file
 from clipadapt.core.report.formats import (
     NOTHING,
@@ -17,6 +18,7 @@ from clipadapt.core.report.formats import (
     html_grid,
     markdown_grid,
 )
+from clipadapt.prompts import MOST_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,7 +92,7 @@ def write_page(path: Path, audit: Audit) -> None:
 
 
 def _title(audit: Audit) -> str:
-    return f"Prompts of {audit.dataset} ({audit.n_classes} classes) with {audit.model}"
+    return f"Prompts of {audit.dataset} ({audit.n_classes} classes) with {audit.model} in {audit.precision}"
 
 
 def _suggestions(audit: Audit) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ def _sections(audit: Audit) -> list[Section]:
     if audit.pairs:
         found.append(_pairs(audit, split))
     if audit.long_prompts:
-        rows = [[p.prompt, p.problem] for p in audit.long_prompts]
+        rows = [[_short(p.prompt), p.problem] for p in audit.long_prompts]
         about = "They are longer than the context, so their templates were left out."
         found.append(("Prompts that do not fit", about, [_text("prompt"), _text("problem")], rows))
     return found
@@ -136,7 +138,7 @@ def _own(audit: Audit) -> str:
     """Return which templates are the dataset's own."""
     if audit.ensembles[0].own is None:
         return "Not all of the dataset's own templates fit into the context." if audit.own else ""
-    some = f"'{audit.own[0]}'"
+    some = f"'{_short(audit.own[0])}'"
     n = len(audit.own)
     return (
         f"The dataset's own: {some if n == 1 else f'the mean of {n} templates, the first {some}'}."
@@ -148,7 +150,7 @@ def _templates(audit: Audit, split: str, n: int) -> Section:
     columns = [_text("template"), Column("alone"), Column("gain"), Column("p (Holm)")]
     rows = [
         [
-            g.template,
+            _short(g.template),
             format_value(g.accuracy, "fraction"),
             format_difference(g.gain),
             format_p_value(g.p_value),
@@ -165,7 +167,7 @@ def _templates(audit: Audit, split: str, n: int) -> Section:
 def _selection(audit: Audit, split: str) -> Section:
     columns = [Column("step"), _text("added"), Column("accuracy"), Column("nll")]
     rows = [
-        [str(i), s.template, format_value(s.accuracy, "fraction"), f"{s.nll:.4f}"]
+        [str(i), _short(s.template), format_value(s.accuracy, "fraction"), f"{s.nll:.4f}"]
         for i, s in enumerate(audit.selection, start=1)
     ]
     about = f"At each step the template that raises the accuracy on {split} most; it ends when none does."
@@ -186,6 +188,10 @@ def _pairs(audit: Audit, split: str) -> Section:
         "intervals hold for all of these pairs together with 95 %."
     )
     return "Class names that are close", about, columns, rows
+
+
+def _short(text: str) -> str:
+    return shortened(text, MOST_CHARACTERS)
 
 
 def _text(title: str) -> Column:

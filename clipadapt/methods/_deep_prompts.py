@@ -354,6 +354,21 @@ class Independent(NamedTuple):
         return Prompts(*([p for n, p in self.parameters.items() if n.startswith(k)] for k in kinds))
 
 
+def independent_widths(
+    name: str, backbone: DeepPromptTunable, *, text: int, vision: int
+) -> dict[Tower, int]:
+    """Return the width of the prompts of each tower; a depth of 0 leaves the image tower as it is.
+
+    Raises:
+        ConfigError: If a tower has fewer blocks.
+        ModelError: If a tower cannot take prompts.
+    """
+    depths: dict[Tower, tuple[int, str]] = {"text": (text, "depth_text")}
+    if vision:
+        depths["image"] = vision, "depth_vision"
+    return widths(backbone, name, depths)
+
+
 def independent(
     name: str,
     backbone: DeepPromptTunable,
@@ -383,7 +398,7 @@ def independent(
     if vision[1]:
         depths["image"] = vision
     keys = {"text": "text", "image": "vision"}
-    wide = widths(backbone, name, {t: (d, f"depth_{keys[t]}") for t, (_, d) in depths.items()})
+    wide = independent_widths(name, backbone, text=text[1], vision=vision[1])
     towers = Towers(backbone, task, config, ctx, n_ctx=text[0])
     parameters = {}
     for tower, (n_ctx, depth) in depths.items():

@@ -207,6 +207,15 @@ class Words:
             return
         file = self.config.descriptions
         missing = [name for name in classnames if plain(name) not in self.descriptions]
+        folded = {known.casefold(): known for known in self.descriptions}
+        other = [(name, folded.get(plain(name).casefold())) for name in missing]
+        spelled = [f"'{known}' for '{name}'" for name, known in other if known]
+        if spelled:
+            raise ConfigError(
+                f"the descriptions file '{file}' has no entry for {_listed(missing, len(classnames))}; names that "
+                f"differ only in capitals: {', '.join(spelled[:MAX_SHOWN])}",
+                hint="write them as the dataset does, or set data.classnames to the names in the file",
+            )
         if missing:
             raise ConfigError(
                 f"the descriptions file '{file}' has no entry for {_listed(missing, len(classnames))}",

@@ -50,6 +50,20 @@ class FinetuneConfig(TrainingConfig):
     blocks: Units | None = None
 
 
+def check_units(model: ImageTextModel, blocks: int | None) -> None:
+    """Check that an image tower has as many units as are to be trained.
+
+    Raises:
+        ConfigError: If it has fewer.
+    """
+    n = len(model.image_units())
+    if blocks is not None and blocks > n:
+        raise ConfigError(
+            f"method.blocks is {blocks}; the image tower of '{model.name}' has {n} units",
+            hint=f"choose a value from 1 to {n}, or leave it out to train all",
+        )
+
+
 class Tuned:
     """An image tower and a head in training.
 
@@ -71,13 +85,9 @@ class Tuned:
         Raises:
             ConfigError: If the tower has fewer units.
         """
+        check_units(backbone, blocks)
         base = backbone.in_dtype("fp32")
         units = base.image_units()
-        if blocks is not None and blocks > len(units):
-            raise ConfigError(
-                f"method.blocks is {blocks}; the image tower of '{backbone.name}' has {len(units)} units",
-                hint=f"choose a value from 1 to {len(units)}, or leave it out to train all",
-            )
         first = 0 if blocks is None else len(units) - blocks
         model = base.clone()
         begins = tuple(name for unit in units[first:] for name in unit)

@@ -119,6 +119,10 @@ class LoRA:
     def __init__(self, config: LoRAConfig) -> None:
         self.config = config
 
+    def check_model(self, backbone: AdapterTunable) -> None:
+        """Check that the towers have the layers; see :meth:`fit`."""
+        _targets(backbone.clone(split=True), self.config)
+
     def fit(self, backbone: AdapterTunable, task: Task[Any], ctx: RunContext) -> LoRAClassifier:
         """Train adapters on a copy of the backbone with ``task.train``; ``task.val`` is only monitored by default.
 
@@ -575,8 +579,7 @@ def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]
                 f"method.blocks is {config.blocks}; the {tower} tower of '{model.name}' has {there}",
                 hint=f"choose a value from 1 to {there}, or leave it out to adapt all",
             )
-        lowest = 0 if config.blocks is None else there - config.blocks
-        found = [name for name in found if place[name] >= lowest]
+        found = [name for name in found if place[name] >= there - (config.blocks or there)]
         if not found:
             raise ModelError(
                 f"the last {config.blocks} units of the {tower} tower of '{model.name}' have no layer with the "

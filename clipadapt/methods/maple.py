@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Task
     from clipadapt.core.api.method import MethodConfig
     from clipadapt.methods._deep_prompts import PromptedClassifier
+    from clipadapt.models import Tower
 
 
 class MaPLeConfig(DeepPromptConfig):
@@ -49,6 +50,15 @@ class MaPLe:
     def __init__(self, config: MaPLeConfig) -> None:
         self.config = config
 
+    def check_model(self, backbone: DeepPromptTunable) -> None:
+        """Check that the towers take the prompts.
+
+        Raises:
+            ConfigError: If a tower has fewer blocks than ``depth``.
+            ModelError: If a tower cannot take prompts.
+        """
+        self._widths(backbone)
+
     def fit(
         self, backbone: DeepPromptTunable, task: Task[Any], ctx: RunContext
     ) -> PromptedClassifier:
@@ -60,8 +70,7 @@ class MaPLe:
         """
         config = self.config
         config.check(task)
-        depth = config.depth, "depth"
-        wide = _deep_prompts.widths(backbone, "maple", {"text": depth, "image": depth})
+        wide = self._widths(backbone)
         towers = Towers(backbone, task, config, ctx, n_ctx=config.n_ctx)
         start = self._start(towers, ctx, wide["text"], wide["image"])
         parameters = {name: towers.parameter(name, value) for name, value in start.items()}
@@ -74,6 +83,10 @@ class MaPLe:
     def load(self, directory: Path, backbone: DeepPromptTunable) -> PromptedClassifier:
         """Return the classifier saved in ``directory``."""
         return _deep_prompts.load(directory, backbone, self.config)
+
+    def _widths(self, backbone: DeepPromptTunable) -> dict[Tower, int]:
+        depth = self.config.depth, "depth"
+        return _deep_prompts.widths(backbone, "maple", {"text": depth, "image": depth})
 
     def _start(
         self, towers: Towers, ctx: RunContext, wide: int, image_wide: int

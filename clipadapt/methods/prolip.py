@@ -92,6 +92,14 @@ class ProLIP:
     def __init__(self, config: ProLIPConfig) -> None:
         self.config = config
 
+    def check_model(self, backbone: ProjectionTunable) -> None:
+        """Check that the model has a linear projection.
+
+        Raises:
+            ModelError: If it has none.
+        """
+        backbone.image_projection()
+
     def fit(
         self, backbone: ProjectionTunable, task: Task[Any], ctx: RunContext
     ) -> ProLIPClassifier:

@@ -74,6 +74,18 @@ class PromptSRC:
     def __init__(self, config: PromptSRCConfig) -> None:
         self.config = config
 
+    def check_model(self, backbone: DeepPromptTunable) -> None:
+        """Check that the towers take the prompts.
+
+        Raises:
+            ConfigError: If a tower has fewer blocks than prompts.
+            ModelError: If a tower cannot take prompts.
+        """
+        config = self.config
+        _deep_prompts.independent_widths(
+            "promptsrc", backbone, text=config.depth_text, vision=config.depth_vision
+        )
+
     def fit(
         self, backbone: DeepPromptTunable, task: Task[Any], ctx: RunContext
     ) -> PromptedClassifier:

@@ -50,6 +50,10 @@ class WiseFT:
     def __init__(self, config: WiseFTConfig) -> None:
         self.config = config
 
+    def check_model(self, backbone: ImageTextModel) -> None:
+        """Check that the image tower has the units to train; see :meth:`fit`."""
+        _finetune.check_units(backbone, self.config.blocks)
+
     def fit(
         self, backbone: ImageTextModel, task: Task[Any], ctx: RunContext
     ) -> FinetunedClassifier:

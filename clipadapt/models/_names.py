@@ -152,8 +152,8 @@ def known_architecture(arch: str) -> str:
     near = did_you_mean(arch, architectures())
     raise ModelError(
         f"unknown architecture '{arch}'{near or ''}",
-        hint=f"model names are {FORMS}; open_clip {len(architectures())} architectures "
-        "are listed by open_clip.list_models()",
+        hint=f"model names are {FORMS}; open_clip has {len(architectures())} architectures, which "
+        "open_clip.list_models() lists",
     )
 
 

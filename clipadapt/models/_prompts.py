@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from clipadapt.core.api.errors import ModelError
-from clipadapt.models._tokenize import shortened
+from clipadapt.core.api.user_input import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 
 from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.user_input import shortened
 from clipadapt.models import _preflight
 from clipadapt.tensor import tokenizers
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from clipadapt.models._sources import Source
-
-SHOWN_CHARACTERS: Final = 80
 
 
 class Tokenizer:
@@ -134,8 +133,3 @@ class Tokenizer:
             )
         digest = hashlib.sha256(content.encode()).hexdigest()[:32]
         return f"{type(inner).__name__} {clean} context={inner.context_length} {digest}"
-
-
-def shortened(text: str, most: int = SHOWN_CHARACTERS) -> str:
-    """Return a text of at most ``most`` characters, for messages."""
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -40,6 +40,14 @@ class OpenClip:
             parsed.shown, dtype=dtype, device=device, **{**facts, "notes": tuple(facts["notes"])}
         )
 
+    def check_name(self, name: str, /) -> None:
+        """Check the form of a name and its architecture; nothing is loaded.
+
+        Raises:
+            ModelError: If it has none of the forms, or architecture, file or folder do not exist.
+        """
+        _names.parse(name)
+
     def examine(self, name: str, /) -> str:
         """Check that texts and images reach the towers as in training; return what the model needs, in words.
 

@@ -29,8 +29,28 @@ def test_one_document_the_selected_templates_and_a_page(pictures, tiny_models, t
     assert [e["split"] for e in found["ensembles"]] == ["val", "test"]
     assert chosen.read_text().splitlines() == [s["template"] for s in found["selection"]]
     assert page.read_text().count("<h2>") >= 5
+    assert [x for x in result.stderr.splitlines() if x.startswith("written: ")] == [
+        f"written: {chosen}",
+        f"written: {page}",
+    ]
     again = typed(*words[:4], "--templates", str(chosen), "--json")
     assert again.exit_code == 0, again.output
+
+
+def test_the_figures_are_those_of_zeroshot(pictures, tiny_models, tmp_path):
+    words = ("--model", tiny_models["clip"], "--dataset", f"folder:{pictures}", "--split", "val")
+    own = ("--templates", "a drawing of the {}", "--json")
+
+    audit = json.loads(typed(*words, *own).stdout)
+    (record,) = json.loads(
+        CliRunner().invoke(app, ["zeroshot", *words, *own, "--out", str(tmp_path)]).stdout
+    )["records"]
+
+    assert audit["precision"] == record["model"]["dtype"] == "fp32"
+    (one,) = (t for t in audit["templates"] if t["template"] == own[1])
+    assert one["accuracy"] == record["metrics"]["accuracy"]["value"]
+    asked = typed(*words, *own, "--set", "model.precision=bf16")
+    assert json.loads(asked.stdout)["precision"] == "bf16"
 
 
 @pytest.fixture
@@ -59,14 +79,16 @@ def test_without_val_the_templates_are_measured_on_train(without_val, tiny_model
     assert "--split train" in asked.exception.hint
 
 
-def test_a_val_that_is_test_is_not_selected_on_unless_asked(tmp_path, tiny_models):
+def test_a_val_that_is_test_is_not_selected_on(tmp_path, tiny_models):
     for i, name in enumerate(("n01440764", "n01443537")):
         picture(tmp_path / "imagenet" / "val" / name / "0.JPEG", (200 * (1 - i), 0, 200 * i), i)
     words = ("--model", tiny_models["clip"], "--dataset", f"imagenet:{tmp_path / 'imagenet'}")
 
     assert "no split beside test" in str(typed(*words).exception)
-    assert "--confirm would evaluate" in str(typed(*words, "--split", "val", "--confirm").exception)
-    assert typed(*words, "--split", "val", "--templates", "7").exit_code == 0
+    for more in ((), ("--confirm",)):
+        refused = typed(*words, "--split", "val", *more)
+        assert "not selected on 'val' of imagenet" in str(refused.exception)
+        assert "zeroshot evaluates given templates" in refused.exception.hint
 
 
 @pytest.mark.parametrize(
@@ -89,11 +111,13 @@ def test_a_split_that_is_missing(words, left, message, without_val, tiny_models)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--split", "test", "--confirm"), "--confirm evaluates on test"),
+        (("--split", "test", "--confirm"), "templates are not selected on test"),
+        (("--split", "test"), "templates are not selected on test"),
         (("--set", "method.name=coop"), "clipadapt prompts does not use method.name"),
         (("--set", "data.shots=4"), "clipadapt prompts does not use data.shots"),
         (("--limit", "0"), "--limit must be at least 1"),
-        (("--templates", "missing.txt"), "no templates 'missing.txt'"),
+        (("--templates", "missing.txt"), "there is no templates file 'missing.txt'"),
+        (("--templates", "a photo"), "no templates 'a photo' for"),
         (("--html", "page.txt"), "--html needs the name of an .html file"),
     ],
 )

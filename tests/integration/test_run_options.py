@@ -6,19 +6,23 @@ import json
 
 import pytest
 
-OPTIONS = ("--model", "stitched", "--dataset", "openmoji:line", "--shots", "4", "--seeds", "1-3,7")
-SETTINGS = (
-    "--set", "model.name=stitched", "--set", "data.name=openmoji:line", "--set", "data.shots=4",
-    "--set", "seeds=[1,2,3,7]",
-)  # fmt: skip
+OPTIONS = ("--shots", "4", "--seeds", "1-3,7")
+SETTINGS = ("--set", "data.shots=4", "--set", "seeds=[1,2,3,7]")
 
 
 @pytest.mark.parametrize(
-    ("program", "recipe"), [("clipadapt", "coop-quick"), ("textsent", "svm-quick")]
+    ("program", "recipe", "model", "data"),
+    [
+        ("clipadapt", "coop-quick", "stitched", "openmoji:line"),
+        ("textsent", "svm-quick", "minilm", "rotten_tomatoes:offline"),
+    ],
 )
-def test_options_and_settings_are_the_same_experiment(cli, program, recipe):
-    short = json.loads(cli("validate", recipe, *OPTIONS, "--json", program=program).out)
-    long = json.loads(cli("validate", recipe, *SETTINGS, "--json", program=program).out)
+def test_options_and_settings_are_the_same_experiment(cli, program, recipe, model, data):
+    options = ("--model", model, "--dataset", data, *OPTIONS)
+    settings = ("--set", f"model.name={model}", "--set", f"data.name={data}", *SETTINGS)
+
+    short = json.loads(cli("validate", recipe, *options, "--json", program=program).out)
+    long = json.loads(cli("validate", recipe, *settings, "--json", program=program).out)
 
     assert short["config"] == long["config"]
     assert short["config"]["seeds"] == [1, 2, 3, 7]
@@ -48,7 +52,8 @@ def test_run_takes_them(cli, records, tiny_clip, tmp_path):
 )
 @pytest.mark.parametrize("command", ["run", "validate"])
 def test_one_value_given_twice_is_refused(cli, command, option, setting, key):
-    value = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True))[option]
+    given = ("--model", "stitched", "--dataset", "openmoji:line", *OPTIONS)
+    value = dict(zip(given[::2], given[1::2], strict=True))[option]
     done = cli(command, "zero_shot", option, value, "--set", setting)
 
     assert done.code == 2

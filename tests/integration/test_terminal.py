@@ -21,6 +21,9 @@ peak memory, MiB | flags |
 Intervals are 95 %: over test examples (Wilson) for one seed, over seeds and examples together for several. n: test \
 examples.
 
+encode, s: seconds that encoding the frozen features took; features from the cache count with the seconds of their \
+first encoding.
+
 Evaluated on: folder:photo (test): protocol standard, template "a photo of a \\{\\}.", class names c1.
 """
 

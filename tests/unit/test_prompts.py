@@ -20,7 +20,7 @@ GOOD, BAD, LONG = "a photo of a {}.", "noise {}", "very " * 30 + "{}"
 class Tower:
     """A model whose prompts of GOOD point at their class, those of BAD at the next one."""
 
-    name, logit_scale, logit_bias = "tower", 10.0, 0.0
+    name, dtype, logit_scale, logit_bias = "tower", "fp32", 10.0, 0.0
 
     def __init__(self, images: np.ndarray, bad: float = 0.4) -> None:
         self.images, self.bad = images, bad
@@ -110,10 +110,29 @@ def test_closest_names_come_first_with_their_confusions():
 
 
 def test_suggestions_count_in_words_of_one_and_of_several():
-    found = run((BAD, GOOD))
+    found = run((BAD, GOOD), test=True)
 
     assert len(found.selection) == 1
     assert any(s.startswith("the selected template is better than") for s in found.suggestions)
+
+
+def test_a_selection_is_called_better_only_on_another_split():
+    on_val, on_test = run((BAD, GOOD)), run((BAD, GOOD), test=True)
+
+    (said,) = (s for s in on_val.suggestions if "selected" in s)
+    assert "better" not in said
+    assert "on val, which is optimistic because val was used to select" in said
+    assert not any("optimistic" in s for s in on_test.suggestions)
+
+
+def test_a_long_template_is_shortened_where_it_is_read():
+    long = "word " * 15 + "{} noise"
+    found = run((GOOD, BAD, long), bad=-0.5, own=(long,))
+
+    assert long not in render(found).replace("\\", "")
+    assert not any(long in s for s in found.suggestions)
+    assert any(g.template == long for g in found.templates)
+    assert max(map(len, render(found).split("\n"))) < 400
 
 
 def test_a_selection_is_confirmed_on_test():
@@ -157,7 +176,7 @@ def test_the_own_templates_of_a_dataset_are_one_ensemble():
     assert both.ensembles[0].own == one.ensembles[0].all
     assert "the mean of 2 templates, the first 'a photo of a {}.'" in render(both).replace("\\", "")
     (said,) = (s for s in both.suggestions if "own" in s)
-    assert "than the dataset's own 2 templates on val" in said
+    assert "minus the dataset's own 2 templates: " in said
 
 
 @pytest.mark.parametrize("own", [(LONG,), (GOOD, LONG), ()])

@@ -211,6 +211,9 @@ class Method(Protocol):
     ``refits_on_val(*, few_shot: bool) -> bool`` for a method whose final fit is on train and val, so that its runs
     have the flag ``refit_on_val`` and are not evaluated on val.
 
+    Optional method: ``check_model(backbone)`` raises a ClipAdaptError if the method cannot use a model with these
+    settings, such as a tower without blocks. It is called before the first fit, and once for all datasets.
+
     Two more tell readers of tables what a row is, where the templates of the data do not: ``prompts``, in a few words,
     such as "prompts in words (cupl)", and ``uses_templates = False`` if the templates have no part in them.
 

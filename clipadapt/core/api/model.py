@@ -95,7 +95,10 @@ class ModelIdentity:
 
 
 class ModelProvider(Protocol):
-    """The object that a file under ``models/`` exports as ``MODEL``."""
+    """The object that a file under ``models/`` exports as ``MODEL``.
+
+    Optional: ``check_name(name)`` raises a ClipAdaptError for a name that is not valid, and loads nothing.
+    """
 
     def identify(self, name: str, options: ModelOptions, /) -> ModelIdentity:
         """Check the name and hash the weights; the hash is cached.

@@ -108,14 +108,14 @@ def user_path(text: str | Path) -> Path:
         path.lstat()
     except RuntimeError:
         raise ConfigError(
-            f"'{_short(given)}': there is no user '{given.partition('/')[0]}'",
+            f"'{shortened(given)}': there is no user '{given.partition('/')[0]}'",
             hint=f"write ./{given} for a file or folder whose name begins with '~'",
         ) from None
     except ValueError:  # NUL or a lone surrogate
         raise ConfigError(f"{shown(given)} contains a character that a path cannot have") from None
     except OSError as err:
         if err.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
-            raise ConfigError(f"cannot use the path '{_short(given)}': {err.strerror}") from None
+            raise ConfigError(f"cannot use the path '{shortened(given)}': {err.strerror}") from None
     return path
 
 
@@ -134,22 +134,23 @@ def read_text(path: Path, what: str, most: int) -> str:
         # Non-blocking: it may be a pipe that nobody writes to.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | _NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"the {what} '{_short(path)}' is not a regular file")
+                raise ConfigError(f"the {what} '{shortened(path)}' is not a regular file")
             raw = file.read(most + 1)
     except OSError as err:
-        raise ConfigError(f"cannot read the {what} '{_short(path)}': {err.strerror}") from None
+        raise ConfigError(f"cannot read the {what} '{shortened(path)}': {err.strerror}") from None
     if len(raw) > most:
-        raise ConfigError(f"the {what} '{_short(path)}' has more than {most:,} bytes")
+        raise ConfigError(f"the {what} '{shortened(path)}' has more than {most:,} bytes")
     try:
         return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as err:
         raise ConfigError(
-            f"the {what} '{_short(path)}' is not UTF-8 text: byte {err.start:,} is "
+            f"the {what} '{shortened(path)}' is not UTF-8 text: byte {err.start:,} is "
             f"0x{raw[err.start]:02x}",
             hint="save it as UTF-8",
         ) from None
 
 
-def _short(path: str | Path) -> str:
-    text = str(path)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+def shortened(text: str | Path, most: int = MAX_SHOWN) -> str:
+    """Return a text of the user for a message or a table, truncated if it is long."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

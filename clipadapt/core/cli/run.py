@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from clipadapt.core.api.errors import EXIT_DEFECT, ClipAdaptError
+from clipadapt.core.api.errors import EXIT_DEFECT, ClipAdaptError, ConfigError
 from clipadapt.core.cli.options import (
     DEFAULT_OUT,
     ConfigsArgument,
@@ -69,7 +69,27 @@ def load_experiment(
     from clipadapt.core.experiments import config
 
     refuse_twice({option: key for option, (key, _) in options.items()}, settings)
-    return config.load(configs, settings or (), track=track, options=options)
+    experiment = config.load(configs, settings or (), track=track, options=options)
+    _refuse_unused(experiment)
+    return experiment
+
+
+def _refuse_unused(experiment: Experiment) -> None:
+    """Check that templates given with ``--set`` have an effect.
+
+    Raises:
+        ConfigError: If the method makes its prompts without them.
+    """
+    from clipadapt.core.api.registry import METHODS
+
+    method = METHODS.get(experiment.method_name)(experiment.method)
+    used = getattr(method, "uses_templates", True)
+    if experiment.origins.get("data.templates") == "--set" and not used:
+        raise ConfigError(
+            f"data.templates has no effect here: {experiment.method_name} uses {getattr(method, 'prompts', '')} "
+            "in place of templates",
+            hint="leave data.templates out, or use a setting of the method that adds templates, if it has one",
+        )
 
 
 def run_experiments(

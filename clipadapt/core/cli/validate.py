@@ -31,12 +31,20 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Check a config without loading data or weights; show each value, its source and what it affects."""
+    from clipadapt.core.api.registry import METHODS
     from clipadapt.core.cli.run import load_experiment
     from clipadapt.core.experiments.dotted import get
+    from clipadapt.core.runs.plan import check_names
 
     experiment = load_experiment(
         configs, named_settings(model, dataset, shots, seeds), settings, track_of(context).name
     )
+    check_names(experiment)
+    if experiment.config.model is None and METHODS.get(experiment.method_name).requires is not None:
+        say(
+            f"note: {experiment.method_name} needs a model, and none is set (--model NAME)",
+            err=True,
+        )
     resolved, effects = experiment.resolved(), experiment.effects()
     origins = dict(experiment.origins)
     if as_json:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import DataError
-from clipadapt.core.api.user_input import read_text, user_path
+from clipadapt.core.api.user_input import read_text, shown, user_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_LIST_BYTES: Final = 100 << 20
 """Size limit of a file of class names or templates."""
+_LIKE_A_FILE: Final = re.compile(r"[/\\]|\.\w{1,5}$")
+"""A separator or a suffix."""
 
 
 def read_templates(
@@ -37,9 +40,11 @@ def read_templates(
     if choice.count("{}") == 1:
         return (choice,)
     if not user_path(choice).exists():
+        accepted = f"{', '.join(('single', *sets))}, a template with '{{}}', or a file"
         raise DataError(
-            f"no templates '{choice}' for {dataset.name}; accepted: {', '.join(('single', *sets))}, a template with "
-            "'{}', or a file",
+            f"there is no templates file {shown(choice)}; accepted: {accepted}"
+            if _LIKE_A_FILE.search(choice)
+            else f"no templates {shown(choice)} for {dataset.name}; accepted: {accepted}",
             hint="write a file with one template per line, such as 'a photo of a {}.'",
         )
     lines = read_lines(choice, "templates")

@@ -171,7 +171,7 @@ def build(
     if config is None or faults:
         raise ConfigError(
             f"{source} is not a valid experiment:\n" + "\n".join(faults),
-            hint=f"show the keys and defaults with '{_example(method_name, track)}'",
+            hint=f"show the keys and defaults with '{_example(method_name, track, fragments)}'",
         )
     recipe, stated = _recipe(fragments)
     experiment = Experiment(config, method_name, method, recipe, stated=stated)
@@ -304,10 +304,14 @@ def _baseline(track: str) -> str:
     return f"{track}/{tracks()[track].examples.baseline}"
 
 
-def _example(method_name: str, track: str) -> str:
-    """Return a command that shows the keys of a method, or of the baseline of a track."""
+def _example(
+    method_name: str, track: str, fragments: Sequence[tuple[str, Mapping[str, Any]]] = ()
+) -> str:
+    """Return a command that shows the keys of a recipe that was given, of a method, or of the baseline of a track."""
     own, _, recipe = method_name.partition("/")
-    if recipe not in shipped.config_names(own):
+    known = shipped.config_names(own)
+    recipe = next((f for label, _ in fragments if (f := lines.file_of(label)) in known), recipe)
+    if recipe not in known:
         own, _, recipe = _baseline(track).partition("/")
     data = tracks()[own].examples.dataset
     return f"{program(own)} validate {recipe} --set data.name={data}"
@@ -344,7 +348,7 @@ def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     within = [f"{name}.{loc[-1]}" for name, field in fields if _has(field, str(loc[-1]))]
     if within:
         return f"; did you mean '{within[0]}'?"
-    near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; accepted: {', '.join(keys)}"
 
 

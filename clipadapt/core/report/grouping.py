@@ -143,7 +143,8 @@ def _distinguishing(
 ) -> tuple[str, ...]:
     """Return the settings in which a record differs from those alike, and those that are always shown.
 
-    Always shown are a limit of the data, and the state of a dataset that occurs in several.
+    A setting that the record does not have is not shown; the others show that they have it. Always shown are a limit
+    of the data, and the state of a dataset that occurs in several.
     """
     own = _settings(record)
     others = [_settings(r) for r in alike if r is not record]
@@ -151,8 +152,9 @@ def _distinguishing(
     always |= state_of(record, several).keys()
     return tuple(
         f"{key}={_short(key, own.get(key))}"
-        for key in dict.fromkeys(k for settings in (own, *others) for k in settings)
-        if key in always or (key != "data" and any(o.get(key) != own.get(key) for o in others))
+        for key in own
+        if key in always
+        or (key != "data" and own[key] is not None and any(o.get(key) != own[key] for o in others))
     )
 
 

@@ -22,6 +22,11 @@ SETTINGS = (
     "figures depend on the other test examples. Rows of different settings are never compared."
 )
 """A note for records of which some are not inductive."""
+ENCODING = (
+    "encode, s: seconds that encoding the frozen features took; features from the cache count with the seconds of "
+    "their first encoding."
+)
+"""A note for runs that used frozen features."""
 MOST_FAILURES = 5
 """Failed runs that a note names."""
 
@@ -62,7 +67,7 @@ def failure_note(failed: Sequence[RunRecord]) -> str:
 
 
 def conditions(records: Sequence[RunRecord]) -> str:
-    """Return a note of the protocol, templates and class names with which each dataset was evaluated."""
+    """Return a note of the protocol, templates and class names of each evaluation, once where they are the same."""
     found: dict[str, list[str]] = {}
     for record in records:
         evaluation = record.evaluation
@@ -76,6 +81,6 @@ def conditions(records: Sequence[RunRecord]) -> str:
             parts.append(f"template {some}" if n == 1 else f"{n} templates, the first {some}")
         parts.append(f"class names {evaluation.classnames_sha256[:8]}")
         text = ", ".join(parts)
-        if text not in found.setdefault(where, []):
-            found[where].append(text)
-    return "Evaluated on: " + "; ".join(f"{k}: {' or '.join(v)}" for k, v in found.items()) + "."
+        if where not in found.setdefault(text, []):
+            found[text].append(where)
+    return "Evaluated on: " + "; ".join(f"{', '.join(v)}: {k}" for k, v in found.items()) + "."

@@ -32,6 +32,7 @@ from clipadapt.core.report.formats import (
 from clipadapt.core.report.grouping import CHANGED_METRICS, group_records
 from clipadapt.core.report.means import dataset_means
 from clipadapt.core.report.notes import (
+    ENCODING,
     INTERVALS,
     conditions,
     failure_note,
@@ -147,7 +148,7 @@ def build_table(
         raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
     files = RunFiles(store) if store else None
-    rows = [Row(group, files) for group in group_records(distinct)]
+    rows = _once([Row(group, files) for group in group_records(distinct)])
     lines, faults = _lines(rows, metric)
     means, of_means = dataset_means(rows, metric)
     if value and value.unit == "fraction" and value.higher_is_better:
@@ -164,6 +165,7 @@ def build_table(
             *_notes(distinct, len(records) - len(distinct), metric),
             *dict.fromkeys(faults),
             *of_means,
+            *([ENCODING] if any(row.encode_seconds for row in rows) else ()),
             *([conditions(ok)] if ok else ()),
             *(citations.notes() if reference else ()),
         ),
@@ -181,6 +183,28 @@ def _lines(rows: Sequence[Row], metric: str) -> tuple[list[Line], list[str]]:
             faults.append(f"{fault}: the mean has no interval.")
         lines.append(Line(row, interval, row.first.evaluation.classes, len(row.ok)))
     return lines, faults
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Return rows without those that repeat a method without training for another number of shots."""
+    kept: dict[Any, Row] = {}
+    for row in sorted(
+        rows, key=lambda r: -len(r.ok)
+    ):  # stable: the row with the most runs, else the first
+        first = row.first
+        where = first.evaluation
+        own = (
+            where.dataset,
+            where.split,
+            where.protocol,
+            where.classes,
+            row.model,
+            row.setting,
+            row.label,
+        )
+        kept.setdefault(id(row) if first.method.uses_train else own, row)
+    there = {id(row) for row in kept.values()}
+    return [row for row in rows if id(row) in there]
 
 
 def _with_harmonic_means(lines: Sequence[Line], metric: str, faults: list[str]) -> list[Line]:
@@ -349,9 +373,9 @@ def _method(row: Row) -> str:
 
 def _shots(row: Row) -> str:
     shots = row.first.data.shots
-    if shots is not None:
-        return str(shots)
-    return "all" if row.n_trainable_params else NOTHING
+    if not row.first.method.uses_train:
+        return NOTHING
+    return "all" if shots is None else str(shots)
 
 
 def _published(line: Line, unit: str) -> str:

@@ -8,10 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.errors import ConfigError, unknown
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
-from clipadapt.core.api.registry import METHODS, MODELS, tracks
+from clipadapt.core.api.registry import (
+    DATASETS,
+    METHODS,
+    MODELS,
+    dataset_key,
+    dataset_keys,
+    program,
+    tracks,
+)
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.data import sampling
 from clipadapt.core.data.classnames import classnames_sha256
@@ -237,6 +245,27 @@ def open_experiment(
     )
     order_seed(experiment)  # an online method without one is refused before the first fit
     return _without_val(opened, progress) if opened.refits_on_val else opened
+
+
+def check_names(experiment: Experiment) -> None:
+    """Check the names of the datasets and of the model without opening them.
+
+    Raises:
+        UnknownNameError: If there is no such kind of dataset.
+        ClipAdaptError: If the model's name is not valid.
+    """
+    config, track = experiment.config, experiment.track
+    names = (config.data.name, *(also.dataset for also in config.evaluation.also))
+    for name in filter(None, names):
+        if dataset_key(name, track) not in dataset_keys(track):
+            known = DATASETS.typed(DATASETS.names(track), track)
+            hint = f"list them with '{program(track)} ls datasets'"
+            raise unknown("dataset", name.partition(":")[0], known, hint=hint)
+    if config.model is not None:
+        resolved = MODELS.resolve(config.model.name, track)
+        check = getattr(resolved.provider, "check_name", None)
+        if check is not None:
+            check(resolved.argument)
 
 
 def plan_fit(opened: OpenExperiment, seed: int) -> FitSpec:

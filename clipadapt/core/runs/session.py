@@ -7,7 +7,7 @@ that for a sweep. Both open data and models once in a :class:`Session` and do ea
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.errors import ClipAdaptError, DivergedError
 from clipadapt.core.api.progress import Silent
@@ -100,6 +100,7 @@ class Session:
         self.threads = threads
         self.datasets = OpenDatasets()
         self.models = ModelLoader(self.progress)
+        self._checked: dict[tuple[Any, ...], ClipAdaptError | None] = {}
 
     def open(self, experiment: Experiment) -> OpenExperiment:
         """Open the data of an experiment and identify its model; see :func:`open_experiment`."""
@@ -109,7 +110,7 @@ class Session:
         """Return the fits of each experiment; every draw is made here, before the first fit.
 
         Raises:
-            ClipAdaptError: If a draw is impossible, or two datasets have one name.
+            ClipAdaptError: If a draw is impossible, two datasets have one name, or a method cannot use its model.
         """
         for opened in experiments:
             self._report_damage(opened)
@@ -118,7 +119,28 @@ class Session:
             for opened in experiments
         ]
         check_dataset_names(experiments)
+        for opened, fits in zip(experiments, specs, strict=True):
+            if any(spec.draw is not None for spec in fits):
+                self._check_model(opened)
         return specs
+
+    def _check_model(self, opened: OpenExperiment) -> None:
+        """Check that a method can use its model; the model is loaded, and kept for the first fit."""
+        experiment = opened.experiment
+        check = getattr(opened.method(experiment.method), "check_model", None)
+        if check is None or opened.identity is None:
+            return
+        key = (opened.identity, experiment.method_name, experiment.method.model_dump_json())
+        if key not in self._checked:
+            self._checked[key] = None
+            self.models.use_threads(opened)
+            try:
+                check(self.models.load(opened).backbone)
+            except ClipAdaptError as err:
+                self._checked[key] = err
+        error = self._checked[key]
+        if error is not None:
+            raise error
 
     def execute(
         self,

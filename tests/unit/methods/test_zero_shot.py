@@ -180,6 +180,8 @@ def test_classes_without_descriptions_are_named_before_a_model_is_loaded(small, 
 
     with pytest.raises(ConfigError) as missing:
         settings(descriptions=write(whole)).check(task)
+    with pytest.raises(ConfigError, match=f"only in capitals: '{first.upper()}' for '{first}'"):
+        settings(descriptions=write({**whole, first.upper(): ["x"]})).check(task)
     with pytest.raises(ConfigError) as empty:
         settings(descriptions=write({**whole, first: []})).check(task)
     with pytest.raises(ConfigError, match="need a file of descriptions"):

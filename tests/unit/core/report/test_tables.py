@@ -125,6 +125,37 @@ def test_records_that_differ_are_refused_with_names_and_values(changes, field, f
     )
 
 
+def test_a_method_without_training_is_one_row_whatever_the_shots():
+    def zero_shot(run_id, shots):
+        method = {"method__name": "clip/zero_shot", "method__uses_train": False}
+        return run(1, run_id=run_id * 16, data__shots=shots, **method)
+
+    header, *rows = markdown([zero_shot("a", None), zero_shot("b", 4), run(2)])
+
+    shots = header.index("shots")
+    assert {(r[header.index("method")].split()[0], r[shots]) for r in rows} == {
+        ("clip/coop", "4"),
+        ("clip/zero\\_shot", "-"),
+    }
+    assert len(rows) == 2
+
+
+def test_equal_conditions_are_stated_once():
+    records = [run(1), run(2, run_id="b" * 16, evaluation__dataset="folder:sketch")]
+
+    (said,) = (n for n in build_table(records).notes if n.startswith("Evaluated on"))
+
+    assert said.startswith("Evaluated on: folder:photo (test), folder:sketch (test): protocol ")
+
+
+def test_the_seconds_of_encoding_are_explained_where_there_are_any():
+    def said(**cost):
+        return [n for n in build_table([run(1, **cost)]).notes if n.startswith("encode, s: ")]
+
+    assert len(said()) == 1
+    assert said(cost__encode_seconds=0.0) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "first", "second"),
     [
@@ -132,7 +163,7 @@ def test_records_that_differ_are_refused_with_names_and_values(changes, field, f
         ({"environment": somewhere(device="cuda:1")}, "device=cpu", "device=cuda"),
         (
             {"config": {"method": {"name": "clip/coop", "lr": 0.002}, "fast": "off"}},
-            "fast=None",
+            "",
             "fast=off",
         ),
         ({"environment": somewhere(threads=7)}, "threads=2", "threads=7"),
@@ -146,7 +177,7 @@ def test_records_that_differ_are_refused_with_names_and_values(changes, field, f
         ),
         (
             {"config": {"method": {"name": "clip/coop", "lr": 0.002, "r": 4}}},
-            "method.r=None",
+            "",
             "method.r=4",
         ),
     ],
@@ -154,7 +185,8 @@ def test_records_that_differ_are_refused_with_names_and_values(changes, field, f
 def test_rows_with_other_settings_are_labelled_with_them(changes, first, second):
     table = build_table([run(1), run(2), run(1, run_id="b" * 16, **changes)])
 
-    assert {(x.seeds, x.row.group.settings) for x in table.lines} == {(2, (first,)), (1, (second,))}
+    own = (first,) if first else ()
+    assert {(x.seeds, x.row.group.settings) for x in table.lines} == {(2, own), (1, (second,))}
     assert "settings" in render(table)
     assert "settings" not in render(build_table([run(1), run(2)]))
 

@@ -168,6 +168,16 @@ def test_the_page_shows_coverage_against_size(on_val, held_out):
     assert '<section id="prediction-sets">' in empty
 
 
+def test_inspect_lists_the_measured_sets(cli, on_val, tmp_path):
+    found = json.loads(cli("inspect", on_val, "--json").out)["prediction_sets"]
+    lines = cli("inspect", on_val).out.splitlines()
+
+    stored = json.loads((on_val / "record.json").read_text())["prediction_sets"]
+    assert found == {k: v for k, v in stored.items() if not k.endswith("_by_class")}
+    assert sum("points: score " in line for line in lines) == 12
+    assert any(line.strip() == "calibrated_on: val" for line in lines)
+
+
 def test_tables_show_the_metrics(cli, on_val):
     value = record_of(on_val).metrics["set_size"].value
 

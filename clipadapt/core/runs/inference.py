@@ -172,8 +172,8 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
 
     Returns:
         ``run``, ``method`` (with its ``settings``), ``model``, ``data``, ``evaluation``, ``metrics``, ``selection``,
-        ``calibration``, ``flags``, ``parameters``, ``cost``, ``files`` (bytes by name) and ``trained``, which is None
-        if the method does not support it.
+        ``calibration``, ``prediction_sets`` (without their figures by class), ``flags``, ``parameters``, ``cost``,
+        ``files`` (bytes by name) and ``trained``, which is None if the method does not support it.
 
     Raises:
         RecordError: If there is no such run, or its classifier is missing or damaged.
@@ -204,6 +204,9 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
         "metrics": {name: _interval(m) for name, m in plain["metrics"].items()},
         "selection": plain["selection"],
         "calibration": plain["calibration"],
+        "prediction_sets": None
+        if record.prediction_sets is None
+        else {k: v for k, v in plain["prediction_sets"].items() if not k.endswith("_by_class")},
         "flags": plain["flags"],
         "parameters": {"trainable": record.n_trainable_params, "total": record.n_total_params},
         "cost": plain["cost"],

@@ -229,6 +229,20 @@ def test_coverage_holds_for_sigmoids_and_without_a_temperature(real, kind):
         assert abs(covered - 0.9) < 0.02
 
 
+def test_a_temperature_fitted_on_the_calibration_examples_costs_little(real):
+    scores, labels = real
+    covered = []
+    for seed in range(SPLITS):
+        rows = np.random.default_rng(seed).permutation(len(scores))
+        a, b = rows[:50], rows[50:]
+        temperature = fit_temperature(scores[a], labels[a])
+        p = probabilities(scores, temperature or 1.0)
+        threshold = CalibrationExamples.of(p[a], labels[a]).threshold(SetScore(), 0.9)
+        covered.append(set_figures(prediction_sets(p[b], threshold, SetScore()), labels[b])[0])
+
+    assert abs(np.mean(covered) - 0.9) < 0.02
+
+
 class GivenProbabilities(ClassifierMixin, BaseEstimator):
     """A fitted scikit-learn classifier whose inputs are its probabilities."""
 

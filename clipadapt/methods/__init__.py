@@ -1,6 +1,6 @@
 """Methods that adapt CLIP, one file each; the file name is the registered name."""
 
-from clipadapt.core.api.tracks import Examples, Track
+from clipadapt.core.api.tracks import Examples, HubTask, Track
 from clipadapt.datasets._imagenet import TEMPLATES_7, TEMPLATES_80
 
 TRACK = Track(
@@ -18,6 +18,13 @@ TRACK = Track(
     ),
     reads_classnames=True,
     compiles=True,
+    hub=HubTask(
+        pipeline_tag="image-classification",
+        title="image classification",
+        argument="photo.jpg",
+        imports="from PIL import Image",
+        examples='[Image.open("photo.jpg").convert("RGB")]',
+    ),
     own_folder="folder",
     capabilities={
         "ImageTextModel": "any model",

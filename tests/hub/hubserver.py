@@ -140,11 +140,15 @@ class Hub:
         self.log: list[Request] = []
         self.lock = threading.Lock()
         self.stored: dict[str, Path] = {}
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.server.daemon_threads = True
         self.server.hub = self  # type: ignore[attr-defined]
         self.port = int(self.server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def handler(self) -> type[Handler]:
+        """Return the class that answers requests."""
+        return Handler
 
     def __enter__(self) -> Hub:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -221,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer any method."""
         url = urlsplit(self.path)
         self.where = url.path + (f"?{url.query}" if url.query else "")
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         words = (self.headers.get("Authorization") or "").split()
         self.token = words[-1] if words else None
         with self.hub.lock:

@@ -1,6 +1,6 @@
 """Text classification methods: one file each, and the file name is the registered name."""
 
-from clipadapt.core.api.tracks import Examples, Track
+from clipadapt.core.api.tracks import Examples, HubTask, Track
 
 TRACK = Track(
     name="text",
@@ -17,5 +17,12 @@ TRACK = Track(
     ),
     reads_classnames=False,
     compiles=False,
+    hub=HubTask(
+        pipeline_tag="text-classification",
+        title="text classification",
+        argument='"a fine film"',
+        imports="",
+        examples='["a fine film"]',
+    ),
     capabilities={"TextEncoder": "any encoder"},
 )

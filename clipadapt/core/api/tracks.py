@@ -38,6 +38,25 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
+class HubTask:
+    """The task as the Hugging Face hub knows it, for the card of a pushed run.
+
+    Attributes:
+        pipeline_tag: Name of the task on the hub.
+        title: The task in words.
+        argument: What ``predict`` reads, on a command line.
+        imports: Python imports that ``examples`` needs.
+        examples: Python expression of a list with one example.
+    """
+
+    pipeline_tag: str
+    title: str
+    argument: str
+    imports: str
+    examples: str
+
+
+@dataclass(frozen=True, slots=True)
 class Track:
     """A kind of input with its methods, models and datasets.
 
@@ -48,6 +67,7 @@ class Track:
         examples: Names for help and hints.
         reads_classnames: Whether models read the class names, in a prompt.
         compiles: Whether ``compile=on`` has an effect.
+        hub: The task on the Hugging Face hub.
         own_folder: File below ``datasets/`` that reads a user's own labelled folder.
         own_file: File below ``datasets/`` that reads a user's own labelled file.
         capabilities: What a method needs of a model, in words, by the protocol that it requires.
@@ -60,6 +80,7 @@ class Track:
     examples: Examples
     reads_classnames: bool
     compiles: bool
+    hub: HubTask
     own_folder: str = "csv"
     own_file: str = "csv"
     capabilities: Mapping[str, str] = field(default_factory=dict)

@@ -117,7 +117,10 @@ OutOption = Annotated[
     ),
 ]
 RunDirArgument = Annotated[
-    Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.", parser=user_path)
+    Path,
+    typer.Argument(
+        metavar="RUN_DIR", help="Folder of a run, or hf:ORG/NAME of a pushed one.", parser=user_path
+    ),
 ]
 RecordsArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of the records.", parser=user_path)

@@ -350,7 +350,7 @@ def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> Run
                 if p.is_file() and p != new / RECORD
             }
             record = record.model_copy(update={"attempt": len(earlier) + 1, "files": files})
-            (new / RECORD).write_bytes(sealed(_record_text(record)))
+            (new / RECORD).write_bytes(sealed(record_text(record)))
             if damaged:
                 with contextlib.suppress(FileNotFoundError):  # another process moved it
                     folder.rename(_aside(folder))
@@ -368,7 +368,7 @@ def _aside(folder: Path) -> Path:
     return next(p for name in names if not (p := folder.with_name(name)).exists())
 
 
-def _record_text(record: RunRecord) -> str:
+def record_text(record: RunRecord) -> str:
     """Return JSON with one field per line."""
     # ASCII escapes, because names may hold bytes that are not valid UTF-8.
     fields = record.model_dump(mode="json")

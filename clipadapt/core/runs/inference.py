@@ -29,6 +29,7 @@ from clipadapt.core.files.identity import require_same
 from clipadapt.core.records.reading import check_files
 from clipadapt.core.records.run_store import CLASSIFIER, RunStore
 from clipadapt.core.runs import card
+from clipadapt.core.runs.find import find_run
 from clipadapt.core.scoring.scores import probabilities
 
 if TYPE_CHECKING:
@@ -135,12 +136,13 @@ class LoadedRun:
 
 
 def load_run(
-    run_dir: Path, progress: Progress | None = None, *, track: str | None = None
+    run_dir: Path | str, progress: Progress | None = None, *, track: str | None = None
 ) -> LoadedRun:
     """Load the classifier of a run.
 
     Args:
-        run_dir: A folder ``<out>/<dataset>/<method>/<run id>``.
+        run_dir: A folder ``<out>/<dataset>/<method>/<run id>``, or ``hf:ORG/NAME[@REVISION]``; see
+            :func:`~clipadapt.core.runs.find.find_run`.
         progress: Where bars are shown.
         track: Refuse runs of other tracks than this one, ``clip`` or ``text``.
 
@@ -148,6 +150,17 @@ def load_run(
         RecordError: If there is no such run, it failed, or its classifier is missing or damaged.
         ConfigError: If it is of another track.
         ModelError: If the model is not available, or its weights differ from those of the run.
+    """
+    folder = find_run(run_dir, progress)
+    return _load(record_of(folder, track), folder, progress)
+
+
+def record_of(run_dir: Path, track: str | None = None) -> RunRecord:
+    """Return the record of a successful run.
+
+    Raises:
+        RecordError: If there is no such run, or it failed.
+        ConfigError: If it is of another track than ``track``.
     """
     record = RunStore.load(run_dir)
     own = track_of(record.method.name)
@@ -160,14 +173,25 @@ def load_run(
         raise RecordError(
             f"the run in '{run_dir}' failed and has no classifier: {record.error}", hint=_RERUN
         )
-    return _load(record, run_dir, progress)
+    return record
 
 
-def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, Any]:
+def saved_classifier(record: RunRecord, run_dir: Path) -> tuple[Path, RunRecord]:
+    """Return the folder of a run's classifier, checked, and the record of the run it belongs to.
+
+    Raises:
+        RecordError: If it is missing or damaged.
+    """
+    folder, owner = _find_classifier(run_dir, record)
+    check_files(folder.parent, owner, f"{CLASSIFIER}/")
+    return folder, owner
+
+
+def inspect_run(run_dir: Path | str, progress: Progress | None = None) -> dict[str, Any]:
     """Return the facts of a run's record and, if its classifier supports it, what was trained.
 
     Args:
-        run_dir: Folder of the run; of a failed one only the record is read.
+        run_dir: Folder of the run, or ``hf:ORG/NAME[@REVISION]``; of a failed one only the record is read.
         progress: Where bars are shown.
 
     Returns:
@@ -179,6 +203,7 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
         RecordError: If there is no such run, or its classifier is missing or damaged.
         ModelError: If the model is not available, or its weights differ from those of the run.
     """
+    run_dir = find_run(run_dir, progress)
     record = RunStore.load(run_dir)
     check_files(run_dir, record)
     trained, files = None, {}
@@ -215,11 +240,13 @@ def inspect_run(run_dir: Path, progress: Progress | None = None) -> dict[str, An
     }
 
 
-def export_run(run_dir: Path, form: str, output: Path, progress: Progress | None = None) -> Path:
+def export_run(
+    run_dir: Path | str, form: str, output: Path, progress: Progress | None = None
+) -> Path:
     """Write a run's classifier in the format of another library, with a ``README.md`` that says how to load it.
 
     Args:
-        run_dir: Folder of the run.
+        run_dir: Folder of the run, or ``hf:ORG/NAME[@REVISION]``.
         form: One of the classifier's formats.
         output: A path that does not exist yet.
         progress: Where bars and notes are shown.

@@ -1,25 +1,51 @@
-"""Adapt CLIP to new image tasks: methods, models, datasets and one run record."""
+"""Adapt CLIP to new image tasks: methods, models, datasets and one run record.
+
+>>> import clipadapt
+>>> run = clipadapt.fit("coop-quick", "stitched", "openmoji:line", shots=4)  # doctest: +SKIP
+>>> run.predict(["cat.png", "dog.png"])  # doctest: +SKIP
+
+The records are those of the command line, in ``runs`` below the working directory unless ``out`` names another folder.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from clipadapt.core.python.lazy import lazy
 
 if TYPE_CHECKING:
+    from clipadapt._api import (
+        Model,
+        Results,
+        Run,
+        evaluate,
+        fit,
+        load_dataset,
+        load_model,
+        load_run,
+        records,
+        sweep,
+        zero_shot,
+    )
     from clipadapt.sklearn import CLIPClassifier
 
 __version__: str
 
-__all__ = ["CLIPClassifier", "__version__"]
+__all__ = [
+    "CLIPClassifier",
+    "Model",
+    "Results",
+    "Run",
+    "__version__",
+    "evaluate",
+    "fit",
+    "load_dataset",
+    "load_model",
+    "load_run",
+    "records",
+    "sweep",
+    "zero_shot",
+]
 
-
-def __getattr__(name: str) -> Any:
-    """Import scikit-learn and the classes that need it, and look up the version, only on first use."""
-    if name == "CLIPClassifier":
-        from clipadapt.sklearn import CLIPClassifier
-
-        return CLIPClassifier
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("clipadapt")
-    raise AttributeError(f"module 'clipadapt' has no attribute '{name}'")
+if not TYPE_CHECKING:  # nothing heavy is imported before a name is used
+    __getattr__, __dir__ = lazy(__name__, __all__, {"CLIPClassifier": "clipadapt.sklearn"})

@@ -104,7 +104,8 @@ def zeroshot(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate models zero-shot; print the accuracy with its confidence interval."""
-    from clipadapt.core.experiments import config, shipped
+    from clipadapt._api import zero_shot_experiment
+    from clipadapt.core.experiments import config
 
     _check_limit(limit)
     refuse_twice(given(context, _KEYS), settings)
@@ -114,19 +115,11 @@ def zeroshot(
         "limit": limit,
         "on_bad_image": on_bad_image.value,
     }
-    # No split other than the evaluated one is read.
-    evaluation = {"split": split.value if split else "auto", "calibrate": False, "leakage": "off"}
     own = config.parse_settings(settings or ())
-    recipe = shipped.read_fragment(shipped.find_config("zero_shot", "clip"))
     experiments = []
     for model, dataset in itertools.product(models, datasets):
-        options = {
-            "data": {**data, "name": dataset},
-            "model": {"name": model},
-            "evaluation": evaluation,
-        }
-        fragments = [("zero_shot", recipe), ("zeroshot", options), ("--set", own)]
-        experiments.append(config.build(fragments, source="zeroshot", track="clip"))
+        options = {"data": {**data, "name": dataset}, "model": {"name": model}}
+        experiments.append(zero_shot_experiment(options, own, _name(split)))
     found = run_experiments(experiments, out, as_json=as_json)
     print_records(found, out, as_json=as_json)
     if per_class and not as_json:

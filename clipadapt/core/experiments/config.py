@@ -131,7 +131,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 def load(
     configs: Sequence[str],
-    settings: Sequence[str] = (),
+    settings: Sequence[str] | Mapping[str, Any] = (),
     *,
     track: str = DEFAULT_TRACK,
     options: Mapping[str, tuple[str, Any]] | None = None,
@@ -140,7 +140,7 @@ def load(
 
     Args:
         configs: Paths or bare recipe names, merged left to right.
-        settings: ``KEY=VALUE`` texts, merged last.
+        settings: ``KEY=VALUE`` texts, or values by dotted key, merged last.
         track: Track of names without a prefix.
         options: Options of the command line that set one key each: option -> key and value.
 
@@ -154,7 +154,9 @@ def load(
         label = path.stem if path.parent in shipped.config_folders() else str(path)
         fragments.append((label, shipped.read_fragment(path)))
     fragments += [(o, dotted.nested({key: value})) for o, (key, value) in (options or {}).items()]
-    if settings:
+    if isinstance(settings, Mapping):
+        fragments.append(("--set", dotted.nested(settings)))
+    elif settings:
         fragments.append(("--set", parse_settings(settings)))
     source = " + ".join(label for label, _ in fragments) or "the config"
     return build(fragments, source=source, track=track)

@@ -21,6 +21,7 @@ of a method is the prefix of its name (``text/svm``), or the program's own track
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
@@ -37,8 +38,7 @@ from clipadapt.core.experiments.dotted import nested
 from clipadapt.core.experiments.settings import TargetConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from pydantic import BaseModel
 
@@ -155,42 +155,48 @@ class ProtocolConfig(StrictModel):
 
 
 def load_sweep(
-    name: str, settings: Sequence[str] = (), *, track: str = DEFAULT_TRACK
+    sweep: str | Mapping[str, Any],
+    settings: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    track: str = DEFAULT_TRACK,
 ) -> list[Experiment]:
     """Return the experiments of a sweep.
 
     Args:
-        name: Path or bare name of a file in ``configs/sweeps``.
-        settings: ``KEY=VALUE`` texts for every experiment; an axis (``seeds``, ``datasets``, ...) is replaced in every
-            block.
+        sweep: Path or bare name of a file in ``configs/sweeps``, or what such a file holds.
+        settings: ``KEY=VALUE`` texts, or values by dotted key, for every experiment; an axis (``seeds``, ``datasets``,
+            ...) is replaced in every block.
         track: Track of method names without a prefix.
 
     Raises:
         ConfigError: Naming every fault.
     """
-    path = shipped.find_config(name, track, kind="sweep")
-    over = config.parse_settings(settings)
+    if isinstance(sweep, str):
+        path = shipped.find_config(sweep, track, kind="sweep")
+        label, source, raw = path.stem, str(path), shipped.read_fragment(path)
+    else:
+        label, source, raw = "sweep", "sweep(...)", dict(sweep)
+    over = nested(settings) if isinstance(settings, Mapping) else config.parse_settings(settings)
     axes = {key: over.pop(key) for key in list(over) if key in SweepConfig.model_fields}
-    raw = shipped.read_fragment(path)
     for block in _blocks(raw):
         for key in axes:
             block.pop(key, None)
-    sweep = cast("SweepConfig", _validated(SweepConfig, {**raw, **axes}, path, "sweep"))
+    whole = cast("SweepConfig", _validated(SweepConfig, {**raw, **axes}, source, "sweep"))
     experiments: list[Experiment] = []
-    for part in sweep.parts or (sweep,):
-        builder = _Builder(shipped.check_identifier(path.stem, "sweep"), over, track)
-        top = _axes(sweep) if sweep.parts else {}
-        own = {**top, **_axes(part), "settings": {**sweep.settings, **part.settings}}
-        excludes = (*sweep.exclude, *part.exclude) if sweep.parts else part.exclude
+    for part in whole.parts or (whole,):
+        builder = _Builder(shipped.check_identifier(label, "sweep"), over, track)
+        top = _axes(whole) if whole.parts else {}
+        own = {**top, **_axes(part), "settings": {**whole.settings, **part.settings}}
+        excludes = (*whole.exclude, *part.exclude) if whole.parts else part.exclude
         experiments += builder.expand(own, excludes)
-        includes = (*sweep.include, *part.include) if sweep.parts else part.include
+        includes = (*whole.include, *part.include) if whole.parts else part.include
         for more in includes:
             both = {**own["settings"], **more.settings}
             experiments += builder.expand({**own, **_axes(more), "settings": both}, ())
     found = {str(e.resolved()): e for e in experiments}  # an include may repeat a combination
     if not found:
         raise ConfigError(
-            f"the sweep {path} has no runs: its excludes match every combination",
+            f"the sweep {source} has no runs: its excludes match every combination",
             hint="remove an exclude and list the runs with --dry-run",
         )
     return list(found.values())
@@ -205,7 +211,7 @@ def load_protocol(name: str) -> tuple[str, ProtocolConfig]:
     path = shipped.find_config(name, kind="protocol")
     raw = shipped.read_fragment(path)
     shipped.check_identifier(path.stem, "protocol")
-    return path.stem, cast("ProtocolConfig", _validated(ProtocolConfig, raw, path, "protocol"))
+    return path.stem, cast("ProtocolConfig", _validated(ProtocolConfig, raw, str(path), "protocol"))
 
 
 def _blocks(raw: Any) -> Iterator[dict[str, Any]]:
@@ -217,13 +223,13 @@ def _blocks(raw: Any) -> Iterator[dict[str, Any]]:
                 yield from _blocks(block)
 
 
-def _validated(model: type[BaseModel], raw: Any, path: Path, what: str) -> BaseModel:
+def _validated(model: type[BaseModel], raw: Any, source: str, what: str) -> BaseModel:
     try:
         return model.model_validate(raw)
     except ValidationError as err:
         faults = "\n".join(config.fault_lines(err, model, ""))
         raise ConfigError(
-            f"{path} is not a valid {what}:\n{faults}", hint=_examples(f"{what}s")
+            f"{source} is not a valid {what}:\n{faults}", hint=_examples(f"{what}s")
         ) from None
 
 

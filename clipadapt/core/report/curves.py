@@ -38,7 +38,7 @@ MARKERS: Final = "osD^vPX"
 
 
 @dataclass(frozen=True, slots=True)
-class _Curve:
+class Curve:
     """One run.
 
     Attributes:
@@ -70,14 +70,14 @@ def plot_curves(runs: RunStore | Sequence[Path], out_dir: Path) -> list[Path]:
         ClipAdaptError: If matplotlib is not installed.
         RecordError: If a record or a history in a named folder is damaged; in a run store it is skipped.
     """
-    pictures: dict[tuple[str, int | None], list[_Curve]] = {}
+    pictures: dict[tuple[str, int | None], list[Curve]] = {}
     found = _read(runs)
     for group in group_records(record for record, _ in found.values()):
         for record in group.ok:
             epochs = found[record.fit_id][1]
             if epochs:
                 key = (record.data.name, record.data.shots)
-                pictures.setdefault(key, []).append(_curve(group.label, record, epochs))
+                pictures.setdefault(key, []).append(curve_of(group.label, record, epochs))
     paths = []
     for (dataset, shots), curves in pictures.items():
         path = out_dir / f"curves-{slug(dataset)}{'' if shots is None else f'-{shots}-shots'}.png"
@@ -105,16 +105,17 @@ def plot_run(run_dir: Path) -> Path | None:
         return None
     path = run_dir / PICTURE
     if not path.is_file():  # running it again replaces the whole folder
-        curve = _curve(method_title(record.method.name, record.method.recipe), record, epochs)
+        curve = curve_of(method_title(record.method.name, record.method.recipe), record, epochs)
         write_bytes(path, _png(_draw(_title(record.data.name, record.data.shots), [curve])))
     return path
 
 
-def _curve(label: str, record: RunRecord, epochs: tuple[Epoch, ...]) -> _Curve:
+def curve_of(label: str, record: RunRecord, epochs: tuple[Epoch, ...]) -> Curve:
+    """Return the curve of a run."""
     if record.model is not None:
         label += f" on {record.model.name}"
     chosen = record.selection.epoch if record.selection else None
-    return _Curve(label, record.seed, epochs, chosen)
+    return Curve(label, record.seed, epochs, chosen)
 
 
 def _title(dataset: str, shots: int | None) -> str:
@@ -147,17 +148,44 @@ def _aside(record: RunRecord) -> tuple[bool, bool]:
     return record.evaluation.dataset != record.data.name, record.evaluation.split == "val"
 
 
-def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
+def require_matplotlib(what: str) -> None:
+    """Check that matplotlib is installed.
+
+    Raises:
+        ClipAdaptError: If it is not; the message names what needs it, in the plural.
+    """
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.lines import Line2D
-        from matplotlib.ticker import MaxNLocator
+        import matplotlib.figure  # noqa: F401  its absence is reported here
     except ImportError:
         raise ClipAdaptError(
-            "learning curves need matplotlib, which is not installed",
+            f"{what} need matplotlib, which is not installed",
             hint='pip install "clipadapt[report]"',
         ) from None
+
+
+def label_epochs(axes: Axes, name: str) -> None:
+    """Label the axes of a learning curve: whole epochs, and the name of the value."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style_axes(axes)
+
+
+def style_axes(axes: Axes) -> None:
+    """Give axes the grid and the open frame that all charts share."""
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw(title: str, curves: Sequence[Curve]) -> Figure:
+    require_matplotlib("learning curves")
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+
     labels = list(dict.fromkeys(c.label for c in curves))
     # Without pyplot there is no global state, and saving a PNG needs no display.
     entries = len(labels) + 3
@@ -169,16 +197,11 @@ def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
     for curve in curves:
         at = labels.index(curve.label)
         colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
-        _line(losses, curve, "train_loss", colour, marker, dashed=True)
-        _line(losses, curve, "val_loss", colour, marker)
-        _line(accuracies, curve, "val_accuracy", colour, marker, factor=100)
+        draw_line(losses, curve, "train_loss", colour, marker, dashed=True)
+        draw_line(losses, curve, "val_loss", colour, marker)
+        draw_line(accuracies, curve, "val_accuracy", colour, marker, factor=100)
     for axes, name in ((losses, "loss, nats"), (accuracies, "val accuracy, %")):
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        label_epochs(axes, name)
         if not axes.lines:
             axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
     # Without parse_math, a name with two dollar signs is not a formula.
@@ -203,9 +226,9 @@ def _draw(title: str, curves: Sequence[_Curve]) -> Figure:
     return figure
 
 
-def _line(
+def draw_line(
     axes: Axes,
-    curve: _Curve,
+    curve: Curve,
     field: str,
     colour: str,
     marker: str,
@@ -213,6 +236,7 @@ def _line(
     dashed: bool = False,
     factor: float = 1.0,
 ) -> None:
+    """Draw one value of a run by epoch, and a ring at the selected epoch; nothing if the value was not logged."""
     points = [
         (e.epoch, factor * value) for e in curve.epochs if (value := getattr(e, field)) is not None
     ]

@@ -100,9 +100,7 @@ def fit(spec: FitSpec, draw: Draw, model: LoadedModel, work_dir: Path) -> FitRes
     ctx = RunContext(spec.seed, work_dir, services, spec.opened.threads)
     method = spec.opened.method(spec.experiment.method)
     classifier, seconds = timed(services.meter, lambda: method.fit(model.backbone, draw.task, ctx))
-    val = _val_scores(spec, classifier, draw)
-    temperature, bounded = _calibrate(spec, classifier, draw, val, services.progress)
-    sets = _calibration_data(spec, classifier, draw, val, temperature)
+    temperature, sets, bounded = calibrate(spec, classifier, draw, services.progress)
     return FitResult(
         draw=draw,
         classifier=classifier,
@@ -117,6 +115,19 @@ def fit(spec: FitSpec, draw: Draw, model: LoadedModel, work_dir: Path) -> FitRes
         encode_seconds=services.meter.used_seconds,
         load_seconds=model.load_seconds,
     )
+
+
+def calibrate(
+    spec: FitSpec, classifier: Classifier, draw: Draw, progress: Progress
+) -> tuple[float | None, CalibrationData | None, tuple[str, ...]]:
+    """Return the temperature of a fitted classifier, what its prediction sets are calibrated on, and flags.
+
+    Raises:
+        DivergedError: If the scores of val are not finite.
+    """
+    val = _val_scores(spec, classifier, draw)
+    temperature, bounded = _calibrate(spec, classifier, draw, val, progress)
+    return temperature, _calibration_data(spec, classifier, draw, val, temperature), bounded
 
 
 def timed(meter: Meter, work: Callable[[], Value]) -> tuple[Value, float]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from pydantic import ValidationError
 
-from clipadapt.core.api.context import Services
 from clipadapt.core.api.errors import (
     ClipAdaptError,
     ConfigError,
@@ -20,16 +19,14 @@ from clipadapt.core.api.errors import (
 )
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
 from clipadapt.core.api.model import ModelOptions
-from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import METHODS, MODELS, program, track_of, tracks
 from clipadapt.core.experiments.config import fault_lines
-from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.files.atomic import atomic_directory, write_text
-from clipadapt.core.files.identity import require_same
 from clipadapt.core.records.reading import check_files
 from clipadapt.core.records.run_store import CLASSIFIER, RunStore
 from clipadapt.core.runs import card
 from clipadapt.core.runs.find import find_run
+from clipadapt.core.runs.models import ModelLoader
 from clipadapt.core.scoring.scores import probabilities
 
 if TYPE_CHECKING:
@@ -136,7 +133,11 @@ class LoadedRun:
 
 
 def load_run(
-    run_dir: Path | str, progress: Progress | None = None, *, track: str | None = None
+    run_dir: Path | str,
+    progress: Progress | None = None,
+    *,
+    track: str | None = None,
+    models: ModelLoader | None = None,
 ) -> LoadedRun:
     """Load the classifier of a run.
 
@@ -145,6 +146,7 @@ def load_run(
             :func:`~clipadapt.core.runs.find.find_run`.
         progress: Where bars are shown.
         track: Refuse runs of other tracks than this one, ``clip`` or ``text``.
+        models: Loads the model, and may have it already.
 
     Raises:
         RecordError: If there is no such run, it failed, or its classifier is missing or damaged.
@@ -152,7 +154,7 @@ def load_run(
         ModelError: If the model is not available, or its weights differ from those of the run.
     """
     folder = find_run(run_dir, progress)
-    return _load(record_of(folder, track), folder, progress)
+    return _load(record_of(folder, track), folder, models or ModelLoader(progress))
 
 
 def record_of(run_dir: Path, track: str | None = None) -> RunRecord:
@@ -174,6 +176,16 @@ def record_of(run_dir: Path, track: str | None = None) -> RunRecord:
             f"the run in '{run_dir}' failed and has no classifier: {record.error}", hint=_RERUN
         )
     return record
+
+
+def load_fit(record: RunRecord, run_dir: Path, backbone: Backbone | None) -> Classifier:
+    """Return the classifier of a run's fit, for the classes that it was trained on.
+
+    Raises:
+        RecordError: If it is missing or damaged.
+    """
+    folder, _ = saved_classifier(record, run_dir)
+    return _method(record, run_dir).load(folder, backbone)
 
 
 def saved_classifier(record: RunRecord, run_dir: Path) -> tuple[Path, RunRecord]:
@@ -208,7 +220,7 @@ def inspect_run(run_dir: Path | str, progress: Progress | None = None) -> dict[s
     check_files(run_dir, record)
     trained, files = None, {}
     if record.status == "ok":
-        classifier = _load(record, run_dir, progress, checked=True).classifier
+        classifier = _load(record, run_dir, ModelLoader(progress), checked=True).classifier
         trained = classifier.inspect() if isinstance(classifier, Inspectable) else None
         folder, _ = _find_classifier(run_dir, record)
         files = {
@@ -288,16 +300,15 @@ def export_run(
 
 
 def _load(
-    record: RunRecord, run_dir: Path, progress: Progress | None, *, checked: bool = False
+    record: RunRecord, run_dir: Path, models: ModelLoader, *, checked: bool = False
 ) -> LoadedRun:
     """Load the classifier of a complete run; ``checked`` means that its own files are known to be intact."""
     folder, owner = _find_classifier(run_dir, record)
     if not (checked and owner is record):
         check_files(folder.parent, owner, f"{CLASSIFIER}/")
     method = _method(record, run_dir)
-    backbone = (
-        None if record.model is None else _load_model(record, record.model, run_dir, progress)
-    )
+    saved = record.model
+    backbone = None if saved is None else _load_model(record, saved, run_dir, models)
     classifier = _for_evaluated_classes(method.load(folder, backbone), record, run_dir)
     return LoadedRun(record, classifier, backbone, run_dir, folder.parent, owner)
 
@@ -351,7 +362,7 @@ def _method(record: RunRecord, run_dir: Path) -> Method:
 
 
 def _load_model(
-    record: RunRecord, saved: ModelFacts, run_dir: Path, progress: Progress | None
+    record: RunRecord, saved: ModelFacts, run_dir: Path, models: ModelLoader
 ) -> Backbone:
     """Load the model that a run was made with.
 
@@ -361,7 +372,7 @@ def _load_model(
     config: Any = record.config
     name = config["model"]["name"]
     options = ModelOptions(config["model"]["precision"], config["model"]["device"])
-    track, local = track_of(record.method.name), _local_name(name, record)
+    track, local = track_of(record.method.name), local_name(name, record)
     try:
         resolved, identity = _identify(saved, local, track, options, run_dir)
     except ClipAdaptError as err:
@@ -371,14 +382,12 @@ def _load_model(
             resolved, identity = _identify(saved, name, track, options, run_dir)
         except ClipAdaptError:
             raise err from None
-    services = Services(FeatureCache(), progress or Silent())
-    backbone = resolved.provider.load(resolved.argument, options, services)
-    require_same(backbone, identity)
-    return backbone
+    services = models.services()
+    return models.backbone(resolved, options, identity, services).with_services(services)
 
 
-def _local_name(name: str, record: RunRecord) -> str:
-    """Return a model's name as it works from here: a relative path in it starts where the run was started."""
+def local_name(name: str, record: RunRecord) -> str:
+    """Return the name of a model or dataset as it works from here: relative paths start where the run was started."""
     if record.environment.folder is None:
         return name
     start = Path(record.environment.folder)

@@ -16,8 +16,9 @@ from clipadapt.core.files.hardware import free_device_memory, set_threads
 from clipadapt.core.files.identity import require_same
 
 if TYPE_CHECKING:
-    from clipadapt.core.api.model import Backbone
+    from clipadapt.core.api.model import Backbone, ModelIdentity, ModelProvider
     from clipadapt.core.api.progress import Progress
+    from clipadapt.core.api.registry import Resolved
     from clipadapt.core.runs.plan import OpenExperiment
 
 
@@ -61,30 +62,15 @@ class ModelLoader:
             ModelError: If the model cannot be loaded, or does not have what the method requires.
         """
         model = opened.experiment.config.model
-        if opened.provider is None or model is None:
+        if opened.identity is None or model is None:
             return LoadedModel(None, self._services(opened), 0.0)
-        weights = opened.identity.weights_sha256 if opened.identity else ""
-        key = (opened.experiment.track, model.name, model.precision, model.device, weights)
-        if key != self._key:
-            self._key, self._last = None, None  # free the last model before the next is built
-            free_device_memory()
-            begun = time.perf_counter()
-            options = ModelOptions(model.precision, model.device)
-            with self.progress.track(f"load model {model.name}", None):
-                resolved = MODELS.resolve(model.name, opened.experiment.track)
-                self._last = opened.provider.load(
-                    resolved.argument, options, self._services(opened)
-                )
-            self._load_seconds = time.perf_counter() - begun
-            self._key = key
-        backbone = self._last
-        if opened.identity is not None and backbone is not None:
-            require_same(backbone, opened.identity)
-        if backbone is None or not hasattr(backbone, "with_services"):
-            raise ModelError(
-                f"the model '{model.name}' has no method with_services",
-                hint="add it to the plug-in; clipadapt.core.api.model.Backbone describes it",
-            )
+        options = ModelOptions(model.precision, model.device)
+        backbone = self.backbone(
+            MODELS.resolve(model.name, opened.experiment.track),
+            options,
+            opened.identity,
+            self._services(opened),
+        )
         requires = opened.method.requires
         if requires is not None and not isinstance(backbone, requires):
             raise ModelError(
@@ -94,6 +80,53 @@ class ModelLoader:
             )
         services = self._services(opened)  # without the flags and seconds of loading
         return LoadedModel(backbone.with_services(services), services, self._load_seconds)
+
+    def backbone(
+        self,
+        resolved: Resolved[ModelProvider],
+        options: ModelOptions,
+        identity: ModelIdentity,
+        services: Services,
+    ) -> Backbone:
+        """Return a model, loaded with ``services`` unless it is the one that was loaded last.
+
+        Args:
+            resolved: Its name.
+            options: Precision and device.
+            identity: Its identity with these options.
+            services: Services to load it with; :meth:`Backbone.with_services` binds others to it.
+
+        Raises:
+            ModelError: If it cannot be loaded, or its files have changed since it was identified.
+        """
+        own = (identity.dtype, identity.device, identity.weights_sha256)
+        key = (resolved.entry, resolved.argument, *own)
+        if key != self._key:
+            self._key, self._last = None, None  # free the last model before the next is built
+            free_device_memory()
+            begun = time.perf_counter()
+            with self.progress.track(f"load model {identity.name}", None):
+                self._last = resolved.provider.load(resolved.argument, options, services)
+            self._load_seconds = time.perf_counter() - begun
+            self._key = key
+        backbone = self._last
+        if backbone is not None:
+            require_same(backbone, identity)
+        if backbone is None or not hasattr(backbone, "with_services"):
+            raise ModelError(
+                f"the model '{identity.name}' has no method with_services",
+                hint="add it to the plug-in; clipadapt.core.api.model.Backbone describes it",
+            )
+        return backbone
+
+    def show_on(self, progress: Progress) -> None:
+        """Show bars and warnings of the next fits elsewhere."""
+        self.progress = progress
+        self._shared = replace(self._shared, progress=progress)
+
+    def services(self) -> Services:
+        """Return services for encoding outside a fit, through the feature cache."""
+        return replace(self._shared, cache=self._caches["on"], meter=Meter(), flags={})
 
     def _services(self, opened: OpenExperiment) -> Services:
         """Return the services of one fit. A warning that an earlier fit has shown is not shown again."""

@@ -59,28 +59,7 @@ def run_experiments(
         DivergedError: If the scores of a seed are not finite; the other seeds run first.
         ClipAdaptError: For a mistake of the user; records written until then stay.
     """
-    session = Session(out, progress)
-    planned = session.plan([session.open(e) for e in experiments])
-    diverged: list[DivergedError] = []
-
-    def check(done: Done) -> None:
-        if isinstance(done.error, DivergedError):
-            diverged.append(done.error)
-        elif done.error is not None:
-            raise done.error
-
-    def records() -> list[RunRecord]:
-        return [record for specs in planned for spec in specs for record in spec.records()]
-
-    try:
-        session.execute(planned, check)
-        if diverged:
-            raise diverged[0]  # noqa: TRY301
-    except Exception:
-        if on_error is not None:
-            on_error(records())
-        raise
-    return records()
+    return Session(out, progress).run(experiments, on_error)
 
 
 class Session:
@@ -90,17 +69,53 @@ class Session:
         out: Folder of the records.
         progress: Where bars and warnings are shown.
         threads: Threads of experiments that do not set them; None takes those of this process.
+        datasets: Datasets that are already open; more are added.
+        models: Loads the models, and may have one already.
     """
 
     def __init__(
-        self, out: Path, progress: Progress | None = None, threads: int | None = None
+        self,
+        out: Path,
+        progress: Progress | None = None,
+        threads: int | None = None,
+        *,
+        datasets: OpenDatasets | None = None,
+        models: ModelLoader | None = None,
     ) -> None:
         self.out = out
         self.progress: Progress = progress or Silent()
         self.threads = threads
-        self.datasets = OpenDatasets()
-        self.models = ModelLoader(self.progress)
+        self.datasets = datasets or OpenDatasets()
+        self.models = models or ModelLoader(self.progress)
         self._checked: dict[tuple[Any, ...], ClipAdaptError | None] = {}
+
+    def run(
+        self,
+        experiments: Sequence[Experiment],
+        on_error: Callable[[list[RunRecord]], None] | None = None,
+    ) -> list[RunRecord]:
+        """Run experiments one after another; see :func:`run_experiments`."""
+        planned = self.plan([self.open(e) for e in experiments])
+        diverged: list[DivergedError] = []
+
+        def check(done: Done) -> None:
+            if isinstance(done.error, DivergedError):
+                diverged.append(done.error)
+            elif done.error is not None:
+                raise done.error
+
+        def records() -> list[RunRecord]:
+            return [record for specs in planned for spec in specs for record in spec.records()]
+
+        try:
+            self.execute(planned, check)
+            if diverged:
+                raise diverged[0]  # noqa: TRY301
+        except Exception:
+            if on_error is not None:
+                on_error(records())
+            raise
+        return records()
 
     def open(self, experiment: Experiment) -> OpenExperiment:
         """Open the data of an experiment and identify its model; see :func:`open_experiment`."""

@@ -138,6 +138,7 @@ class LinearProbe:
     version: ClassVar[int] = 4
     requires: ClassVar[type | None] = ImageTextModel
     open_vocabulary: ClassVar[bool] = False
+    reads_classnames: ClassVar[bool] = False
 
     def __init__(self, config: LinearProbeConfig) -> None:
         self.config = config
@@ -149,7 +150,8 @@ class LinearProbe:
         config, names = self.config, task.classnames
         train, val = task.require_train("linear_probe"), nonempty(task.val)
         x, y = backbone.encode(train.inputs, "image", config.layer), train.labels  # (n, D), (n,)
-        fit_on_train = self._solver([x], y, len(names), ctx)
+        weights = task.sample_weight
+        fit_on_train = self._solver([x], y, len(names), ctx, weights)
         fixed = config.weight_decay if config.solver == "adamw" else config.C
         if val is None:
             (layer,) = fit_on_train([fixed])
@@ -176,11 +178,18 @@ class LinearProbe:
         temperature = fit_temperature(best.layer(xv), yv)
         layer = best.layer
         if self.refits_on_val(few_shot=task.few_shot):
-            fit_on_both = self._solver([x, xv], np.concatenate([y, yv]), len(names), ctx)
+            if weights is not None:
+                weights = np.concatenate([weights, np.ones(len(yv))])
+            fit_on_both = self._solver([x, xv], np.concatenate([y, yv]), len(names), ctx, weights)
             (layer,) = fit_on_both([best.value])
         by = f"val accuracy over {self._penalty} ({self._penalty}={best.value:.4g})"
         selection = {"epoch": None, "by": by, "value": best.accuracy}
         return LinearProbeClassifier(backbone, names, config.layer, layer, temperature, selection)
+
+    @property
+    def uses_sample_weight(self) -> bool:
+        """Whether the training examples can be weighed: with scikit-learn's solver."""
+        return self.config.solver == "lbfgs"
 
     def refits_on_val(self, *, few_shot: bool) -> bool:
         """Return whether the final fit also trains on val, if there is one."""
@@ -206,6 +215,7 @@ class LinearProbe:
         y: NDArray[np.int64],
         n_classes: int,
         ctx: RunContext,
+        weights: NDArray[np.float64] | None,
     ) -> Solver:
         """Return the function that maps penalties to layers fitted on features ``parts`` and labels ``y``."""
         config = self.config
@@ -215,7 +225,9 @@ class LinearProbe:
         if config.solver == "adamw":
             return lambda penalties: [self._fit_adamw(x, y, p, n_classes, ctx) for p in penalties]
         args = (config.max_iter, n_classes)
-        return lambda penalties: [fit_logistic(x, y, p, *args, span=config.span) for p in penalties]
+        return lambda penalties: [
+            fit_logistic(x, y, p, *args, span=config.span, sample_weight=weights) for p in penalties
+        ]
 
     @property
     def _penalty(self) -> str:
@@ -343,6 +355,7 @@ def fit_logistic(
     n_classes: int,
     *,
     span: bool = True,
+    sample_weight: NDArray[np.float64] | None = None,
 ) -> Linear:
     """Fit scikit-learn's L-BFGS logistic regression.
 
@@ -353,6 +366,7 @@ def fit_logistic(
         max_iter: Maximum number of iterations.
         n_classes: Number of classes; classes without examples are never predicted.
         span: With fewer examples than features, solve in the span of the examples.
+        sample_weight: Weight of each example, shape ``(n,)``; None weighs all equally.
 
     Raises:
         DataError: If all examples belong to one class.
@@ -369,7 +383,7 @@ def fit_logistic(
         warnings.simplefilter("ignore", ConvergenceWarning)  # the paper stops at 1,000 iterations
         fitted = LogisticRegression(
             random_state=0, C=C, max_iter=max_iter, tol=tolerance(features, y)
-        ).fit(features, y)
+        ).fit(features, y, sample_weight)
     coef, intercept = fitted.coef_, fitted.intercept_
     if basis is not None:
         coef = coef @ basis.T

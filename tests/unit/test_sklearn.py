@@ -22,12 +22,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import clipadapt
-import clipadapt.sklearn as surface
 from clipadapt.core.api.context import RunContext, Services
 from clipadapt.core.api.data import Inputs, Split, Task
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import METHODS, MODELS
 from clipadapt.core.features.cache import FeatureCache
+from clipadapt.tensor import estimator
 
 COLOURS = {"red_thing": (210, 40, 40), "blue_thing": (40, 60, 210), "green_thing": (50, 170, 60)}
 
@@ -222,7 +222,7 @@ def test_grid_search_with_invalid_parameters(classifier, images):
 
 def test_the_model_is_loaded_once_and_shared(tiny_models, images, monkeypatch):
     array, labels = images
-    monkeypatch.setattr(surface, "_models", {})
+    monkeypatch.setattr(estimator, "_models", {})
     loaded = []
     provider = MODELS.get("clip/openclip")
     load = type(provider).load
@@ -309,6 +309,146 @@ def test_random_state_determines_the_seed(classifier, images, monkeypatch):
         classifier.fit(*images)
 
 
+# ---------------------------------------------------------------- parameters
+
+
+def test_one_hyperparameter_in_a_grid(classifier, images):
+    array, labels = images
+    given = {"solver": "lbfgs", "C": 5.0}
+    classifier.set_params(method_params=given)
+    pipeline = Pipeline([("same", FunctionTransformer()), ("clip", classifier)])
+    grid = {"clip__method_params__C": [1.0, 1e-6], "clip__method": ["linear_probe"]}
+
+    pictures = [Image.fromarray(a) for a in array]
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(pictures, labels)
+
+    assert search.best_params_["clip__method_params__C"] == 1.0
+    best = search.best_estimator_.named_steps["clip"]
+    assert best.method_params == {"solver": "lbfgs", "C": 1.0}
+    assert best.fitted_.config.C == 1.0
+    assert given == {"solver": "lbfgs", "C": 5.0}
+    assert classifier.method_params is given
+    assert classifier.get_params()["method_params__C"] == 5.0
+    assert "method_params__C" not in classifier.get_params(deep=False)
+    assert clone(best).get_params() == best.get_params()
+    changed = clipadapt.CLIPClassifier().set_params(method="coop", method_params__n_ctx=4)
+    assert changed.method_params == {"n_ctx": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method_params__max_itr": 1}, "Invalid parameter 'method_params__max_itr': clip/linear_probe .*'max_iter'"),
+        ({"method_parms": {}}, "Invalid parameter 'method_parms'"),
+        ({"method_params": 5, "method_params__C": 1}, "method_params must be a mapping or None, got 5"),
+    ],
+)  # fmt: skip
+def test_parameters_that_do_not_exist(classifier, change, message):
+    with pytest.raises(ValueError, match=message):
+        classifier.set_params(**change)
+
+
+def test_decision_function(classifier, images):
+    array, labels = images
+    classifier.fit(array, labels)
+    scores = classifier.predict_scores(array)
+    np.testing.assert_array_equal(classifier.decision_function(array), scores)
+
+    two = [name == "red_thing" for name in labels]
+    classifier.fit(array, two)
+    scores, decision = classifier.predict_scores(array), classifier.decision_function(array)
+    assert decision.shape == (24,)
+    np.testing.assert_array_equal(decision > 0, classifier.predict(array))
+    np.testing.assert_allclose(decision, scores[:, 1].astype(float) - scores[:, 0])
+    assert get_scorer("roc_auc")(classifier, array, two) > 0.9
+    assert get_scorer("average_precision")(classifier, array, two) > 0.9
+
+
+def test_sample_weight(classifier, images):
+    array, labels = images
+    weights = np.tile([1.0, 2.0, 0.0], 8)
+    kept = np.flatnonzero(weights)
+    repeated = np.repeat(np.arange(24), weights.astype(int))
+
+    classifier.fit(array, labels, sample_weight=weights)
+
+    assert classifier.classes_.tolist() == ["blue_thing", "red_thing"]
+    weighted = classifier.decision_function(array)
+    same = clone(classifier).fit(array[repeated], [labels[i] for i in repeated])
+    np.testing.assert_allclose(weighted, same.decision_function(array), atol=1e-3)
+    plain = clone(classifier).fit(array[kept], [labels[i] for i in kept])
+    assert not np.allclose(weighted, plain.decision_function(array), atol=1e-3)
+    for change in (
+        {"method": "tip_adapter", "method_params": None},
+        {"method_params": {"solver": "batched"}},
+    ):
+        with pytest.raises(ValueError, match=r"cannot weigh .* use method='linear_probe'"):
+            clone(classifier).set_params(**change).fit(array, labels, sample_weight=weights)
+    for wrong, message in (
+        (weights[:3], "expected \\(24,\\)"),
+        (-weights, "not negative"),
+        (weights[:, None], "must be 1D"),
+        (np.zeros(24), "at least one non-zero"),
+        (np.full(24, np.nan), "finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier.fit(array, labels, sample_weight=wrong)
+
+
+def test_numbers_are_not_prompts(classifier, images):
+    array, labels = images
+    y = np.array([list(COLOURS).index(name) for name in labels])
+    named = clone(classifier).set_params(method="zero_shot").fit(array, labels)
+    zero_shot = classifier.set_params(method="zero_shot")
+    for given in (y, y.astype(str), y.astype(float)):
+        with pytest.raises(ValueError, match=r"means nothing in a prompt.* with classnames=, for"):
+            zero_shot.fit(array, given)
+
+    order = ["red thing", "blue thing", "green thing"]
+    zero_shot.set_params(classnames=order).fit(array, y)
+    assert zero_shot.classifier_.classnames == tuple(order)
+    by_label = clone(zero_shot).set_params(classnames=dict(enumerate(order))).fit(array, y)
+    np.testing.assert_array_equal(by_label.predict(array), zero_shot.predict(array))
+    np.testing.assert_array_equal(
+        zero_shot.predict_scores(array)[:, [1, 2, 0]], named.predict_scores(array)
+    )
+    assert zero_shot.predict(array).dtype.kind == "i"
+
+
+def test_templates(classifier, images):
+    array, labels = images
+    zero_shot = classifier.set_params(method="zero_shot")
+    plain = clone(zero_shot).fit(array, labels).predict_scores(array)
+    same = clone(zero_shot).set_params(templates="a photo of a {}.").fit(array, labels)
+    seven = clone(zero_shot).set_params(templates="7").fit(array, labels)
+    two = clone(zero_shot).set_params(templates=["a photo of a {}.", "a sketch of a {}."])
+
+    np.testing.assert_array_equal(same.predict_scores(array), plain)
+    assert not np.array_equal(seven.predict_scores(array), plain)
+    assert not np.array_equal(two.fit(array, labels).predict_scores(array), plain)
+    grid = {"templates": ["7", "a photo of a {}."]}
+    assert len(GridSearchCV(zero_shot, grid, cv=2).fit(array, labels).cv_results_["params"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classnames": ["a", "b"]}, "classnames has 2 names, and there are 3 classes"),
+        ({"classnames": {"red_thing": "red"}}, "classnames has no name for the label 'blue_thing'"),
+        ({"classnames": "abc"}, "classnames must be a mapping, a list of names or None, got 'abc'"),
+        ({"classnames": ["a", "b", 3]}, "classnames must be texts that are not empty, got 3"),
+        ({"templates": "a photo"}, "templates must be 7, 80, or templates with one '{}' .* got 'a photo'"),
+        ({"templates": ["a {}", "{} {}"]}, "got '{} {}'"),
+        ({"templates": []}, "got none"),
+        ({"templates": 7}, "got 7"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_prompts(classifier, images, change, message):
+    with pytest.raises(ValueError, match=message):
+        classifier.set_params(**change).fit(*images)
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -387,7 +527,7 @@ def test_series_are_accepted(classifier, images, tmp_path):
         (["a", "b"], r"inconsistent numbers of samples: \[24, 2\]"),
         (dict.fromkeys(range(24), "a"), "expected one label per image"),
         (set(range(24)), "expected one label per image"),
-        (["a"] * 24, "at least two classes are required, got only 'a'"),
+        (["a"] * 24, "at least two classes are required, got only one class: 'a'"),
         (np.zeros((24, 2)), r"y should be a 1d array, got an array of shape \(24, 2\)"),
         (np.linspace(0, 1, 24), "Unknown label type"),
         ([float("nan")] * 24, "missing values: nan at position 0"),

@@ -44,6 +44,7 @@ def solve(
     n_classes: int,
     max_iter: int,
     note: Callable[[str], None],
+    sample_weight: NDArray[np.float64] | None = None,
 ) -> Linear:
     """Fit scikit-learn's logistic regression and return it as one layer over all classes."""
     from sklearn.exceptions import ConvergenceWarning
@@ -51,7 +52,7 @@ def solve(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        fitted = LogisticRegression(C=C, max_iter=max_iter).fit(scaler(x), y)
+        fitted = LogisticRegression(C=C, max_iter=max_iter).fit(scaler(x), y, sample_weight)
     if any(issubclass(w.category, ConvergenceWarning) for w in caught):
         note(
             f"warning: logistic regression did not converge in {max_iter} iterations at C={C:g}; "

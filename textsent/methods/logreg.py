@@ -54,6 +54,7 @@ class LogReg:
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
+    uses_sample_weight: ClassVar[bool] = True
 
     def __init__(self, config: LogRegConfig) -> None:
         self.config = config
@@ -80,6 +81,7 @@ class LogReg:
                 len(task.classnames),
                 config.max_iter,
                 ctx.progress.note,
+                task.sample_weight,
             )
 
         def evaluate(layer: Linear) -> dict[str, float]:

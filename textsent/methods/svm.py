@@ -105,6 +105,7 @@ class SVM:
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
+    uses_sample_weight: ClassVar[bool] = True
 
     def __init__(self, config: SVMConfig) -> None:
         self.config = config
@@ -123,7 +124,7 @@ class SVM:
         scaler = Scaler.fitted(x, standardize=config.standardize)
 
         def fit(C: float) -> Machine:
-            return fit_machine(x, train.labels, scaler, config.kernel, C)
+            return fit_machine(x, train.labels, scaler, config.kernel, C, task.sample_weight)
 
         def evaluate(machine: Machine) -> dict[str, float]:
             scores = SVMClassifier(reader, task.classnames, machine).scores(xv)
@@ -224,7 +225,12 @@ class SVMClassifier:
 
 
 def fit_machine(
-    x: NDArray[np.float64], y: NDArray[np.int64], scaler: Scaler, kernel: Kernel, C: float
+    x: NDArray[np.float64],
+    y: NDArray[np.int64],
+    scaler: Scaler,
+    kernel: Kernel,
+    C: float,
+    sample_weight: NDArray[np.float64] | None = None,
 ) -> Machine:
     """Fit scikit-learn's SVC and return what its decision function needs.
 
@@ -234,13 +240,14 @@ def fit_machine(
         scaler: Scaling of the features.
         kernel: Kernel function.
         C: Inverse strength of the penalty.
+        sample_weight: Factor of ``C`` of each example, shape ``(n,)``; None is 1.
     """
     from sklearn.svm import SVC
 
     scaled = scaler(x)
     variance = scaled.var()
     gamma = 1.0 / (x.shape[1] * variance) if variance > 0 else 1.0  # gamma="scale"
-    svc = SVC(kernel=kernel, C=C, gamma=gamma, cache_size=500).fit(scaled, y)
+    svc = SVC(kernel=kernel, C=C, gamma=gamma, cache_size=500).fit(scaled, y, sample_weight)
     return Machine(
         kernel,
         float(gamma),

@@ -55,6 +55,7 @@ class TfidfSVM:
     version: ClassVar[int] = 1
     requires: ClassVar[type | None] = None
     open_vocabulary: ClassVar[bool] = False
+    uses_sample_weight: ClassVar[bool] = True
 
     def __init__(self, config: TfidfSVMConfig) -> None:
         self.config = config
@@ -83,7 +84,7 @@ class TfidfSVM:
         svm = LinearSVC(C=config.C, max_iter=config.max_iter, random_state=0)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            svm.fit(counts, train.labels)
+            svm.fit(counts, train.labels, sample_weight=task.sample_weight)
         if any(issubclass(w.category, ConvergenceWarning) for w in caught):
             ctx.progress.note(
                 f"warning: tfidf_svm did not converge in {config.max_iter} passes; raise method.max_iter"

@@ -195,6 +195,8 @@ class Task(Generic[X]):
         train: Labelled training examples, or None for zero-shot.
         val: Labelled validation examples for selection, or None.
         few_shot: Whether train and val are a few-shot draw.
+        sample_weight: Weight of each training example, shape ``(n,)``, for methods with ``uses_sample_weight``; None
+            weighs all equally.
     """
 
     classnames: tuple[str, ...]
@@ -202,6 +204,7 @@ class Task(Generic[X]):
     train: Split[X] | None = None
     val: Split[X] | None = None
     few_shot: bool = False
+    sample_weight: NDArray[np.float64] | None = None
 
     def require_train(self, method: str) -> Split[X]:
         """Return ``train``.

@@ -206,7 +206,9 @@ class Method(Protocol):
         requires: ``typing.Protocol`` that the backbone must implement, or None for a method without a backbone.
 
     Optional attributes of a class or, where they follow from the settings, of its objects: ``uses_train = False`` for
-    a method without training (the default is True); ``open_vocabulary = False`` for a method whose classifiers only
+    a method without training (the default is True); ``reads_classnames = False`` for a method of images whose
+    classifiers do not depend on the class names (True); ``uses_sample_weight = True`` for a method that weighs the
+    training examples by ``task.sample_weight`` (False); ``open_vocabulary = False`` for a method whose classifiers only
     know the training classes, so that evaluation on other classes is refused before the fit; and
     ``refits_on_val(*, few_shot: bool) -> bool`` for a method whose final fit is on train and val, so that its runs
     have the flag ``refit_on_val`` and are not evaluated on val.

@@ -19,7 +19,7 @@ from clipadapt.core.python.run import Run
 from clipadapt.core.records.history import run_folder
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs import inference
-from clipadapt.core.runs.find import find_run
+from clipadapt.core.runs.find import SCHEME, find_run
 from clipadapt.core.runs.reuse import evaluate_saved
 from clipadapt.core.runs.session import Session
 from clipadapt.core.runs.sweep import run_sweep
@@ -296,7 +296,8 @@ class Library:
             ConfigError: If it is of the other package.
         """
         progress = progress or on_stderr()
-        folder = find_run(os.fspath(path), progress)
+        given = os.fspath(path)
+        folder = find_run(given if given.startswith(SCHEME) else user_path(given), progress)
         return Run(inference.record_of(folder, self.track), folder, self.inputs, progress)
 
     def records(self, path: PathLike = DEFAULT_OUT) -> pd.DataFrame:

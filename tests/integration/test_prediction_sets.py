@@ -274,13 +274,17 @@ def test_what_cannot_be_calibrated_is_refused(cli, held_out, images, tmp_path):
     assert "the class 'yellow thing', which the run does not know" in message(
         "--coverage", "0.6", "--calibrate-on", tmp_path / "other"
     )
-    assert "the dataset that the run was trained on" in message(
-        "--coverage", "0.9", "--calibrate-on", images
-    )
+    assert "is the run's own dataset" in message("--coverage", "0.9", "--calibrate-on", images)
     assert "never on test" in message("--coverage", "0.9", "--calibrate-on", tmp_path / "split")
     assert "--coverage must be between 0 and 1 (got 90)" in message("--coverage", "90")
     assert "--set-score must be one of lac, aps, raps" in message(
         "--coverage", "0.9", "--set-score", "acp"
+    )
+    assert "hint: --coverage 0.9\n" in message("--coverage", "90") + "\n"
+    assert "hint: --reject-rate 0.05" in message("--reject-rate", "0")
+    assert "--set-score only matters with --coverage" in message("--set-score", "aps")
+    assert "there is no file or folder 'no/such'" in message(
+        "--coverage", "0.9", "--calibrate-on", "no/such"
     )
     assert "only matters for prediction sets" in message("--calibrate-on", tmp_path / "other")
 

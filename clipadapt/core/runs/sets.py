@@ -52,9 +52,12 @@ class SetOptions:
     calibrate_on: str | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("--coverage", self.coverage), ("--reject-rate", self.reject_rate)):
+        for option, value, usual in (
+            ("--coverage", self.coverage, 0.9),
+            ("--reject-rate", self.reject_rate, 0.05),
+        ):
             if value is not None and not 0 < value < 1:
-                hint = f"{option} {value / 100:g}" if 1 < value < 100 else f"{option} 0.9"
+                hint = f"{option} {value / 100 if 1 < value < 100 else usual:g}"
                 raise ConfigError(f"{option} must be between 0 and 1 (got {value:g})", hint=hint)
         if self.kind not in KINDS:
             raise ConfigError(
@@ -62,6 +65,8 @@ class SetOptions:
                 f"{did_you_mean(self.kind, KINDS)}",
                 hint="lac gives the smallest sets",
             )
+        if self.kind != "lac" and self.coverage is None:
+            raise ConfigError("--set-score only matters with --coverage", hint="add --coverage 0.9")
         if self.calibrate_on is not None and not self.wanted:
             raise ConfigError(
                 "--calibrate-on only matters for prediction sets",
@@ -243,7 +248,7 @@ def _open_labelled(run: LoadedRun, name: str) -> Split[Any]:
     dataset = resolved.provider(resolved.argument, DatasetOptions())
     if dataset.fingerprint == run.record.data.sha256:
         raise DataError(
-            f"'{name}' is the dataset that the run was trained on",
+            f"'{name}' is the run's own dataset",
             hint="leave out --calibrate-on to use its val split, or give other examples",
         )
     parts = [dataset.split(s) for s in dataset.splits]
@@ -270,11 +275,21 @@ def _open_labelled(run: LoadedRun, name: str) -> Split[Any]:
 
 
 def _with_scheme(name: str, track: str) -> str:
-    """Return a dataset's name; a path alone is a folder of images, or a table."""
+    """Return a dataset's name; a path alone is a folder of images, or a table.
+
+    Raises:
+        DataError: If a path does not exist.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return f"{tracks()[track].own_folder}:{name}"
-    return f"{tracks()[track].own_file}:{name}" if path.is_file() else name
+    if path.is_file():
+        return f"{tracks()[track].own_file}:{name}"
+    if "/" in name and ":" not in name:
+        raise DataError(
+            f"there is no file or folder '{name}'", hint="give labelled examples to --calibrate-on"
+        )
+    return name
 
 
 def _measure(run: LoadedRun, rule: SetRule) -> Measured | None:

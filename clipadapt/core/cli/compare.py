@@ -39,8 +39,8 @@ def compare(
         )
     stores, found = [], []
     for folder in (a, b):
-        if (folder / RECORD).is_file():  # one run: its store is three folders up
-            store, records = RunStore(folder.resolve().parents[2]), [RunStore.load(folder)]
+        if (folder / RECORD).is_file():  # one run, which may have been copied here
+            store, records = RunStore(folder), [RunStore.load(folder)]
         else:
             store = RunStore(folder)
             records = store.load_all(on_stderr().note)

@@ -108,14 +108,16 @@ def accuracy_gap(epochs: Sequence[Epoch], chosen: int | None = None) -> float | 
 
 
 def run_folder(store: RunStore, record: RunRecord) -> Path:
-    """Return the folder of a record: its usual place in the store, or a deeper one if the root holds several stores.
+    """Return the folder of a record: its usual place in the store, the root itself, or a deeper one.
+
+    The root may be the folder of a run, or hold several stores.
 
     Raises:
         RecordError: If the record is not below the store's root.
     """
-    folder = store.run_dir(record)
-    if (folder / RECORD).is_file():
-        return folder
+    for folder in (store.root, store.run_dir(record)):
+        if (folder / RECORD).is_file():
+            return folder
     for path in sorted(files_below(store.root, RECORD)):
         if path.parent.name == record.run_id:
             return path.parent

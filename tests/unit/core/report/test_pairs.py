@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -134,6 +135,16 @@ def test_two_runs_of_one_folder_are_compared(a, cli):
     one = save(a, "text/head", right(10))
     two = save(a, "text/lora", np.ones(60, dtype=bool))
     done = cli("compare", *(str(a.run_dir(r)) for r in (one, two)), "--json")
+    assert done.code == 0, done.err
+    (pair,) = json.loads(done.out)["pairs"]
+    assert len(pair["changed"]) == 10
+
+
+def test_a_copied_run_is_compared(a, tmp_path, cli):
+    one = save(a, "text/head", right(10))
+    two = save(a, "text/lora", np.ones(60, dtype=bool))
+    shutil.copytree(a.run_dir(one), tmp_path / "copy")
+    done = cli("compare", str(tmp_path / "copy"), str(a.run_dir(two)), "--json")
     assert done.code == 0, done.err
     (pair,) = json.loads(done.out)["pairs"]
     assert len(pair["changed"]) == 10

@@ -39,7 +39,7 @@ def main() -> None:
         store = RunStore(arguments.out)
         table = tables.render(tables.build_table(outcome.records, store=store), "markdown")
         page.write_report(arguments.out, report)
-        gained = gains(build_summary(store, records=outcome.records))
+        gained = gains(build_summary(store, records=outcome.records), "clip/zero_shot")
     except ClipAdaptError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -14,19 +14,23 @@ if TYPE_CHECKING:
 SIGNIFICANT: Final = 0.05
 
 
-def gains(summary: Summary) -> tuple[str, ...]:
+def gains(summary: Summary, zero_shot: str) -> tuple[str, ...]:
     """Return a sentence for each block that has zero-shot and at least one method fitted to examples.
 
     It names the method with the highest accuracy and how many methods it was chosen from. Only a difference that is
     significant after Holm over the pairs of the block is called a gain or a loss.
+
+    Args:
+        summary: The summary.
+        zero_shot: Name of the method that classifies by the class names alone.
     """
-    return tuple(sentence for block in summary.blocks for sentence in _sentences(block))
+    return tuple(sentence for block in summary.blocks for sentence in _sentences(block, zero_shot))
 
 
-def _sentences(block: Block) -> Iterable[str]:
+def _sentences(block: Block, name: str) -> Iterable[str]:
     ranked = [r for r in block.rows if r.row.accuracy]
     trained = [r for r in ranked if r.row.first.method.uses_train]
-    for zero_shot in (r for r in ranked if not r.row.first.method.uses_train):
+    for zero_shot in (r for r in ranked if r.row.first.method.name == name):
         rivals = [r for r in trained if r.row.model == zero_shot.row.model]
         if rivals:
             yield _sentence(block, zero_shot, rivals[0], len(rivals))

@@ -15,7 +15,7 @@ def store(tmp_path):
 
 
 def sentences(store):
-    return gains(build_summary(store))
+    return gains(build_summary(store), "clip/zero_shot")
 
 
 def test_a_significant_gain_is_told_with_the_interval_and_the_number_of_methods(store):
@@ -62,3 +62,12 @@ def test_without_zero_shot_or_without_a_fitted_method_there_is_no_sentence(store
 def test_only_zero_shot_gives_no_sentence(store):
     save(store, "clip/zero_shot", np.ones(N, dtype=bool))
     assert sentences(store) == ()
+
+
+def test_a_method_without_training_that_is_not_zero_shot_is_not_the_start(store):
+    save(store, "clip/zero_shot", right(45))
+    save(store, "clip/tpt", right(40), method__uses_train=False)
+    save(store, "clip/coop", right(6))
+    (sentence,) = sentences(store)
+    assert "raised accuracy from 25 % to 90 %" in sentence
+    assert sentence.endswith("with clip/coop.")

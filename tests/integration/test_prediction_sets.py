@@ -106,6 +106,21 @@ def test_what_is_wrong_with_val_is_recorded(trained):
     assert "calibration.npz" not in refitted.files
 
 
+def test_sets_on_another_dataset_say_so(images, tiny_clip, tmp_path):
+    from clipadapt.core.experiments import config
+    from clipadapt.core.runs.session import run_experiments
+
+    for c, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(4):
+            picture(tmp_path / "other" / "test" / name / f"{i}.png", colour, 9000 + 10 * c + i)
+    also = f'[{{"dataset": "folder:{tmp_path}/other"}}]'
+    given = [f"model.name={tiny_clip}", f"data.name=folder:{images}", f"evaluation.also={also}"]
+    home, other = run_experiments([config.load(["zero_shot"], given)], tmp_path / "runs")
+
+    assert home.prediction_sets.caveats == ("temperature",)
+    assert other.prediction_sets.caveats == ("temperature", "dataset")
+
+
 def test_too_few_examples_give_no_metrics(trained):
     record = record_of(trained("zero_shot", "data.calibration_share=0.1"))
 

@@ -84,7 +84,8 @@ def evaluate(spec: FitSpec, fitted: FitResult, target: Target, test: Split[Any])
     peak = environment.peak_memory(spec.opened.device)
     sets = None
     if classifier is fitted.classifier and columns is None and not is_val(home, target):
-        sets = _prediction_sets(fitted, scores, test.labels)
+        elsewhere = target.dataset.fingerprint != home.dataset.fingerprint
+        sets = _prediction_sets(fitted, scores, test.labels, elsewhere=elsewhere)
     values = metrics.compute_metrics(
         scores,
         test.labels,
@@ -121,9 +122,16 @@ def evaluate(spec: FitSpec, fitted: FitResult, target: Target, test: Split[Any])
 
 
 def _prediction_sets(
-    fitted: FitResult, scores: NDArray[np.float32], labels: NDArray[np.int64]
+    fitted: FitResult, scores: NDArray[np.float32], labels: NDArray[np.int64], *, elsewhere: bool
 ) -> PredictionSets | None:
-    """Return coverage and size of the prediction sets of labelled examples; None without calibration examples."""
+    """Return coverage and size of the prediction sets of labelled examples; None without calibration examples.
+
+    Args:
+        fitted: The fit.
+        scores: Scores of the examples, shape ``(n, C)``.
+        labels: Their labels, shape ``(n,)``.
+        elsewhere: Whether the examples are of another dataset than the calibration examples.
+    """
     data, n_classes = fitted.calibration, scores.shape[1]
     if data is None:
         return None
@@ -133,7 +141,7 @@ def _prediction_sets(
     return PredictionSets(
         n_calibration=len(data.examples),
         calibrated_on=data.source,
-        caveats=data.caveats,
+        caveats=(*data.caveats, *(["dataset"] if elsewhere else [])),
         points=tuple(
             SetPoint(
                 score=m.score.kind, nominal=m.nominal, threshold=m.threshold, **m.figures._asdict()

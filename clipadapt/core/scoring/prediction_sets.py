@@ -56,6 +56,7 @@ HEADLINE: Final = (SetScore(), 0.9)
 CAVEATS: Final = {
     "temperature": "the calibration examples also fitted the temperature",
     "selection": "the calibration examples also selected an epoch or a setting",
+    "dataset": "the calibration examples are of another dataset than the evaluated ones",
     "balanced": "the calibration examples are a few-shot draw with equally many per class",
     "transductive": "a prediction of this method depends on the inputs given with it",
     "online": "a prediction of this method depends on the inputs before it",

@@ -41,7 +41,7 @@ from clipadapt.core.report.notes import (
 )
 from clipadapt.core.report.rows import Row
 from clipadapt.core.report.run_files import RunFiles
-from clipadapt.core.scoring.metrics import METRICS_VERSION
+from clipadapt.core.scoring.metrics import METRICS_VERSION, of_val
 from clipadapt.core.scoring.statistics import wilson
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def build_table(
         raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
     files = RunFiles(store) if store else None
-    rows = _once([Row(group, files) for group in group_records(distinct)])
+    rows = _once([Row(group, files) for group in group_records(distinct)], metric)
     lines, faults = _lines(rows, metric)
     means, of_means = dataset_means(rows, metric)
     if value and value.unit == "fraction" and value.higher_is_better:
@@ -185,8 +185,13 @@ def _lines(rows: Sequence[Row], metric: str) -> tuple[list[Line], list[str]]:
     return lines, faults
 
 
-def _once(rows: Sequence[Row]) -> list[Row]:
-    """Return rows without those that repeat a method without training for another number of shots."""
+def _once(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Return rows without those that repeat a method without training for another number of shots.
+
+    A metric that is calibrated on val differs between them, because the shots also determine val.
+    """
+    if of_val(metric):
+        return list(rows)
     kept: dict[Any, Row] = {}
     for row in sorted(
         rows, key=lambda r: -len(r.ok)
@@ -328,7 +333,8 @@ def _columns(
         (_given("settings"), lambda x: ", ".join(x.row.group.settings),
          lambda m: ", ".join(m.rows[0].group.settings)),
         (_given("probabilities"), lambda x: x.row.probabilities, lambda m: m.rows[0].probabilities),
-        (Column("shots", given=True), lambda x: _shots(x.row), lambda m: _shots(m.rows[0])),
+        (Column("shots", given=True), lambda x: _shots(x.row, table.metric),
+         lambda m: _shots(m.rows[0], table.metric)),
         (Column("seeds", rank=1), lambda x: str(x.seeds), lambda m: str(m.seeds or NOTHING)),
         (Column(metric, figure=True), lambda x: format_interval(x.interval, table.unit),
          lambda m: format_interval(m.interval, table.unit)),
@@ -371,9 +377,9 @@ def _method(row: Row) -> str:
     return method_title(row.first.method.name, row.first.method.recipe)
 
 
-def _shots(row: Row) -> str:
+def _shots(row: Row, metric: str) -> str:
     shots = row.first.data.shots
-    if not row.first.method.uses_train:
+    if not row.first.method.uses_train and not (shots and of_val(metric)):
         return NOTHING
     return "all" if shots is None else str(shots)
 

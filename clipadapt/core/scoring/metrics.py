@@ -196,6 +196,12 @@ def find_metric(name: str) -> Metric | None:
     return METRICS.get(name) or METRICS.get(name.removesuffix(CALIBRATED))
 
 
+def of_val(name: str) -> bool:
+    """Return whether the values of a metric depend on val, on which a temperature or prediction sets are calibrated."""
+    known = find_metric(name)
+    return known is not None and (known.sets or name.endswith(CALIBRATED))
+
+
 def of_probabilities(name: str) -> bool:
     """Return whether a metric reads probabilities, so that its values depend on how scores become probabilities."""
     known = find_metric(name)

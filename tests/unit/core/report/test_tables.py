@@ -140,6 +140,17 @@ def test_a_method_without_training_is_one_row_whatever_the_shots():
     assert len(rows) == 2
 
 
+@pytest.mark.parametrize("name", ["ece_calibrated", "set_coverage"])
+def test_a_metric_calibrated_on_val_has_a_row_for_each_number_of_shots(name):
+    records = [
+        run(1, run_id=f"{k}" * 16, data__shots=k, method__name="clip/zero_shot",
+            method__uses_train=False, metrics={name: metric(k / 100, 0.0, 1.0)})
+        for k in (1, 4)
+    ]  # fmt: skip
+    header, *rows = markdown(records, metric=name)
+    assert [r[header.index("shots")] for r in rows] == ["1", "4"]
+
+
 def test_equal_conditions_are_stated_once():
     records = [run(1), run(2, run_id="b" * 16, evaluation__dataset="folder:sketch")]
 

@@ -8,6 +8,7 @@ import pytest
 
 from clipadapt.core.api.registry import METHODS
 from clipadapt.core.experiments import shipped, sweep
+from clipadapt.core.report.results import Results
 
 
 @pytest.fixture
@@ -45,6 +46,11 @@ def test_a_sweep_is_the_product_of_its_axes_and_resumes(cli, plan, tmp_path):
     assert "## folder:pictures, test, 2 shots" in again.out
     assert (out / "summary.md").read_text() in again.out
     assert "skipped" in again.err
+    results = Results.model_validate_json((out / "results.json").read_text())
+    assert results.sweep == "mine"
+    assert sorted(i for row in results.rows for i in row.run_ids) == sorted(
+        r["run_id"] for r in records
+    )
 
 
 def test_one_failure_does_not_stop_the_rest(cli, plan, tmp_path, monkeypatch):

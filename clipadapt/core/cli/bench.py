@@ -73,6 +73,8 @@ def bench(
         return
     with _executor(executor, workers) as chosen:
         outcome = run_sweep(experiments, out, on_stderr(), chosen)
+    if outcome.records:
+        _write_results(outcome.records, Path(sweep).stem, out)
     if as_json:
         print_json({"records": [r.model_dump(mode="json") for r in outcome.records]})
     elif outcome.records:
@@ -117,6 +119,19 @@ def _executor(name: ExecutorName, workers: int | None) -> Iterator[Executor | No
         yield executor
 
 
+def _write_results(found: Sequence[RunRecord], sweep: str, out: Path) -> None:
+    """Write the result file of a sweep beside the records."""
+    from clipadapt.core.files.atomic import write_text
+    from clipadapt.core.records.run_store import RunStore
+    from clipadapt.core.report import results
+
+    built = results.build_results(RunStore(out), sweep, found)
+    try:
+        write_text(out / results.NAME, results.render_results(built))
+    except OSError as err:
+        say(f"no {results.NAME}: {err}", err=True)
+
+
 def _print_summary(found: Sequence[RunRecord], out: Path) -> None:
     """Print the summary of a sweep; write it and the learning curves beside the records."""
     from clipadapt.core.files.atomic import write_text
@@ -134,4 +149,5 @@ def _print_summary(found: Sequence[RunRecord], out: Path) -> None:
     except (ClipAdaptError, OSError) as err:  # for example, the plotting extra is not installed
         say(f"no curves: {err}", err=True)
         made = []
-    say(f"records: {out}; summary: {out / 'summary.md'}; curves: {len(made)}", err=True)
+    files = f"summary: {out / 'summary.md'}; results: {out / 'results.json'}"
+    say(f"records: {out}; {files}; curves: {len(made)}", err=True)

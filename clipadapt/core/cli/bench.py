@@ -16,12 +16,14 @@ from clipadapt.core.cli.options import (
     JsonOption,
     OutOption,
     SettingOption,
+    TrackerOption,
     complete_sweep,
     track_of,
 )
 from clipadapt.core.cli.output import print_json, say
 from clipadapt.core.cli.run import FAILED_TWICE
 from clipadapt.core.cli.terminal import print_summary
+from clipadapt.core.cli.tracking import tracking
 
 if TYPE_CHECKING:
     from clipadapt.core.experiments.config import Experiment
@@ -55,6 +57,7 @@ def bench(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Parallel runs, with --executor ray.")
     ] = None,
+    trackers: TrackerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a sweep and print its tables; complete runs are skipped, so the same command resumes."""
@@ -71,8 +74,8 @@ def bench(
     if dry_run:
         print_plan(experiments, out, executor, as_json=as_json)
         return
-    with _executor(executor, workers) as chosen:
-        outcome = run_sweep(experiments, out, on_stderr(), chosen)
+    with tracking(trackers, out) as log, _executor(executor, workers) as chosen:
+        outcome = run_sweep(experiments, out, on_stderr(), chosen, on_records=log)
     if outcome.records:
         _write_results(outcome.records, Path(sweep).stem, out)
     if as_json:

@@ -156,6 +156,14 @@ CalibrateOnOption = Annotated[
         help="Labelled examples that were not trained on, to calibrate sets on instead of the run's val split.",
     ),
 ]
+TrackerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker",
+        metavar="wandb|tensorboard|mlflow",
+        help="Log the runs there, too; may be repeated.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,13 @@ from clipadapt.core.cli.options import (
     SeedsOption,
     SettingOption,
     ShotsOption,
+    TrackerOption,
     named_settings,
     refuse_twice,
     track_of,
 )
 from clipadapt.core.cli.output import print_records, say
+from clipadapt.core.cli.tracking import tracking
 
 if TYPE_CHECKING:
     from clipadapt.core.experiments.config import Experiment
@@ -41,13 +43,15 @@ def run(
     seeds: SeedsOption = None,
     settings: SettingOption = None,
     out: OutOption = DEFAULT_OUT,
+    trackers: TrackerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a method, evaluate it and write one record per seed; complete runs are skipped."""
     experiment = load_experiment(
         configs, named_settings(model, dataset, shots, seeds), settings, track_of(context).name
     )
-    found = run_experiments([experiment], out, as_json=as_json)
+    with tracking(trackers, out) as log:
+        found = run_experiments([experiment], out, as_json=as_json, on_records=log)
     print_records(found, out, as_json=as_json)
     _draw_curves(found, out)
     if any(r.status == "failed" for r in found):
@@ -93,7 +97,11 @@ def _refuse_unused(experiment: Experiment) -> None:
 
 
 def run_experiments(
-    experiments: Sequence[Experiment], out: Path, *, as_json: bool
+    experiments: Sequence[Experiment],
+    out: Path,
+    *,
+    as_json: bool,
+    on_records: Callable[[Sequence[RunRecord]], None] | None = None,
 ) -> list[RunRecord]:
     """Run experiments; with ``as_json``, the records so far are printed even if one fails."""
     from clipadapt.core.cli.progress import on_stderr
@@ -103,7 +111,9 @@ def run_experiments(
         print_records(found, out, as_json=True)
 
     on_error = print_so_far if as_json else None
-    return session.run_experiments(experiments, out, on_stderr(), on_error=on_error)
+    return session.run_experiments(
+        experiments, out, on_stderr(), on_error=on_error, on_records=on_records
+    )
 
 
 def _draw_curves(found: Sequence[RunRecord], out: Path) -> None:

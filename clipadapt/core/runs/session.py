@@ -43,6 +43,7 @@ def run_experiments(
     progress: Progress | None = None,
     *,
     on_error: Callable[[list[RunRecord]], None] | None = None,
+    on_records: Callable[[list[RunRecord]], None] | None = None,
 ) -> list[RunRecord]:
     """Run experiments one after another; complete runs are read, not repeated.
 
@@ -51,6 +52,7 @@ def run_experiments(
         out: Folder of the records.
         progress: Where bars and warnings are shown.
         on_error: Called with the records that exist, before the error that ended a fit is raised.
+        on_records: Called with the records of each fit when it is done, also of one that was complete before.
 
     Returns:
         One record per experiment, seed and target, in order, including failed ones.
@@ -59,7 +61,7 @@ def run_experiments(
         DivergedError: If the scores of a seed are not finite; the other seeds run first.
         ClipAdaptError: For a mistake of the user; records written until then stay.
     """
-    return Session(out, progress).run(experiments, on_error)
+    return Session(out, progress).run(experiments, on_error, on_records)
 
 
 class Session:
@@ -93,12 +95,15 @@ class Session:
         self,
         experiments: Sequence[Experiment],
         on_error: Callable[[list[RunRecord]], None] | None = None,
+        on_records: Callable[[list[RunRecord]], None] | None = None,
     ) -> list[RunRecord]:
         """Run experiments one after another; see :func:`run_experiments`."""
         planned = self.plan([self.open(e) for e in experiments])
         diverged: list[DivergedError] = []
 
         def check(done: Done) -> None:
+            if on_records is not None:
+                on_records(done.spec.records())
             if isinstance(done.error, DivergedError):
                 diverged.append(done.error)
             elif done.error is not None:

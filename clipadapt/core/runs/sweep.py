@@ -12,7 +12,7 @@ from clipadapt.core.runs.record import Failure, write_failure
 from clipadapt.core.runs.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from clipadapt.core.api.progress import Progress
@@ -75,6 +75,8 @@ def run_sweep(
     out: Path,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    *,
+    on_records: Callable[[list[RunRecord]], None] | None = None,
 ) -> SweepResult:
     """Run every experiment.
 
@@ -83,6 +85,7 @@ def run_sweep(
         out: Folder of the records; any number of processes may use it at the same time.
         progress: Where bars and warnings are shown.
         executor: Does the fits; None does them here, one after another.
+        on_records: Called with the records of each fit when it is done, also of one that was complete before.
 
     Raises:
         ClipAdaptError: If something is wrong before the first fit; then nothing is run.
@@ -93,6 +96,8 @@ def run_sweep(
     failures: list[tuple[str, str]] = []
 
     def check(done: Done) -> None:
+        if on_records is not None:
+            on_records(done.spec.records())
         if done.error is not None:
             message = _message(done.error)
             failures.append((done.spec.title, message))

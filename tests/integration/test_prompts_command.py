@@ -117,7 +117,7 @@ def test_a_split_that_is_missing(words, left, message, without_val, tiny_models)
         (("--set", "data.shots=4"), "clipadapt prompts does not use data.shots"),
         (("--limit", "0"), "--limit must be at least 1"),
         (("--templates", "missing.txt"), "there is no templates file 'missing.txt'"),
-        (("--templates", "a photo"), "no templates 'a photo' for"),
+        (("--templates", "a photo"), "the template 'a photo' needs exactly one '{}'"),
         (("--html", "page.txt"), "--html needs the name of an .html file"),
     ],
 )

@@ -115,8 +115,13 @@ def test_a_seed_twice_and_shots_of_none(cli):
 def test_a_template_can_be_typed(cli, records, tiny_clip, tmp_path):
     words = ["zeroshot", "--model", tiny_clip, "--dataset", "synthetic:2x4", "--out", tmp_path]
     found = records(cli(*words, "--templates", "a sketch of a {}.", "--json"))
-    wrong = cli(*words, "--templates", "a sketch of a cat.")
 
     assert found[0]["evaluation"]["templates"] == ["a sketch of a {}."]
-    assert wrong.code == 2
-    assert "a template with '{}'" in wrong.err
+    for wrong in ("a sketch of a cat.", "a {} or a {}", "a {c}", "{}{}"):
+        done = cli(*words, "--templates", wrong)
+        assert done.code == 2
+        assert f"the template '{wrong}' needs exactly one '{{}}' for the class name" in done.err
+    for missing in ("9", "my templates.txt"):
+        done = cli(*words, "--templates", missing)
+        assert done.code == 2
+        assert "accepted: single, 7, 80" in done.err

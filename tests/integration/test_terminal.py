@@ -93,7 +93,7 @@ def test_the_screen_says_what_is_loaded_and_which_runs_are_left(
     assert any("load model " in x and x.startswith("zero_shot") for x in seen)
     assert any(x.startswith("all") and "0/2 runs" in x for x in seen)
     assert any(x.startswith("all") and "1/2 runs" in x and " left" in x for x in seen)
-    assert "zero_shot on synthetic:2x4, seed 2" in out or width == 80
+    assert any(x.startswith("zero_shot ") and ", seed 2" in x for x in seen)
 
 
 def test_what_a_pipe_reads_is_not_on_the_screen_of_the_bars(console, tiny_clip, tmp_path):

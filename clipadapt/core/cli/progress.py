@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WARNING: Final = "warning: "
 """A message that begins with this is shown once."""
+SHORTEST_TITLE: Final = 20
+"""Characters of a job's title that are shown on any terminal; the bar and the counts need about 56 more."""
 LONGEST_STAGE: Final = 40
 """Characters of what a job does now."""
 
@@ -34,6 +36,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most ``most`` characters: a longer one loses its middle, as the end tells jobs apart."""
+    head = most // 2 - 2
+    return text if len(text) <= most else f"{text[:head]}...{text[head + 3 - most :]}"
+
+
 @dataclass(slots=True)
 class _Pace:
     """How fast something is done, counted from the first thing that was done.
@@ -42,11 +50,18 @@ class _Pace:
         total: How much there is to do, or None.
         done: How much is done.
         begun: When it began.
+        last: When something was last done.
     """
 
     total: int | None
     done: int = 0
     begun: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
+
+    def step(self, n: int) -> None:
+        """Count ``n`` more as done."""
+        self.done += n
+        self.last = time.monotonic()
 
     @property
     def rate(self) -> float:
@@ -55,10 +70,12 @@ class _Pace:
 
     @property
     def left(self) -> str:
-        """Remaining time, empty while it is unknown."""
+        """Remaining time, which counts down between steps; empty while it is unknown."""
         if not self.total or not self.done or self.done >= self.total:
             return ""
-        return f"{duration((self.total - self.done) / self.rate)} left"
+        each = max(self.last - self.begun, 0.0) / self.done
+        since = min(time.monotonic() - self.last, each)
+        return f"{duration(each * (self.total - self.done) - since)} left"
 
 
 # ---------------------------------------------------------------- lines
@@ -75,7 +92,7 @@ class _LineTracker:
         self.shown = self.pace.begun
 
     def advance(self, n: int = 1, /, **info: float) -> None:
-        self.pace.done += n
+        self.pace.step(n)
         now = time.monotonic()
         if now - self.shown < self.every:
             return
@@ -140,7 +157,7 @@ class _BarTracker:
         self.line: _Line | None = None
 
     def advance(self, n: int = 1, /, **info: float) -> None:
-        self.pace.done += n
+        self.pace.step(n)
         if self.line is not None:
             self.line.show(" ".join(f"{k} {v:.4g}" for k, v in info.items()))
 
@@ -149,10 +166,13 @@ class _BarTracker:
             self.owner.begin_status(self.description)
             return self
         own = self.owner.lines[-1] if self.owner.is_in_one_job() else None
-        self.line = own or self.owner.add("")
         self.pace.begun = time.monotonic()
-        self.line.stages.append(self)
-        self.line.show(now=True)
+        if own is None:
+            self.line = self.owner.add("", self)
+        else:
+            self.line = own
+            own.stages.append(self)
+            own.show(now=True)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -175,10 +195,11 @@ class _Line:
         stages: Bars that are shown on the line, the innermost last.
     """
 
-    def __init__(self, owner: _Bars, title: str) -> None:
+    def __init__(self, owner: _Bars, title: str, *stages: _BarTracker) -> None:
         self.owner, self.title = owner, title
-        self.stages: list[_BarTracker] = []
-        self.task: TaskID = owner.bar.add_task("", total=None, line=self, info="")
+        self.stages = list(stages)
+        total = stages[-1].pace.total if stages else None
+        self.task: TaskID = owner.bar.add_task("", total=total, line=self, info="")
 
     @property
     def is_job(self) -> bool:
@@ -199,10 +220,10 @@ def _name(task: Task) -> str:
 
 
 def _stage(task: Task) -> str:
-    """Return what a job does now; a long name loses its middle, and the job's title what does not fit."""
+    """Return what a job does now."""
     line: _Line = task.fields["line"]
     text = line.stages[-1].description if line.title and line.stages else ""
-    return text if len(text) <= LONGEST_STAGE else f"{text[:20]}...{text[23 - LONGEST_STAGE :]}"
+    return shortened(text, LONGEST_STAGE)
 
 
 def _count(task: Task) -> str:
@@ -279,12 +300,12 @@ class _Bars:
         elif text:
             print(text, file=sys.stderr)
 
-    def add(self, title: str) -> _Line:
+    def add(self, title: str, *stages: _BarTracker) -> _Line:
         """Add a line; the first one starts the display."""
+        line = _Line(self, title, *stages)
         if not self.lines:
             self._clear_status()
             self.bar.start()
-        line = _Line(self, title)
         self.lines.append(line)
         return line
 
@@ -306,7 +327,7 @@ class _Bars:
 
     @contextlib.contextmanager
     def job(self, title: str, /) -> Iterator[None]:
-        line = self.add(visible(title))
+        line = self.add(shortened(visible(title), max(SHORTEST_TITLE, self.console.width - 56)))
         try:
             yield
         finally:

@@ -40,7 +40,13 @@ def read_templates(
     if choice.count("{}") == 1:
         return (choice,)
     if not user_path(choice).exists():
-        accepted = f"{', '.join(('single', *sets))}, a template with '{{}}', or a file"
+        named = ", ".join(("single", *sets))
+        if (" " in choice or "{" in choice) and not _LIKE_A_FILE.search(choice):
+            raise DataError(
+                f"the template {shown(choice)} needs exactly one '{{}}' for the class name",
+                hint=f"for example 'a photo of a {{}}.'; sets of templates are {named}",
+            )
+        accepted = f"{named}, a template with '{{}}', or a file"
         raise DataError(
             f"there is no templates file {shown(choice)}; accepted: {accepted}"
             if _LIKE_A_FILE.search(choice)

@@ -20,11 +20,25 @@ def test_a_duration_has_two_units_at_most(seconds, text):
     assert progress.duration(seconds) == text
 
 
+@pytest.mark.parametrize("most", [10, 11, 30])
+def test_a_long_title_keeps_its_beginning_and_its_end(most):
+    title = "coop-quick on folder:pictures, 16 shots, seed 12"
+    short = progress.shortened(title, most)
+
+    assert len(short) == most
+    assert short.startswith(title[:3])
+    assert short.endswith(title[-2:])
+    assert progress.shortened(title, len(title)) == title
+
+
 def test_what_is_left_follows_from_what_is_done(monkeypatch):
-    pace = progress._Pace(10, done=2, begun=100.0)
-    monkeypatch.setattr(time, "monotonic", lambda: 120.0)
+    pace = progress._Pace(10, done=2, begun=100.0, last=120.0)
+    now = iter([120.0, 125.0, 500.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now, 500.0))
 
     assert pace.left == "1 min 20 s left"
+    assert pace.left == "1 min 15 s left"
+    assert pace.left == "1 min 10 s left"  # the step that is late is counted as done
     assert progress._Pace(10, begun=0.0).left == ""
     assert progress._Pace(None, done=3, begun=0.0).left == ""
     assert progress._Pace(3, done=3, begun=0.0).left == ""

@@ -72,7 +72,7 @@ class Pair:
     Attributes:
         a: The row of A.
         b: The row of B.
-        comparison: B against A on common seeds and examples; None if they have none.
+        comparison: B against A on common seeds and examples; None if they have none, or if their settings differ.
         changed: Examples that changed, those that B gained first, the largest changes first.
         differences: Settings, versions and data that differ, as (name, value of A, value of B).
     """
@@ -284,12 +284,18 @@ def _cells(p: Pair) -> list[str]:
     gained = sum(c.change > 0 for c in p.changed)
     cells = [p.title, format_interval(p.a.accuracy), format_interval(p.b.accuracy)]
     if p.comparison is None:
-        return [*cells, "-", "-", "-", "no common seed or example", "0", "-", "-"]
+        return [*cells, "-", "-", "-", _not_compared(p), "0", "-", "-"]
     c = p.comparison
     return [
         *cells, format_difference(c.difference), f"{c.p_value:.4f}", f"{c.p_adjusted:.4f}", c.test,
         format_count(c.n_examples), str(gained), str(len(p.changed) - gained),
     ]  # fmt: skip
+
+
+def _not_compared(p: Pair) -> str:
+    if p.a.setting != p.b.setting:
+        return f"not compared: {p.a.setting} against {p.b.setting}"
+    return "no common seed or example"
 
 
 def _details(p: Pair, examples: int) -> Iterable[str]:

@@ -98,6 +98,14 @@ def test_other_examples_are_not_compared(a, b):
     assert "no common seed or example" in render_comparisons(compared(a, b))
 
 
+def test_an_inductive_and_a_transductive_method_are_not_compared(a, b):
+    save(a, "text/head", right(10))
+    save(b, "text/lora", right(6), method__setting="transductive")
+    text = render_comparisons(compared(a, b))
+    assert "not compared: inductive against transductive" in text
+    assert "no common seed" not in text
+
+
 def test_holm_adjusts_over_the_pairs(a, b):
     for method, wrong in (("text/head", 20), ("text/lora", 12)):
         save(a, method, right(wrong))

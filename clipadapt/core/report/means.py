@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import RecordError
+from clipadapt.core.experiments.settings import settings_that_affect_results
 from clipadapt.core.report.answers import LEVEL, join
 from clipadapt.core.report.formats import (
     NOTHING,
@@ -132,10 +133,26 @@ def dataset_means(rows: Sequence[Row], metric: str) -> tuple[list[DatasetMean], 
         if other is not None:
             pair = (means[kind], other) if mean.classes == "base" else (other, means[kind])
             found.append(_harmonic(*pair))
-    notes: tuple[str, ...] = (NOTE,) if found else ()
+    notes: tuple[str, ...] = (NOTE, *_unlike_settings(found)) if found else ()
     if found and lacking:
         notes += (f"Without a mean, because a dataset has no figure: {'; '.join(lacking)}.",)
     return found, notes
+
+
+def _unlike_settings(means: Sequence[DatasetMean]) -> tuple[str, ...]:
+    """Return a note of the methods whose settings are not the same on every dataset."""
+    found = []
+    for mean in means:
+        settings = [settings_that_affect_results(row.first.config) for row in mean.rows]
+        names = sorted({k for s in settings for k in s if k.startswith("method.")})
+        unlike = [k for k in names if any(s.get(k) != settings[0].get(k) for s in settings)]
+        if unlike:
+            found.append(f"{_title(mean.rows[0])} ({', '.join(unlike)})")
+    if not found:
+        return ()
+    return (
+        f"Settings that differ between the datasets of a mean: {'; '.join(dict.fromkeys(found))}.",
+    )
 
 
 def _kind(row: Row) -> tuple[Any, ...]:
@@ -167,9 +184,13 @@ def _has(row: Row, metric: str) -> bool:
 
 
 def _without(row: Row, datasets: Sequence[str]) -> str:
+    return f"{_title(row)} (not on {', '.join(datasets)})"
+
+
+def _title(row: Row) -> str:
     first = row.first
     shots = "" if first.data.shots is None else f", {first.data.shots} shots"
-    return f"{method_title(first.method.name, first.method.recipe)}{shots} (not on {', '.join(datasets)})"
+    return f"{method_title(first.method.name, first.method.recipe)}{shots}"
 
 
 def _mean(rows: tuple[Row, ...], metric: str) -> tuple[DatasetMean, list[Answers] | None]:

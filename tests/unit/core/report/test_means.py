@@ -49,6 +49,14 @@ def test_a_mean_has_the_interval_of_fixed_datasets(store):
     )
 
 
+def test_settings_that_differ_between_the_datasets_are_named(store):
+    for dataset, lr in (("dtd", 0.1), ("eurosat", 0.2)):
+        on(store, dataset, [60], config={"method": {"name": "clip/coop", "lr": lr, "n_ctx": 4}})
+    (note,) = (n for n in build_table(store.load_all(), store=store).notes if "Settings" in n)
+    assert note.startswith("Settings that differ between the datasets of a mean: clip/coop")
+    assert note.endswith("4 shots (method.lr).")
+
+
 def test_one_dataset_has_none_and_its_table_is_as_before(store):
     on(store, "dtd", [60, 70])
     table = build_table(store.load_all(), store=store)

@@ -121,6 +121,24 @@ def test_sets_on_another_dataset_say_so(images, tiny_clip, tmp_path):
     assert other.prediction_sets.caveats == ("temperature", "dataset")
 
 
+def test_the_evaluation_on_val_predicts_the_sets_of_its_fit(cli, images, tiny_clip, tmp_path):
+    from clipadapt.core.experiments import config
+    from clipadapt.core.runs.session import run_experiments
+
+    given = [f"model.name={tiny_clip}", f"data.name=folder:{images}"]
+    given.append('evaluation.also=[{"split": "val"}]')
+    records = run_experiments([config.load(["zero_shot"], given)], tmp_path / "runs")
+    home, on_val = (
+        json.loads(
+            cli("predict", RunStore(tmp_path / "runs").run_dir(r), images / "test", "--coverage", "0.9", "--json").out
+        )
+        for r in records
+    )  # fmt: skip
+
+    assert on_val["predictions"] == home["predictions"]
+    assert "set" in home["predictions"][0]
+
+
 def test_too_few_examples_give_no_metrics(trained):
     record = record_of(trained("zero_shot", "data.calibration_share=0.1"))
 

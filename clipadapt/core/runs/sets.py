@@ -218,7 +218,11 @@ def _own_examples(run: LoadedRun) -> tuple[CalibrationExamples, str, tuple[str, 
     Raises:
         RecordError: If it has none.
     """
-    record, facts = run.record, run.record.prediction_sets
+    record, home = run.record, run.home_record
+    facts = record.prediction_sets
+    of_home: Any = (home.per_class or {}).get("classnames")
+    if facts is None and tuple(of_home or ()) == tuple(run.classifier.classnames):
+        facts = home.prediction_sets  # of an evaluation on val itself, which measures no sets
     examples = RunStore.load_calibration(run.home, run.home_record)
     if examples is None or facts is None:
         why = "it has no val split, or did not use it"

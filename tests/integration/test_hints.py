@@ -66,7 +66,10 @@ def test_every_example_of_the_help_runs(cli, place, monkeypatch, tmp_path, progr
     if words[:2] == ["export", "RUN_DIR"]:  # which formats there are is the method's affair
         form = "classifier" if program == "clipadapt" else None
         words = [form if form and w == words[3] else w for w in words]
-    run = {"RUN_DIR": str(runs[program]), "runs": str(folder / program)}
+    run = {
+        "RUN_DIR": str(runs[program]),
+        **dict.fromkeys(("runs", "other-runs"), str(folder / program)),
+    }
     words = [run.get(w, w) for w in words]
     words = [str(tmp_path / "made") if w == "PATH" else w for w in words]
     if words[0] in {"run", "zeroshot", "bench", "explore"}:

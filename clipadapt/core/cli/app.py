@@ -48,7 +48,7 @@ def build_app(track: str, about: str) -> typer.Typer:
         (export.export, f"RUN_DIR --format {names.export_format} --output PATH"),
         (push.push, "RUN_DIR ORG/NAME --private"),
         (table.table, "runs --format latex"),
-        (compare.compare, "runs/a runs/b"),
+        (compare.compare, "runs other-runs"),
         (report.report, "runs --output report.html"),
         (validate.validate, f"{names.recipe} {data}"),
         (ls.ls, "methods"),

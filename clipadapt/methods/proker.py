@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 import numpy as np
-from pydantic import Field, PositiveFloat
+from pydantic import Field, field_validator
 
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.method import MethodConfig
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from pydantic import ValidationInfo
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Task
@@ -31,14 +32,21 @@ if TYPE_CHECKING:
     Wide = NDArray[np.float64]
 
 MAX_VECTORS: Final = 18_000
-"""Maximum number of training vectors; their float64 kernel has 2.4 GiB."""
+"""Maximum number of training vectors; their float64 kernel, or a float32 one and its factor, have 2.4 GiB."""
 EIGEN_VECTORS: Final = 2_000
-"""Maximum size of a kernel that is decomposed once for all values of lambda; a larger one is solved for each value."""
+"""Maximum size of a kernel that is decomposed once for all values of lambda; a larger one is factorized for each."""
 BLOCK_BYTES: Final = 64 << 20
 """Maximum size of the kernel of one block of examples."""
 BLOCK: Final = 1_000
 """Rows of one block of the Cholesky factorization."""
+REFINEMENTS: Final = 5
+"""Maximum number of refinements of a float32 solution."""
+ROUNDING: Final = 2.0**-24
+"""Relative error of a solution below which float32 coefficients do not change."""
 LONG_SEARCH_SECONDS: Final = 30.0
+Sharpness = Annotated[float, Field(gt=0, le=1e6)]
+"""``beta``. Above 1e6, only equal vectors are similar, and the rounding of their product overflows the kernel."""
+Ridge = Annotated[float, Field(ge=1e-6, le=1e6)]
 FACTS: Final = ("classnames", "beta", "selection")
 FORMULA: Final = (
     "scores = x @ a['weight'].T + np.exp(a['beta'] * (x @ a['vectors'].T - 1)) @ a['coefficients']"
@@ -64,15 +72,24 @@ class ProKeRConfig(MethodConfig):
 
     views: int = Field(default=10, ge=0, le=1000)
     smallest_crop: float = Field(default=0.5, gt=0, le=1)
-    beta: PositiveFloat = 1.7
-    lmbda: float = Field(default=0.1, ge=1e-6, le=1e6)
+    beta: Sharpness = 1.7
+    lmbda: Ridge = 0.1
     search: bool = True
-    beta_min: PositiveFloat = 0.5
-    beta_max: PositiveFloat = 3.0
+    beta_min: Sharpness = 0.5
+    beta_max: Sharpness = Field(default=3.0, validate_default=True)
     beta_steps: int = Field(default=20, gt=0, le=1000)
-    lmbda_min: float = Field(default=1e-3, ge=1e-6, le=1e6)
-    lmbda_max: float = Field(default=1.0, ge=1e-6, le=1e6)
+    lmbda_min: Ridge = 1e-3
+    lmbda_max: Ridge = Field(default=1.0, validate_default=True)
     lmbda_steps: int = Field(default=10, gt=0, le=1000)
+
+    @field_validator("beta_max", "lmbda_max")
+    @classmethod
+    def _not_below_the_first_value(cls, value: float, info: ValidationInfo) -> float:
+        first = f"{str(info.field_name).removesuffix('max')}min"
+        least = info.data.get(first, value)  # absent if it was refused itself
+        if value < least:
+            raise ValueError(f"must be at least method.{first}, which is {least:g}")
+        return value
 
     def check(self, task: Task[Any]) -> None:
         """Check that the kernel of all training vectors fits in memory."""
@@ -117,7 +134,7 @@ class ProKeR:
         views = view_features(backbone, train.inputs, config.views, config.smallest_crop)
         vectors = views.reshape(-1, views.shape[-1])  # (M, D)
         labels = np.tile(train.labels, len(views))
-        residual = np.asfortranarray(-vectors.astype(np.float64) @ text.T)  # (M, C)
+        residual = -vectors.astype(np.float64) @ text.T  # (M, C)
         residual[np.arange(len(labels)), labels] += 1
         val, selection = nonempty(task.val), None
         beta, lmbda = config.beta, config.lmbda
@@ -126,10 +143,10 @@ class ProKeR:
             beta, lmbda, selection = _search(
                 vectors, residual, features, val.labels, text, config, ctx
             )
-        kernel = _kernel(vectors, beta)
         if ctx.observe:
+            kernel = _kernel(vectors, beta)
             ctx.observe("kernel", np.tril(kernel) + np.tril(kernel, -1).T)
-        coefficients = _solve(kernel, residual, lmbda, overwrite=True).astype(np.float32)
+        coefficients = _coefficients(vectors, residual, beta, lmbda)
         return KernelClassifier(
             backbone, task.classnames, vectors, coefficients, text, beta, selection
         )
@@ -201,19 +218,87 @@ def _solutions(
     vectors: NDArray[np.float32], residual: Wide, beta: float, lambdas: list[float]
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the coefficients for each lambda; a small kernel is decomposed once for all of them."""
-    kernel = _kernel(vectors, beta)
     if len(vectors) <= EIGEN_VECTORS and len(lambdas) > 1:
+        kernel = _kernel(vectors, beta)
         values, basis = np.linalg.eigh(kernel)  # reads the lower triangle
         rotated = basis.T @ residual
         for lmbda in lambdas:
             shrunk = rotated * (lmbda / (np.maximum(values, 0) + lmbda))[:, None]
             yield (basis @ shrunk).astype(np.float32)
         return
-    for n, lmbda in enumerate(lambdas):
-        if n:
-            kernel = _kernel(vectors, beta)  # the last one was overwritten
-        yield _solve(kernel, residual, lmbda).astype(np.float32)
-        del kernel  # before the next one is allocated
+    for lmbda in lambdas:
+        yield _coefficients(vectors, residual, beta, lmbda)
+
+
+def _coefficients(
+    vectors: NDArray[np.float32], residual: Wide, beta: float, lmbda: float
+) -> NDArray[np.float32]:
+    """Return ``(K / lambda + I)^-1 R``, shape ``(M, C)``, as accurate as float32 is.
+
+    A large kernel is factorized in float32, which takes half the time and memory of float64, and the solution is
+    refined; a kernel that is too close to singular for that, and a small one, are factorized in float64.
+    """
+    if len(vectors) > EIGEN_VECTORS:
+        refined = _refined(vectors, residual, beta, lmbda)
+        if refined is not None:
+            return refined.astype(np.float32)
+    return _solve(_kernel(vectors, beta), residual, lmbda).astype(np.float32)
+
+
+def _refined(
+    vectors: NDArray[np.float32], residual: Wide, beta: float, lmbda: float
+) -> Wide | None:
+    """Return ``lambda (K + lambda I)^-1 R`` by a float32 factor and residuals in float64; None if it is not accurate.
+
+    A refinement solves for the error that remains, and multiplies it by about the same small number each time.
+
+    References:
+        N. Higham, "Accuracy and Stability of Numerical Algorithms", SIAM 2002, chapter 12.
+    """
+    import torch
+
+    x = torch.from_numpy(vectors)
+    kernel = (x @ x.T).sub_(1).mul_(beta).exp_()  # (M, M)
+    kernel.diagonal().add_(lmbda)
+    factor, fault = torch.linalg.cholesky_ex(kernel)
+    del kernel  # the float32 factor is all that is kept
+    if int(fault):
+        return None
+
+    def solved(right: Wide) -> Wide:
+        found: Wide = torch.cholesky_solve(torch.from_numpy(right).float(), factor).double().numpy()
+        return found
+
+    solution, last = solved(residual), 1.0
+    for _ in range(REFINEMENTS):
+        change = solved(_remainder(vectors, residual, solution, beta, lmbda))
+        solution += change
+        size = float(np.linalg.norm(change) / max(np.linalg.norm(solution), np.finfo(float).tiny))
+        rate, last = size / last, size
+        if size * rate <= ROUNDING:  # what the next change would be
+            solution *= lmbda
+            return solution
+        if not rate < 0.5:  # or not a number
+            return None
+    return None
+
+
+def _remainder(
+    vectors: NDArray[np.float32], right: Wide, solution: Wide, beta: float, lmbda: float
+) -> Wide:
+    """Return ``R - (K + lambda I) X`` in float64, shape ``(M, C)``; only the lower triangle is computed, in blocks."""
+    import torch
+
+    x, given = torch.from_numpy(vectors).double(), torch.from_numpy(solution)
+    out = torch.from_numpy(right).sub(given, alpha=lmbda)
+    step = max(1, BLOCK_BYTES // (8 * len(x)))
+    for i in range(0, len(x), step):
+        end = min(i + step, len(x))
+        block = (x[i:] @ x[i:end].T).sub_(1).mul_(beta).exp_()  # (M - i, b)
+        out[i:].addmm_(block, given[i:end], alpha=-1)
+        out[i:end].addmm_(block[end - i :].T, given[end:], alpha=-1)
+    remainder: Wide = out.numpy()
+    return remainder
 
 
 def _kernel(vectors: NDArray[np.float32], beta: float) -> Wide:
@@ -232,7 +317,7 @@ def _kernel(vectors: NDArray[np.float32], beta: float) -> Wide:
     return kernel
 
 
-def _solve(kernel: Wide, residual: Wide, lmbda: float, *, overwrite: bool = False) -> Wide:
+def _solve(kernel: Wide, residual: Wide, lmbda: float) -> Wide:
     """Return ``(K / lambda + I)^-1 R = lambda (K + lambda I)^-1 R`` by Cholesky, in the memory of the kernel.
 
     LAPACK is called on blocks only: OpenBLAS crashes on the whole matrix at 16,000 vectors.
@@ -241,7 +326,6 @@ def _solve(kernel: Wide, residual: Wide, lmbda: float, *, overwrite: bool = Fals
         kernel: Its lower triangle, shape ``(M, M)``; it is overwritten.
         residual: ``R``, shape ``(M, C)``.
         lmbda: ``lambda``.
-        overwrite: Whether ``residual`` may be overwritten.
     """
     from scipy.linalg import solve_triangular
 
@@ -253,7 +337,7 @@ def _solve(kernel: Wide, residual: Wide, lmbda: float, *, overwrite: bool = Fals
         below[:] = solve_triangular(corner, below.T, lower=True, check_finite=False).T
         for later in blocks[n + 1 :]:
             kernel[later.start :, later] -= kernel[later.start :, block] @ kernel[later, block].T
-    x = residual if overwrite else residual.copy()
+    x = residual.copy(order="F")
     for block in blocks:
         x[block] -= kernel[block, : block.start] @ x[: block.start]
         x[block] = solve_triangular(kernel[block, block], x[block], lower=True, check_finite=False)

@@ -74,10 +74,14 @@ def test_the_search_on_val(tmp_path):
     DATA.assert_close("search.test_acc", percent(got.scores))
 
 
-def test_a_kernel_solved_for_each_lambda_gives_the_same_grid(tmp_path, monkeypatch):
+def test_a_large_kernel_factorized_for_each_lambda(tmp_path, monkeypatch):
     monkeypatch.setattr(proker, "EIGEN_VECTORS", 0)
 
-    DATA.assert_close("search.val_acc_grid", 100 * fit(tmp_path).grid)
+    got = fit(tmp_path)
+
+    DATA.assert_close("search.val_acc_grid", 100 * got.grid)
+    DATA.assert_close("search.coefficients", got.classifier.coefficients)
+    DATA.assert_close("search.test_logits", got.scores)
 
 
 def test_given_values(tmp_path):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES: Final = 64 << 20
 """Maximum size of the scores of one block of examples."""
+NO_VARIANCE: Final = 1e-12
+"""Variance, relative to the squared length of the vectors, that the rounding of float32 features alone can cause."""
 
 
 class GDAConfig(MethodConfig):
@@ -60,6 +62,9 @@ class GDAConfig(MethodConfig):
 
 class GDA:
     """``logits = scale f W_text + alpha (f W + b)`` with ``W = S^-1 mu`` and ``b = log(1/C) - mu S^-1 mu / 2``.
+
+    If the vectors of each class are equal, as with one image per class, there is no covariance, and the classifier is
+    zero-shot: ``W`` is zero.
 
     References:
         Z. Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", ICLR 2024, sections 3.1 to
@@ -174,14 +179,14 @@ def _means(
 
 
 def _pooled(centred: Wide, labels: NDArray[np.int64], C: int, means: Wide, ctx: RunContext) -> Wide:
-    """Return ``P mu``, shape ``(C, D)``, with ``P = D ((M-1) S + tr(S) I)^-1``; zeros if ``S`` is zero."""
+    """Return ``P mu``, shape ``(C, D)``, with ``P = D ((M-1) S + tr(S) I)^-1``; zeros without variance."""
     del labels, C
     M, D = centred.shape
     scatter = centred.T @ centred  # (M - 1) S
     trace = float(np.trace(scatter)) / max(M - 1, 1)
     if ctx.observe:
         ctx.observe("cov", scatter / max(M - 1, 1))
-    if trace == 0:
+    if _is_rounding(trace, means):
         if ctx.observe:
             ctx.observe("precision", np.zeros((D, D)))
         return np.zeros_like(means)
@@ -190,6 +195,11 @@ def _pooled(centred: Wide, labels: NDArray[np.int64], C: int, means: Wide, ctx: 
         ctx.observe("precision", D * _solve(scatter, np.eye(D)))
     projected: Wide = D * _solve(scatter, means.T).T
     return projected
+
+
+def _is_rounding(variance: float, means: NDArray[Any]) -> bool:
+    """Return whether a total variance is zero up to the rounding of vectors as long as ``means``, shape ``(C, D)``."""
+    return variance <= NO_VARIANCE * float((means**2).sum(axis=1).max())
 
 
 def _solve(matrix: Wide, right: Wide) -> Wide:
@@ -205,7 +215,7 @@ def _per_class(
 ) -> Wide:
     """Return ``P mu``, shape ``(C, D)``; ``P`` is the pseudo-inverse of the mean of the classes' covariances.
 
-    A class with fewer than two vectors has no covariance and is left out.
+    A class with fewer than two vectors has no covariance and is left out. Without variance, ``P`` is zero.
     """
     counts = np.bincount(labels, minlength=C)
     used = counts > 1
@@ -213,6 +223,7 @@ def _per_class(
     mean = (centred * weight[labels, None]).T @ centred  # (D, D)
     values, vectors = np.linalg.eigh(mean)
     kept = values > len(values) * np.finfo(np.float32).eps * max(float(values[-1]), 0.0)
+    kept &= not _is_rounding(float(np.trace(mean)), means)
     inverse = np.where(kept, 1.0 / np.where(kept, values, 1.0), 0.0)
     if ctx.observe:
         ctx.observe("cov", mean)
@@ -336,7 +347,7 @@ def _near_precision(
         X = bank[rows].astype(np.float64) - t
         gram = X @ X.T
         r = float(np.trace(gram)) / max(k - 1, 1)
-        if r == 0:
+        if _is_rounding(r, text):
             continue
         gram[np.diag_indices(k)] += r
         half = solve_triangular(np.linalg.cholesky(gram), X, lower=True, check_finite=False)

@@ -43,7 +43,8 @@ def fit(labels: list[int], classes: int, **more: Any) -> tuple[Any, Inputs[Any]]
     train = Split(Inputs(ids, ids), np.array(labels), names)
     ctx = RunContext(0, Path(), Services(FeatureCache(enabled=False)))
     task = Task(names, ("{}",), train, more.pop("val", None))
-    fitted = GDA(GDAConfig(views=0, **more)).fit(Features(unit(len(labels))), task, ctx)
+    images = more.pop("images", unit(len(labels)))
+    fitted = GDA(GDAConfig(views=0, **more)).fit(Features(images), task, ctx)
     return fitted, train.inputs
 
 
@@ -54,6 +55,33 @@ def test_one_example_per_class_is_zero_shot(estimator):
     got, zero_shot = fitted.predict_scores(inputs), fitted.zero_shot_scores(inputs)
 
     np.testing.assert_allclose(got - got[:, :1], zero_shot - zero_shot[:, :1], atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0, 1e-7])
+@pytest.mark.parametrize("estimator", ["pooled", "per_class"])
+def test_equal_images_in_each_class_are_zero_shot(estimator, noise):
+    """Three copies of one image per class, which may differ by the rounding of their batches."""
+    labels = [0, 1, 2] * 3
+    images = np.tile(unit(3), (3, 1))
+    images += noise * np.random.default_rng(5).normal(size=images.shape).astype(np.float32)
+    val = Split(Inputs(tuple("012"), tuple("012")), np.arange(3), ("c0", "c1", "c2"))
+
+    fitted, inputs = fit(labels, 3, estimator=estimator, images=images, val=val)
+
+    got, zero_shot = fitted.predict_scores(inputs), fitted.zero_shot_scores(inputs)
+    np.testing.assert_allclose(got - got[:, :1], zero_shot - zero_shot[:, :1], atol=1e-4)
+    assert np.isfinite(fitted.weights if estimator == "pooled" else fitted.head.weights).all()
+
+
+def test_new_classes_whose_nearest_images_equal_their_texts_have_finite_scores():
+    texts = np.eye(D, dtype=np.float32)
+    labels = [0, 1, 2]
+    fitted, inputs = fit(labels, 3, estimator="per_class", images=texts[:3], neighbours=1)
+
+    new = fitted.with_classnames(("d0", "d1"), ("{}",))
+
+    np.testing.assert_allclose(new.weights, texts[:2], atol=1e-6)
+    assert np.isfinite(new.predict_scores(inputs)).all()
 
 
 @pytest.mark.parametrize("estimator", ["pooled", "per_class"])

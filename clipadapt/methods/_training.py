@@ -94,9 +94,13 @@ class TrainingConfig(MethodConfig):
     def _fits_float32(cls, value: float) -> float:
         return limits.fits_float32(value)
 
+    def examples_for(self, train: Split[Any]) -> int:
+        """Return the number of examples in an epoch; a method that trains on several crops at once has more."""
+        return len(train)
+
     def steps_for(self, train: Split[Any]) -> int:
         """Return the number of training steps."""
-        whole, rest = divmod(len(train), self.batch_size)
+        whole, rest = divmod(self.examples_for(train), self.batch_size)
         return self.epochs * (whole + bool(rest and not (self.drop_last and whole)))
 
     def images_for(self, train: Split[Any]) -> int:

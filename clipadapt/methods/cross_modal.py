@@ -99,6 +99,27 @@ class CrossModalConfig(TrainingConfig):
         prompts = self.batch_size // 2 if self.text else 0
         return self.batch_size - prompts, prompts
 
+    def examples_for(self, train: Split[Any]) -> int:
+        """Return the number of images and crops in an epoch; the prompts have epochs of their own."""
+        return (1 + self.views) * len(train)
+
+    def valid_sizes(self, images: int, prompts: int) -> list[int]:
+        """Return the batch sizes of the search.
+
+        Args:
+            images: Number of images and crops; half a batch must be smaller.
+            prompts: Number of prompts of all classes; half a batch must be smaller.
+
+        Returns:
+            The smallest batch size if there is no other.
+        """
+
+        def fits(size: int) -> bool:
+            halves = self.model_copy(update={"batch_size": size}).halves
+            return halves[0] < images and halves[1] < prompts
+
+        return [size for size in self.batch_size_grid if fits(size)] or [min(self.batch_size_grid)]
+
     def check(self, task: Task[Any]) -> None:
         """Check that a batch has both modalities, and that the warm-up ends before training does.
 
@@ -113,8 +134,15 @@ class CrossModalConfig(TrainingConfig):
             )
         if self.steps is not None and self.schedule != "dassl":
             limits.check_warmup(self.warmup_steps, self.steps)
-        elif self.steps is None:
-            super().check(task)
+        elif self.steps is None and task.train is not None:
+            if self.search and _training.nonempty(task.val) is not None:
+                prompts = len(task.classnames) * len(task.templates)
+                sizes = tuple(self.valid_sizes(self.examples_for(task.train), prompts))
+            else:
+                sizes = (self.batch_size,)
+            # The longest steps are the fewest.
+            longest = sized(self.model_copy(update={"batch_size": max(sizes)}))
+            TrainingConfig.check(longest, task)
 
 
 class CrossModal:
@@ -191,7 +219,7 @@ class CrossModal:
     ) -> tuple[CrossModalConfig, dict[str, Any]]:
         """Return the config with the first best setting on val, and the selection."""
         config = self.config
-        sizes = problem.valid(config.batch_size_grid)
+        sizes = config.valid_sizes(len(problem.image_labels), len(problem.text_labels))
         grid = product(config.lr_grid, config.weight_decay_grid, sizes)
         names = ("lr", "weight_decay", "batch_size")
         settings = [dict(zip(names, values, strict=True)) for values in grid]
@@ -230,7 +258,7 @@ class _Problem:
         def unit(features: NDArray[np.float32]) -> torch.Tensor:
             return F.normalize(tensor(features, model.device), dim=-1)
 
-        self.model, self.task, self.config = model, task, config
+        self.model, self.task = model, task
         train = task.require_train("cross_modal")
         copies = 1 + config.views
         images = encoded(train.inputs, 0)
@@ -245,15 +273,6 @@ class _Problem:
         self.text_labels = torch.arange(C).repeat_interleave(T)
         self.val: Split[Any] | None = _training.nonempty(task.val)
         self.val_features = None if self.val is None else unit(encoded(self.val.inputs, 0))
-
-    def valid(self, sizes: tuple[int, ...]) -> list[int]:
-        """Return the batch sizes whose halves are smaller than the data, or the smallest one if there is none."""
-
-        def fits(size: int) -> bool:
-            images, prompts = self.config.model_copy(update={"batch_size": size}).halves
-            return images < len(self.image_labels) and prompts < len(self.text_labels)
-
-        return [size for size in sizes if fits(size)] or [min(sizes)]
 
     def objective(
         self, config: CrossModalConfig, ctx: RunContext

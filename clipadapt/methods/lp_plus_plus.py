@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.api.context import RunContext
-    from clipadapt.core.api.data import Task
+    from clipadapt.core.api.data import Split, Task
     from clipadapt.core.api.method import MethodConfig
 
 FULL_BATCH: Final = 65_536
@@ -54,6 +54,10 @@ class LPPlusPlusConfig(TrainingConfig):
     batch_size: BatchSize = FULL_BATCH
     keep: Literal["last", "best"] = "best"
     augment: Literal["none"] = "none"
+
+    def examples_for(self, train: Split[Any]) -> int:
+        """Return the number of images and crops in an epoch."""
+        return max(1, self.views) * len(train)
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,3 +151,30 @@ def test_wrong_settings_are_refused(models, small, tmp_path):
         fit(models, small, tmp_path, head="adapter", reduction=48)
     with pytest.raises(ConfigError, match="warmup_steps=50"):
         fit(models, small, tmp_path, warmup_steps=50)
+
+
+@pytest.mark.parametrize(("text", "views", "steps"), [(True, 0, 12), (True, 1, 24), (False, 1, 12)])
+def test_the_warm_up_is_compared_with_the_steps_of_the_images(
+    text, views, steps, models, small, tmp_path
+):
+    """Half a batch are images, and the crops belong to the epoch: 12 images, batches of 4, 2 epochs."""
+    more = {"steps": None, "epochs": 2, "text": text, "views": views}
+
+    _, seen, _ = fit(models, small, tmp_path / "a", warmup_steps=steps, **more)
+
+    assert len(seen["loss"]) == steps
+    with pytest.raises(ConfigError, match=rf"warmup_steps=\d+ is more than the {steps} training"):
+        fit(models, small, tmp_path / "b", warmup_steps=steps + 1, **more)
+
+
+def test_the_warm_up_is_compared_with_the_longest_batch_of_the_search(small):
+    """With 12 images and 3 prompts, batches of 6 are left out of the search: the fewest steps are those of 5."""
+    more = {"steps": None, "epochs": 2, "search": True, "batch_size_grid": (2, 5, 6)}
+    settings = SETTINGS | more | {"batch_size": 64}
+    without_val = Task(small[0].classnames, small[0].templates, small[0].train, None)
+
+    CrossModalConfig(**settings | {"warmup_steps": 8}).check(small[0])
+    with pytest.raises(ConfigError, match="more than the 8 training steps"):
+        CrossModalConfig(**settings | {"warmup_steps": 9}).check(small[0])
+    with pytest.raises(ConfigError, match="more than the 2 training steps"):
+        CrossModalConfig(**settings | {"warmup_steps": 8}).check(without_val)

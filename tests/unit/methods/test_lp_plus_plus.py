@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clipadapt.core.api.data import Task
+from clipadapt.core.api.errors import ConfigError
 from clipadapt.methods.lp_plus_plus import Start
 from tests.unit.methods.conftest import Seen, context, method
 
@@ -65,3 +66,16 @@ def test_views_are_pooled(models, small, tmp_path):
     rows = small[0].train.labels == 0
     total = sum(x[rows].sum(axis=0) for x in crops)
     np.testing.assert_allclose(seen.values["start"][0].weight[0], total, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("views", "steps"), [(0, 6), (1, 6), (3, 18)])
+def test_the_warm_up_is_compared_with_the_steps_of_all_crops(views, steps, models, small, tmp_path):
+    """12 images, batches of 4, 2 epochs."""
+    seen, more = Seen(), {"views": views, "epochs": 2, "batch_size": 4}
+
+    learner = method("lp_plus_plus", **more, warmup_steps=steps)
+    learner.fit(models("clip"), small[0], context(tmp_path, observe=seen))
+
+    assert len(seen.values["loss"]) == steps
+    with pytest.raises(ConfigError, match=f"more than the {steps} training steps"):
+        method("lp_plus_plus", **more, warmup_steps=steps + 1).config.check(small[0])

@@ -77,11 +77,13 @@ class CacheModel:
         keys: Features of the training examples, shape ``(N, D)``.
         labels: Labels of the training examples, shape ``(N,)``.
         n_classes: Number of classes ``C``.
+        value_weights: Weight of each key's vote, shape ``(N,)``; None for equal weights of 1.
     """
 
     keys: torch.Tensor
     labels: NDArray[np.int64]
     n_classes: int
+    value_weights: torch.Tensor | None = None
 
     def values(self) -> torch.Tensor:
         """Return one-hot labels, shape ``(N, C)``."""
@@ -93,7 +95,11 @@ class CacheModel:
     def votes(self, features: torch.Tensor, beta: float) -> torch.Tensor:
         """Return ``exp(-beta (1 - f K)) V`` for unit-norm features ``(n, D)``, shape ``(n, C)``."""
         exponents = (self.keys @ features.T).sub_(1).mul_(beta)  # (N, n)
-        return self.by_class(exponents.exp_()).T  # in place: no copy of this size
+        return self.by_class(self.weighted(exponents.exp_())).T  # in place: no copy of this size
+
+    def weighted(self, votes: torch.Tensor) -> torch.Tensor:
+        """Multiply the votes of the keys, shape ``(N, n)``, by their weights."""
+        return votes if self.value_weights is None else votes * self.value_weights[:, None]
 
     def by_class(self, weights: torch.Tensor) -> torch.Tensor:
         """Sum ``(N, n)`` over the keys of each class, shape ``(C, n)``; equals a product with one-hot ``V``."""
@@ -207,10 +213,10 @@ def _hits(
 ) -> NDArray[np.float64]:
     """Count the correct predictions in a block of val at each beta and alpha, shape ``(betas, alphas)``.
 
-    A key's vote decreases as beta grows, or grows if its affinity is positive, as that of a trained key can be. For
-    a range of betas, the largest votes of a class and the smallest votes of the zero-shot prediction therefore bound
-    the difference of their scores. Most classes cannot be predicted anywhere in the range, and only the scores of
-    the remaining candidates are computed.
+    A key's vote decreases as beta grows, or grows if its affinity is positive, as that of a trained key can be; a
+    negative weight turns its largest vote into the smallest. For a range of betas, the largest votes of a class and
+    the smallest votes of the zero-shot prediction therefore bound the difference of their scores. Most classes cannot
+    be predicted anywhere in the range, and only the scores of the remaining candidates are computed.
 
     Args:
         cache: The cache.
@@ -231,21 +237,21 @@ def _hits(
     for begin in range(0, len(betas), BETAS_AT_ONCE):
         betas_here = betas[begin : begin + BETAS_AT_ONCE]
         low, high = float(betas_here[0]), float(betas_here[-1])
-        most = cache.by_class((low * negative + high * positive).exp())
-        least = cache.by_class((high * negative + low * positive).exp())
-        least = least.gather(0, predicted[None])  # (1, b)
-        lead = most - least
+        most, least = _bounds(cache, negative, positive, low, high)  # (C, b)
+        lead = most - least.gather(0, predicted[None])
         lead = torch.maximum(float(alphas[0]) * lead, float(alphas[-1]) * lead)
-        candidate = behind + lead >= -ROUNDING * (1 + best.abs())
+        candidate = ~(behind + lead < -ROUNDING * (1 + best.abs()))  # also if it is not a number
         candidate.scatter_(0, predicted[None], value=True)
         classes, valid = _padded(candidate)  # (b, K)
         logits_of = zero_shot.T.gather(1, classes).masked_fill(~valid, -torch.inf)
-        gathered = _affinities(cache, affinity, classes)
+        gathered, factor = _affinities(cache, affinity, classes)
         for i, beta in enumerate(betas_here):
             if gathered is None:
-                votes = cache.by_class((float(beta) * affinity).exp()).T.gather(1, classes)
+                every = cache.weighted((float(beta) * affinity).exp())
+                votes = cache.by_class(every).T.gather(1, classes)
             else:
-                votes = (float(beta) * gathered).exp().sum(-1)
+                kept = (float(beta) * gathered).exp()  # (b, K, k)
+                votes = (kept if factor is None else kept.mul_(factor)).sum(-1)
             block = max(1, BLOCK_BYTES // (4 * votes.numel()))
             counts = [
                 (
@@ -256,6 +262,27 @@ def _hits(
             ]
             hits[begin + i] = torch.cat(counts).numpy()
     return hits
+
+
+def _bounds(
+    cache: CacheModel, negative: torch.Tensor, positive: torch.Tensor, low: float, high: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the most and the least votes of each class for betas from ``low`` to ``high``, both ``(C, b)``.
+
+    Args:
+        cache: The cache.
+        negative: Affinities of the keys ``(N, b)``, 0 where they are positive.
+        positive: The same, 0 where they are negative.
+        low: Smallest beta.
+        high: Largest beta.
+    """
+    import torch
+
+    one = cache.weighted(
+        (low * negative + high * positive).exp()
+    )  # the largest if its weight is positive
+    other = cache.weighted((high * negative + low * positive).exp())
+    return cache.by_class(torch.maximum(one, other)), cache.by_class(torch.minimum(one, other))
 
 
 def _padded(candidate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,21 +299,27 @@ def _padded(candidate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _affinities(
     cache: CacheModel, affinity: torch.Tensor, classes: torch.Tensor
-) -> torch.Tensor | None:
-    """Return the affinities ``(b, K, k)`` of the keys of ``classes``, or None if that is not fewer than all keys."""
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the affinities of the keys of ``classes`` and their weights, both ``(b, K, k)``.
+
+    The affinities are None if they are not fewer than those of all keys, and the weights if the keys have none.
+    """
     import torch
 
     counts = np.bincount(cache.labels, minlength=cache.n_classes)
     k, N = int(counts.max()), len(cache.labels)
     if classes.shape[1] * k >= N:
-        return None
+        return None, None
     order = np.argsort(cache.labels, kind="stable")
     slots = np.full((cache.n_classes, k), N)  # index N is padding
     sorted_labels = cache.labels[order]
     slots[sorted_labels, np.arange(N) - (np.cumsum(counts) - counts)[sorted_labels]] = order
     padding = affinity.new_full((1, affinity.shape[1]), -torch.inf)
     keys = torch.from_numpy(slots)[classes]  # (b, K, k)
-    return torch.cat([affinity, padding]).T.gather(1, keys.flatten(1)).view(keys.shape)
+    found = torch.cat([affinity, padding]).T.gather(1, keys.flatten(1)).view(keys.shape)
+    if cache.value_weights is None:
+        return found, None
+    return found, torch.cat([cache.value_weights, affinity.new_zeros(1)])[keys]
 
 
 def chosen(
@@ -296,14 +329,28 @@ def chosen(
     weights: torch.Tensor,
     config: SearchConfig,
     ctx: RunContext,
+    trained: dict[str, Any] | None = None,
 ) -> tuple[float, float, dict[str, Any] | None]:
-    """Return ``alpha``, ``beta`` and the ``selection`` of the record; without val, the values of the config."""
+    """Return ``alpha``, ``beta`` and the ``selection`` of the record; without val, the values of the config.
+
+    Args:
+        model: The backbone.
+        cache: The cache.
+        val: The examples of the search.
+        weights: Text features, shape ``(C, D)``.
+        config: The grid.
+        ctx: See :func:`search`.
+        trained: The selection of an epoch before the search.
+    """
     val = nonempty(val)
     if val is None or not config.search:
-        return config.alpha, config.beta, None
+        return config.alpha, config.beta, trained
     features = tensor(model.encode(val.inputs, "image"))
     best = search(cache, features, val.labels, weights, config, ctx)
     selection = {"epoch": None, "by": best["by"], "value": best["value"]}
+    if trained is not None:
+        by = f"val accuracy by epoch, then {best['by'].removeprefix('val accuracy ')}"
+        selection |= {"epoch": trained["epoch"], "by": by}
     return best["alpha"], best["beta"], selection
 
 

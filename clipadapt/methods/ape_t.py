@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from clipadapt.core.api.limits import BatchSize, Epochs
 from clipadapt.methods import _ape, _cache_model, _training
 from clipadapt.methods._ape import Channels, Weight, WeightedCacheClassifier
-from clipadapt.methods._cache_model import SearchConfig
+from clipadapt.methods._cache_model import CacheModel, SearchConfig
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.api.context import RunContext
-    from clipadapt.core.api.data import Split, Task
+    from clipadapt.core.api.data import Task
     from clipadapt.core.api.method import MethodConfig
 
 
@@ -97,17 +97,12 @@ class APET:
         trained, trained_keys = text.copy(), keys.copy()
         trained[:, channels] += r
         trained_keys[:, channels] += r[train.labels]
-        alpha, beta = config.alpha, config.beta
-        val = _training.nonempty(task.val)
-        if val is not None and config.search:
-            cache = (trained_keys, train.labels, v)
-            alpha, beta, found = self._search(backbone, val, trained, cache, ctx)
-            if selection is not None:
-                found["by"] = (
-                    f"val accuracy by epoch, then {found['by'].removeprefix('val accuracy ')}"
-                )
-                found["epoch"] = selection["epoch"]
-            selection = found
+        cache = CacheModel(tensor(trained_keys), train.labels, len(text), tensor(v))
+        alpha, beta, selection = _cache_model.chosen(
+            backbone, cache, task.val, tensor(trained), config, ctx, selection
+        )
+        if ctx.observe:
+            ctx.observe("best", np.array([beta, alpha]))
         return WeightedCacheClassifier(
             backbone,
             task.classnames,
@@ -194,48 +189,6 @@ class APET:
         evaluate = None if x_val is None else val_scores
         objective = Objective.of("ape_t", parameters, loss, evaluate, backbone, task)
         return _training.train(objective, config, ctx)
-
-    def _search(
-        self,
-        model: ImageTextModel,
-        val: Split[Any],
-        text: NDArray[np.float32],
-        cache: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]],
-        ctx: RunContext,
-    ) -> tuple[float, float, dict[str, Any]]:
-        """Return alpha and beta with the best val accuracy, the first on ties, and the selection.
-
-        Args:
-            model: The backbone.
-            val: ``m`` examples.
-            text: Trained text features, shape ``(C, D)``.
-            cache: Trained keys ``(N, D)``, labels and value weights ``(N,)``.
-            ctx: Receives the progress and, for an observer, the grid of accuracies.
-        """
-        config = self.config
-        betas = _cache_model.grid(config.beta_max, config.beta_steps)
-        alphas = _cache_model.grid(config.alpha_max, config.alpha_steps)
-        features = model.encode(val.inputs, "image")
-        hits = np.zeros((len(betas), len(alphas)))
-        step = max(1, _ape.BLOCK_BYTES // (8 * max(len(cache[0]), len(text))))
-        with ctx.progress.track("search alpha and beta", len(val), "val examples") as bar:
-            for i in range(0, len(val), step):
-                x, labels = features[i : i + step], val.labels[i : i + step]
-                base = np.float32(config.logit_scale) * (x @ text.T)  # (b, C)
-                distances = _ape.distances(x, cache[0])  # (N, b)
-                for b, beta in enumerate(betas.tolist()):
-                    votes = _ape.summed(distances.mul(beta).exp_(), *cache[1:], len(text))
-                    for a, alpha in enumerate(alphas.astype(np.float32)):
-                        hits[b, a] += ((base + alpha * votes).argmax(axis=1) == labels).sum()
-                bar.advance(len(x))
-        accuracy = hits / len(val)
-        b, a = divmod(int(accuracy.argmax()), len(alphas))
-        alpha, beta = float(alphas[a]), float(betas[b])
-        if ctx.observe:
-            ctx.observe("grid", accuracy)
-            ctx.observe("best", np.array([beta, alpha]))
-        by = f"val accuracy over alpha and beta (alpha={alpha:.4g}, beta={beta:.4g})"
-        return alpha, beta, {"epoch": None, "by": by, "value": float(accuracy[b, a])}
 
 
 METHOD = APET

@@ -108,10 +108,9 @@ class TipAdapterF:
         )
         selection = _training.train(objective, config, ctx)
         trained = CacheModel(keys.detach(), built.labels, built.n_classes)
-        alpha, beta, searched = _cache_model.chosen(backbone, trained, val, weights, config, ctx)
-        if searched is not None and selection is not None:
-            by = f"val accuracy by epoch, then {searched['by'].removeprefix('val accuracy ')}"
-            selection = {"epoch": selection["epoch"], "by": by, "value": searched["value"]}
+        alpha, beta, selection = _cache_model.chosen(
+            backbone, trained, val, weights, config, ctx, selection
+        )
         return CacheClassifier(
             backbone,
             task.classnames,
@@ -121,7 +120,7 @@ class TipAdapterF:
             beta,
             config.logit_scale,
             keys.numel(),
-            selection or searched,
+            selection,
         )
 
     def load(self, directory: Path, backbone: ImageTextModel) -> CacheClassifier:

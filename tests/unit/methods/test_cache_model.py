@@ -105,6 +105,33 @@ def test_trained_keys_longer_than_1_do_not_change_the_grid(length):
             assert seen["grid"][i, j] == pytest.approx((scores.argmax(1) == val).mean())
 
 
+@pytest.mark.parametrize("length", [1.0, 3.0])
+@pytest.mark.parametrize(("shift", "per_class"), [(2.0, 2), (0.0, 2), (-2.0, 2), (0.0, 20)])
+def test_trained_value_weights_do_not_change_the_grid(shift, per_class, length):
+    """Weights of either sign, with few and with all classes as candidates."""
+    C, m = 30, 60
+    draw = torch.Generator().manual_seed(6)
+    labels = np.repeat(np.arange(C), per_class)
+    prototypes = F.normalize(torch.randn(C, D, generator=draw), dim=-1)
+    keys = F.normalize(torch.randn(len(labels), D, generator=draw), dim=-1)
+    features = F.normalize(torch.randn(m, D, generator=draw), dim=-1)
+    value_weights = torch.randn(len(labels), generator=draw) + shift
+    val = np.random.default_rng(6).integers(0, C, m)
+    cache = CacheModel(length * keys, labels, C, value_weights)
+    config = SearchConfig(alpha_steps=4, beta_steps=12, logit_scale=5.0)
+    seen: dict[str, Any] = {}
+    ctx = RunContext(0, Path(), Services(FeatureCache(enabled=False)), observe=seen.__setitem__)
+
+    _cache_model.search(cache, features, val, prototypes, config, ctx)
+
+    values = cache.values() * value_weights[:, None]
+    for i, beta in enumerate(0.1 + np.arange(12) * 6.9 / 12):
+        for j, alpha in enumerate(0.1 + np.arange(4) * 2.9 / 4):
+            votes = (float(beta) * (features @ cache.keys.T - 1)).exp() @ values
+            scores = 5.0 * features @ prototypes.T + float(alpha) * votes
+            assert seen["grid"][i, j] == pytest.approx((scores.argmax(1).numpy() == val).mean())
+
+
 @pytest.mark.parametrize(
     "labels", [[0, 0, 1, 1, 2, 2], [2, 0, 1, 0, 2, 1], [0, 0, 0, 2], [3], [1, 1, 0, 0]]
 )

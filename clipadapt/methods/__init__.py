@@ -22,8 +22,7 @@ TRACK = Track(
         pipeline_tag="image-classification",
         title="image classification",
         argument="photo.jpg",
-        imports="from PIL import Image",
-        examples='[Image.open("photo.jpg").convert("RGB")]',
+        examples='["photo.jpg"]',
     ),
     own_folder="folder",
     capabilities={

@@ -213,7 +213,7 @@ def test_the_python_lines_of_the_card_work(cli, hub, images, tmp_path, monkeypat
 
     exec(code, {})
 
-    assert "'label'" in capsys.readouterr().out
+    assert "thing" in capsys.readouterr().out
 
 
 def test_a_second_push_replaces_the_classifier_and_the_first_can_be_named(

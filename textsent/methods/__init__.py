@@ -21,7 +21,6 @@ TRACK = Track(
         pipeline_tag="text-classification",
         title="text classification",
         argument='"a fine film"',
-        imports="",
         examples='["a fine film"]',
     ),
     capabilities={"TextEncoder": "any encoder"},

@@ -45,14 +45,12 @@ class HubTask:
         pipeline_tag: Name of the task on the hub.
         title: The task in words.
         argument: What ``predict`` reads, on a command line.
-        imports: Python imports that ``examples`` needs.
-        examples: Python expression of a list with one example.
+        examples: What ``run.predict`` reads, as a Python expression.
     """
 
     pipeline_tag: str
     title: str
     argument: str
-    imports: str
     examples: str
 
 

@@ -217,14 +217,10 @@ def _usage(record: RunRecord, task: HubTask, name: str) -> str:
         )
     )
     code = [
-        *([task.imports] if task.imports else []),
-        "from clipadapt.core.api.data import Inputs",
-        "from clipadapt.core.runs.inference import load_run",
+        f"import {own.program}",
         "",
-        f'run = load_run("hf:{name}")',
-        f"examples = {task.examples}",
-        "ids = tuple(str(i) for i in range(len(examples)))",
-        "print(run.predict(Inputs(examples, ids), top=3))",
+        f'run = {own.program}.load_run("hf:{name}")',
+        f"print(run.predict({task.examples}), run.predict_proba({task.examples}))",
     ]
     sets = (
         " For prediction sets there are `calibration.npz` and `--coverage 0.9`." if has_sets else ""

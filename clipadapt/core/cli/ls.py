@@ -85,7 +85,10 @@ def _print(rows: Sequence[About], track: str) -> None:
         cells.append([name, r.kind, r.needs, *(_short(x) for x in (source, r.text))])
     shown = [j for j in range(len(titles)) if any(row[j] for row in cells)]
     print_rows(
-        [Column(titles[j], text=True, figure=True, rank=int(j == 4)) for j in shown],
+        [
+            Column(titles[j], text=True, figure=True, rank=int(j == 4 and len(shown) > 2))
+            for j in shown
+        ],
         [[row[j] for j in shown] for row in cells],
     )
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     features: NDArray[np.float32] = model.encode(["a.png"])
     axes: Axes = run.plot_reliability()
     first: clipadapt.Run = found[0]
-    classifier = clipadapt.CLIPClassifier("stitched")
+    classifier: clipadapt.CLIPClassifier = clipadapt.CLIPClassifier(
+        "stitched", classnames={0: "cat"}
+    ).fit(["a.png"], [0])
+    texts: textsent.SentimentClassifier = textsent.SentimentClassifier(method="svm")
 
     text_model: textsent.Model = textsent.load_model("minilm")
     text_run: textsent.Run = textsent.fit("lora", text_model, "rotten_tomatoes:offline")

@@ -149,7 +149,10 @@ def items(entries):
 
 @needs("wandb")
 def test_wandb_offline(store, records, page):
+    import wandb
+
     log("wandb", store, records, page)
+    wandb.teardown()  # as at the end of a process: W&B's own service has then written everything
 
     logged = {}
     for path in sorted((store.root / "wandb").glob("offline-run-*/*.wandb")):
@@ -175,6 +178,13 @@ def test_wandb_without_an_account(store, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr("wandb.login", lambda **_: False)
     with pytest.raises(ConfigError, match="there is no API key"):
+        trackers.open_tracker("wandb", store.root)
+
+    def refuse(**_):
+        raise RuntimeError("no route\nto host")
+
+    monkeypatch.setattr("wandb.login", refuse)
+    with pytest.raises(ConfigError, match="cannot log in: no route to host"):
         trackers.open_tracker("wandb", store.root)
 
 
@@ -237,7 +247,9 @@ def test_every_file_is_a_tracker_and_others_are_unknown(store):
 
 @pytest.mark.parametrize("name", ["mlflow", "tensorboard", "wandb"])
 def test_a_missing_package_is_one_message_before_the_first_fit(cli, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(
+        trackers.importlib.util, "find_spec", lambda n: None if n == name else find_spec(n)
+    )
     out = tmp_path / "out"
     done = cli(
         "run", "zero_shot", "--model", "random:ViT-B-32", "--dataset", "synthetic:3x8",

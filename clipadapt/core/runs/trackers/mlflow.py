@@ -34,9 +34,7 @@ class MLflow:
         self.uri = given or (out / "mlruns").absolute().as_uri()
         self.is_folder = not given
         self.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "clipadapt"
-        self.where = (
-            given or f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {out / 'mlruns'}"
-        )
+        self.where = given or str(out / "mlruns")
 
     def log_run(self, run: TrackedRun, /) -> None:
         """Log a run."""

@@ -39,7 +39,16 @@ class WeightsAndBiases:
             if offline
             else f"project {self.project}"
         )
-        if not offline and not wandb.login(prompt=False):
+        if offline:
+            return
+        try:
+            has_key = wandb.login(prompt=False)
+        except Exception as err:  # noqa: BLE001  a bad key, no network or a busy service
+            raise ConfigError(
+                f"--tracker wandb cannot log in: {' '.join(str(err).split())}",
+                hint="check WANDB_API_KEY and the network, or set WANDB_MODE=offline",
+            ) from None
+        if not has_key:
             raise ConfigError(
                 "--tracker wandb needs an account: there is no API key",
                 hint="run 'wandb login' or set WANDB_API_KEY; without an account, set WANDB_MODE=offline",

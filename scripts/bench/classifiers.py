@@ -80,7 +80,8 @@ CASES: Final[dict[str, Case]] = {
     ),
     "proker": Case(
         CACHE,
-        "One factorization of a matrix of all training vectors on both sides; ours is float64",
+        "One factorization of a matrix of all training vectors on both sides; ours factorizes in float32 and refines "
+        "with float64 residuals",
         FREE,
     ),
     "tip_adapter": Case(

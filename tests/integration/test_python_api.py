@@ -365,3 +365,14 @@ def test_warnings_of_a_fit_are_shown(tiny_clip, pictures, library):
 
     assert any("1 of 1 runs were complete already, skipped" in line for line in notes.lines)
     assert sum("42 read in 3 classes" in line for line in notes.lines) == 1
+
+
+def test_a_folder_below_the_working_directory_is_shown_without_the_path_of_the_machine(
+    tmp_path, monkeypatch
+):
+    from clipadapt.core.python import show
+
+    monkeypatch.chdir(tmp_path)
+
+    assert show.folder(tmp_path / "runs" / "a") == "runs/a"
+    assert show.folder(tmp_path.parent / "b") == str(tmp_path.parent / "b")

@@ -218,4 +218,4 @@ class Run:
         facts["trainable parameters"] = f"{record.n_trainable_params:,}"
         for flag in record.flags:
             facts[flag] = FLAGS[flag].meaning if flag in FLAGS else "flag of a plug-in"
-        return show.html_facts({**facts, "folder": str(self.path)})
+        return show.html_facts({**facts, "folder": show.folder(self.path)})

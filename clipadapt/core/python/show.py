@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipadapt.core.report.formats import escape_html, format_interval
@@ -42,3 +43,9 @@ def title_of(record: RunRecord) -> str:
         where = f"{where} (trained on {record.data.name})"
     split = "" if record.evaluation.split == "test" else f" ({record.evaluation.split})"
     return f"{name} on {where}{split}{model}{shots}, seed {record.seed}"
+
+
+def folder(path: Path) -> str:
+    """Return a folder as it is called from the working directory, or whole if it lies elsewhere."""
+    whole, here = path.resolve(), Path.cwd().resolve()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else path)

@@ -252,6 +252,9 @@ def test_a_dry_run_prints_the_card_and_needs_no_hub(cli, hub, images, monkeypatc
     assert done.code == 0
     assert ModelCard(done.out).data.library_name == "clipadapt"
     assert not hub.asked("repos/create|commit")
+    document = json.loads(cli("push", images, "org/probe", "--dry-run", "--json").out)
+    assert document["card"] == done.out
+    assert "record.json" in document["files"]
 
 
 # ---------------------------------------------------------------- refused

@@ -87,7 +87,8 @@ def test_the_screen_says_what_is_loaded_and_which_runs_are_left(
     seen = lines(out)
 
     assert code == 0
-    assert max(map(len, seen)) <= width
+    paths = "records: "  # a path is not broken
+    assert [x for x in seen if len(x) > width and not x.startswith(paths)] == []
     assert any(x.startswith("find model ") for x in seen)
     assert any(x.startswith("open dataset synthetic:2x4") for x in seen)
     assert any("load model " in x and x.startswith("zero_shot") for x in seen)

@@ -48,6 +48,9 @@ def push(
     prepared = publish.prepare(run_dir, track=own.name, progress=on_stderr())
     card = model_card.render(prepared.record, prepared.classnames, name, licence)
     files = {model_card.NAME: card.encode(), **prepared.files}
+    if dry_run and as_json:
+        print_json({"name": name, "card": card, "files": list(files)})
+        return
     if dry_run:
         say(card, nl=False)
         say(f"not pushed: {', '.join(files)}", err=True)

@@ -310,7 +310,7 @@ def _example(
     method_name: str, track: str, fragments: Sequence[tuple[str, Mapping[str, Any]]] = ()
 ) -> str:
     """Return a command that shows the keys of a recipe that was given, of a method, or of the baseline of a track."""
-    own, _, recipe = method_name.partition("/")
+    own, _, recipe = (method_name or f"{track}/").partition("/")
     known = shipped.config_names(own)
     recipe = next((f for label, _ in fragments if (f := lines.file_of(label)) in known), recipe)
     if recipe not in known:

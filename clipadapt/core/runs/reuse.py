@@ -80,7 +80,7 @@ def evaluate_saved(
         raise ConfigError(
             f"the fit of '{run_dir}' is trained on {opened.home.dataset.name} ({target['split']}) too, so it is not "
             "evaluated there",
-            hint="evaluate on test, or fit with refit=False",
+            hint="evaluate on test",
         )
     check_dataset_names([opened])
     chosen = opened.targets[-1]

@@ -140,3 +140,14 @@ def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path):
         assert "Traceback" not in page
         records = list((tmp_path / "docs/notebooks/notebook-runs").rglob("record.json"))
         assert records
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_setting_in_a_text_exists(page):
+    from clipadapt.core.experiments.settings import declarations
+
+    of_sweeps = {"datasets", "models", "methods", "shots", "seeds", "settings"}
+    named = re.findall(r"--set '?([a-z_]+(?:\.[a-z_]+)*)=", page.read_text(encoding="utf-8"))
+    known = declarations().keys() | of_sweeps
+
+    assert [key for key in named if key not in known and not key.startswith("method.")] == []

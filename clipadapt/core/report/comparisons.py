@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from clipadapt.core.report.answers import Answers
     from clipadapt.core.report.rows import Row
     from clipadapt.core.scoring.statistics import Interval
+
+SIGNIFICANT: Final = 1 - LEVEL
+"""A p-value below it is called significant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ def rank(rows: Sequence[Row]) -> tuple[tuple[RankedRow, ...], tuple[Comparison, 
     comparisons = compare(named)
     labels = [label for label, row in named if row.accuracy is not None]
     best = _best(labels, comparisons)
-    alike = {(c.first, c.second) for c in comparisons if c.p_adjusted >= 1 - LEVEL}
+    alike = {(c.first, c.second) for c in comparisons if c.p_adjusted >= SIGNIFICANT}
     different = {pair for pair in combinations(labels, 2) if pair not in alike}
     letters = dict(zip(labels, letters_of_ties(labels, different), strict=True))
     ranked = (RankedRow(row, x, x == best, letters.get(x, "")) for x, row in named)
@@ -108,31 +112,56 @@ def compare_rows(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | Non
     (first, row_a), (second, row_b) = one, two
     if row_a.setting != row_b.setting:
         return None
-    a, b = row_a.answers, row_b.answers
-    if a is None or b is None:
+    matched = in_common(row_a, row_b)
+    if matched is None:
         return None
-    in_a, in_b = shared(a, b)
-    trained = row_a.first.method.uses_train and row_b.first.method.uses_train
-    pairs = seed_pairs(a.seeds, b.seeds, any_seed=not trained)
-    if not in_a.size or not pairs:
-        return None
-    correct_a = a.values[[i for i, _ in pairs]][:, in_a]  # (S, n)
-    correct_b = b.values[[j for _, j in pairs]][:, in_b]
+    correct_a, correct_b = matched[0].values, matched[1].values  # (S, n)
     difference = correct_a.astype(np.float64) - correct_b
     correct_a, correct_b = _without_copies(correct_a, correct_b)
     if len(correct_a) == 1:
         test, p_value = "McNemar", mcnemar_exact(correct_a[0], correct_b[0]).p_value
     else:
-        test = f"crossed, {len(pairs)} seeds"
+        test = f"crossed, {len(difference)} seeds"
         p_value = crossed_p_value(difference, cautious=True)
-        if min(len(a.seeds), len(b.seeds)) == 1:
+        if min(len(row_a.ok), len(row_b.ok)) == 1:
             test += " against 1"
     needed = examples_needed(difference[: len(correct_a)], LEVEL)
     interval = difference_interval(difference, LEVEL, cautious=True)
-    return Comparison(first, second, interval, p_value, p_value, test, in_a.size, needed)
+    return Comparison(first, second, interval, p_value, p_value, test, difference.shape[1], needed)
 
 
-def seed_pairs(a: Sequence[int], b: Sequence[int], *, any_seed: bool) -> list[tuple[int, int]]:
+def in_common(row_a: Row, row_b: Row) -> tuple[Answers, Answers] | None:
+    """Return the answers of both rows for the seeds and examples to compare, in the same order; None if there are none.
+
+    Raises:
+        RecordError: If predictions cannot be read, or an example has two labels.
+    """
+    a, b = row_a.answers, row_b.answers
+    if a is None or b is None:
+        return None
+    in_a, in_b = shared(a, b)
+    trained = row_a.first.method.uses_train and row_b.first.method.uses_train
+    pairs = _seed_pairs(a.seeds, b.seeds, any_seed=not trained)
+    if not in_a.size or not pairs:
+        return None
+    seeds_a, seeds_b = zip(*pairs, strict=True)
+    return _restricted(a, seeds_a, in_a), _restricted(b, seeds_b, in_b)
+
+
+def _restricted(answers: Answers, seeds: Sequence[int], examples: NDArray[np.intp]) -> Answers:
+    """Return the answers of some seeds, by index, on some examples."""
+    rows = list(seeds)
+    return dataclasses.replace(
+        answers,
+        ids=answers.ids[examples],
+        labels=answers.labels[examples],
+        values=answers.values[rows][:, examples],
+        seeds=tuple(answers.seeds[i] for i in rows),
+        predicted=answers.predicted[rows][:, examples],
+    )
+
+
+def _seed_pairs(a: Sequence[int], b: Sequence[int], *, any_seed: bool) -> list[tuple[int, int]]:
     """Return the indices of the seeds to compare: those in common, because the seed determines the few-shot draw.
 
     A single seed that the other method has too, or with ``any_seed``, is compared with every seed of the other.
@@ -162,7 +191,7 @@ def _best(labels: Sequence[str], comparisons: Sequence[Comparison]) -> str | Non
         return None
     pair = set(labels[:2])
     won = any(
-        {c.first, c.second} == pair and c.p_adjusted < 1 - LEVEL and c.difference.value > 0
+        {c.first, c.second} == pair and c.p_adjusted < SIGNIFICANT and c.difference.value > 0
         for c in comparisons
     )
     return labels[0] if won else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from clipadapt.core.report.comparisons import SIGNIFICANT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -10,8 +12,6 @@ if TYPE_CHECKING:
     from clipadapt.core.report.comparisons import RankedRow
     from clipadapt.core.report.summary import Block, Summary
     from clipadapt.core.scoring.statistics import Interval
-
-SIGNIFICANT: Final = 0.05
 
 
 def gains(summary: Summary, zero_shot: str) -> tuple[str, ...]:

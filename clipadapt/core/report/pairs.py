@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipadapt.core.report.answers import shared
-from clipadapt.core.report.comparisons import compare_rows, seed_pairs
+from clipadapt.core.report.comparisons import compare_rows, in_common
 from clipadapt.core.report.formats import (
     Column,
     escape_markdown,
@@ -189,14 +188,11 @@ def _differences(a: Row, b: Row) -> tuple[tuple[str, str, str], ...]:
 
 
 def _changed(a: Row, b: Row) -> Iterable[Changed]:
-    one, two = a.answers, b.answers
-    if one is None or two is None:
+    matched = in_common(a, b)
+    if matched is None:
         return
-    in_a, in_b = shared(one, two)
-    trained = a.first.method.uses_train and b.first.method.uses_train
-    seeds = seed_pairs(one.seeds, two.seeds, any_seed=not trained)
-    first, second = [i for i, _ in seeds], [j for _, j in seeds]
-    change = two.values[second][:, in_b].mean(0) - one.values[first][:, in_a].mean(0)  # (n,)
+    one, two = matched
+    change = two.values.mean(axis=0) - one.values.mean(axis=0)  # (n,)
     names = a.classnames or b.classnames
 
     def name(index: int) -> str:
@@ -204,10 +200,10 @@ def _changed(a: Row, b: Row) -> Iterable[Changed]:
 
     for i in np.lexsort((np.arange(change.size), -change)):
         if change[i]:
-            before, after = one.predicted[first[0], in_a[i]], two.predicted[second[0], in_b[i]]
+            before, after = one.predicted[0, i], two.predicted[0, i]
             yield Changed(
-                str(one.ids[in_a[i]]), name(int(one.labels[in_a[i]])), name(int(before)),
-                name(int(after)), float(change[i]),
+                str(one.ids[i]), name(int(one.labels[i])), name(int(before)), name(int(after)),
+                float(change[i]),
             )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from clipadapt.core.report.comparisons import SIGNIFICANT
 from clipadapt.core.report.page_rows import place
 from clipadapt.core.report.section import section
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from clipadapt.core.report.section import Page
     from clipadapt.core.report.summary import Block
 
-SIGNIFICANT: Final = 0.05
 TEMPLATE: Final = """\
 <p class="lede">The method with the highest accuracy in each block (same data, protocol and shots), and whether its lead
 is significant. The two best methods are compared on the same examples. The interval of a difference is of that pair

@@ -228,6 +228,7 @@ def prompts(
     """Audit prompts: the gain of each template, a selection, close class names, prompts that do not fit."""
     from clipadapt import prompts_page
     from clipadapt.core.cli.progress import on_stderr
+    from clipadapt.core.cli.terminal import print_document
     from clipadapt.core.files.atomic import json_text, write_text
     from clipadapt.core.files.folders import output_file
     from clipadapt.prompts import audit, open_audit
@@ -244,7 +245,10 @@ def prompts(
         write_text(chosen, "".join(f"{step.template}\n" for step in found.selection))
     if page is not None:
         prompts_page.write_page(page, found)
-    say(json_text(found.as_dict()) if as_json else prompts_page.render(found), nl=False)
+    if as_json:
+        say(json_text(found.as_dict()), nl=False)
+    else:
+        print_document(lambda form: prompts_page.render(found, form))
     for path in filter(None, (write, html)):
         say(f"written: {path}", err=True)
 

@@ -1,32 +1,30 @@
-"""The prompt audit as Markdown for the terminal and as one HTML file."""
+"""The prompt audit as text, Markdown or for a terminal, and as one HTML file."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from clipadapt.core.api.user_input import shortened
 from clipadapt.core.files.atomic import atomic_file
 from clipadapt.core.report.formats import (
+    MARKDOWN,
     NOTHING,
     Column,
     escape_html,
-    escape_markdown,
     format_difference,
     format_interval,
     format_p_value,
     format_value,
     html_grid,
-    markdown_grid,
 )
 from clipadapt.prompts import MOST_CHARACTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from clipadapt.core.report.formats import Form
     from clipadapt.prompts import Audit
-
-    Grid = Callable[[Sequence[Column], Sequence[Sequence[str]]], str]
 
 Section = tuple[str, str, list[Column], list[list[str]]]
 """Title, explanation, columns and rows."""
@@ -60,18 +58,28 @@ th, td {{ padding: 0.25rem 0.7rem 0.25rem 0; border-bottom: 1px solid var(--line
 """
 
 
-def render(audit: Audit) -> str:
-    """Return the audit as Markdown."""
-    parts = [f"{escape_markdown(_title(audit))}\n"]
+def render(audit: Audit, form: Form = MARKDOWN) -> str:
+    """Return the audit as text in a form; only the first and last rows of long tables.
+
+    Sentences are not escaped in Markdown, because they quote templates that a reader copies.
+    """
+    if form is MARKDOWN:
+        form = replace(
+            MARKDOWN,
+            paragraph=lambda text: f"{text}\n",
+            items=lambda texts: "".join(f"- {text}\n" for text in texts),
+        )
+    parts = [form.paragraph(_title(audit))]
+    half = MOST_ROWS // 2
     for title, about, columns, rows in _sections(audit):
-        shown, more = rows, ""
-        if len(rows) > MOST_ROWS:
-            half = MOST_ROWS // 2
+        shown = rows
+        if len(rows) > 2 * half:
             shown = rows[:half] + rows[-half:]
-            more = f"\nThe first and last {half} of {len(rows)} rows; --html and --json have all.\n"
-        parts.append(f"## {title}\n\n{about}\n\n{markdown_grid(columns, shown)}{more}")
-    parts.append("## Suggestions\n\n" + "".join(f"- {s}\n" for s in _suggestions(audit)))
-    return "\n".join(parts)
+        parts += [form.heading(2, title), form.paragraph(about), form.grid(columns, shown, ())]
+        if len(shown) < len(rows):
+            more = f"The first and last {half} of {len(rows)} rows; --html and --json have all."
+            parts.append(form.paragraph(more))
+    return "\n".join([*parts, form.heading(2, "Suggestions"), form.items(_suggestions(audit))])
 
 
 def write_page(path: Path, audit: Audit) -> None:
@@ -112,8 +120,8 @@ def _sections(audit: Audit) -> list[Section]:
 
 
 def _ensembles(audit: Audit) -> Section:
-    columns = [_text("split"), Column("n"), Column("all templates"), Column("selected")]
-    columns += [Column("dataset's own"), Column("selected - all"), Column("selected - own")]
+    figures = ("all templates", "selected", "dataset's own", "selected - all", "selected - own")
+    columns = [_text("split"), Column("n", rank=1), *(Column(x, figure=True) for x in figures)]
     rows = [
         [
             e.split,
@@ -147,7 +155,8 @@ def _own(audit: Audit) -> str:
 
 def _templates(audit: Audit, split: str, n: int) -> Section:
     order = sorted(audit.templates, key=lambda g: -g.gain.value)
-    columns = [_text("template"), Column("alone"), Column("gain"), Column("p (Holm)")]
+    columns = [_text("template"), Column("alone", figure=True), Column("gain", figure=True)]
+    columns.append(Column("p (Holm)"))
     rows = [
         [
             _short(g.template),
@@ -165,7 +174,12 @@ def _templates(audit: Audit, split: str, n: int) -> Section:
 
 
 def _selection(audit: Audit, split: str) -> Section:
-    columns = [Column("step"), _text("added"), Column("accuracy"), Column("nll")]
+    columns = [
+        Column("step"),
+        _text("added"),
+        Column("accuracy", figure=True),
+        Column("nll", figure=True),
+    ]
     rows = [
         [str(i), _short(s.template), format_value(s.accuracy, "fraction"), f"{s.nll:.4f}"]
         for i, s in enumerate(audit.selection, start=1)
@@ -178,7 +192,7 @@ def _selection(audit: Audit, split: str) -> Section:
 
 def _pairs(audit: Audit, split: str) -> Section:
     columns = [_text("class"), _text("class"), Column("cosine"), Column(f"confused on {split}")]
-    columns.append(Column("in percent"))
+    columns.append(Column("in percent", figure=True))
     rows = [
         [p.first, p.second, f"{p.cosine:.3f}", f"{p.confused} of {p.n}", format_interval(p.share)]
         for p in audit.pairs

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from clipadapt.core.cli import terminal as cli_terminal
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report.tables import build_table, render
+from clipadapt.core.report.terminal import Screen
 from tests.terminals import STYLE, lines, on_terminal
 from tests.unit.core.report.test_answers import save
 
@@ -116,3 +118,37 @@ def test_a_warning_is_shown_once_for_several_runs(console, tiny_models, pictures
     )
 
     assert out.count("has class names that are equal") == 1
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_compare_fits_the_terminal_and_is_markdown_in_a_pipe(console, cli, tmp_path, width):
+    for name, right in (("a", 60), ("b", 70)):
+        save(RunStore(tmp_path / name), right)
+    words = ["compare", tmp_path / "a", tmp_path / "b"]
+    code, out = on_terminal([console("clipadapt"), *words], width=width)
+    shown = STYLE.sub("", out).splitlines()
+
+    assert code == 0
+    assert max(map(len, shown)) <= width
+    assert not any(line.startswith(("|", "#")) for line in shown)
+    assert any("─" * 20 in line for line in shown)
+    assert "60.0 [50.2, 69.1]" in out
+    assert cli(*words).out.startswith("| pair | A, % |")
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_prompts_fit_the_terminal_and_are_markdown_in_a_pipe(
+    cli, pictures, tiny_models, monkeypatch, width
+):
+    words = ("prompts", "--model", tiny_models["clip"], "--dataset", f"folder:{pictures}")
+    words = (*words, "--templates", "80")
+    piped = cli(*words).out
+    monkeypatch.setattr(cli_terminal, "screen", lambda: Screen(width, styled=False))
+    out = cli(*words).out
+
+    assert max(map(len, out.splitlines())) <= width
+    assert "\nSuggestions\n" in out
+    assert not any(line.startswith(("|", "#")) for line in out.splitlines())
+    assert "\n## Suggestions\n\n- " in piped
+    assert "The first and last 10 of" in piped
+    assert "The first and last 10 of" in out

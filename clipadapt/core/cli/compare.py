@@ -10,7 +10,8 @@ import typer
 from clipadapt.core.api.errors import ConfigError, RecordError
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.cli.options import JsonOption, track_of
-from clipadapt.core.cli.output import print_json, say
+from clipadapt.core.cli.output import print_json
+from clipadapt.core.cli.terminal import print_document
 
 
 def compare(
@@ -55,4 +56,4 @@ def compare(
     if as_json:
         print_json(as_document(comparisons))
     else:
-        say(render_comparisons(comparisons, examples=examples), nl=False)
+        print_document(lambda form: render_comparisons(comparisons, examples=examples, form=form))

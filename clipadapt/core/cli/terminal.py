@@ -12,11 +12,11 @@ import typer
 from clipadapt.core.api.user_input import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from clipadapt.core.records.predictions import Predictions
     from clipadapt.core.records.schema import RunRecord
-    from clipadapt.core.report.formats import Column
+    from clipadapt.core.report.formats import Column, Form
     from clipadapt.core.report.summary import Summary
     from clipadapt.core.report.tables import Table
     from clipadapt.core.report.terminal import Screen
@@ -67,14 +67,23 @@ def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
 
 def print_summary(summary: Summary) -> None:
     """Print the summary of a sweep for the terminal, or as Markdown where there is none."""
-    from clipadapt.core.report import summary as summaries
+    from clipadapt.core.report.summary import document
+
+    print_document(lambda form: document(summary, form))
+    if screen() is None:
+        typer.echo()  # Markdown ends with an empty line
+
+
+def print_document(write: Callable[[Form], str]) -> None:
+    """Print a document of several tables for the terminal, or as Markdown where there is none."""
     from clipadapt.core.report import terminal
+    from clipadapt.core.report.formats import MARKDOWN
 
     where = screen()
     if where is None:
-        _echo(summaries.render_summary(summary, "markdown") + "\n")
+        _echo(write(MARKDOWN))
     else:
-        typer.echo(terminal.render_summary(summary, where), nl=False)
+        typer.echo(write(terminal.form(where)), nl=False)
 
 
 def print_per_class(found: Sequence[tuple[RunRecord, Predictions]]) -> None:

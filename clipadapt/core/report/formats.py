@@ -17,7 +17,7 @@ from clipadapt.core.api.user_input import visible
 from clipadapt.core.scoring.metrics import find_metric
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from clipadapt.core.scoring.statistics import Interval
 
@@ -240,6 +240,47 @@ def html_grid(
     head = line("th", [escape_html(c.title) for c in columns])
     lines = ["<table>", f"<thead>{head}</thead>", "<tbody>", *body, "</tbody>", "</table>"]
     return "\n".join(lines) + "\n"
+
+
+# ---------------------------------------------------------------- documents
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the parts of a document of several tables are written; each part ends with a newline.
+
+    Attributes:
+        heading: A heading of a level, 2 for a section.
+        grid: A table: columns, rows, and the row and column indices of the cells in bold.
+        paragraph: Text.
+        items: A list.
+    """
+
+    heading: Callable[[int, str], str]
+    grid: Callable[[Sequence[Column], Sequence[Sequence[str]], Collection[tuple[int, int]]], str]
+    paragraph: Callable[[str], str]
+    items: Callable[[Sequence[str]], str]
+
+
+MARKDOWN: Final = Form(
+    heading=lambda level, text: f"{'#' * level} {escape_markdown(text)}\n",
+    grid=markdown_grid,
+    paragraph=lambda text: f"{escape_markdown(text)}\n",
+    items=lambda texts: "".join(f"- {escape_markdown(text)}\n" for text in texts),
+)
+HTML: Final = Form(
+    heading=lambda level, text: f"<h{level}>{escape_html(text)}</h{level}>\n",
+    grid=html_grid,
+    paragraph=lambda text: f"<p>{escape_html(text)}</p>\n",
+    items=lambda texts: "".join([
+        "<ul>\n",
+        *(f"<li>{escape_html(text)}</li>\n" for text in texts),
+        "</ul>\n",
+    ]),
+)
+
+
+# ---------------------------------------------------------------- files of one table
 
 
 def latex_grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, n_last: int = 0) -> str:

@@ -15,12 +15,11 @@ import numpy as np
 
 from clipadapt.core.report.comparisons import compare_rows, in_common
 from clipadapt.core.report.formats import (
+    MARKDOWN,
     Column,
-    escape_markdown,
     format_count,
     format_difference,
     format_interval,
-    markdown_grid,
     method_title,
     split_title,
 )
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.report.comparisons import Comparison
+    from clipadapt.core.report.formats import Form
     from clipadapt.core.scoring.statistics import Interval
 
 SHOWN: Final = 10
@@ -251,29 +251,29 @@ def _plain(interval: Interval | None) -> dict[str, Any] | None:
     return None if interval is None else dataclasses.asdict(interval)
 
 
-def render_comparisons(found: Comparisons, *, examples: int = SHOWN) -> str:
-    """Return the comparison as Markdown: a table of all pairs, then what differs in each.
+def render_comparisons(found: Comparisons, *, examples: int = SHOWN, form: Form = MARKDOWN) -> str:
+    """Return the comparison as text: a table of all pairs, then what differs in each.
 
     Args:
         found: The comparison.
         examples: Largest number of changed examples shown for each pair.
+        form: How headings, tables and text are written.
     """
     rows = [_cells(p) for p in found.pairs]
     head = [
-        Column("pair", text=True), Column("A, %"), Column("B, %"), Column("B - A, points"),
-        Column("p"), Column("p, Holm"), Column("test", text=True), Column("n"), Column("gained"),
-        Column("lost"),
+        Column("pair", text=True, given=True), Column("A, %", figure=True),
+        Column("B, %", figure=True), Column("B - A, points", figure=True), Column("p", rank=2),
+        Column("p, Holm"), Column("test", text=True, given=True), Column("n", rank=1, given=True),
+        Column("gained"), Column("lost"),
     ]  # fmt: skip
-    parts = (
-        [markdown_grid(head, rows, set())] if rows else ["No row of A has a counterpart in B.\n"]
-    )
+    nothing = "No row of A has a counterpart in B."
+    parts = [form.grid(head, rows, ()) if rows else form.paragraph(nothing)]
     for p in found.pairs:
-        parts += [f"## {escape_markdown(p.title)}\n", *_details(p, examples)]
+        parts += [form.heading(2, p.title), *_details(p, examples, form)]
     for side, rest in (("A", found.only_a), ("B", found.only_b)):
         if rest:
-            lines = "".join(f"- {escape_markdown(title)}\n" for title in rest)
-            parts += [f"## Only in {side}\n", lines]
-    return "\n".join([*parts, f"{NOTES}\n"])
+            parts += [form.heading(2, f"Only in {side}"), form.items(rest)]
+    return "\n".join([*parts, form.paragraph(NOTES)])
 
 
 def _cells(p: Pair) -> list[str]:
@@ -294,12 +294,12 @@ def _not_compared(p: Pair) -> str:
     return "no common seed or example"
 
 
-def _details(p: Pair, examples: int) -> Iterable[str]:
+def _details(p: Pair, examples: int, form: Form) -> Iterable[str]:
     if p.differences:
         columns = [Column(name, text=True) for name in ("differs", "A", "B")]
-        yield markdown_grid(columns, [list(d) for d in p.differences], set())
+        yield form.grid(columns, [list(d) for d in p.differences], ())
     else:
-        yield "No setting, version or data differs.\n"
+        yield form.paragraph("No setting, version or data differs.")
     if not p.changed:
         return
     gained = [c for c in p.changed if c.change > 0]
@@ -312,8 +312,8 @@ def _details(p: Pair, examples: int) -> Iterable[str]:
         Column("example", text=True), Column("class", text=True), Column("A predicts", text=True),
         Column("B predicts", text=True), Column("change"),
     ]  # fmt: skip
-    yield markdown_grid(
-        columns, [[c.id, c.label, c.first, c.second, f"{c.change:+.2f}"] for c in shown], set()
+    yield form.grid(
+        columns, [[c.id, c.label, c.first, c.second, f"{c.change:+.2f}"] for c in shown], ()
     )
     if left := len(p.changed) - len(shown):
-        yield f"{left} more changed; --json lists all.\n"
+        yield form.paragraph(f"{left} more changed; --json lists all.")

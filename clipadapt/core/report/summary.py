@@ -19,10 +19,10 @@ from clipadapt.core.report.answers import LEVEL
 from clipadapt.core.report.base_to_new import base_to_new, base_to_new_cells
 from clipadapt.core.report.comparisons import rank
 from clipadapt.core.report.formats import (
+    HTML,
+    MARKDOWN,
     NOTHING,
     Column,
-    escape_html,
-    escape_markdown,
     format_count,
     format_difference,
     format_interval,
@@ -31,8 +31,6 @@ from clipadapt.core.report.formats import (
     format_rate,
     format_signed,
     format_value,
-    html_grid,
-    markdown_grid,
     metric_title,
     split_title,
 )
@@ -51,10 +49,10 @@ if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.report.base_to_new import BaseToNew
     from clipadapt.core.report.comparisons import Comparison, RankedRow
+    from clipadapt.core.report.formats import Form
     from clipadapt.core.report.means import DatasetMean
     from clipadapt.core.report.references import Published
 
-    _Heading = Callable[[int, str], str]
     _Grid = Callable[[Sequence[Column], Sequence[Sequence[str]], Collection[tuple[int, int]]], str]
 
 MOST_CLASSES: Final = 30
@@ -285,19 +283,16 @@ def render_summary(summary: Summary, format: str = "markdown") -> str:  # noqa: 
     if format == "json":
         return json.dumps(_plain(summary), indent=2, allow_nan=False) + "\n"
     if format == "markdown":
-        return document(summary, lambda n, text: f"{'#' * n} {escape_markdown(text)}\n",
-                        markdown_grid, lambda text: f"{escape_markdown(text)}\n")  # fmt: skip
+        return document(summary, MARKDOWN)
     if format == "html":
-        return document(summary, lambda n, text: f"<h{n}>{escape_html(text)}</h{n}>\n",
-                        html_grid, lambda text: f"<p>{escape_html(text)}</p>\n")  # fmt: skip
+        return document(summary, HTML)
     raise unknown("summary format", format, ["markdown", "html", "json"])
 
 
-def document(
-    summary: Summary, heading: _Heading, grid: _Grid, paragraph: Callable[[str], str]
-) -> str:
-    """Return the summary as text, in the form that the functions give to headings, tables and paragraphs."""
+def document(summary: Summary, form: Form) -> str:
+    """Return the summary as text in a form."""
     parts = []
+    heading, grid, paragraph = form.heading, form.grid, form.paragraph
     for block in summary.blocks:
         parts += [heading(2, block.title), _rows_grid(block, grid)]
         hardest, left_out = _shown_classes(block)

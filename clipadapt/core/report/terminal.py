@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from clipadapt.core.api.user_input import visible
 from clipadapt.core.report import summary as summaries
-from clipadapt.core.report.formats import NOTHING
+from clipadapt.core.report.formats import NOTHING, Form
 from clipadapt.core.report.tables import cells_of
 
 if TYPE_CHECKING:
@@ -57,11 +57,18 @@ def render(table: Table, screen: Screen) -> str:
 
 def render_summary(summary: Summary, screen: Screen) -> str:
     """Return the summary of a sweep, ending with a newline."""
-    return summaries.document(
-        summary,
-        lambda level, text: _styled(visible(text), screen, "bold" if level == 2 else "underline"),
-        lambda columns, rows, bold: grid(columns, rows, bold, screen),
-        lambda text: _paragraph(text, screen),
+    return summaries.document(summary, form(screen))
+
+
+def form(screen: Screen) -> Form:
+    """Return how a document of several tables is written for a screen."""
+    return Form(
+        heading=lambda level, text: _styled(
+            visible(text), screen, "bold" if level == 2 else "underline"
+        ),
+        grid=lambda columns, rows, bold: grid(columns, rows, bold, screen),
+        paragraph=lambda text: _paragraph(text, screen),
+        items=lambda texts: "".join(_paragraph(f"- {text}", screen, dim=False) for text in texts),
     )
 
 

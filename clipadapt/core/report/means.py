@@ -25,6 +25,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.scoring.combined import harmonic, harmonic_mean_interval, mean_interval
+from clipadapt.core.scoring.metrics import of_val
 from clipadapt.core.scoring.statistics import Interval
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class DatasetMean:
             "classes": self.classes,
             "model": self.rows[0].model,
             "label": self.rows[0].label,
-            "shots": first.data.shots,
+            "shots": _shots(self.rows[0], "accuracy"),
             "value": dataclasses.asdict(self.interval),
         }
 
@@ -100,10 +101,26 @@ def mean_cells(means: Sequence[DatasetMean]) -> tuple[list[Column], list[list[st
         row, first = m.rows[0], m.rows[0].first
         rows.append([
             str(len(m.rows)), split_title(m.split, m.classes), first.evaluation.protocol, row.model or NOTHING,
-            row.label, str(first.data.shots or NOTHING), str(m.seeds or NOTHING), format_interval(m.interval),
+            row.label, shots_title(row, "accuracy"), str(m.seeds or NOTHING), format_interval(m.interval),
             format_count(m.interval.n),
         ])  # fmt: skip
     return columns, rows
+
+
+def shots_title(row: Row, metric: str) -> str:
+    """Return the shots of a row for a reader: ``all``, or ``-`` where they do not change the metric."""
+    if not _has_shots(row, metric):
+        return NOTHING
+    return "all" if row.first.data.shots is None else str(row.first.data.shots)
+
+
+def _has_shots(row: Row, metric: str) -> bool:
+    """Return whether the shots may change a metric: of an untrained method, only if it is calibrated on val."""
+    return row.first.method.uses_train or bool(row.first.data.shots and of_val(metric))
+
+
+def _shots(row: Row, metric: str) -> int | None:
+    return row.first.data.shots if _has_shots(row, metric) else None
 
 
 def dataset_means(rows: Sequence[Row], metric: str) -> tuple[list[DatasetMean], tuple[str, ...]]:
@@ -112,7 +129,7 @@ def dataset_means(rows: Sequence[Row], metric: str) -> tuple[list[DatasetMean], 
     needed: dict[tuple[Any, ...], dict[str, None]] = {}
     for row in rows:
         dataset = row.first.evaluation.dataset
-        kinds.setdefault(_kind(row), {})[dataset] = row
+        kinds.setdefault(_kind(row, metric), {})[dataset] = row
         needed.setdefault(_family(row), {})[dataset] = None
     found: list[DatasetMean] = []
     lacking: list[str] = []
@@ -123,7 +140,7 @@ def dataset_means(rows: Sequence[Row], metric: str) -> tuple[list[DatasetMean], 
         having = [d for d in datasets if d in by_dataset and _has(by_dataset[d], metric)]
         if len(datasets) < 2 or len(having) < len(datasets):
             if len(having) > 1:
-                lacking.append(_without(first, [d for d in datasets if d not in having]))
+                lacking.append(_without(first, metric, [d for d in datasets if d not in having]))
             continue
         members = tuple(by_dataset[d] for d in datasets)
         mean, answers = _mean(members, metric)
@@ -133,13 +150,13 @@ def dataset_means(rows: Sequence[Row], metric: str) -> tuple[list[DatasetMean], 
         if other is not None:
             pair = (means[kind], other) if mean.classes == "base" else (other, means[kind])
             found.append(_harmonic(*pair))
-    notes: tuple[str, ...] = (NOTE, *_unlike_settings(found)) if found else ()
+    notes: tuple[str, ...] = (NOTE, *_unlike_settings(found, metric)) if found else ()
     if found and lacking:
         notes += (f"Without a mean, because a dataset has no figure: {'; '.join(lacking)}.",)
     return found, notes
 
 
-def _unlike_settings(means: Sequence[DatasetMean]) -> tuple[str, ...]:
+def _unlike_settings(means: Sequence[DatasetMean], metric: str) -> tuple[str, ...]:
     """Return a note of the methods whose settings are not the same on every dataset."""
     found = []
     for mean in means:
@@ -147,7 +164,7 @@ def _unlike_settings(means: Sequence[DatasetMean]) -> tuple[str, ...]:
         names = sorted({k for s in settings for k in s if k.startswith("method.")})
         unlike = [k for k in names if any(s.get(k) != settings[0].get(k) for s in settings)]
         if unlike:
-            found.append(f"{_title(mean.rows[0])} ({', '.join(unlike)})")
+            found.append(f"{_title(mean.rows[0], metric)} ({', '.join(unlike)})")
     if not found:
         return ()
     return (
@@ -155,11 +172,11 @@ def _unlike_settings(means: Sequence[DatasetMean]) -> tuple[str, ...]:
     )
 
 
-def _kind(row: Row) -> tuple[Any, ...]:
+def _kind(row: Row, metric: str) -> tuple[Any, ...]:
     """Return everything but the dataset in which the rows of a table differ; the classes come last."""
     first = row.first
     return (
-        *_family(row)[:-1], row.model, first.method.name, first.method.recipe, first.data.shots, row.setting,
+        *_family(row)[:-1], row.model, first.method.name, first.method.recipe, _shots(row, metric), row.setting,
         row.probabilities, row.group.settings, first.evaluation.classes,
     )  # fmt: skip
 
@@ -183,13 +200,13 @@ def _has(row: Row, metric: str) -> bool:
     return any(metric in r.metrics for r in row.ok)
 
 
-def _without(row: Row, datasets: Sequence[str]) -> str:
-    return f"{_title(row)} (not on {', '.join(datasets)})"
+def _without(row: Row, metric: str, datasets: Sequence[str]) -> str:
+    return f"{_title(row, metric)} (not on {', '.join(datasets)})"
 
 
-def _title(row: Row) -> str:
-    first = row.first
-    shots = "" if first.data.shots is None else f", {first.data.shots} shots"
+def _title(row: Row, metric: str) -> str:
+    first, n = row.first, _shots(row, metric)
+    shots = "" if n is None else f", {n} shots"
     return f"{method_title(first.method.name, first.method.recipe)}{shots}"
 
 
@@ -208,6 +225,7 @@ def _mean(rows: tuple[Row, ...], metric: str) -> tuple[DatasetMean, list[Answers
         unit=answers[0].unit,
         weights=[a.weight for a in answers],
         same_seeds=_same_seeds(answers),
+        largest=fmean(a.largest for a in answers),
     )
     return DatasetMean(rows, classes, interval), answers
 

@@ -30,7 +30,7 @@ from clipadapt.core.report.formats import (
     split_title,
 )
 from clipadapt.core.report.grouping import CHANGED_METRICS, group_records
-from clipadapt.core.report.means import dataset_means
+from clipadapt.core.report.means import dataset_means, shots_title
 from clipadapt.core.report.notes import (
     ENCODING,
     INTERVALS,
@@ -333,8 +333,8 @@ def _columns(
         (_given("settings"), lambda x: ", ".join(x.row.group.settings),
          lambda m: ", ".join(m.rows[0].group.settings)),
         (_given("probabilities"), lambda x: x.row.probabilities, lambda m: m.rows[0].probabilities),
-        (Column("shots", given=True), lambda x: _shots(x.row, table.metric),
-         lambda m: _shots(m.rows[0], table.metric)),
+        (Column("shots", given=True), lambda x: shots_title(x.row, table.metric),
+         lambda m: shots_title(m.rows[0], table.metric)),
         (Column("seeds", rank=1), lambda x: str(x.seeds), lambda m: str(m.seeds or NOTHING)),
         (Column(metric, figure=True), lambda x: format_interval(x.interval, table.unit),
          lambda m: format_interval(m.interval, table.unit)),
@@ -375,13 +375,6 @@ def _nothing(_: DatasetMean) -> str:
 
 def _method(row: Row) -> str:
     return method_title(row.first.method.name, row.first.method.recipe)
-
-
-def _shots(row: Row, metric: str) -> str:
-    shots = row.first.data.shots
-    if not row.first.method.uses_train and not (shots and of_val(metric)):
-        return NOTHING
-    return "all" if shots is None else str(shots)
 
 
 def _published(line: Line, unit: str) -> str:

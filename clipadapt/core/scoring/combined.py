@@ -6,6 +6,7 @@ or of fits on different datasets.
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ def mean_interval(
     unit: str = "fraction",
     weights: Sequence[float] | None = None,
     same_seeds: bool = True,
+    largest: float = math.inf,
 ) -> Interval:
     """Return the interval of the mean of a metric over datasets, each with the same weight.
 
@@ -115,13 +117,15 @@ def mean_interval(
         unit: Unit of the metric.
         weights: Weight of an example in each, see :func:`fraction_interval`.
         same_seeds: Whether row ``s`` of every table is the same seed.
+        largest: Largest possible value of the mean, if it is below that of the unit.
 
     Raises:
         ValueError: If there is no table, or one has no entry.
     """
     share = 1 / max(len(tables), 1)
     if unit != "fraction":
-        return _number_interval([two_way(t) for t in tables], level, unit, same_seeds=same_seeds)
+        bounds = BOUNDS[unit][0], min(BOUNDS[unit][1], largest)
+        return _number_interval([two_way(t) for t in tables], level, bounds, same_seeds=same_seeds)
     return _of_fractions(
         tables,
         fmean,
@@ -133,9 +137,13 @@ def mean_interval(
 
 
 def _number_interval(
-    tables: Sequence[NDArray[np.float64]], level: float, unit: str, *, same_seeds: bool
+    tables: Sequence[NDArray[np.float64]],
+    level: float,
+    bounds: tuple[float, float],
+    *,
+    same_seeds: bool,
 ) -> Interval:
-    """Return the interval of the mean over datasets of a metric that is no fraction."""
+    """Return the interval of the mean over datasets of a metric that is no fraction, within its bounds."""
     if not tables:
         raise ValueError("there is no table of (seeds, examples)")
     share, n = 1 / len(tables), sum(t.shape[1] for t in tables)
@@ -151,7 +159,7 @@ def _number_interval(
     all_terms += terms if of_seeds else []
     df = variance**2 / sum(x**2 / d for x, d in all_terms)
     half = t_half_width(variance, df, level)
-    least, most = BOUNDS[unit]
+    least, most = bounds
     return Interval(value, max(value - half, least), min(value + half, max(most, value)), level, n)
 
 

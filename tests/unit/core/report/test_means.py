@@ -7,7 +7,9 @@ import json
 import pytest
 
 from clipadapt.core.records.run_store import RunStore
-from clipadapt.core.report.means import NOTE
+from clipadapt.core.report.formats import format_interval
+from clipadapt.core.report.means import NOTE, mean_cells
+from clipadapt.core.report.page import build_report
 from clipadapt.core.report.summary import build_summary, render_summary
 from clipadapt.core.report.tables import build_table, render
 from clipadapt.core.scoring.combined import mean_interval
@@ -180,3 +182,47 @@ def test_a_failed_dataset_is_no_figure(store):
 
     (mean,) = means(store)  # the other seed of it counts
     assert mean.seeds == 1
+
+
+def test_the_page_shows_them_with_their_interval(store):
+    on(store, "dtd", [60, 70])
+    on(store, "eurosat", [80, 85])
+    html, _ = build_report(store.root, examples=False)
+    (mean,) = means(store)
+
+    shown = html[html.index('<section id="means">') :]
+    shown = shown[: shown.index("</section>")]
+    assert format_interval(mean.interval) in shown
+    assert "clip/coop" in shown
+    assert NOTE in shown
+
+
+def test_a_single_dataset_has_no_section_of_means(store):
+    on(store, "dtd", [60, 70])
+
+    assert 'id="means"' not in build_report(store.root, examples=False)[0]
+
+
+def test_the_shots_of_a_method_without_training_do_not_count(store):
+    of = {"method__name": "clip/zero_shot", "method__recipe": None, "method__uses_train": False}
+    on(store, "dtd", [60], data__shots=1, **of)
+    on(store, "eurosat", [80], data__shots=4, **of)
+
+    (mean,) = means(store)
+    assert mean.interval.value == pytest.approx(0.7)
+    assert mean.plain()["shots"] is None
+    (columns, (cells,)) = mean_cells([mean])
+    assert cells[[c.title for c in columns].index("shots")] == "-"
+    assert means(store, "nll_calibrated") == ()  # val differs with the shots
+
+
+def test_the_interval_of_a_mean_stays_below_the_largest_value_of_its_metric(store):
+    for dataset in ("dtd", "eurosat"):
+        on(store, dataset, [1], n=3)
+
+    (row, *_), (mean,) = (
+        build_table(store.load_all(), metric="brier", store=store).lines,
+        means(store, "brier"),
+    )
+    assert row.interval.high == pytest.approx(2.0)
+    assert mean.interval.high == pytest.approx(2.0)

@@ -7,12 +7,21 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import clipadapt
+from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report.page import build_report
 from clipadapt.core.runs.inference import load_run
-from clipadapt.core.scoring.prediction_sets import SetScore, prediction_sets, set_figures
+from clipadapt.core.scoring.prediction_sets import (
+    CAVEATS,
+    SetScore,
+    prediction_sets,
+    set_figures,
+)
 from tests.integration.conftest import COLOURS, picture, rewrite
+from textsent import load_run as load_text_run
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +363,92 @@ def test_texts(cli, tmp_path):
     assert set(json.loads(done.out)["predictions"][0]["set"]) <= {"good", "bad"}
     assert json.loads(own.out)["prediction_sets"]["n_calibration"] == 24
     assert json.loads(own.out)["prediction_sets"]["threshold"] is None
+    in_python = load_text_run(record.parent).predict_sets(["a fine warm film"])
+    assert list(in_python.sets[0]) == json.loads(done.out)["predictions"][0]["set"]
+
+
+def test_the_evaluated_examples_never_calibrate_under_any_name(cli, held_out, images, tmp_path):
+    """A folder of copies has another fingerprint; its content is that of the run's test split."""
+    shutil.copytree(images / "test", tmp_path / "copied")
+    for c, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(9):
+            picture(tmp_path / "mixed" / name / f"{i}.png", colour, 6000 + 100 * c + i)
+    shutil.copy(images / "test" / "red_thing" / "3.png", tmp_path / "mixed" / "red_thing" / "x.png")
+
+    def given(folder):
+        return cli(
+            "predict", held_out, images / "test", "--coverage", "0.9", "--calibrate-on", folder
+        )
+
+    whole, one = given(tmp_path / "copied"), given(tmp_path / "mixed")
+
+    assert whole.code == one.code == 2
+    assert whole.out == one.out == ""
+    assert "24 of the 24 examples of" in whole.text
+    assert "1 of the 28 examples of" in one.text
+    assert "are examples that the run is evaluated on ('" in one.text
+    assert "never on test" in one.text
+    (tmp_path / "mixed" / "red_thing" / "x.png").unlink()
+    assert given(tmp_path / "mixed").code == 0
+
+
+def test_nearly_equal_examples_and_missing_data_are_caveats(cli, trained, images, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    run = trained("zero_shot", f"data.name=folder:{data}")
+    for name in COLOURS:
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for file in (data / "test" / name).iterdir():
+            with Image.open(file) as image:
+                large = image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC)
+            large.save(tmp_path / "mine" / name / file.name)
+
+    def said():
+        done = cli(
+            "predict", run, images / "test", "--coverage", "0.9", "--json",
+            "--calibrate-on", tmp_path / "mine",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        return json.loads(done.out)["prediction_sets"]["caveats"]
+
+    assert said() == [CAVEATS["copies"]]
+    shutil.rmtree(data)
+    assert said() == [CAVEATS["unchecked"]]
+
+
+# ---------------------------------------------------------------- Python
+
+
+def test_python_gives_the_sets_of_the_command(cli, on_val, images):
+    files = [str(p) for p in sorted((images / "test").rglob("*.png"))]
+    command = json.loads(
+        cli("predict", on_val, *files, "--coverage", "0.8", "--set-score", "aps",
+            "--reject-rate", "0.2", "--json").out
+    )  # fmt: skip
+
+    found = clipadapt.load_run(on_val).predict_sets(files, 0.8, score="aps", reject_rate=0.2)
+
+    want = {p["input"]: p for p in command["predictions"]}
+    assert found.sets == tuple(tuple(want[f]["set"]) for f in files)
+    assert found.none_of_these.tolist() == [want[f]["none_of_these"] for f in files]
+    assert found.rule.facts() == command["prediction_sets"]
+    assert repr(found).startswith("<prediction sets: 24 with ")
+    assert "a set contains the true class with probability 0.8" in found._repr_html_()
+
+
+def test_python_rejects_alone_and_refuses_what_the_command_refuses(on_val, images, tmp_path):
+    run = clipadapt.load_run(on_val)
+    file = next((images / "test").rglob("*.png"))
+    shutil.copytree(images / "test", tmp_path / "copied")
+
+    alone = run.predict_sets([file], None, reject_rate=0.2)
+    assert (alone.sets, alone.none_of_these.shape) == ((), (1,))
+    assert run.predict_sets([file]).none_of_these is None
+    with pytest.raises(ConfigError, match="predict_sets needs a coverage or a reject rate"):
+        run.predict_sets([file], None)
+    with pytest.raises(ConfigError, match="must be between 0 and 1"):
+        run.predict_sets([file], 90)
+    with pytest.raises(DataError, match="needs at least 99 calibration examples"):
+        run.predict_sets([file], 0.99)
+    with pytest.raises(DataError, match="that the run is evaluated on"):
+        run.predict_sets([file], calibrate_on=tmp_path / "copied")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     names: NDArray[np.str_] = run.predict(["a.png"])
     features: NDArray[np.float32] = model.encode(["a.png"])
     axes: Axes = run.plot_reliability()
+    sets: tuple[tuple[str, ...], ...] = run.predict_sets(["a.png"], 0.8, score="aps").sets
     first: clipadapt.Run = found[0]
     classifier: clipadapt.CLIPClassifier = clipadapt.CLIPClassifier(
         "stitched", classnames={0: "cat"}

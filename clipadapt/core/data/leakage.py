@@ -19,6 +19,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -39,7 +40,7 @@ from clipadapt.core.files.folders import cache_dir
 from clipadapt.core.files.hardware import cpu_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -152,6 +153,26 @@ def trainable(dataset: Dataset[Any], held_out: SplitName) -> tuple[SplitName, ..
     return tuple(s for s in names if s in dataset.splits and aliases.get(s, s) != held)
 
 
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Which examples of one set are also in another.
+
+    Attributes:
+        exact: Index in the first set of the equal example, for each of the second; -1 without one. Shape ``(m,)``.
+        near: The same for examples that are nearly equal and not equal; None if they were not searched.
+    """
+
+    exact: NDArray[np.int64]
+    near: NDArray[np.int64] | None
+
+
+def find_copies(first: Inputs[Any], second: Inputs[Any]) -> Copies:
+    """Return the examples of ``second`` that are also in ``first``, by content."""
+    search = _search_of(second) if len(first) + len(second) <= MAX_NEAR else None
+    left, right = (_Side(x.digests().tobytes(), x) for x in (first, second))
+    return _copies(left, right, search)
+
+
 def class_overlap(base: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
     """Return the names in ``new`` that are also in ``base``, ignoring case, punctuation and underscores."""
     known = {normalise(name) for name in base}
@@ -220,12 +241,12 @@ def _overlap(
     search: _Search | None,
 ) -> Overlap:
     left, right = home.split(trained).inputs, other.split(evaluated).inputs
-    where = {content.tobytes(): i for i, content in enumerate(left.digests())}
-    exact = np.array([where.get(d.tobytes(), -1) for d in right.digests()], dtype=np.int64)
-    sides = _Side(home, trained, left), _Side(other, evaluated, right)
-    near = None if search is None else search[1](*sides)
-    if near is not None:
-        near[exact >= 0] = -1
+    sides = (
+        _Side((home.fingerprint, trained), left),
+        _Side((other.fingerprint, evaluated), right),
+    )
+    found = _copies(*sides, search)
+    exact, near = found.exact, found.near
     pairs = [*_pairs(exact), *([] if near is None else _pairs(near))][:SHOWN]
     return Overlap(
         trained=trained,
@@ -236,12 +257,20 @@ def _overlap(
     )
 
 
-class _Side:
-    """One of two compared splits; equal if dataset and split are, so that thumbnails are computed once."""
+def _copies(left: _Side, right: _Side, search: _Search | None) -> Copies:
+    where = {content.tobytes(): i for i, content in enumerate(left.inputs.digests())}
+    exact = np.array([where.get(d.tobytes(), -1) for d in right.inputs.digests()], dtype=np.int64)
+    near = None if search is None else search[1](left, right)
+    if near is not None:
+        near[exact >= 0] = -1
+    return Copies(exact, near)
 
-    def __init__(self, dataset: Dataset[Any], split: SplitName, inputs: Inputs[Any]) -> None:
-        self.key = dataset.fingerprint, split
-        self.inputs = inputs
+
+class _Side:
+    """One of two compared sets; equal if their keys are, so that thumbnails are computed once."""
+
+    def __init__(self, key: Hashable, inputs: Inputs[Any]) -> None:
+        self.key, self.inputs = key, inputs
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Side) and self.key == other.key

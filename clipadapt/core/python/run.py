@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from functools import cached_property
+from os import fspath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapt.core.api.errors import RecordError
+from clipadapt.core.api.errors import ConfigError, RecordError
 from clipadapt.core.api.flags import FLAGS
 from clipadapt.core.python import show
+from clipadapt.core.python.sets import PredictedSets
 from clipadapt.core.records.history import read_epochs
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report.formats import method_title, metric_title
-from clipadapt.core.runs import inference
+from clipadapt.core.runs import inference, sets
 from clipadapt.core.runs.models import ModelLoader
 from clipadapt.core.scoring.metrics import find_metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from os import PathLike
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.report.figures import Value
     from clipadapt.core.runs.inference import LoadedRun
+    from clipadapt.core.scoring.prediction_sets import Kind
 
 
 class Run:
@@ -145,6 +149,50 @@ class Run:
         best = self.predict_scores(examples).argmax(axis=1)
         names: NDArray[np.str_] = np.array(self.classnames)[best]
         return names
+
+    def predict_sets(
+        self,
+        examples: Any,
+        coverage: float | None = 0.9,
+        *,
+        score: Kind = "lac",
+        reject_rate: float | None = None,
+        calibrate_on: str | PathLike[str] | None = None,
+    ) -> PredictedSets:
+        """Return the set of classes of each example that contains the true one with a probability of ``coverage``.
+
+        The sets are those of ``predict --coverage`` on the command line, calibrated on examples that the run was
+        neither trained nor evaluated on.
+
+        Args:
+            examples: A list of ``n`` examples, as for :meth:`predict_scores`.
+            coverage: Probability with which a set should contain the true class; None makes no sets.
+            score: Nonconformity score: ``lac`` gives the smallest sets; ``aps`` and ``raps`` cover hard inputs better.
+            reject_rate: Also reject examples as none of the classes: the share of examples of known classes that may
+                be rejected. None rejects nothing.
+            calibrate_on: Folder, file or name of other labelled examples; None is the run's own val split.
+
+        Raises:
+            ConfigError: If an argument is out of range, or neither sets nor rejection are asked for.
+            DataError: If there are too few calibration examples, they do not have the run's classes, or the run is
+                evaluated on one of them.
+            RecordError: If the run has no calibration examples and none are given.
+        """
+        on = None if calibrate_on is None else fspath(calibrate_on)
+        asked = sets.SetOptions(coverage, score, reject_rate, on)
+        if not asked.wanted:
+            raise ConfigError(
+                "predict_sets needs a coverage or a reject rate", hint="for example coverage=0.9"
+            )
+        rule = sets.make_rule(self.loaded, asked)
+        found = rule.apply(self.predict_proba(examples), self.classnames)
+        return PredictedSets(
+            tuple(tuple(one["set"]) for one in found if "set" in one),
+            None
+            if reject_rate is None
+            else np.array([x["none_of_these"] for x in found], np.bool_),
+            rule,
+        )
 
     def score(self, examples: Any, labels: Sequence[str] | NDArray[Any]) -> float:
         """Return the accuracy on examples whose class names are ``labels``.

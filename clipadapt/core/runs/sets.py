@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import reduce
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipadapt.core.api.data import DatasetOptions, Split
-from clipadapt.core.api.errors import ConfigError, DataError, RecordError, did_you_mean
-from clipadapt.core.api.registry import DATASETS, track_of, tracks
-from clipadapt.core.data.draws import joined
-from clipadapt.core.data.labelled import class_key
+from clipadapt.core.api.errors import ConfigError, RecordError, did_you_mean
 from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.runs.calibration_data import open_labelled
 from clipadapt.core.scoring.prediction_sets import (
     CAVEATS,
     KINDS,
@@ -190,15 +185,16 @@ def make_rule(run: LoadedRun, options: SetOptions) -> SetRule:
     """Calibrate the sets of a run.
 
     Raises:
-        DataError: If there are too few calibration examples, or the given ones are not of the run's classes.
+        DataError: If there are too few calibration examples, or the given ones are not of the run's classes or include
+            examples that the run is evaluated on.
         RecordError: If the run has no calibration examples and none are given.
     """
     if options.calibrate_on is not None:
-        data = _open_labelled(run, options.calibrate_on)
+        data, found = open_labelled(run, options.calibrate_on)
         scores = run.classifier.predict_scores(data.inputs)
         examples = CalibrationExamples.of(run.probabilities(scores), data.labels)
         source = f"'{options.calibrate_on}'"
-        caveats: tuple[str, ...] = tuple({run.record.method.setting} & CAVEATS.keys())
+        caveats: tuple[str, ...] = (*found, *({run.record.method.setting} & CAVEATS.keys()))
     else:
         examples, source, caveats = _own_examples(run)
     threshold = least = None
@@ -236,64 +232,9 @@ def _own_examples(run: LoadedRun) -> tuple[CalibrationExamples, str, tuple[str, 
             "--set data.calibration_share=0.5 and run the experiment again",
         )
     source = {"val": "val", "held_out": "the held-out part of val"}[facts.calibrated_on]
-    return examples, source, facts.caveats
-
-
-def _open_labelled(run: LoadedRun, name: str) -> Split[Any]:
-    """Return the labelled examples of a dataset, with labels that count the classes of a run.
-
-    Of a dataset with splits these are val; of one without they are all.
-
-    Raises:
-        DataError: If there are no such examples, or a class is not one of the run.
-    """
-    track = track_of(run.record.method.name)
-    resolved = DATASETS.resolve(_with_scheme(name, track), track)
-    dataset = resolved.provider(resolved.argument, DatasetOptions())
-    if dataset.fingerprint == run.record.data.sha256:
-        raise DataError(
-            f"'{name}' is the run's own dataset",
-            hint="leave out --calibrate-on to use its val split, or give other examples",
-        )
-    parts = [dataset.split(s) for s in dataset.splits]
-    if getattr(dataset, "own_splits", True) and "split_by_hash" not in dataset.flags:
-        if "val" not in dataset.splits:
-            raise DataError(
-                f"'{name}' has the splits {', '.join(dataset.splits)}; sets are calibrated on val, never on test",
-                hint="give the folder or file with the calibration examples alone",
-            )
-        parts = [dataset.split("val")]
-    own = {class_key(c): i for i, c in enumerate(run.classifier.classnames)}
-    unknown = [c for c in dataset.classnames if class_key(c) not in own]
-    if unknown:
-        known = run.classifier.classnames
-        raise DataError(
-            f"'{name}' has the class '{unknown[0]}', which the run does not know"
-            f"{did_you_mean(unknown[0], known)}",
-            hint=f"name the classes like those of the run: {', '.join(known[:10])}"
-            f"{' ...' if len(known) > 10 else ''}",
-        )
-    columns = np.array([own[class_key(c)] for c in dataset.classnames])
-    whole = reduce(joined, parts)
-    return Split(whole.inputs, columns[whole.labels], tuple(run.classifier.classnames))
-
-
-def _with_scheme(name: str, track: str) -> str:
-    """Return a dataset's name; a path alone is a folder of images, or a table.
-
-    Raises:
-        DataError: If a path does not exist.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return f"{tracks()[track].own_folder}:{name}"
-    if path.is_file():
-        return f"{tracks()[track].own_file}:{name}"
-    if "/" in name and ":" not in name:
-        raise DataError(
-            f"there is no file or folder '{name}'", hint="give labelled examples to --calibrate-on"
-        )
-    return name
+    overlaps = record.leakage.overlaps if record.leakage else ()
+    copied = any(o.trained == "val" and o.found and not o.before for o in overlaps)
+    return examples, source, (*facts.caveats, *(["copies"] if copied else []))
 
 
 def _measure(run: LoadedRun, rule: SetRule) -> Measured | None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.datasets._images import ImageFiles
+    from clipadapt.prompts import Audit
 
 app = build_app("clip", "Adapt CLIP to new image tasks and compare methods.")
 
@@ -228,8 +229,7 @@ def prompts(
     """Audit prompts: the gain of each template, a selection, close class names, prompts that do not fit."""
     from clipadapt import prompts_page
     from clipadapt.core.cli.progress import on_stderr
-    from clipadapt.core.cli.terminal import print_document
-    from clipadapt.core.files.atomic import json_text, write_text
+    from clipadapt.core.files.atomic import write_text
     from clipadapt.core.files.folders import output_file
     from clipadapt.prompts import audit, open_audit
 
@@ -245,10 +245,7 @@ def prompts(
         write_text(chosen, "".join(f"{step.template}\n" for step in found.selection))
     if page is not None:
         prompts_page.write_page(page, found)
-    if as_json:
-        say(json_text(found.as_dict()), nl=False)
-    else:
-        print_document(lambda form: prompts_page.render(found, form))
+    _print_audit(found, as_json=as_json)
     for path in filter(None, (write, html)):
         say(f"written: {path}", err=True)
 
@@ -272,6 +269,17 @@ def main() -> None:
 
 def _name(split: SplitChoice | None) -> SplitName | None:
     return None if split is None else split.value
+
+
+def _print_audit(found: Audit, *, as_json: bool) -> None:
+    from clipadapt import prompts_page
+    from clipadapt.core.cli.terminal import print_document
+    from clipadapt.core.files.atomic import json_text
+
+    if as_json:
+        say(json_text(found.as_dict()), nl=False)
+    else:
+        print_document(lambda form: prompts_page.render(found, form))
 
 
 def _check_selection(split: SplitChoice | None) -> None:

@@ -20,7 +20,6 @@ from clipadapt.core.experiments.sweep import load_sweep
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report import page, tables
 from clipadapt.core.report.gains import gains
-from clipadapt.core.report.summary import build_summary
 from clipadapt.core.runs import sweep
 
 SWEEP = "demo-small"
@@ -38,8 +37,8 @@ def main() -> None:
         outcome = sweep.run_sweep(load_sweep(SWEEP), arguments.out, on_stderr())
         store = RunStore(arguments.out)
         table = tables.render(tables.build_table(outcome.records, store=store), "markdown")
-        page.write_report(arguments.out, report)
-        gained = gains(build_summary(store, records=outcome.records), "clip/zero_shot")
+        shown = page.write_report(arguments.out, report)
+        gained = gains(shown.summary, "clip/zero_shot")
     except ClipAdaptError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from clipadapt.core.api.errors import ConfigError, RecordError
+from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.user_input import user_path
-from clipadapt.core.cli.options import JsonOption, track_of
+from clipadapt.core.cli.options import JsonOption
 from clipadapt.core.cli.output import print_json
+from clipadapt.core.cli.record_folders import read_records
 from clipadapt.core.cli.terminal import print_document
 
 
@@ -30,29 +31,14 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two folders of runs: paired tests, which examples changed, which setting differs."""
-    from clipadapt.core.cli.progress import on_stderr
-    from clipadapt.core.records.run_store import RECORD, RunStore
     from clipadapt.core.report.pairs import as_document, compare_folders, render_comparisons
 
     if examples < 0:
         raise ConfigError(
             f"--examples must be 0 or more (got {examples})", hint="0 shows none, --json lists all"
         )
-    stores, found = [], []
-    for folder in (a, b):
-        if (folder / RECORD).is_file():  # one run, which may have been copied here
-            store, records = RunStore(folder), [RunStore.load(folder)]
-        else:
-            store = RunStore(folder)
-            records = store.load_all(on_stderr().note)
-        if not records:
-            program = track_of(context).program
-            raise RecordError(
-                f"no records in '{folder}'", hint=f"records are written by '{program} run'"
-            )
-        stores.append(store)
-        found.append(records)
-    comparisons = compare_folders(stores[0], stores[1], found[0], found[1])
+    (store_a, of_a), (store_b, of_b) = (read_records(context, folder) for folder in (a, b))
+    comparisons = compare_folders(store_a, store_b, of_a, of_b)
     if as_json:
         print_json(as_document(comparisons))
     else:

@@ -27,5 +27,5 @@ def report(
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.report.page import write_report
 
-    n = write_report(directory, output, examples=examples, progress=on_stderr())
-    say(f"{n} runs: {output}")
+    page = write_report(directory, output, examples=examples, progress=on_stderr())
+    say(f"{len(page.records)} runs: {output}")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from clipadapt.core.api.errors import RecordError
-from clipadapt.core.cli.options import RecordsArgument, track_of
+from clipadapt.core.cli.options import RecordsArgument
+from clipadapt.core.cli.record_folders import read_records
 from clipadapt.core.cli.terminal import print_table
 
 
@@ -37,21 +37,8 @@ def table(
     ] = False,
 ) -> None:
     """Print one table of the records in a folder."""
-    from clipadapt.core.cli.progress import on_stderr
-    from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.report import tables
 
-    program = track_of(context).program
-    if not directory.is_dir():
-        raise RecordError(
-            f"no folder '{directory}'",
-            hint=f"records are written by '{program} run', into 'runs'",
-        )
-    store = RunStore(directory)
-    found = store.load_all(on_stderr().note)
-    if not found:
-        raise RecordError(
-            f"no records in '{directory}'", hint=f"records are written by '{program} run'"
-        )
+    store, found = read_records(context, directory)
     built = tables.build_table(found, metric=metric, reference=reference, store=store)
     print_table(built, form.value if form else None)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 def write_report(
     directory: Path, output: Path, *, examples: bool = True, progress: Progress | None = None
-) -> int:
-    """Write the page of the runs in a folder; return the number of runs it shows.
+) -> Page:
+    """Write the page of the runs in a folder; return what it shows.
 
     Args:
         directory: Folder of the records.
@@ -56,7 +56,7 @@ def write_report(
             hint="name the folder given as --out when the experiments were run",
         )
     target = output_file(output, "--output")
-    html, n = build_report(directory, examples=examples, progress=progress, at=target.parent)
+    html, page = build_report(directory, examples=examples, progress=progress, at=target.parent)
     try:
         write_text(target, html)
     except OSError as err:
@@ -64,7 +64,7 @@ def write_report(
             f"cannot write '{output}': {err.strerror or err}",
             hint="name another file with --output FILE",
         ) from err
-    return n
+    return page
 
 
 def build_report(
@@ -73,8 +73,8 @@ def build_report(
     examples: bool = True,
     progress: Progress | None = None,
     at: Path | None = None,
-) -> tuple[str, int]:
-    """Return the page as HTML and the number of runs it shows; see :func:`write_report`.
+) -> tuple[str, Page]:
+    """Return the page as HTML and what it shows; see :func:`write_report`.
 
     The page links to the folders of the runs if ``at``, the folder where it will lie, is given.
     """
@@ -101,7 +101,7 @@ def build_report(
 
     page = Page(records, summary, page_rows(summary), album, link)
     problems = [*(text.removeprefix("warning: ") for text in problems), *summary.left_out]
-    return _render(environment, page, problems), len(records)
+    return _render(environment, page, problems), page
 
 
 def _render(environment: Any, page: Page, problems: list[str]) -> str:

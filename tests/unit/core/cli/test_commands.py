@@ -53,3 +53,16 @@ def test_each_command_has_an_example_with_its_own_program(track, command, capsys
 
     assert end.value.code == 0
     assert f"Example: {tracks()[track].program} {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["table", "compare"])
+def test_a_folder_without_records_has_one_message_in_every_command(cli, tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    for name, problem in (("empty", "there are no records in"), ("none", "there is no folder")):
+        folder = tmp_path / name
+        done = cli(command, *[folder] * (2 if command == "compare" else 1))
+
+        assert done.code == 2
+        assert done.text.strip() == (
+            f"error: {problem} '{folder}' hint: records are written by 'clipadapt run', into 'runs'"
+        )

@@ -16,6 +16,7 @@ from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report import page as report
 from clipadapt.core.report.formats import format_interval
+from clipadapt.core.report.gains import gains
 from clipadapt.core.report.section import SECTIONS, section
 from clipadapt.core.report.sections.cost import pareto
 from clipadapt.core.report.summary import build_summary
@@ -401,3 +402,10 @@ def test_table_and_page_of_20_000_classes_never_hold_the_confusion_matrix(tmp_pa
     assert of_page < 150e6
     assert len(page) < 500_000
     assert "are left out" in page
+
+
+def test_writing_a_page_returns_what_it_shows_so_that_no_second_summary_is_needed(store, tmp_path):
+    page = report.write_report(store.root, tmp_path / "page.html", examples=False)
+
+    assert {r.run_id for r in page.records} == {r.run_id for r in store.load_all()}
+    assert gains(page.summary, "clip/zero_shot") == gains(build_summary(store), "clip/zero_shot")

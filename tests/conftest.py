@@ -8,14 +8,23 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import functools
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Exclude from garbage collection what is imported by now; every full collection would scan half a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,19 +58,28 @@ class Result:
         return " ".join(self.err.replace("│", " ").split())
 
 
+@functools.cache
+def command(program: str) -> Any:
+    """Return the parser of a program; typer would build one at each call, which takes longer than most commands."""
+    from typer.main import get_command
+
+    import clipadapt.cli
+    import textsent.cli
+
+    return get_command({"clipadapt": clipadapt.cli, "textsent": textsent.cli}[program].app)
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run a command in this process: ``cli("ls", "methods")``, or ``cli(..., program="textsent")``."""
 
     def call(*arguments: object, program: str = "clipadapt") -> Result:
-        from clipadapt.cli import app as clip
         from clipadapt.core.cli.streams import run_app
-        from textsent.cli import app as text
 
         capsys.readouterr()
         code = 0
         try:
-            run_app({"clipadapt": clip, "textsent": text}[program], [str(a) for a in arguments])
+            run_app(command(program), [str(a) for a in arguments])
         except SystemExit as end:
             code = int(end.code or 0)
         captured = capsys.readouterr()

@@ -89,9 +89,10 @@ class Moves(TorchFunctionMode):
         if func in {torch.tensor, torch.as_tensor} and kwargs.get("device") is not None:
             device = kwargs.pop("device")
             return moved(func(*args, **kwargs), device)
-        if func is not torch.device:
-            args, kwargs = tree_map(renamed, (args, kwargs))
-        return func(*args, **kwargs)
+        if func is torch.device:
+            return func(*args, **kwargs)
+        # Devices stand among the arguments themselves: looking into whole state dicts would take most of the time.
+        return func(*map(renamed, args), **{k: renamed(v) for k, v in kwargs.items()})
 
 
 class Move(torch.autograd.Function):

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_finish() -> None:
-    """Exclude from garbage collection what is imported by now; every full collection would scan half a million objects."""
+    """Exclude what is imported by now from garbage collection, which would scan half a million objects each time."""
     gc.collect()
     gc.freeze()
 

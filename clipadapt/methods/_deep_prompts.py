@@ -12,7 +12,7 @@ from pydantic import PositiveFloat
 from clipadapt.core.api.errors import ConfigError, ModelError
 from clipadapt.core.api.limits import BatchSize, Epochs, Examples
 from clipadapt.core.files import saved
-from clipadapt.methods import _training
+from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor
 from clipadapt.methods._text import in_chunks, leading, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Task
-    from clipadapt.core.api.method import ScoreKind
+    from clipadapt.core.api.method import Exported, ScoreKind
     from clipadapt.models import DeepPromptTunable, Tower
 
 INIT_STD: Final = 0.02
@@ -505,6 +505,42 @@ class PromptedClassifier:
             self.config,
             self.n_trainable_params,
             self.selection,
+        )
+
+    @property
+    def export_formats(self) -> tuple[str, ...]:
+        """ONNX alone with prompts in the image tower, which open_clip does not have."""
+        return ("onnx",) if len(self.vision) else _export.FORMATS
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,
+    ) -> Exported:
+        """Write the text features as a weight matrix, alone or with the model; see :func:`_export.export`."""
+        prompts = self._tensors(self.vision)
+
+        def encode(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+            states = model.encode_image(pixels, f"unit:{FIRST}")
+            features: torch.Tensor = model.encode_image_with_prompts(states, prompts)
+            return features
+
+        return _export.export(
+            form,
+            path,
+            self.model,
+            self.classnames,
+            _export.cosine_arrays(self.weights, self.model.logit_scale, self.model.logit_bias),
+            _export.COSINE,
+            temperature=temperature,
+            output=output,
+            formats=self.export_formats,
+            dtype=self.config.precision if prompts else None,
+            encode=encode if prompts else None,
         )
 
     def save(self, directory: Path) -> None:

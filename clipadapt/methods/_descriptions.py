@@ -354,3 +354,9 @@ def class_weights(
 def starts_of(counts: Sequence[int]) -> NDArray[np.int64]:
     """Return the index of the first prompt of each class."""
     return np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+
+
+def rows_of(counts: Sequence[int]) -> NDArray[np.int64]:
+    """Return the indices of the prompts of each class, shape ``(C, max(counts))``; the last one fills the row."""
+    last = np.array(counts, dtype=np.int64)[:, None] - 1
+    return starts_of(counts)[:, None] + np.minimum(np.arange(max(counts)), last)

@@ -185,7 +185,7 @@ class FinetunedClassifier:
         blocks: Number of trained units of the tower, or None for all.
         selection: What was selected on val, or None.
         score_kind: The scores are logits.
-        export_formats: An open_clip checkpoint together with the head.
+        export_formats: An open_clip checkpoint together with the head, or both as ONNX.
     """
 
     model: ImageTextModel
@@ -195,7 +195,7 @@ class FinetunedClassifier:
     blocks: int | None
     selection: dict[str, Any] | None
     score_kind: ClassVar[ScoreKind] = "logit"
-    export_formats: ClassVar[tuple[str, ...]] = ("openclip",)
+    export_formats: ClassVar[tuple[str, ...]] = ("openclip", "onnx")
 
     @property
     def n_trainable_params(self) -> int:

@@ -231,6 +231,7 @@ class CoCoOpClassifier:
         config: How the prompts are built.
         selection: The epoch selected on val, or None.
         score_kind: The loss is a softmax cross-entropy, also on a model with a sigmoid loss.
+        export_reason: Why it has no export formats.
     """
 
     model: PromptTunable
@@ -240,6 +241,9 @@ class CoCoOpClassifier:
     config: CoCoOpConfig
     selection: dict[str, Any] | None
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_reason: ClassVar[str] = (
+        "its prompts depend on the image, so the text tower runs once per image and class"
+    )
 
     @property
     def n_trainable_params(self) -> int:

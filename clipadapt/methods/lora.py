@@ -437,7 +437,7 @@ class LoRAClassifier:
         start: Unit-norm text features of the backbone, shape ``(C, D)``.
         selection: The epoch selected on val, or None.
         score_kind: The scores are logits.
-        export_formats: A merged open_clip checkpoint, or a PEFT adapter.
+        export_formats: A merged open_clip checkpoint, a PEFT adapter, or ONNX.
     """
 
     model: AdapterTunable
@@ -448,7 +448,7 @@ class LoRAClassifier:
     start: NDArray[np.float32]
     selection: dict[str, Any] | None
     score_kind: ClassVar[ScoreKind] = "logit"
-    export_formats: ClassVar[tuple[str, ...]] = ("openclip", "peft")
+    export_formats: ClassVar[tuple[str, ...]] = ("openclip", "peft", "onnx")
 
     @property
     def n_trainable_params(self) -> int:

@@ -124,6 +124,7 @@ class TDAClassifier:
         observe: For reference tests, called with intermediate results.
         n_trainable_params: Always 0.
         score_kind: The scores are logits.
+        export_reason: Why it has no export formats.
     """
 
     model: ImageTextModel
@@ -133,6 +134,9 @@ class TDAClassifier:
     observe: Observer | None = field(default=None, compare=False, repr=False)
     n_trainable_params: ClassVar[int] = 0
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_reason: ClassVar[str] = (
+        "its scores depend on the images before, which a graph does not keep"
+    )
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``; each depends on the inputs before it, in their order."""

@@ -121,6 +121,7 @@ class TPTClassifier:
         start: Text features of the hand-written prompts, for comparison.
         config: How the context is tuned.
         score_kind: The scores are logits.
+        export_reason: Why it has no export formats.
     """
 
     model: PromptTunable
@@ -129,6 +130,7 @@ class TPTClassifier:
     start: NDArray[np.float32]
     config: TPTConfig
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_reason: ClassVar[str] = "it trains a prompt on each image, and a graph cannot train"
 
     @property
     def n_trainable_params(self) -> int:

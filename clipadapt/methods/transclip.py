@@ -161,6 +161,7 @@ class TransCLIPClassifier:
         observe: For reference tests, called with intermediate results.
         n_trainable_params: Always 0.
         score_kind: The scores are logarithms of the assignments, and so logits.
+        export_reason: Why it has no export formats.
     """
 
     model: ImageTextModel
@@ -170,6 +171,9 @@ class TransCLIPClassifier:
     observe: Observer | None = field(default=None, compare=False, repr=False)
     n_trainable_params: ClassVar[int] = 0
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_reason: ClassVar[str] = (
+        "it assigns all images of a call together, in a loop that a graph does not have"
+    )
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return the logarithms of the assignments, shape ``(n, C)``; they depend on all inputs."""
@@ -215,6 +219,7 @@ class FewShotTransCLIPClassifier:
         observe: For reference tests, called with intermediate results.
         n_trainable_params: Always 0.
         score_kind: The scores are logarithms of the assignments, and so logits.
+        export_reason: Why it has no export formats.
     """
 
     model: ImageTextModel
@@ -225,6 +230,9 @@ class FewShotTransCLIPClassifier:
     observe: Observer | None = field(default=None, compare=False, repr=False)
     n_trainable_params: ClassVar[int] = 0
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_reason: ClassVar[str] = (
+        "it assigns all images of a call together, in a loop that a graph does not have"
+    )
 
     @property
     def selection(self) -> dict[str, Any] | None:

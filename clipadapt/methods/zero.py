@@ -135,6 +135,7 @@ class ZeroClassifier:
         config: Number of views and share of the votes.
         n_trainable_params: Always 0.
         score_kind: The scores are numbers of votes.
+        export_reason: Why it has no export formats.
     """
 
     model: ImageTextModel
@@ -143,6 +144,7 @@ class ZeroClassifier:
     config: ZeroConfig
     n_trainable_params: ClassVar[int] = 0
     score_kind: ClassVar[ScoreKind] = "margin"
+    export_reason: ClassVar[str] = "it draws random views of each image, and a graph takes one"
 
     def votes(self, features: NDArray[np.float32]) -> Votes:
         """Let the views of some images vote.

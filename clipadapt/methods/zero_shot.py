@@ -154,11 +154,7 @@ class ZeroShotClassifier:
     words: Words | None = None
     counts: tuple[int, ...] | None = None
     n_trainable_params: ClassVar[int] = 0
-
-    @property
-    def export_formats(self) -> tuple[str, ...]:
-        """The formats for one weight per class; several prompts of a class have none."""
-        return () if self.counts else _export.FORMATS
+    export_formats: ClassVar[tuple[str, ...]] = _export.FORMATS
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -199,13 +195,15 @@ class ZeroShotClassifier:
         own = (self.model.logit_scale, self.model.logit_bias)
         scale, bias = own if self.logit_scale is None else (self.logit_scale, 0.0)
         arrays = _export.cosine_arrays(self.weights, scale, bias)
+        if self.counts:
+            arrays["prompts"] = _descriptions.rows_of(self.counts)
         return _export.export(
             form,
             path,
             self.model,
             self.classnames,
             arrays,
-            _export.COSINE,
+            _export.LARGEST if self.counts else _export.COSINE,
             temperature=temperature,
             output=output,
             score_kind=self.score_kind,

@@ -9,7 +9,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipadapt.core.api.errors import ModelError
-from clipadapt.models import _blocks, _names, _projection
+from clipadapt.models import _blocks, _names, _pixels, _projection
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +73,8 @@ def code(
             else []
         ),
         "model.eval()",
-        'upright = [ImageOps.exif_transpose(Image.open(f)).convert("RGB") for f in IMAGES]',
-        "pixels = torch.stack([preprocess(image) for image in upright])",
+        f"\n\n{_pixels.UPRIGHT}\n\n",
+        "pixels = torch.stack([preprocess(upright(Image.open(f))) for f in IMAGES])",
         "with torch.no_grad():",
         *(f"    {line}" for line in _features(visual, layer)),
         "x = x.numpy()  # (n, D)",

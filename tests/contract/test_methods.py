@@ -6,6 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from clipadapt.core.api import registry
 from clipadapt.core.api.data import DatasetOptions, Task
@@ -14,6 +15,8 @@ from clipadapt.core.api.method import Classifier, OpenVocabulary, Setting, setti
 from clipadapt.core.api.registry import METHODS, Resolved
 from clipadapt.core.experiments import config, shipped, sweep
 from clipadapt.core.runs.session import run_experiments
+from clipadapt.core.scoring.scores import probabilities
+from clipadapt.tensor import onnx
 from tests.contract.conftest import REFUSED, SMALL
 
 every_method = pytest.mark.parametrize("name", METHODS.names())
@@ -51,6 +54,33 @@ def test_a_saved_classifier_gives_equal_scores(fitted, tmp_path):
     assert not [
         p for p in (tmp_path / "saved").rglob("*") if p.suffix in {".pkl", ".pt", ".bin", ".joblib"}
     ]
+
+
+def test_the_network_of_an_onnx_export_computes_the_probabilities(fitted, tmp_path, monkeypatch):
+    case, classifier = fitted.case, fitted.classifier
+    if "onnx" not in getattr(classifier, "export_formats", ()):
+        pytest.skip("no such format")
+    seen = []
+
+    def write(folder, network, example, expected, **_):
+        seen.append(network)
+        with torch.no_grad():
+            np.testing.assert_allclose(network(*example.values()), expected, **NEAR)
+        return 0.0
+
+    monkeypatch.setattr(onnx, "write", write)
+    classifier.export("onnx", tmp_path / "export", temperature=2.0)
+
+    if case.name.startswith("clip/"):
+        pixels = case.backbone.pixels(case.inputs, np.arange(len(case.inputs)))
+        with torch.no_grad():
+            found = seen[0](pixels)
+        sigmoid = classifier.score_kind == "sigmoid"
+        # The tiny models give GDA logits of 10,000, whose last bit in float32 is 1e-3.
+        rounding = 2e-7 * np.abs(fitted.scores).max()
+        expected = probabilities(fitted.scores, 2.0, sigmoid=sigmoid)
+        np.testing.assert_allclose(found, expected, atol=max(1e-4, rounding))
+    assert case.state() == fitted.before
 
 
 def test_permuted_inputs_give_permuted_scores(fitted):

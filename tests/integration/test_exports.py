@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from clipadapt.core.api.data import Inputs
-from clipadapt.core.api.errors import ClipAdaptError
+from clipadapt.core.api.errors import ClipAdaptError, ConfigError
 from clipadapt.core.api.registry import METHODS
 from clipadapt.core.experiments import config
 from clipadapt.core.records.run_store import RunStore
@@ -24,7 +26,13 @@ from tests.exports import run_readmes
 from tests.integration.conftest import COLOURS, picture
 
 CLIP_METHODS = [n for n in METHODS.names() if n.startswith("clip/")]
-FORMATS = ("classifier", "openclip", "peft")
+FORMATS = ("classifier", "openclip", "peft", "onnx")
+# Tracing takes a second; tests/contract and tests/unit/methods/test_onnx.py cover the other methods.
+ONNX = {
+    ("clip/linear_probe", "clip"),
+    ("clip/lora", "clip"),
+    ("clip/zero_shot", "siglip"),
+}
 # All methods on one family, and on the others those whose exports differ by the network.
 CASES = [
     (name, family)
@@ -32,11 +40,10 @@ CASES = [
     for family in CLIP_FAMILIES
     if family == "clip" or name in {"clip/linear_probe", "clip/lora", "clip/zero_shot"}
 ]
-# Their scores need code that open_clip does not have: prompts per image or in the blocks, a stream, other test images.
-NO_FORMAT = {
-    f"clip/{name}"
-    for name in ("cocoop", "ivlp", "maple", "promptsrc", "tda", "tpt", "transclip", "zero")
-}
+# Their scores need prompts per image, training, a stream, or the other test images.
+NO_FORMAT = {f"clip/{name}" for name in ("cocoop", "tda", "tpt", "transclip", "zero")}
+# Prompts in the blocks of the image tower, which open_clip does not have.
+ONNX_ALONE = {f"clip/{name}" for name in ("ivlp", "maple", "promptsrc")}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +58,19 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
+class Exports(NamedTuple):
+    found: dict[tuple[str, str, str], Any]
+    offered: dict[str, tuple[set[str], Path]]
+
+
 @pytest.fixture(scope="module")
 def exported(photos, tiny_models, tmp_path_factory):
-    """All exports of all cases, run at once: by method, family and format what came out and what was expected."""
+    """All exports of all cases, run at once: by method, family and format what came out and what was expected.
+
+    ``offered`` has the formats of every method, and its run.
+    """
     root = tmp_path_factory.mktemp("exports")
-    places, expected = [], {}
+    places, expected, offered = [], {}, {}
     for name, family in CASES:
         model = tiny_models[family]
         given = {
@@ -71,6 +86,8 @@ def exported(photos, tiny_models, tmp_path_factory):
         run_dir = RunStore(out).run_dir(record)
         run = load_run(run_dir)
         formats = getattr(run.classifier, "export_formats", ())
+        offered.setdefault(name, (set(formats), run_dir))
+        formats = [f for f in formats if f != "onnx" or (name, family) in ONNX]
         if not formats:
             continue
         image = photos / "test" / "red_thing" / "1.png"
@@ -91,42 +108,96 @@ def exported(photos, tiny_models, tmp_path_factory):
             expected[name, family, form] = (folder, record, scores, probabilities)
             places.append(folder)
     found = dict(zip(expected, run_readmes(places, root), strict=True))
-    return {key: (found[key], *expected[key]) for key in expected}
+    return Exports({key: (found[key], *expected[key]) for key in expected}, offered)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_the_readme_gives_the_scores_of_the_run(name, family, form, exported):
-    if (name, family, form) not in exported:
-        pytest.skip(f"{name} has no format {form}")
-    found, folder, record, scores, probabilities = exported[name, family, form]
+    if (name, family, form) not in exported.found:
+        pytest.skip(f"{name} has no format {form}, or it is not traced here")
+    found, folder, record, scores, probabilities = exported.found[name, family, form]
 
-    np.testing.assert_allclose(found["scores"], scores, atol=1e-4)
     np.testing.assert_allclose(found["probabilities"][0], probabilities, atol=1e-4)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert json.dumps([c.replace("_", " ") for c in sorted(COLOURS)]) in text
     assert record.run_id in text
-    facts = json.loads((folder / "classifier.json").read_text())
-    assert facts["temperature"] == record.calibration.temperature
     for file in folder.iterdir():
         if file.suffix in {".md", ".json"} and file.name != "open_clip_config.json":
             assert str(folder.parent) not in file.read_text(encoding="utf-8"), file.name
+    if form == "onnx":
+        names = {p.name for p in folder.iterdir()} - {"photo.jpg", "base"}
+        assert names == {"README.md", "model.onnx", "onnx.json"}
+        return
+    np.testing.assert_allclose(found["scores"], scores, atol=1e-4)
+    facts = json.loads((folder / "classifier.json").read_text())
+    assert facts["temperature"] == record.calibration.temperature
     assert sorted(p.name for p in folder.glob("*.safetensors")) != []
 
 
 @pytest.mark.parametrize("name", CLIP_METHODS)
-def test_every_method_offers_formats_and_says_which(name, exported):
-    formats = {form for (n, _, form) in exported if n == name}
+def test_every_method_offers_formats_or_says_why_it_has_none(name, exported, tmp_path):
+    formats, run_dir = exported.offered[name]
 
     if name in NO_FORMAT:
         assert formats == set()
+        with pytest.raises(ConfigError, match=r"; it has no export formats: it\w* .{20}") as error:
+            export_run(run_dir, "onnx", tmp_path / "new")
+        assert "'clipadapt predict' reads" in error.value.hint
+        assert not list(tmp_path.iterdir())
         return
     others = {"clip/lora": {"peft"}, "clip/full_finetune": set(), "clip/wise_ft": set()}
-    assert formats == {"openclip", *others.get(name, {"classifier"})}
+    own = {"openclip", *others.get(name, {"classifier"})}
+    assert formats == {"onnx", *(set() if name in ONNX_ALONE else own)}
+
+
+def test_the_metadata_of_an_onnx_file_name_its_run(exported):
+    import onnx
+
+    _, folder, record, *_ = exported.found["clip/linear_probe", "clip", "onnx"]
+    model = onnx.load(folder / "model.onnx")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+
+    assert facts["run_id"] == record.run_id
+    assert facts["method"] == "clip/linear_probe"
+    assert json.loads(facts["temperature"]) == record.calibration.temperature
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_all_files_have_the_mode_of_the_user(umask, exported, tmp_path):
+    cases = {"classifier": "clip/linear_probe", "openclip": "clip/zero_shot", "peft": "clip/lora"}
+    if umask == 0o077:  # which takes seconds
+        cases["onnx"] = "clip/linear_probe"
+    before = os.umask(umask)
+    try:
+        for form, name in cases.items():
+            export_run(exported.offered[name][1], form, tmp_path / form)
+    finally:
+        os.umask(before)
+
+    for path in (tmp_path / form for form in cases):
+        assert path.stat().st_mode & 0o777 == 0o777 & ~umask
+        modes = {p.name: p.stat().st_mode & 0o777 for p in path.rglob("*") if p.is_file()}
+        assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+        assert len(modes) >= 3
+
+
+def test_an_onnx_export_that_fails_is_one_message_and_leaves_nothing(
+    exported, tmp_path, monkeypatch, cli
+):
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: 1 / 0)
+    run_dir = exported.offered["clip/linear_probe"][1]
+
+    done = cli("export", str(run_dir), "--format", "onnx", "--output", str(tmp_path / "new"))
+
+    assert done.code == 2
+    assert "error: torch cannot write this network as onnx: division by zero" in done.err
+    assert "hint: use another --format" in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_adapter_of_a_vit_is_one_of_open_clips_own_layers(exported):
-    _, folder, *_ = exported["clip/lora", "clip", "peft"]
+    _, folder, *_ = exported.found["clip/lora", "clip", "peft"]
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
@@ -138,11 +209,11 @@ def test_an_adapter_of_a_vit_is_one_of_open_clips_own_layers(exported):
 
 
 def test_what_the_format_cannot_hold_is_said(exported):
-    _, folder, *_ = exported["clip/zero_shot", "hf", "openclip"]
+    _, folder, *_ = exported.found["clip/zero_shot", "hf", "openclip"]
     text = (folder / "README.md").read_text(encoding="utf-8")
 
     assert "hf_model_name" in text.partition("## What it does not contain")[2]
-    _, folder, *_ = exported["clip/zero_shot", "clip", "classifier"]
+    _, folder, *_ = exported.found["clip/zero_shot", "clip", "classifier"]
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "the base model: BASE stands for the open_clip folder" in text
 

@@ -19,7 +19,7 @@ from typing import (
 from clipadapt.core.api.strict import StrictModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -156,16 +156,21 @@ class Exported:
             classes with their probabilities.
         notes: Warnings for the user, such as what the format cannot store; also printed.
         facts: Further lines of the README by name.
+        stamp: Adds facts of the run, such as its id, to the metadata of the files; None if they have none.
     """
 
     snippet: str
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    stamp: Callable[[Mapping[str, str]], None] | None = None
 
 
 @runtime_checkable
 class Exportable(Classifier, Protocol):
-    """A classifier that can be written in the formats of other libraries."""
+    """A classifier that can be written in the formats of other libraries.
+
+    One that cannot may say why in an attribute ``export_reason``, a clause.
+    """
 
     @property
     def export_formats(self) -> tuple[str, ...]:

@@ -275,7 +275,9 @@ def export_run(
     classifier = loaded.classifier
     formats = classifier.export_formats if isinstance(classifier, Exportable) else ()
     if form not in formats or not isinstance(classifier, Exportable):
-        accepted = f"accepted: {', '.join(formats)}" if formats else "it has no export formats"
+        reason = getattr(classifier, "export_reason", "")
+        none = f"it has no export formats{': ' * bool(reason)}{reason}"
+        accepted = f"accepted: {', '.join(formats)}" if formats else none
         hint = f"use --format {formats[0]}" if formats else _own_files(loaded.record)
         raise ConfigError(
             f"a run of {loaded.record.method.name} cannot be exported as '{form}'"
@@ -286,6 +288,11 @@ def export_run(
     try:
         with atomic_directory(output) as folder:
             exported = classifier.export(form, folder, temperature=temperature, output=output)
+            if exported.stamp is not None:
+                exported.stamp({
+                    "run_id": loaded.record.run_id,
+                    "method": loaded.record.method.name,
+                })
             text = card.render(loaded.record, form, classifier.classnames, temperature, exported)
             write_text(folder / card.NAME, text)
     except OSError as err:

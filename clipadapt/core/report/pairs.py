@@ -264,7 +264,7 @@ def render_comparisons(found: Comparisons, *, examples: int = SHOWN, form: Form 
         Column("pair", text=True, given=True), Column("A, %", figure=True),
         Column("B, %", figure=True), Column("B - A, points", figure=True), Column("p", rank=2),
         Column("p, Holm"), Column("test", text=True, given=True), Column("n", rank=1, given=True),
-        Column("gained"), Column("lost"),
+        Column("gained", figure=True), Column("lost", figure=True),
     ]  # fmt: skip
     nothing = "No row of A has a counterpart in B."
     parts = [form.grid(head, rows, ()) if rows else form.paragraph(nothing)]
@@ -310,7 +310,7 @@ def _details(p: Pair, examples: int, form: Form) -> Iterable[str]:
         return
     columns = [
         Column("example", text=True), Column("class", text=True), Column("A predicts", text=True),
-        Column("B predicts", text=True), Column("change"),
+        Column("B predicts", text=True), Column("change", figure=True),
     ]  # fmt: skip
     yield form.grid(
         columns, [[c.id, c.label, c.first, c.second, f"{c.change:+.2f}"] for c in shown], ()

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.report import terminal
 from clipadapt.core.report.pairs import as_document, compare_folders, render_comparisons
+from clipadapt.core.report.terminal import Screen
 from tests.unit.core.report.test_summary import right, save
 
 
@@ -124,6 +126,20 @@ def test_the_number_of_examples_shown_is_limited_and_both_kinds_are_shown(a, b):
     assert sum("+1.00" in r for r in rows) == sum("-1.00" in r for r in rows) == 2
     assert "16 more changed" in text
     assert len(as_document(compared(a, b))["pairs"][0]["changed"]) == 20
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_on_a_terminal_every_figure_of_a_pair_is_shown(a, b, width):
+    for method, wrong in (("text/head", 20), ("text/lora", 12)):
+        save(a, method, right(wrong))
+        save(b, method, right(4))
+    form = terminal.form(Screen(width, styled=False))
+    text = render_comparisons(compared(a, b), examples=4, form=form)
+
+    assert max(map(len, text.splitlines())) <= width
+    for shown in ("66.7 [54.1, 77.3]", "+26.7 [", "gained", "lost", "12 more changed"):
+        assert shown in text
+    assert text.count("test McNemar") == 1
 
 
 # ---------------------------------------------------------------- the command

@@ -138,6 +138,7 @@ def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path):
         page = (tmp_path / f"site/notebooks/{name}/index.html").read_text("utf-8")
         assert expected in page
         assert "Traceback" not in page
+        assert "Warning" not in page.partition("jp-Notebook")[2]
         records = list((tmp_path / "docs/notebooks/notebook-runs").rglob("record.json"))
         assert records
 

@@ -190,7 +190,18 @@ def tiny_case(
     return lambda name, family: build_case(name, family, tiny_models, tiny_texts)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{family}" for name, family in CASES])
+# `make test-fast` fits every method on the first family of its track only.
+PARAMS = [
+    pytest.param(
+        (name, family),
+        id=f"{name}-{family}",
+        marks=[] if family in {CLIP_FAMILIES[0], TEXT_FAMILIES[0]} else pytest.mark.slow,
+    )
+    for name, family in CASES
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def fitted(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

@@ -12,6 +12,7 @@ from clipadapt.core.features.cache import FeatureCache
 from tests.contract.conftest import CASES
 from tests.contract.fake_device import fake_device
 
+pytestmark = pytest.mark.slow
 # One family with attention and one with convolutions are enough.
 FAMILIES = ("clip", "hf", "roberta")
 WITH_MODEL = [c for c in CASES if METHODS.get(c[0]).requires is not None and c[1] in FAMILIES]

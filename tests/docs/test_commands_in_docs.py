@@ -42,6 +42,7 @@ def runnable(page: Path) -> bool:
     return any(language == "bash" for language, _, _ in blocks(page))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if runnable(p)], ids=lambda p: p.relative_to(ROOT / "docs").as_posix()
 )
@@ -113,6 +114,7 @@ def test_every_option_in_a_text_exists(page):
         assert unknown == [], line
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path):
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
     for name in ("docs", "scripts"):

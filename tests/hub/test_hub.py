@@ -136,6 +136,7 @@ def test_a_revision_of_each_kind_of_repository(hub):
         identify("hf-hub:org/clip@../../x")
 
 
+@pytest.mark.slow
 def test_two_processes_on_a_blank_cache(hub, tmp_path):
     code = (
         "from tests.hub.test_hub import identify, open_\n"

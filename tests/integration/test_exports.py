@@ -25,6 +25,9 @@ from tests.contract.conftest import CLIP_FAMILIES, settings
 from tests.exports import run_readmes
 from tests.integration.conftest import COLOURS, picture
 
+pytestmark = pytest.mark.slow
+
+
 CLIP_METHODS = [n for n in METHODS.names() if n.startswith("clip/")]
 FORMATS = ("classifier", "openclip", "peft", "onnx")
 # Tracing takes a second; tests/contract and tests/unit/methods/test_onnx.py cover the other methods.
@@ -349,7 +352,6 @@ def test_a_method_without_formats_says_so(name, reviews, encoders, tmp_path):
 # ---------------------------------------------------------------- the model that is not loaded by its name
 
 
-@pytest.mark.slow
 def test_an_export_of_stitched_needs_no_hub_and_gives_its_scores(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {

@@ -16,6 +16,9 @@ from clipadapt.core.experiments import config, shipped
 from clipadapt.core.experiments.settings import ExperimentConfig
 from clipadapt.core.experiments.sweep import SweepConfig
 
+pytestmark = pytest.mark.slow
+
+
 ODD = [
     "2024-13-45", "2024-01-01", "!!int abc", "!!python/object:os.system x", "!!timestamp 1", "9" * 5000,
     "-" + "9" * 20, "1e400", "1e11", "-1", "0", "0.5", "true", "false", "[a]", "[true]", "[null]", "[[1], {a: b}]",

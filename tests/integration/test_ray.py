@@ -12,6 +12,9 @@ from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs import sweep
 from tests.reliability.test_sweep import METHOD, TIMINGS
 
+pytestmark = pytest.mark.slow
+
+
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
 
 # A method that kills its worker the first ``times`` times.

@@ -360,6 +360,7 @@ def test_scores_that_are_not_finite_fail_the_run(tiny_clip, pictures, tmp_path, 
     assert failed.metrics == {}
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_same_command_completes(console, tiny_clip, tmp_path, cache):
     """kill -9 while images are encoded leaves no partial record and no partial cache entry."""
     out = tmp_path / "runs"

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="drops Linux capabilities")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="drops Linux capabilities"),
+    pytest.mark.slow,
+]
 
 PROGRAM = "import sys; from {0}.cli import main; main()"
 PR_CAPBSET_DROP = 24
@@ -80,7 +83,6 @@ def test_cache_commands_report_what_they_cannot_do(command, cache, tmp_path, whi
         assert f"cannot read or remove {segment.parent}" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o000, 0o555])
 def test_a_run_works_with_a_cache_it_may_not_use(command, tiny_clip, cache, mode):
     for folder in (*cache.glob("features/*/*"), *cache.glob("features/*"), *cache.iterdir(), cache):

@@ -20,6 +20,9 @@ from tests.unit.textsent.test_methods_trained import TEST, Bars, Killed, context
 from tests.unit.textsent.tiny import TinyEncoder, make_task
 from textsent.methods import _checkpoints, _trainer
 
+pytestmark = pytest.mark.slow
+
+
 CASES = 20
 SETTINGS = {"epochs": 4, "lr": 1e-3}
 METHODS = ("full_finetune", "lora")

@@ -17,9 +17,13 @@ from clipadapt.core.runs import leftovers
 from clipadapt.core.runs.claims import FOLDER, Claims
 from tests.watch import matching
 
+pytestmark = pytest.mark.slow
+
+
 # A method without a framework that writes slowly to every place where methods write.
 METHOD = """
-import time
+import os, time
+from pathlib import Path
 from typing import ClassVar
 import numpy as np
 from clipadapt.core.files.atomic import atomic_directory, scratch_folder
@@ -27,7 +31,7 @@ from clipadapt.core.files.folders import cache_dir
 from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
-    pause: float = 0.02
+    pass
 
 class Writer:
     Config: ClassVar[type[MethodConfig]] = Config
@@ -42,7 +46,9 @@ class Writer:
             for i in range(5):
                 (new / f"part{i}").write_bytes(b"0" * 1000)
                 (scratch / f"part{i}").write_bytes(b"0" * 1000)
-                time.sleep(self.config.pause)
+                time.sleep(0.02)
+                while "GATE" in os.environ and not Path(os.environ["GATE"]).exists():
+                    time.sleep(0.01)
         return Classifier(task.classnames)
 
     def load(self, directory, backbone): raise NotImplementedError
@@ -74,22 +80,32 @@ def place(tmp_path):
     return tmp_path
 
 
-def start(place: Path, *words: object) -> subprocess.Popen:
-    environment = os.environ | {
-        "CLIPADAPT_PLUGINS": str(place / "plugins"),
-        "CLIPADAPT_CACHE": str(place / "cache"),
-        "TMPDIR": str(place / "tmp"),
-    }
+def start(place: Path, *words: object, **more: str) -> subprocess.Popen:
+    environment = (
+        os.environ
+        | more
+        | {
+            "CLIPADAPT_PLUGINS": str(place / "plugins"),
+            "CLIPADAPT_CACHE": str(place / "cache"),
+            "TMPDIR": str(place / "tmp"),
+        }
+    )
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, *map(str, words)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def run(place: Path, seed: int, pause: float = 0.02, out: str = "runs") -> subprocess.Popen:
-    settings = ("data.name=synthetic:3x6", f"seeds=[{seed}]", f"method.pause={pause}")
-    words = (word for setting in settings for word in ("--set", setting))
-    return start(place, "run", place / "writer.yaml", *words, "--out", place / out)
+def run(place: Path, seed: int, *, held: bool = False) -> subprocess.Popen:
+    """Start a run; a held one stops in its fit, after the first of its files, until :func:`release`."""
+    settings = ("data.name=synthetic:3x6", f"seeds=[{seed}]")
+    words = [word for setting in settings for word in ("--set", setting)]
+    gate = {"GATE": str(place / "gate")} if held else {}
+    return start(place, "run", place / "writer.yaml", *words, "--out", place / "runs", **gate)
+
+
+def release(place: Path) -> None:
+    (place / "gate").touch()
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -139,7 +155,7 @@ def test_after_twenty_kills_a_complete_run_and_a_prune_remove_all_leftovers(plac
 
 
 def test_files_of_a_running_process_are_never_removed(place):
-    process = run(place, 1, pause=1.0)
+    process = run(place, 1, held=True)
     while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -150,6 +166,7 @@ def test_files_of_a_running_process_are_never_removed(place):
     finish(start(place, "cache", "prune"))
 
     assert set(before) <= set(leftovers_in(place))
+    release(place)
     finish(process)
     assert leftovers_in(place) == []
     assert len(list((place / "runs").glob("*/*/*/record.json"))) == 2
@@ -159,7 +176,7 @@ def test_files_of_a_running_process_are_never_removed(place):
     "sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name
 )
 def test_an_interrupted_run_leaves_only_its_checkpoint(place, sent):
-    process = run(place, 1, pause=1.0)
+    process = run(place, 1, held=True)
     while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -170,7 +187,7 @@ def test_an_interrupted_run_leaves_only_its_checkpoint(place, sent):
     assert err.splitlines()[-1].startswith("interrupted; complete runs are kept")
     assert "Traceback" not in err
     assert leftovers_in(place) == ["runs/.work"]
-    finish(run(place, 1, pause=1.0))
+    finish(run(place, 1))
     assert leftovers_in(place) == []
 
 
@@ -193,7 +210,7 @@ def test_checkpoints_are_kept_for_a_week(tmp_path):
 
 
 def test_the_next_run_removes_the_claim_of_a_killed_one(place):
-    process = run(place, 1, pause=1.0)
+    process = run(place, 1, held=True)
     while not matching(place / "cache", "models/.tmp-*/part0"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

@@ -13,6 +13,9 @@ from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.run_store import RunStore
 from tests.unit.core.records.test_records import make_record
 
+pytestmark = pytest.mark.slow
+
+
 CLASSES, EXAMPLES = 20_000, 4_000
 
 # In a process of its own, to measure its peak; a dense int64 matrix would take 3,200 MB.

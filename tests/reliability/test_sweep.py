@@ -20,6 +20,9 @@ from clipadapt.core.runs.claims import FOLDER
 from clipadapt.core.runs.leftovers import WORK
 from tests.watch import matching
 
+pytestmark = pytest.mark.slow
+
+
 # A method without a framework, so that a process starts fast. It logs every fit it starts.
 METHOD = """
 import json, os, time
@@ -44,7 +47,7 @@ class Means:
         if log:
             with open(log, "a") as file:
                 file.write(f"{os.getpid()} {ctx.work_dir.name} {ctx.seed}\\n")
-        time.sleep(self.config.pause)
+        time.sleep(float(os.environ.get("PAUSE", self.config.pause)))
         if ctx.seed == self.config.break_seed:
             raise RuntimeError("broken on purpose")
         x = pixels(task.train.inputs)
@@ -104,12 +107,12 @@ def plan(tmp_path):
     return path, environ
 
 
-def start(plan, out, *more) -> subprocess.Popen:
+def start(plan, out, *more, **environment) -> subprocess.Popen:
     path, environ = plan
     words = ["bench", str(path), "--out", str(out), *more]
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, *words],
-        env=environ,
+        env=environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -225,7 +228,7 @@ def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
 
 def test_an_interruption_ends_cleanly_and_the_same_command_resumes(plan, tmp_path):
     out = tmp_path / "runs"
-    process = start(plan, out, "--set", "method.pause=0.2")
+    process = start(plan, out, PAUSE="0.2")
     while n_records(out) < 4:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -239,7 +242,7 @@ def test_an_interruption_ends_cleanly_and_the_same_command_resumes(plan, tmp_pat
     assert 4 <= done < 48
     begun = len(fits(plan))
 
-    code, _, err = finish(start(plan, out, "--set", "method.pause=0.2"))
+    code, _, err = finish(start(plan, out, PAUSE="0"))
 
     assert code == 0, err
     assert n_records(out) == 48

@@ -17,6 +17,8 @@ from clipadapt.core.api.registry import MODELS
 from clipadapt.core.features.cache import FeatureCache
 from tests.unit.models.test_openclip import pictures
 
+pytestmark = pytest.mark.slow
+
 
 def load(name: str, store: FeatureCache):
     found = MODELS.resolve(name, "clip")

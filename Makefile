@@ -1,19 +1,25 @@
 # make demo   set everything up and run the main job on real input, without a network beyond the package index
 # make test   set everything up and run the tests
+# make test-fast   the same without the slow tests and whole commands, while you work
 # make lint   ruff, mypy, import contracts
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= auto    # test files that run at a time
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+FAST := tests/architecture tests/contract tests/unit
 
-.PHONY: demo test lint format table clean
+.PHONY: demo test test-fast lint format table clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.dev
+	$(PYTEST) -m "not slow" $(ARGS) $(FAST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -47,6 +47,7 @@ def classifier(tiny_clip):
     return clipadapt.CLIPClassifier(tiny_clip)
 
 
+@pytest.mark.slow
 def test_lazy_import_from_the_package():
     code = (
         "import sys, clipadapt; assert 'CLIPClassifier' in clipadapt.__all__\n"

@@ -59,6 +59,7 @@ def a_checkpoint_after_each_step(monkeypatch):
     monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", METHODS)
 def test_fit_killed_at_any_step_resumes_bit_identically(case, models, small, tmp_path):
     name, family, settings = METHODS[case]

@@ -238,6 +238,7 @@ def test_a_tag_in_the_hub_cache_needs_no_network(hub_cache: Path) -> None:
         _sources._tag_weights(name, {"hf_hub": "org/name/"})
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_at_every_call() -> None:
     identify = MODELS.resolve("random:RN50", "clip").provider.identify
     options = ModelOptions("fp32", "cpu")

@@ -29,13 +29,16 @@ from clipadapt.models import ImageTextModel, stitched
 OPTIONS = ModelOptions("fp32", "cpu")
 TEXTS = ("a photo of a dog.", "a photo of a house.", "guitar")
 
-pytestmark = pytest.mark.skipif(
-    any(
-        importlib.util.find_spec(i[0]) is None
-        for i in (stitched.IMAGE_WEIGHTS, stitched.TEXT_WEIGHTS)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        any(
+            importlib.util.find_spec(i[0]) is None
+            for i in (stitched.IMAGE_WEIGHTS, stitched.TEXT_WEIGHTS)
+        ),
+        reason="the extra 'offline' is not installed",
     ),
-    reason="the extra 'offline' is not installed",
-)
+]
 
 
 def load(name: str) -> ImageTextModel:

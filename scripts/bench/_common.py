@@ -343,13 +343,14 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
     from clipadapt.core.api.progress import Silent
     from clipadapt.core.data.targets import open_target
     from clipadapt.core.experiments import config
+    from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.runs.models import ModelLoader
     from clipadapt.core.runs.plan import open_experiment
 
     use_threads(settings)
     threads = [f"threads={settings['threads']}"] if settings.get("threads") else []
     experiment = config.load([recipe], [*given, *threads, *settings.get("set", [])])
-    opened = open_experiment(experiment, folder / "runs")
+    opened = open_experiment(experiment, RunStore(folder / "runs"))
     loader = ModelLoader()
     loader.use_threads(opened)
     model = loader.load(opened)

@@ -23,9 +23,10 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "pipeline": ({"pipeline", "tower alone", "decode alone"}, 6),
     "growth": ({"40 images", "3 classes", "2 shots"}, 14),
     "sweep": ({"every fast path", "all off"}, 2),
+    "report": ({"`table`", "`report`", "40 records", "20 runs"}, 8),
     "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
 }
-SLOW = {"growth", "startup", "sweep", "zeroshot"}
+SLOW = {"growth", "report", "startup", "sweep", "zeroshot"}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -16,6 +16,9 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_given.name)]
 Identifier = Annotated[str, AfterValidator(_given.identifier)]
 
 
+_PLAIN: Final = frozenset({str, int, float, type(None)})
+
+
 class StrictModel(BaseModel):
     """Frozen model that refuses unknown keys, booleans for numbers, and numbers that are not finite."""
 
@@ -26,6 +29,8 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if type(value) in _PLAIN:  # almost all values of a record
+            return value
         several = value.values() if isinstance(value, dict) else value
         items = several if isinstance(value, dict | list | tuple) else (value,)
         if any(item is True or item is False for item in items):

@@ -22,10 +22,19 @@ def report(
         bool,
         typer.Option(help="Show images and texts; their datasets are opened by name."),
     ] = True,
+    detail: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Rows of each block, from the best, that have charts and tables of their own. "
+            "Default: all of a page with up to 120 rows; of a larger one about 120, and at least 2 of each block.",
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained page: leaderboard, charts, calibration, confusion, examples, recipes."""
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.report.page import write_report
 
-    page = write_report(directory, output, examples=examples, progress=on_stderr())
+    page = write_report(directory, output, examples=examples, detail=detail, progress=on_stderr())
     say(f"{len(page.records)} runs: {output}")

@@ -44,6 +44,34 @@ class Draw:
     calibration: Split[Any] | None = None
 
 
+class Draws:
+    """Draws by data, settings and seed: fits that differ only in method or model share one.
+
+    Args:
+        most: Draws that are kept, those used last; None keeps all.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
+        self._made: dict[
+            tuple[Any, ...], tuple[Target, Draw]
+        ] = {}  # a target keeps its dataset, and so the id
+
+    def get(
+        self, target: Target, experiment: Experiment, manifest: sampling.Manifest | None, seed: int
+    ) -> Draw:
+        """Return the draw of :func:`draw_task`, made once."""
+        key = (
+            id(target.dataset), target.split, target.classes, target.classnames, target.templates,
+            experiment.config.data.model_dump_json(), manifest and manifest.sha256, seed,
+        )  # fmt: skip
+        known = self._made.pop(key, None)
+        self._made[key] = known or (target, draw_task(target, experiment, manifest, seed))
+        if self.most is not None and len(self._made) > self.most:
+            del self._made[next(iter(self._made))]
+        return self._made[key][1]
+
+
 def draw_task(
     target: Target, experiment: Experiment, manifest: sampling.Manifest | None, seed: int
 ) -> Draw:

@@ -39,6 +39,10 @@ _TRIES: Final = 100  # if other processes interfere
 _OURS: Final = re.compile(r"(?:\.tmp-|clipadapt-)(?:(\d+-[0-9a-f]{8}-\d+)-|\d+-)?[0-9a-f]{16}")
 
 
+_tidied: set[Path] = set()
+"""Folders whose leftovers this process has removed before it wrote a folder there."""
+
+
 def is_temporary(path: Path) -> bool:
     """Return whether the name is that of an unfinished file or folder."""
     return path.name.startswith(TEMPORARY_PREFIX)
@@ -152,7 +156,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     of that name, but never a mixture of old and new.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
+    if (
+        path.parent not in _tidied
+    ):  # once: a folder with thousands of runs would be listed for each of them
+        _tidied.add(path.parent)
+        remove_leftovers(path.parent)
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:

@@ -39,12 +39,22 @@ def has_seal(content: bytes) -> bool:
     Raises:
         ValueError: If the checksum does not match the content.
     """
-    found = _SEAL.search(content)
+    return unsealed(content) is not None
+
+
+def unsealed(content: bytes) -> bytes | None:
+    """Return the JSON without the checksum that :func:`sealed` added, or None if there is no checksum.
+
+    Raises:
+        ValueError: If the checksum does not match the content.
+    """
+    found = _SEAL.search(content, max(len(content) - 200, 0))
     if found is None:
-        return False
-    if hashlib.sha256(content[: found.start()]).hexdigest() != found[1].decode("ascii"):
+        return None
+    body = content[: found.start()]
+    if hashlib.sha256(body).hexdigest() != found[1].decode("ascii"):
         raise ValueError("its content has changed since it was written (its sha256 differs)")
-    return True
+    return body + b"\n}"
 
 
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -52,6 +52,7 @@ def _folder() -> str | None:
         return None
 
 
+@cache  # of the code that this process imported; a later edit is not part of its runs
 def _git() -> tuple[str | None, bool | None]:
     """Return commit and dirty state of the clipadapt checkout, None for an installed package."""
     root = Path(__file__).resolve().parents[3]

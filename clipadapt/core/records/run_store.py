@@ -29,12 +29,12 @@ import shutil
 import zipfile
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from clipadapt.core.api.errors import DamagedError, RecordError
-from clipadapt.core.files.atomic import atomic_directory, remove_leftovers
+from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.checksums import sealed, sha256_file
 from clipadapt.core.records.predictions import Predictions, arrays_in, write_arrays
 from clipadapt.core.records.reading import (
@@ -65,56 +65,111 @@ CALIBRATION: Final = "calibration.npz"
 CLASSIFIER: Final = "classifier"
 
 
+_Stamp = tuple[int, ...]
+"""Size, time and inode of a file; empty if there is none."""
+
+
+class Place(NamedTuple):
+    """What decides in which folder a run is: the dataset evaluated and the method."""
+
+    dataset: str
+    method: str
+
+
 class RunStore:
-    """A folder of runs."""
+    """A folder of runs.
+
+    It keeps the records that it wrote or read; one that another process replaced is read again.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._damaged: dict[Path, tuple[int, ...]] = {}
+        self._damaged: dict[Path, _Stamp] = {}
+        self._known: dict[Path, tuple[_Stamp, RunRecord]] = {}
+        self._listed: dict[str, list[Path]] | None = None
 
     def run_dir(self, record: RunRecord) -> Path:
         """Return the folder of a run."""
-        dataset, method = slug(record.evaluation.dataset), slug(record.method.name)
-        return self.root / dataset / method / record.run_id
+        return self._usual(record.run_id, Place(record.evaluation.dataset, record.method.name))
 
-    def find(self, run_id: str) -> RunRecord | None:
+    def find(self, run_id: str, place: Place | None = None) -> RunRecord | None:
         """Return the record of a run, also of a failed one, or None if it is missing or damaged.
+
+        Args:
+            run_id: Id of the run.
+            place: What it evaluates; its folder is then known. None searches the whole store.
 
         Raises:
             RecordError: If the record cannot be read, or was written by a newer clipadapt.
         """
-        for path in self._records_of(run_id):
-            if path in self._damaged and self._damaged[path] == _stamp(path):
-                continue
-            try:
-                record = read_record_if_present(path)
-            except DamagedError:
-                continue
-            if record is not None:
-                return record
-        return None
+        found = (self._record(path) for path in self._records_of(run_id, place))
+        return next((record for record in found if record is not None), None)
 
-    def damage(self, run_id: str) -> str:
+    def damage(self, run_id: str, place: Place | None = None) -> str:
         """Check every file of a run; return a description of the first damage, or an empty string.
 
         After that :meth:`find` does not return a damaged run until it has been run again.
 
+        Args:
+            run_id: Id of the run.
+            place: As in :meth:`find`.
+
         Raises:
             RecordError: If the record cannot be read, or was written by a newer clipadapt.
         """
-        for path in self._records_of(run_id):
-            why = _damage_in(path.parent)
-            if why:
-                self._damaged[path] = _stamp(path)
-                return why
+        for path in self._records_of(run_id, place):
+            stamp = _stamp(path)
+            try:
+                record = read_record_if_present(path)
+                if record is not None:
+                    check_files(path.parent, record)
+                    self._known[path] = stamp, record
+            except DamagedError as err:
+                self._damaged[path] = stamp
+                return err.problem
         return ""
 
-    def _records_of(self, run_id: str) -> Iterator[Path]:
+    def _usual(self, run_id: str, place: Place) -> Path:
+        return self.root / slug(place.dataset) / slug(place.method) / run_id
+
+    def _records_of(self, run_id: str, place: Place | None) -> Iterator[Path]:
+        """Yield the files that may be the record of a run, the usual one first."""
+        if place is None:
+            yield from (p for p in self._everywhere().get(run_id, ()) if p.is_file())
+            return
+        usual = self._usual(run_id, place) / RECORD
+        if usual.is_file():
+            yield usual
+        if (
+            self._listed is None
+        ):  # once: runs are written to their usual place, but a user may move a folder
+            self._listed = self._everywhere()
+        yield from (p for p in self._listed.get(run_id, ()) if p != usual and p.is_file())
+
+    def _everywhere(self) -> dict[str, list[Path]]:
+        """Return the paths of all records by the name of their folder, from the names of the folders alone."""
+        found: dict[str, list[Path]] = {}
         for dataset in _folders_in(self.root):
             for method in _folders_in(dataset):
-                path = method / run_id / RECORD
-                if path.is_file():
-                    yield path
+                for run in _folders_in(method):
+                    found.setdefault(run.name, []).append(run / RECORD)
+        return found
+
+    def _record(self, path: Path) -> RunRecord | None:
+        """Return the record in a file, None if it is missing or damaged."""
+        stamp = _stamp(path)
+        if not stamp or self._damaged.get(path) == stamp:
+            return None
+        known = self._known.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        try:
+            record = read_record_if_present(path)
+        except DamagedError:
+            return None
+        if record is not None:
+            self._known[path] = stamp, record
+        return record
 
     def folders(self) -> list[Path]:
         """Return the folders of all runs, by path."""
@@ -169,7 +224,7 @@ class RunStore:
             if classifier_dir is not None:
                 shutil.copytree(classifier_dir, new / CLASSIFIER)
 
-        return _write(record, self.run_dir(record), fill)
+        return self._write(record, fill)
 
     def save_failure(self, record: RunRecord) -> RunRecord:
         """Write the record of a failed run; earlier attempts are kept as ``attempt-<n>.json``.
@@ -182,10 +237,10 @@ class RunStore:
         """
         if record.status != "failed":
             raise ValueError(f"run {record.run_id} has status '{record.status}'; use save")
-        there = self.find(record.run_id)
+        there = self.find(record.run_id, Place(record.evaluation.dataset, record.method.name))
         if there is not None and there.status == "ok":
             return there
-        return _write(record, self.run_dir(record), lambda _: None)
+        return self._write(record, lambda _: None)
 
     def adopt(self, files: Mapping[str, bytes]) -> RunRecord:
         """Write a run that was computed on another machine, from the files of its folder; see :meth:`save`.
@@ -203,7 +258,7 @@ class RunStore:
         for name, expected in record.files.items():
             if hashlib.sha256(files.get(name, b"")).hexdigest() != expected:
                 raise DamagedError(f"{name} of the run {record.run_id} arrived damaged", hint=RERUN)
-        there = self.find(record.run_id)
+        there = self.find(record.run_id, Place(record.evaluation.dataset, record.method.name))
         if there is not None and there.status == "ok":
             return there
 
@@ -213,7 +268,41 @@ class RunStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
 
-        return _write(record, self.run_dir(record), fill)
+        return self._write(record, fill)
+
+    def _write(self, record: RunRecord, fill: Callable[[Path], None]) -> RunRecord:
+        """Write a run folder in one atomic step, with its earlier attempts; return the record as written.
+
+        Args:
+            record: The record; ``attempt`` and ``files`` are set here.
+            fill: Writes the other files into an empty folder.
+        """
+        folder = self.run_dir(record)
+        damaged = _damage_in(folder)
+        earlier = _earlier_attempts(folder)
+        try:
+            with atomic_directory(folder) as new:
+                fill(new)
+                for name, raw in earlier.items():
+                    (new / name).write_bytes(raw)
+                files = {
+                    p.relative_to(new).as_posix(): sha256_file(p)
+                    for p in sorted(new.rglob("*"))
+                    if p.is_file() and p != new / RECORD
+                }
+                record = record.model_copy(update={"attempt": len(earlier) + 1, "files": files})
+                (new / RECORD).write_bytes(sealed(record_text(record)))
+                stamp = _stamp(new / RECORD)
+                if damaged:
+                    with contextlib.suppress(FileNotFoundError):  # another process moved it
+                        folder.rename(_aside(folder))
+        except OSError as err:
+            raise RecordError(
+                f"cannot write the run to '{folder}': {err.strerror or err}",
+                hint="free some space, or choose another folder with --out DIR",
+            ) from err
+        self._known[folder / RECORD] = stamp, record
+        return record
 
     def load_all(self, note: Callable[[str], None] = log.warning) -> list[RunRecord]:
         """Return every readable record below the root, sorted by path; unfinished folders are skipped.
@@ -289,7 +378,8 @@ class RunStore:
         if content is None:
             raise DamagedError(f"there are no predictions at {path}", hint=RERUN)
         predictions = Predictions.parse(content, path)
-        if predictions.sha256() != record.predictions_sha256:
+        # Records of version 1 have no checksum of the file, which is compared above.
+        if PREDICTIONS not in record.files and predictions.sha256() != record.predictions_sha256:
             raise differs(path)
         return predictions
 
@@ -320,46 +410,12 @@ def _damage_in(folder: Path) -> str:
     return ""
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(path: Path) -> _Stamp:
     try:
         now = path.stat()
     except OSError:
         return ()
     return now.st_size, now.st_mtime_ns, now.st_ino
-
-
-def _write(record: RunRecord, folder: Path, fill: Callable[[Path], None]) -> RunRecord:
-    """Write a run folder in one atomic step, with its earlier attempts; return the record as written.
-
-    Args:
-        record: The record; ``attempt`` and ``files`` are set here.
-        folder: Target folder; a damaged run in its place is kept aside.
-        fill: Writes the other files into an empty folder.
-    """
-    remove_leftovers(folder.parent)
-    damaged = _damage_in(folder)
-    earlier = _earlier_attempts(folder)
-    try:
-        with atomic_directory(folder) as new:
-            fill(new)
-            for name, raw in earlier.items():
-                (new / name).write_bytes(raw)
-            files = {
-                p.relative_to(new).as_posix(): sha256_file(p)
-                for p in sorted(new.rglob("*"))
-                if p.is_file() and p != new / RECORD
-            }
-            record = record.model_copy(update={"attempt": len(earlier) + 1, "files": files})
-            (new / RECORD).write_bytes(sealed(record_text(record)))
-            if damaged:
-                with contextlib.suppress(FileNotFoundError):  # another process moved it
-                    folder.rename(_aside(folder))
-    except OSError as err:
-        raise RecordError(
-            f"cannot write the run to '{folder}': {err.strerror or err}",
-            hint="free some space, or choose another folder with --out DIR",
-        ) from err
-    return record
 
 
 def _aside(folder: Path) -> Path:

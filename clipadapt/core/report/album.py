@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.records.schema import RunRecord
 
-MOST_THUMBNAILS: Final = 1500
-PIXELS: Final = 72
+MOST_BYTES: Final = 6 << 20
+"""Size of all pictures of a page."""
+PIXELS: Final = 96
+"""Side of a picture; the page shows it smaller, for sharp screens."""
 LETTERS: Final = 320
 
 
@@ -28,6 +30,7 @@ class Album:
         self.wanted = wanted
         self.notes: list[str] = []
         self._splits: dict[tuple[str, str], tuple[Split[Any], dict[str, int]] | None] = {}
+        self._bytes = 0
         self._pictures: dict[tuple[str, str], tuple[str, str]] = {}
 
     def show(self, record: RunRecord, key: str) -> tuple[str, str]:
@@ -58,14 +61,15 @@ class Album:
 
     def _picture(self, key: tuple[str, str], image: Any) -> str:
         if key not in self._pictures:
-            if len(self._pictures) >= MOST_THUMBNAILS or not hasattr(image, "thumbnail"):
+            if self._bytes >= MOST_BYTES or not hasattr(image, "thumbnail"):
                 return ""
             small = image.convert("RGB")
-            small.thumbnail((PIXELS * 2, PIXELS * 2))
+            small.thumbnail((PIXELS, PIXELS))
             out = io.BytesIO()
-            small.save(out, "JPEG", quality=70)
+            small.save(out, "JPEG", quality=60)
             data = base64.b64encode(out.getvalue()).decode()
             self._pictures[key] = f"t{len(self._pictures)}", data
+            self._bytes += len(data)
         return self._pictures[key][0]
 
     def _open(self, record: RunRecord) -> tuple[Split[Any], dict[str, int]] | None:

@@ -101,9 +101,10 @@ def join(answers: Sequence[Answers]) -> Answers:
     joined = answers[0]
     for one in answers[1:]:
         in_joined, in_one = shared(joined, one)
+        all_of_them = in_joined.size == joined.ids.size
         joined = Answers(
-            joined.ids[in_joined],
-            joined.labels[in_joined],
+            joined.ids if all_of_them else joined.ids[in_joined],
+            joined.labels if all_of_them else joined.labels[in_joined],
             np.concatenate([joined.values[:, in_joined], one.values[:, in_one]]),
             joined.seeds + one.seeds,
             np.concatenate([joined.predicted[:, in_joined], one.predicted[:, in_one]]),
@@ -120,7 +121,11 @@ def shared(a: Answers, b: Answers) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     Raises:
         RecordError: If an example has two labels.
     """
-    ids, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+    if a.ids is b.ids:  # as runs on one dataset: see RunFiles
+        ids, in_a = a.ids, np.arange(a.ids.size)
+        in_b = in_a
+    else:
+        ids, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     unlike = np.flatnonzero(a.labels[in_a] != b.labels[in_b])
     if unlike.size:
         raise RecordError(

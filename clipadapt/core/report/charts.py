@@ -34,23 +34,25 @@ class Panel:
     kind: str = ""
 
 
-def row_point(x: float, r: PageRow, *, note: str = "", ring: bool = False) -> svg.Point:
-    """Return the accuracy of a row with its interval."""
+def row_point(
+    x: float, r: PageRow, *, note: str = "", ring: bool = False, seeds: bool = True
+) -> svg.Point:
+    """Return the accuracy of a row with its interval and, if asked for, its single seeds."""
     accuracy = r.row.accuracy
     low, high = (accuracy.low, accuracy.high) if accuracy else (None, None)
     model = f" on {r.row.model}" if r.row.model else ""
-    title = f"{r.title}{model}: {format_interval(accuracy)} %" + (f"; {note}" if note else "")
-    return svg.Point(x, r.accuracy, low, high, title, ring, _seeds(r))
+    of_seeds = _seeds(r) if seeds else {}
+    listed = ", ".join(f"seed {n}: {format_value(v, 'fraction')}" for n, v in of_seeds.items())
+    more = "; ".join(filter(None, (note, listed)))
+    title = f"{r.title}{model}: {format_interval(accuracy)} %" + (f"; {more}" if more else "")
+    return svg.Point(x, r.accuracy, low, high, title, ring, tuple(of_seeds.values()))
 
 
-def _seeds(r: PageRow) -> tuple[tuple[float, str], ...]:
+def _seeds(r: PageRow) -> dict[int, float]:
     """Return the accuracy of each seed, if there are several."""
     if len(r.row.ok) < 2:
-        return ()
-    found = [(o.seed, o.metrics["accuracy"]) for o in r.row.ok if "accuracy" in o.metrics]
-    return tuple(
-        (m.value, f"{r.title}, seed {seed}: {format_value(m.value, m.unit)} %") for seed, m in found
-    )
+        return {}
+    return {o.seed: o.metrics["accuracy"].value for o in r.row.ok if "accuracy" in o.metrics}
 
 
 def accuracy_axis(series: Iterable[svg.Series]) -> svg.Axis:
@@ -62,4 +64,4 @@ def heights(series: Iterable[svg.Series]) -> list[float]:
     """Return the heights that an axis must include, with the ends of intervals and single seeds."""
     points = [p for s in series for p in s.points]
     ends = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
-    return ends + [value for p in points for value, _ in p.seeds]
+    return ends + [value for p in points for value in p.seeds]

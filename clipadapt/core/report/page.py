@@ -12,7 +12,7 @@ import hashlib
 import os
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from clipadapt.core.api.errors import ClipAdaptError, RecordError
@@ -32,10 +32,17 @@ from clipadapt.core.report.summary import build_summary
 if TYPE_CHECKING:
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.records.schema import RunRecord
+_BETWEEN: Final = "\0"
+"""No text of the page holds it: it is not allowed in HTML."""
 
 
 def write_report(
-    directory: Path, output: Path, *, examples: bool = True, progress: Progress | None = None
+    directory: Path,
+    output: Path,
+    *,
+    examples: bool = True,
+    detail: int | None = None,
+    progress: Progress | None = None,
 ) -> Page:
     """Write the page of the runs in a folder; return what it shows.
 
@@ -43,6 +50,8 @@ def write_report(
         directory: Folder of the records.
         output: The HTML file; an existing file is replaced, and a link to one is written through.
         examples: Show pictures and texts; their datasets are opened by name.
+        detail: Rows of each block, from the best, that have charts and tables of their own; None chooses by the
+            size of the page, see :data:`~clipadapt.core.report.section.ROWS_WITH_DETAILS`.
         progress: Where notes go.
 
     Raises:
@@ -56,7 +65,9 @@ def write_report(
             hint="name the folder given as --out when the experiments were run",
         )
     target = output_file(output, "--output")
-    html, page = build_report(directory, examples=examples, progress=progress, at=target.parent)
+    html, page = build_report(
+        directory, examples=examples, detail=detail, progress=progress, at=target.parent
+    )
     try:
         write_text(target, html)
     except OSError as err:
@@ -71,6 +82,7 @@ def build_report(
     directory: Path,
     *,
     examples: bool = True,
+    detail: int | None = None,
     progress: Progress | None = None,
     at: Path | None = None,
 ) -> tuple[str, Page]:
@@ -99,7 +111,7 @@ def build_report(
     def link(record: RunRecord) -> str:
         return "" if at is None else _address(run_folder(store, record), at)
 
-    page = Page(records, summary, page_rows(summary), album, link)
+    page = Page(records, summary, page_rows(summary), album, link, detail)
     problems = [*(text.removeprefix("warning: ") for text in problems), *summary.left_out]
     return _render(environment, page, problems), page
 
@@ -107,18 +119,21 @@ def build_report(
 def _render(environment: Any, page: Page, problems: list[str]) -> str:
     """Return the page as HTML; ``problems`` are shown at its top."""
     markup = environment.globals["svg"]
-    shown = []
+    sections, bodies = [], []
     for section in all_sections():
         variables = section.build(page)
         if variables is not None:
-            body = environment.from_string(section.template).render(variables)
-            shown.append((section, markup(body)))
+            bodies.append(environment.from_string(section.template).render(variables))
+            sections.append(section)
+    together, shared = svg.shared(_BETWEEN.join(bodies))
+    shown = list(zip(sections, map(markup, together.split(_BETWEEN)), strict=True))
     days = [r.started_at for r in page.records]
     script, style = _resource("script.js"), _resource("style.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html: str = environment.get_template("page.html").render(
         page=page,
         sections=shown,
+        shared=markup(shared),
         problems=problems,
         filters=filters(page.rows),
         n_failed=sum(r.status == "failed" for r in page.records),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -90,12 +89,7 @@ class PageRow:
         answers = self.row.answers
         assert answers is not None
         correct = answers.values.mean(axis=0)
-        most = np.array([
-            _most_common(column, None if share > 0.5 else label)
-            for column, label, share in zip(
-                answers.predicted.T, answers.labels, correct, strict=True
-            )
-        ])
+        most = _most_common(answers.predicted, np.where(correct > 0.5, -1, answers.labels))
         return Votes(answers.ids, answers.labels, correct, most)
 
 
@@ -160,8 +154,14 @@ def _look(row: Row) -> tuple[str, str]:
     return row.label, row.model or ""
 
 
-def _most_common(predicted: NDArray[np.int64], label: int | None) -> int:
-    """Return the most common class, other than ``label`` if any seed predicted another."""
-    counts = Counter(int(c) for c in predicted)
-    wrong = Counter({c: n for c, n in counts.items() if c != label})
-    return (wrong or counts).most_common(1)[0][0]
+def _most_common(predicted: NDArray[np.int64], avoided: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the class that most seeds predicted, of equally many that of the first seed, shape ``(n,)``.
+
+    Args:
+        predicted: Shape ``(S, n)``.
+        avoided: A class of each example that counts only if no seed predicted another, shape ``(n,)``.
+    """
+    counts = sum((predicted == of_seed).astype(np.int64) for of_seed in predicted)  # (S, n)
+    seed = np.where(predicted == avoided, 0, counts).argmax(axis=0)
+    most: NDArray[np.int64] = predicted[seed, np.arange(predicted.shape[1])]
+    return most

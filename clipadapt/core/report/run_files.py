@@ -34,7 +34,7 @@ class RunFiles:
         self.store = store
         self._predictions: dict[str, Predictions] = {}  # by run_id
         self._room = _KEPT_BYTES
-        self._answers: dict[str, Answers] = {}  # accuracy, by run_id
+        self._answers: dict[tuple[str, str], Answers | None] = {}  # by run_id and metric
         self._ids: dict[bytes, NDArray[np.str_]] = {}
 
     def folder(self, record: RunRecord) -> Path:
@@ -62,9 +62,16 @@ class RunFiles:
         Raises:
             RecordError: As :meth:`predictions` does.
         """
-        if metric == "accuracy" and record.run_id in self._answers:
-            return self._answers[record.run_id]
-        return answers_of(self.predictions(record), record, metric)
+        key = record.run_id, metric
+        if key not in self._answers:
+            found = answers_of(self.predictions(record), record, metric)
+            self._answers[key] = None if found is None else self._with_shared_ids(found)
+        return self._answers[key]
+
+    def _with_shared_ids(self, answers: Answers) -> Answers:
+        """Return the answers with one array of ids for all runs that were evaluated on the same examples."""
+        key = hashlib.sha256(answers.ids.tobytes()).digest()
+        return dataclasses.replace(answers, ids=self._ids.setdefault(key, answers.ids))
 
     def read_answers(self, records: Iterable[RunRecord]) -> dict[str, str]:
         """Read and keep the answers of successful runs; return what is wrong with unreadable ones, by run_id."""
@@ -73,15 +80,9 @@ class RunFiles:
             if record.status != "ok":
                 continue
             try:
-                answers = self.answers(record)
+                self.answers(record)
             except RecordError as err:
                 faults[record.run_id] = err.problem
-                continue
-            if answers is not None:
-                # Runs evaluated on the same examples share one array of ids.
-                key = hashlib.sha256(answers.ids.tobytes()).digest()
-                ids = self._ids.setdefault(key, answers.ids)
-                self._answers[record.run_id] = dataclasses.replace(answers, ids=ids)
         return faults
 
     def epochs(self, record: RunRecord) -> tuple[Epoch, ...]:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     Build = Callable[["Page"], Mapping[str, Any] | None]
 
 PACKAGE: Final = "clipadapt.core.report.sections"
+ROWS_WITH_DETAILS: Final = 120
+"""With more rows, about as many have charts and tables of their own: the best of each block."""
+LEAST_DETAILED: Final = 2
+"""The best row and the runner-up, which are also compared example by example."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Page:
         rows: Rows of the leaderboard.
         album: Pictures and texts of examples.
         link: Returns the address of a run's folder, as seen from the page.
+        detail: Rows of each block, from the best, that have details; None for all of a small page, see
+            :data:`ROWS_WITH_DETAILS`.
     """
 
     records: Sequence[RunRecord]
@@ -42,11 +48,27 @@ class Page:
     rows: Sequence[PageRow]
     album: Album
     link: Callable[[RunRecord], str] = lambda _: ""
+    detail: int | None = None
 
     @cached_property
     def finished(self) -> list[PageRow]:
         """Rows with at least one run that did not fail."""
         return [r for r in self.rows if r.row.ok]
+
+    @cached_property
+    def n_detailed(self) -> int | None:
+        """Rows of each block that have details, None if all have."""
+        blocks = self.summary.blocks
+        if self.detail is None and len(self.finished) > ROWS_WITH_DETAILS:
+            return max(LEAST_DETAILED, ROWS_WITH_DETAILS // len(blocks))
+        most = max((len(b.rows) for b in blocks), default=0)
+        return self.detail if self.detail is not None and self.detail < most else None
+
+    @cached_property
+    def detailed(self) -> list[PageRow]:
+        """Finished rows that have details: all, or the best of each block."""
+        best = {r.row.run_ids for b in self.summary.blocks for r in b.rows[: self.n_detailed]}
+        return [r for r in self.finished if r.row.run_ids in best]
 
     @cached_property
     def sources(self) -> list[list[RunRecord]]:
@@ -70,6 +92,7 @@ class Section:
         order: Sections are shown in ascending order.
         template: Jinja template of everything below the heading.
         build: Returns the variables of the template, or None to leave the section out.
+        details: Whether it shows only the rows that have details.
     """
 
     id: str
@@ -78,17 +101,20 @@ class Section:
     order: int
     template: str
     build: Build
+    details: bool = False
 
 
 SECTIONS: Final[dict[str, Section]] = {}
 
 
-def section(title: str, *, order: int, template: str, nav: str = "") -> Callable[[Build], Build]:
+def section(
+    title: str, *, order: int, template: str, nav: str = "", details: bool = False
+) -> Callable[[Build], Build]:
     """Register the decorated function as a section; its name is the anchor. See :class:`Section`."""
 
     def register(build: Build) -> Build:
         name = build.__name__.replace("_", "-")
-        SECTIONS[name] = Section(name, title, nav or title, order, template, build)
+        SECTIONS[name] = Section(name, title, nav or title, order, template, build, details)
         return build
 
     return register

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import struct
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -42,6 +45,13 @@ MOST_NAMED: Final = 20
 INK: Final = (47, 128, 208)
 """Colour of matrices drawn as pictures, with transparency; it works on light and dark backgrounds."""
 
+_AXES: Final = re.compile('<g class="axes">.*?</g>')
+_MARK: Final = re.compile(
+    r'<path class="m" transform="translate\((\S+) (\S+)\)" d="('
+    + "|".join(map(re.escape, SHAPES))
+    + ')"/>'
+)
+
 Tick = tuple[float, str]
 Range = tuple[float, float]
 Bar = tuple[float, float, float, str]
@@ -59,7 +69,7 @@ class Point:
         high: Upper end, or None.
         title: Tooltip.
         ring: Whether a ring is drawn around it.
-        seeds: Vertical values of single seeds with their tooltips, drawn beside the mark.
+        seeds: Vertical values of single seeds, drawn beside the mark.
     """
 
     x: float
@@ -68,7 +78,7 @@ class Point:
     high: float | None = None
     title: str = ""
     ring: bool = False
-    seeds: Sequence[tuple[float, str]] = ()
+    seeds: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +207,7 @@ def plot(
     out = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
     ]
-    out += _axes(frame)
+    out += ['<g class="axes">', *_axes(frame), "</g>"]
     out += [_bar(frame, bar) for bar in bars]
     if diagonal:
         low, high = max(x.range[0], y.range[0]), min(x.range[1], y.range[1])
@@ -249,13 +259,21 @@ def _group(frame: _Frame, series: Series) -> str:
     out = [f'<g class="{_classes(series)}"{attributes(series.data)}>']
     places = [(frame.across(p.x), frame.up(p.y), p) for p in series.points]
     if series.line and len(places) > 1:
-        path = "L".join(f"{x} {y}" for x, y, _ in places)
+        path = _line([(x, y) for x, y, _ in places])
         title = "" if series.marks else f"<title>{escape(series.points[0].title)}</title>"
         kinds = (" dash" if series.dashed else "") + (" pt" if title else "")
-        out.append(f'<path class="line{kinds}" d="M{path}">{title}</path>')
+        out.append(f'<path class="line{kinds}" d="{path}">{title}</path>')
     if series.marks:
         out += [_mark(x, y, p, series.style, frame.up) for x, y, p in places]
     return "".join([*out, "</g>"])
+
+
+def _line(places: Sequence[tuple[float, float]]) -> str:
+    """Return a path through points; steps are relative, which takes a third less space."""
+    tenths = [(round(10 * x), round(10 * y)) for x, y in places]
+    steps = [(u - x, v - y) for (x, y), (u, v) in pairwise(tenths)]
+    (x, y), *_ = places
+    return f"M{x} {y}l" + " ".join(f"{u / 10:g} {v / 10:g}" for u, v in steps).replace(" -", "-")
 
 
 def key(style: int, *, dashed: bool = False) -> str:
@@ -314,6 +332,24 @@ def heat(label: str, names: Sequence[str], counts: NDArray[np.float64]) -> str:
     return "".join(out)
 
 
+def shared(html: str) -> tuple[str, str]:
+    """Return a page whose charts refer to marks and to axes that several of them have, and a picture of those."""
+    times = Counter(_AXES.findall(html))
+    names = {axes: f"a{i}" for i, axes in enumerate(k for k, n in times.items() if n > 1)}
+
+    def refer(found: re.Match[str]) -> str:
+        name = names.get(found[0])
+        return f'<use href="#{name}"/>' if name else found[0]
+
+    kept = "".join(axes.replace("<g", f'<g id="{name}"', 1) for axes, name in names.items())
+    kept += "".join(f'<path id="m{i}" d="{shape}"/>' for i, shape in enumerate(SHAPES))
+    html = _MARK.sub(
+        lambda m: f'<use class="m" href="#m{SHAPES.index(m[3])}" x="{m[1]}" y="{m[2]}"/>',
+        _AXES.sub(refer, html),
+    )
+    return html, f'<svg class="shared" aria-hidden="true"><defs>{kept}</defs></svg>'
+
+
 def short_count(value: float) -> str:
     """Return a mean count, with one decimal if it is small and not whole."""
     return f"{value:.0f}" if value >= 9.95 or abs(value - round(value)) < 0.05 else f"{value:.1f}"
@@ -328,15 +364,13 @@ def _mark(x: float, y: float, point: Point, style: int, up: Callable[[float], fl
     bar = ""
     if point.low is not None and point.high is not None:
         low, high = up(point.low), up(point.high)
-        bar = f'<path class="whisker" d="M{x} {low}V{high}M{x - 3} {low}h6M{x - 3} {high}h6"/>'
+        bar = f'<path class="whisker" d="M{round(x - 3, 1)} {low}h6m-3 0V{high}m-3 0h6"/>'
     ring = f'<circle class="ring" cx="{x}" cy="{y}" r="8"/>' if point.ring else ""
-    seeds = "".join(
-        f'<g class="pt"><title>{escape(title)}</title><circle class="seed" cx="{x + 6}" cy="{up(value)}" r="2"/></g>'
-        for value, title in point.seeds
-    )
+    dots = "".join(f"M{round(x + 6, 1)} {up(value)}h0" for value in point.seeds)
+    seeds = f'<path class="seed" d="{dots}"/>' if dots else ""  # lines of no length with round ends
     return (
         f'<g class="pt"><title>{escape(point.title)}</title>{bar}{ring}'
-        f'<path class="m" transform="translate({x} {y})" d="{_shape(style)}"/></g>{seeds}'
+        f'<path class="m" transform="translate({x} {y})" d="{_shape(style)}"/>{seeds}</g>'
     )
 
 

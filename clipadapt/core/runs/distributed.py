@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, DivergedError
+from clipadapt.core.data.draws import Draws
 from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.experiments import config
 from clipadapt.core.files.atomic import scratch_folder
 from clipadapt.core.files.hardware import cpu_count
-from clipadapt.core.records.run_store import RECORD
+from clipadapt.core.records.run_store import RECORD, RunStore
 from clipadapt.core.runs.models import ModelLoader
 from clipadapt.core.runs.plan import open_experiment, plan_fit
 from clipadapt.core.runs.record import Failure, write_failure
@@ -141,8 +142,9 @@ def to_task(spec: FitSpec) -> dict[str, Any]:
 
 
 _datasets = OpenDatasets()
+_draws = Draws(most=8)
 _models: list[ModelLoader] = []
-"""What a worker keeps for its next task: the open datasets and the last model."""
+"""What a worker keeps for its next task: the open datasets, the last draws and the last model."""
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
@@ -181,13 +183,13 @@ def _execute(task: dict[str, Any], out: Path) -> None:
     )
     if not _models:  # made here: the driver may have set another cache folder
         _models.append(ModelLoader())
-    opened = open_experiment(experiment, out, datasets=_datasets, threads=task["threads"])
+    opened = open_experiment(experiment, RunStore(out), datasets=_datasets, threads=task["threads"])
     if [opened.run_id(task["seed"], t) for t in opened.targets] != task["run_ids"]:
         raise DataError(
             "data, weights or code of a worker differ from those of the driver",
             hint="give every machine of the cluster the same files and the same version of clipadapt",
         )
-    execute(plan_fit(opened, task["seed"]), _models[0])
+    execute(plan_fit(opened, task["seed"], _draws), _models[0])
 
 
 def _adopt(spec: FitSpec, result: dict[str, Any]) -> Exception | None:

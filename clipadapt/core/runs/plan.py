@@ -5,7 +5,7 @@ Every mistake that can be found before the first fit is reported here. No model 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import ConfigError, unknown
@@ -23,7 +23,7 @@ from clipadapt.core.api.registry import (
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.data import sampling
 from clipadapt.core.data.classnames import classnames_sha256
-from clipadapt.core.data.draws import draw_task
+from clipadapt.core.data.draws import Draws
 from clipadapt.core.data.index_files import read_draw
 from clipadapt.core.data.published_draws import manifest_of
 from clipadapt.core.data.targets import OpenDatasets, choose_split, is_val, open_target
@@ -31,13 +31,12 @@ from clipadapt.core.experiments.run_id import evaluation_part, fit_part
 from clipadapt.core.files.folders import check_writable
 from clipadapt.core.files.hardware import default_threads
 from clipadapt.core.records import schema
-from clipadapt.core.records.run_store import RunStore
+from clipadapt.core.records.run_store import Place
 from clipadapt.core.runs.classes import class_columns
 from clipadapt.core.runs.order import order_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from clipadapt.core.api.method import Method
     from clipadapt.core.api.model import ModelIdentity, ModelProvider
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from clipadapt.core.data.targets import Target
     from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.experiments.settings import DataConfig
+    from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.records.schema import RunRecord
 
 MAX_ATTEMPTS: Final = 2
@@ -67,6 +67,7 @@ class OpenExperiment:
         store: Where records are written.
         manifests: The few-shot draw that the user gave, by seed; empty if none was given.
         threads: Threads of the numeric libraries. The order of their sums depends on it, and so do the last bits.
+        ids: Ids computed so far, of fits and of runs: every step of a sweep asks for them.
     """
 
     experiment: Experiment
@@ -77,6 +78,7 @@ class OpenExperiment:
     store: RunStore
     manifests: Mapping[int, sampling.Manifest]
     threads: int
+    ids: dict[tuple[int, int | None], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def home(self) -> Target:
@@ -96,6 +98,12 @@ class OpenExperiment:
 
     def run_id(self, seed: int, target: Target) -> str:
         """Return the id of one fit and evaluation; equal ids mean equal results."""
+        key = seed, self.targets.index(target)
+        if key not in self.ids:
+            self.ids[key] = self._run_id(seed, target)
+        return self.ids[key]
+
+    def _run_id(self, seed: int, target: Target) -> str:
         facts = {
             "dataset": target.dataset.name,
             "sha256": target.dataset.fingerprint,
@@ -110,7 +118,9 @@ class OpenExperiment:
 
     def fit_id(self, seed: int) -> str:
         """Return the id of the fit, shared by all its evaluations."""
-        return schema.make_fit_id(fit=self._fit_part(seed))
+        if (seed, None) not in self.ids:
+            self.ids[seed, None] = schema.make_fit_id(fit=self._fit_part(seed))
+        return self.ids[seed, None]
 
     def _fit_part(self, seed: int) -> dict[str, Any]:
         home, manifest = self.targets[0], self.manifests.get(seed)
@@ -141,9 +151,17 @@ class OpenExperiment:
             "device": own.device.partition(":")[0],
         }
 
+    def place(self, target: Target) -> Place:
+        """Return where the store keeps the runs of a target."""
+        return Place(target.dataset.name, self.experiment.method_name)
+
+    def record(self, seed: int, target: Target) -> RunRecord | None:
+        """Return the record of a run if it exists."""
+        return self.store.find(self.run_id(seed, target), self.place(target))
+
     def missing(self, seed: int) -> list[Target]:
         """Return the targets that still need a run: none is complete, and none has failed twice."""
-        found = [(t, self.store.find(self.run_id(seed, t))) for t in self.targets]
+        found = [(t, self.record(seed, t)) for t in self.targets]
         return [
             t
             for t, r in found
@@ -194,7 +212,7 @@ class FitSpec:
         """Return whether a run is left to do; one that failed in another process since planning is not."""
         for target in self.missing():
             run_id = self.opened.run_id(self.seed, target)
-            record = self.opened.store.find(run_id)
+            record = self.opened.record(self.seed, target)
             if record is None or record.attempt <= self.failures.get(run_id, 0):
                 return True
         return False
@@ -206,7 +224,7 @@ class FitSpec:
 
 def open_experiment(
     experiment: Experiment,
-    out: Path,
+    store: RunStore,
     progress: Progress | None = None,
     datasets: OpenDatasets | None = None,
     threads: int | None = None,
@@ -215,7 +233,7 @@ def open_experiment(
 
     Args:
         experiment: The experiment.
-        out: Folder of the records.
+        store: Where records are written.
         progress: Where warnings are shown.
         datasets: Datasets that are already open; more are added.
         threads: Threads if the config does not set them; None means :func:`default_threads`.
@@ -225,7 +243,7 @@ def open_experiment(
     """
     progress = progress or Silent()
     config, track = experiment.config, experiment.track
-    check_writable(out)
+    check_writable(store.root)
     method = METHODS.get(experiment.method_name)
     provider, identity = None, None
     if method.requires is not None:
@@ -239,7 +257,7 @@ def open_experiment(
         targets=targets,
         provider=provider,
         identity=identity,
-        store=RunStore(out),
+        store=store,
         manifests=_read_manifests(experiment, targets[0], progress),
         threads=config.threads or threads or default_threads(),
     )
@@ -268,8 +286,13 @@ def check_names(experiment: Experiment) -> None:
             check(resolved.argument)
 
 
-def plan_fit(opened: OpenExperiment, seed: int) -> FitSpec:
+def plan_fit(opened: OpenExperiment, seed: int, draws: Draws | None = None) -> FitSpec:
     """Find what exists of a fit and, if a run is left to do, draw its examples.
+
+    Args:
+        opened: The experiment.
+        seed: The seed.
+        draws: Draws that were made for other fits; this one is added.
 
     Raises:
         ClipAdaptError: If the draw is impossible, or the method's settings do not suit it.
@@ -277,7 +300,8 @@ def plan_fit(opened: OpenExperiment, seed: int) -> FitSpec:
     failures = {i: r.attempt for i, r in _records(opened, seed).items() if r.status == "failed"}
     if not opened.missing(seed):
         return FitSpec(opened, seed, None, failures)
-    draw = draw_task(opened.home, opened.experiment, opened.manifests.get(seed), seed)
+    draws = draws or Draws()
+    draw = draws.get(opened.home, opened.experiment, opened.manifests.get(seed), seed)
     opened.experiment.method.check(draw.task)
     return FitSpec(opened, seed, draw, failures)
 
@@ -300,8 +324,8 @@ def check_dataset_names(experiments: Sequence[OpenExperiment]) -> None:
 
 def _records(opened: OpenExperiment, seed: int) -> dict[str, RunRecord]:
     """Return the records of a fit that exist, by run id."""
-    ids = dict.fromkeys(opened.run_id(seed, t) for t in opened.targets)
-    return {i: record for i in ids if (record := opened.store.find(i)) is not None}
+    found = (opened.record(seed, target) for target in opened.targets)
+    return {record.run_id: record for record in found if record is not None}
 
 
 def _identify(experiment: Experiment, progress: Progress) -> tuple[ModelProvider, ModelIdentity]:
@@ -400,4 +424,4 @@ def _without_val(opened: OpenExperiment, progress: Progress) -> OpenExperiment:
             )
         else:
             kept.append(target)
-    return replace(opened, targets=tuple(kept))
+    return replace(opened, targets=tuple(kept), ids={})

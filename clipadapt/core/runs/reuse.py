@@ -84,8 +84,7 @@ def evaluate_saved(
         )
     check_dataset_names([opened])
     chosen = opened.targets[-1]
-    run_id = opened.run_id(record.seed, chosen)
-    known = opened.store.find(run_id)
+    known = opened.record(record.seed, chosen)
     if known is not None and known.status == "ok":
         return known
     return _evaluate(session, opened, record, run_dir, chosen)
@@ -118,7 +117,7 @@ def _evaluate(
     )
     test = target.examples(opened.experiment.config.data.limit)
     write_record(spec, fitted, evaluate(spec, fitted, target, test), started_at)
-    written = opened.store.find(opened.run_id(record.seed, target))
+    written = opened.record(record.seed, target)
     assert written is not None
     return written
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.errors import ClipAdaptError, DivergedError
 from clipadapt.core.api.progress import Silent
-from clipadapt.core.data.draws import draw_task
+from clipadapt.core.data.draws import Draws, draw_task
 from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.files.folders import refusal
 from clipadapt.core.files.hardware import free_device_memory
 from clipadapt.core.records.environment import reset_peak_memory
+from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs import leftovers
 from clipadapt.core.runs.claims import Claims
 from clipadapt.core.runs.evaluate import evaluate
@@ -89,6 +90,8 @@ class Session:
         self.threads = threads
         self.datasets = datasets or OpenDatasets()
         self.models = models or ModelLoader(self.progress)
+        self.store = RunStore(out)
+        self._draws = Draws()
         self._checked: dict[tuple[Any, ...], ClipAdaptError | None] = {}
 
     def run(
@@ -124,7 +127,7 @@ class Session:
 
     def open(self, experiment: Experiment) -> OpenExperiment:
         """Open the data of an experiment and identify its model; see :func:`open_experiment`."""
-        return open_experiment(experiment, self.out, self.progress, self.datasets, self.threads)
+        return open_experiment(experiment, self.store, self.progress, self.datasets, self.threads)
 
     def plan(self, experiments: Sequence[OpenExperiment]) -> list[list[FitSpec]]:
         """Return the fits of each experiment; every draw is made here, before the first fit.
@@ -135,7 +138,7 @@ class Session:
         for opened in experiments:
             self._report_damage(opened)
         specs = [
-            [plan_fit(opened, seed) for seed in opened.experiment.config.seeds]
+            [plan_fit(opened, seed, self._draws) for seed in opened.experiment.config.seeds]
             for opened in experiments
         ]
         check_dataset_names(experiments)
@@ -203,8 +206,9 @@ class Session:
     def _report_damage(self, opened: OpenExperiment) -> None:
         """Check every file of the existing runs, once each; a damaged run counts as missing."""
         for seed in opened.experiment.config.seeds:
-            for run_id in dict.fromkeys(opened.run_id(seed, t) for t in opened.targets):
-                if damage := opened.store.damage(run_id):
+            runs = {opened.run_id(seed, t): opened.place(t) for t in opened.targets}
+            for run_id, place in runs.items():
+                if damage := opened.store.damage(run_id, place):
                     self.progress.note(
                         f"warning: {damage}; the run is repeated, and its damaged folder is kept beside it as "
                         f".damaged-{run_id}"

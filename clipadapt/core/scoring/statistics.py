@@ -277,9 +277,9 @@ def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> floa
         df = _cautious(table, df)
     if variance <= 0:  # every entry is the same: the p-value of the sign test with these examples
         return max(_SMALLEST_P, 2 * math.pow(0.5, table.shape[1]))
-    from scipy.stats import t
+    from scipy.special import stdtr  # as in _t_quantile
 
-    return max(_SMALLEST_P, 2 * float(t.sf(abs(mean) / np.sqrt(variance), df)))
+    return max(_SMALLEST_P, 2 * float(stdtr(df, -abs(mean) / np.sqrt(variance))))
 
 
 def examples_needed(
@@ -303,11 +303,9 @@ def examples_needed(
     References:
         R. Connor, "Sample Size for Testing Differences in Proportions for the Paired-Sample Design", Biometrics 1987.
     """
-    from scipy.stats import norm
-
     table = np.asarray(difference, dtype=np.float64)
     d = abs(float(table.mean()))
-    z_a, z_b = float(norm.ppf((1 + level) / 2)), float(norm.ppf(power))
+    z_a, z_b = _normal_quantile(level), NormalDist().inv_cdf(power)
     if d == 0:
         return None
     if len(table) == 1:
@@ -334,20 +332,21 @@ def letters_of_ties(names: Sequence[str], different: Collection[tuple[str, str]]
     References:
         H.-P. Piepho, "An Algorithm for a Letter-Based Representation of All-Pairwise Comparisons", JCGS 2004.
     """
-    place = {name: i for i, name in enumerate(names)}
-    sets: list[frozenset[int]] = [frozenset(place.values())] if names else []
+    bit = {name: 1 << i for i, name in enumerate(names)}
+    sets = [(1 << len(names)) - 1] if names else []  # of names, as bits; none is a part of another
     for first, second in different:
-        i, j = place[first], place[second]
-        split = [s - {k} for s in sets if {i, j} <= s for k in (i, j)]
-        kept = [s for s in sets if not {i, j} <= s]
-        sets = _without_subsets([*kept, *split])
-    sets.sort(key=sorted)
-    return ["".join(_letter(k) for k, s in enumerate(sets) if i in s) for i in range(len(names))]
-
-
-def _without_subsets(sets: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    distinct = list(dict.fromkeys(sets))
-    return [s for s in distinct if not any(s < other for other in distinct)]
+        one, two = bit[first], bit[second]
+        both = one | two
+        together = [s for s in sets if s & both == both]
+        if together:
+            kept = [s for s in sets if s & both != both]
+            split = dict.fromkeys(s & ~x for s in together for x in (one, two))
+            others = [*kept, *split]
+            # Only a new set can be a part of another one.
+            new = [s for s in split if s not in kept and not any(s & o == s != o for o in others)]
+            sets = [*kept, *new]
+    members = sorted([i for i in range(len(names)) if s >> i & 1] for s in sets)
+    return ["".join(_letter(k) for k, m in enumerate(members) if i in m) for i in range(len(names))]
 
 
 def _letter(k: int) -> str:

@@ -26,7 +26,8 @@
         heads.forEach((h) => h.setAttribute("aria-sort", "none"));
         head.setAttribute("aria-sort", up ? "ascending" : "descending");
         const value = (row) => {
-          const raw = row.cells[column].dataset.sort;
+          const cell = row.cells[column];
+          const raw = "plain" in table.dataset ? cell.textContent : cell.dataset.sort;
           if (raw === undefined) return null;
           return figures ? Number(raw) : raw;
         };

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TEMPLATE: Final = """\
 <p class="lede">First chart: accuracy against confidence; a calibrated classifier is on the diagonal. Bins of equal
 width, seeds pooled, whiskers: 95 % intervals; bars: number of examples. Second chart: accuracy if only the most
-confident examples are answered. Dashed: scores without calibration; colour: with the temperature fitted on val. AURC:
+confident examples are answered. Dashed: scores without calibration; colour: at T, the temperature fitted on val. AURC:
 mean error over all coverages.</p>
 <div class="list">
 {% for c in cards %}
@@ -100,13 +100,14 @@ class _Charts:
             ))
             for c in selective(confidence, correct)
         ]  # fmt: skip
-        self.selective.append(svg.Series(style, answered, dashed=style < 0))
+        # Without calibration the order of the confidences, and so the line, is nearly the same.
+        self.selective.append(svg.Series(style, answered, dashed=style < 0, marks=style >= 0))
 
 
-@section("Calibration", order=60, template=TEMPLATE)
+@section("Calibration", order=60, template=TEMPLATE, details=True)
 def calibration(page: Page) -> dict[str, Any] | None:
     """Return a card for each row."""
-    cards = [_card(r) for r in page.finished]
+    cards = [_card(r) for r in page.detailed]
     return {"cards": cards} if cards else None
 
 
@@ -125,7 +126,7 @@ def _card(r: PageRow) -> Card:
             "The scores are margins, not logits; without a temperature they have no probabilities."
         )
     if len(fitted) == len(r.row.ok):
-        stages.append(("with the temperature fitted on val", r.style, temperatures))
+        stages.append(("at T", r.style, temperatures))
     charts = _Charts()
     for name, style, values in stages:
         try:

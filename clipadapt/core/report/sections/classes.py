@@ -32,7 +32,7 @@ share of the row.</p>
 <summary>{{ key(c.row.style) }}{{ of_row(c.row) }}</summary>
 <div class="side">
 <div class="scroll" tabindex="0" role="region" aria-label="Classes of {{ c.row.title }}">
-<table class="small sortable">
+<table class="small sortable" data-plain>
 <thead><tr>
 {% for name in ("class", "n", "precision, %", "recall, %", "F1, %") %}
 <th scope="col" class="{{ 'text' if loop.first else 'figure' }}" aria-sort="none">
@@ -43,13 +43,11 @@ share of the row.</p>
 <tbody>
 {% for k in c.classes %}
 <tr>
-<th scope="row" data-sort="{{ k.name }}">{{ k.name }}</th>
-<td class="figure" data-sort="{{ k.support }}">{{ k.support }}</td>
-<td class="figure" data-sort="{{ k.precision }}">{{ percent(k.precision) }}</td>
-<td class="figure meter" data-sort="{{ k.recall }}" style="--share:{{ "%.3f"|format(k.recall) }}">
-{{ percent(k.recall) }}
-</td>
-<td class="figure" data-sort="{{ k.f1 }}">{{ percent(k.f1) }}</td>
+<th scope="row">{{ k.name }}</th>
+<td class="figure">{{ k.support }}</td>
+<td class="figure">{{ percent(k.precision) }}</td>
+<td class="figure meter" style="--share:{{ "%.2f"|format(k.recall) }}">{{ percent(k.recall) }}</td>
+<td class="figure">{{ percent(k.f1) }}</td>
 </tr>
 {% endfor %}
 </tbody>
@@ -85,10 +83,10 @@ class Card:
     confusions: Sequence[tuple[str, str, str]]
 
 
-@section("Classes and confusion", nav="Classes", order=70, template=TEMPLATE)
+@section("Classes and confusion", nav="Classes", order=70, template=TEMPLATE, details=True)
 def classes(page: Page) -> dict[str, Any] | None:
     """Return a card for each row whose records name the classes."""
-    cards = [_card(r) for r in page.finished if r.row.classnames]
+    cards = [_card(r) for r in page.detailed if r.row.classnames]
     return {"cards": cards} if cards else None
 
 

@@ -98,7 +98,9 @@ def _panel(title: str, cost: Cost, known: Sequence[tuple[PageRow, float]]) -> Pa
     legend: dict[str, Legend] = {}
     for r, c in known:
         shown = f"{c:,.0f}" if c >= 10 else f"{c:.3g}"
-        point = row_point(at[c], r, note=f"{shown} {cost.title}", ring=r.number in on_front)
+        point = row_point(
+            at[c], r, note=f"{shown} {cost.title}", ring=r.number in on_front, seeds=False
+        )
         series.append(svg.Series(r.style, [point], r.data))
         data = {k: v for k, v in r.data.items() if k in {"method", "model"}}
         label = r.label_with_model if several else r.label

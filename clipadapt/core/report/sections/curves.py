@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,8 @@ TEMPLATE: Final = """\
 {% endfor %}
 </div>
 """
+MOST_MARKED: Final = 12
+"""A line with more epochs has a mark at the selected epoch only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,10 @@ class Card:
     accuracy: str
 
 
-@section("Learning curves", order=90, template=TEMPLATE)
+@section("Learning curves", order=90, template=TEMPLATE, details=True)
 def curves(page: Page) -> dict[str, Any] | None:
     """Return a card for each row whose runs logged epochs."""
-    cards = [_card(r) for r in page.finished if any(r.row.epochs)]
+    cards = [_card(r) for r in page.detailed if any(r.row.epochs)]
     return {"cards": cards} if cards else None
 
 
@@ -75,6 +78,14 @@ def _lines(r: PageRow, field: str, name: str, *, dashed: bool = False) -> list[s
             for x in epochs
             if (v := getattr(x, field)) is not None
         ]  # fmt: skip
+        if len(points) > MOST_MARKED:
+            # A mark for each epoch would take most of the page; the line has a tooltip of its own.
+            last = points[-1]
+            end = dataclasses.replace(
+                last, title=f"seed {record.seed}: {name} {last.y:.3f} at the end"
+            )
+            found.append(svg.Series(style, [end, *points[-2::-1]], dashed=dashed, marks=False))
+            points = [p for p in points if p.ring]
         if points:
             found.append(svg.Series(style, points, dashed=dashed))
     return found

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST_RIVALS: Final = 6
 """With more rows in a block, only the pairs with the best row are shown."""
 SAMPLES: Final = 8
+FEW_SAMPLES: Final = 3
+"""Examples of each kind on a page with too many rows for all details."""
 TEMPLATE: Final = """\
 {% macro samples(list) %}
 <ul class="samples">
@@ -86,18 +88,25 @@ class Pair:
     broken: Sequence[Sample]
 
 
-@section("What one method fixes and another breaks", nav="Examples", order=80, template=TEMPLATE)
+@section(
+    "What one method fixes and another breaks",
+    nav="Examples",
+    order=80,
+    template=TEMPLATE,
+    details=True,
+)
 def examples(page: Page) -> dict[str, Any] | None:
     """Return the pairs of every block."""
-    by_runs = {r.row.run_ids: r for r in page.finished}
-    pairs = [p for b in page.summary.blocks for p in _pairs(b, by_runs, page.album)]
+    by_runs = {r.row.run_ids: r for r in page.detailed}
+    most = SAMPLES if page.n_detailed is None else FEW_SAMPLES
+    pairs = [p for b in page.summary.blocks for p in _pairs(b, by_runs, page.album, most)]
     if not pairs:
         return None
-    return {"pairs": pairs, "most": SAMPLES, "notes": page.album.notes}
+    return {"pairs": pairs, "most": most, "notes": page.album.notes}
 
 
 def _pairs(
-    block: Block, by_runs: Mapping[tuple[str, ...], PageRow], album: Album
+    block: Block, by_runs: Mapping[tuple[str, ...], PageRow], album: Album, most: int
 ) -> Iterator[Pair]:
     rows = [by_runs[r.row.run_ids] for r in block.rows if r.row.run_ids in by_runs]
     several = len({r.row.model for r in rows if r.row.model}) > 1
@@ -106,12 +115,14 @@ def _pairs(
             return
         for b in rows[i + 1 :]:
             names = [r.label_with_model if several else r.label for r in (a, b)]
-            pair = _pair(block, names, a, b, album)
+            pair = _pair(block, names, a, b, album, most)
             if pair is not None:
                 yield pair
 
 
-def _pair(block: Block, titles: Sequence[str], a: PageRow, b: PageRow, album: Album) -> Pair | None:
+def _pair(
+    block: Block, titles: Sequence[str], a: PageRow, b: PageRow, album: Album, most: int
+) -> Pair | None:
     """Compare two rows on the examples that both were evaluated on; None without any."""
     ids, of_a, of_b = np.intersect1d(
         a.votes.ids, b.votes.ids, assume_unique=True, return_indices=True
@@ -125,7 +136,7 @@ def _pair(block: Block, titles: Sequence[str], a: PageRow, b: PageRow, album: Al
     broken = np.flatnonzero((correct_a < 0.5) & (correct_b > 0.5))
 
     def samples(where: NDArray[np.int64], gain: NDArray[np.float64]) -> list[Sample]:
-        chosen = _varied(where, labels[where], gain[where])[:SAMPLES]
+        chosen = _varied(where, labels[where], gain[where])[:most]
         return [
             Sample(str(ids[k]), names[labels[k]], names[predicted_a[k]], names[predicted_b[k]],
                    *album.show(a.row.first, str(ids[k])))

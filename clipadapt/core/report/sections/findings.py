@@ -10,7 +10,7 @@ from clipadapt.core.report.page_rows import place
 from clipadapt.core.report.section import section
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from clipadapt.core.report.comparisons import Comparison, RankedRow
     from clipadapt.core.report.section import Page
@@ -57,7 +57,13 @@ alone; p is adjusted over all pairs of the block.</p>
 </div>
 {% for f in findings if f.block.comparisons|length > 1 %}
 <details class="item"{{ attributes(f.data) }}>
-<summary>All {{ f.block.comparisons|length }} pairs of {{ f.block.title }}</summary>
+<summary>
+{% if f.pairs|length < f.block.comparisons|length %}
+{{ f.pairs|length }} of {{ f.block.comparisons|length }} pairs of {{ f.block.title }}: those of its best {{ best }} rows
+{% else %}
+All {{ f.block.comparisons|length }} pairs of {{ f.block.title }}
+{% endif %}
+</summary>
 <div class="scroll" tabindex="0" role="region" aria-label="Pairs of {{ f.block.title }}">
 <table>
 <thead><tr>
@@ -67,7 +73,7 @@ alone; p is adjusted over all pairs of the block.</p>
 experiments">examples needed</th>
 </tr></thead>
 <tbody>
-{% for c in f.block.comparisons %}
+{% for c in f.pairs %}
 <tr>
 <td>{{ c.first }}</td>
 <td>{{ c.second }}</td>
@@ -88,6 +94,8 @@ experiments">examples needed</th>
 </details>
 {% endfor %}
 """
+MOST_PAIRED: Final = 6
+"""Rows of a block whose pairs are listed on a page with too many rows for all details."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +107,17 @@ class Finding:
     verdict: str
     lead: RankedRow | None
     second: Comparison | None
+    pairs: Sequence[Comparison]
 
 
 @section("Findings", order=10, template=TEMPLATE)
 def findings(page: Page) -> dict[str, Any]:
     """Return a finding for each block."""
-    return {"findings": [_finding(b) for b in page.summary.blocks]}
+    most = None if page.n_detailed is None else max(page.n_detailed, MOST_PAIRED)
+    return {"findings": [_finding(b, most) for b in page.summary.blocks], "best": most}
 
 
-def _finding(block: Block) -> Finding:
+def _finding(block: Block, most: int | None) -> Finding:
     ranked = [r for r in block.rows if r.row.accuracy]
     lead = ranked[0] if ranked else None
     pair = {r.label for r in ranked[:2]}
@@ -129,4 +139,6 @@ def _finding(block: Block) -> Finding:
     data = {"data": place(block)}
     if block.shots is not None or any(r.row.first.method.uses_train for r in block.rows):
         data["shots"] = "all" if block.shots is None else str(block.shots)
-    return Finding(block, data, verdict, lead, second)
+    best = {r.label for r in block.rows[:most]}
+    pairs = [c for c in block.comparisons if c.first in best and c.second in best]
+    return Finding(block, data, verdict, lead, second, pairs)

@@ -42,11 +42,11 @@ Bold: significantly better than the runner-up of its block.
 </th>
 {% else %}
 <td class="{{ columns[loop.index0].kind }}"
-{%- if c.value is not none %} data-sort="{{ c.value }}"{% endif %}>
+{%- if c.value is not none %} data-sort="{{ "%.7g"|format(c.value) if c.value is float else c.value }}"{% endif %}>
 {% if loop.index0 == 1 and r.ranked.best %}<b>{{ c.text }}</b>{% else %}{{ c.text }}{% endif %}
 {% if c.small %} <span class="where">{{ c.small }}</span>{% endif %}
 {% for text, address in c.links %}
- <a class="where" href="{{ address }}" title="folder of the run">{{ text }}</a>
+ <a href="{{ address }}">{{ text }}</a>
 {% endfor %}
 </td>
 {% endif %}
@@ -210,7 +210,7 @@ _TAIL: Final = (
            lambda r: _figure(r.row.encode_seconds, "seconds")),
     Column("memory, MiB", "figure", "peak of the process",
            lambda r: _figure(r.row.peak_memory_bytes, "bytes")),
-    Column("seeds", "figure", "", _seeds),
+    Column("seeds", "figure", "each seed is a link to the folder of its run", _seeds),
     Column("n", "figure", "test examples", _examples),
     Column("flags", "text", "", _flags),
 )  # fmt: skip

@@ -69,7 +69,7 @@ mean over seeds; at equal coverage, smaller sets are better.</p>
 {% endfor %}
 </div>
 """
-MOST_CLASSES: Final = 30
+MOST_CLASSES: Final = 20
 """With more classes, only those with the largest sets are listed."""
 
 
@@ -96,10 +96,10 @@ class Card:
     left_out: int
 
 
-@section("Prediction sets", order=65, template=TEMPLATE)
+@section("Prediction sets", order=65, template=TEMPLATE, details=True)
 def prediction_sets(page: Page) -> dict[str, Any] | None:
     """Return a chart per dataset and model, and the table; None if no run has calibration examples."""
-    rows = [r for r in page.finished if any(x.prediction_sets for x in r.row.ok)]
+    rows = [r for r in page.detailed if any(x.prediction_sets for x in r.row.ok)]
     if not rows:
         return None
     found = [_panel(key, members) for key, members in _by_place(rows).items()]

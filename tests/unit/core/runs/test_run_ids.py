@@ -18,6 +18,7 @@ from clipadapt.core.data.targets import open_target
 from clipadapt.core.experiments import config
 from clipadapt.core.experiments.settings import declarations
 from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs import plan
 from clipadapt.core.runs.schedule import Local
 from clipadapt.core.runs.sweep import plan_sweep
@@ -72,7 +73,9 @@ def run_id(tiny_models, tmp_path):
             "method": {"name": "clip/linear_probe"},
         }
         if value == "MANIFEST":
-            opened = plan.open_experiment(config.build([("a", base)], source="a"), tmp_path)
+            opened = plan.open_experiment(
+                config.build([("a", base)], source="a"), RunStore(tmp_path)
+            )
             draw = draw_task(opened.targets[0], opened.experiment, None, 9)
             draw.manifest.write(tmp_path / "MANIFEST")
             written["MANIFEST"] = str(tmp_path / "MANIFEST")
@@ -84,7 +87,7 @@ def run_id(tiny_models, tmp_path):
                 node = node.setdefault(part, {})
             node[last] = written.get(value, value) if isinstance(value, str) else value
         experiment = config.build([("a", base), ("b", over)], source="test")
-        opened = plan.open_experiment(experiment, tmp_path, threads=threads)
+        opened = plan.open_experiment(experiment, RunStore(tmp_path), threads=threads)
         return opened.run_id(1, opened.targets[0])
 
     return of

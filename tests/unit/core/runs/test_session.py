@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from clipadapt.core.data import draws
 from clipadapt.core.experiments import config
+from clipadapt.core.records import reading
+from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs import plan, session
 from clipadapt.core.runs.models import ModelLoader
 
@@ -30,8 +33,8 @@ def test_a_fit_draws_its_examples_once(experiment, tmp_path, monkeypatch):
         seeds.append(seed)
         return draw_task(target, experiment, manifest, seed)
 
-    draw_task = plan.draw_task
-    monkeypatch.setattr(plan, "draw_task", counted)
+    draw_task = draws.draw_task
+    monkeypatch.setattr(draws, "draw_task", counted)
     monkeypatch.setattr(session, "draw_task", counted)
 
     records = session.run_experiments([experiment], tmp_path / "runs")
@@ -44,6 +47,35 @@ def test_a_fit_draws_its_examples_once(experiment, tmp_path, monkeypatch):
     assert seeds == [1, 2]  # complete fits are not drawn
 
 
+def test_no_record_is_read_that_was_written_here_and_a_complete_one_once(
+    experiment, tmp_path, monkeypatch
+):
+    read, paths = reading.read_record, []
+
+    def counted(path):
+        paths.append(path)
+        return read(path)
+
+    monkeypatch.setattr(reading, "read_record", counted)
+
+    records = session.run_experiments([experiment], tmp_path)
+    assert paths == []
+
+    assert session.run_experiments([experiment], tmp_path) == records
+    assert len(paths) == len(set(paths)) == len(records) == 4
+
+
+def test_fits_of_other_methods_share_the_draw(experiment, tmp_path):
+    other = config.build(
+        [("test", {**experiment.resolved(), "method": {"name": "clip/zero_shot"}})], source="test"
+    )
+    opening = session.Session(tmp_path)
+    one, two = opening.plan([opening.open(e) for e in (experiment, other)])
+
+    assert [a.draw is b.draw for a, b in zip(one, two, strict=False)] == [True, True]
+    assert one[0].draw is not one[1].draw  # another seed
+
+
 def test_every_record_counts_the_encoding_of_its_own_features(experiment, tmp_path):
     records = session.run_experiments([experiment], tmp_path / "runs")
 
@@ -54,7 +86,7 @@ def test_every_record_counts_the_encoding_of_its_own_features(experiment, tmp_pa
 
 def test_a_model_is_loaded_once_and_bound_to_the_services_of_each_fit(experiment, tmp_path):
     loader = ModelLoader()
-    opened = plan.open_experiment(experiment, tmp_path)
+    opened = plan.open_experiment(experiment, RunStore(tmp_path))
 
     one, other = loader.load(opened), loader.load(opened)
 
@@ -69,6 +101,6 @@ def test_a_model_is_loaded_once_and_bound_to_the_services_of_each_fit(experiment
 
 
 def test_a_plan_has_one_fit_per_seed(experiment, tmp_path):
-    specs = session.Session(tmp_path).plan([plan.open_experiment(experiment, tmp_path)])
+    specs = session.Session(tmp_path).plan([plan.open_experiment(experiment, RunStore(tmp_path))])
     assert [[s.seed for s in of_one] for of_one in specs] == [[1, 2]]
     assert all(spec.is_open() and spec.draw is not None for spec in specs[0])

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,6 +89,17 @@ class Page:
         """Load a file and wait for it."""
         self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def visit(self, address: str) -> None:
+        """Load a page from a server and wait for it."""
+        self.call("Page.navigate", url=address)
+        self.wait(f"document.readyState === 'complete' && location.href.startsWith('{address}')")
+
+    def give_files(self, selector: str, paths: Sequence[Path]) -> None:
+        """Choose files in an input element, as a user does in the file dialog."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(p.resolve()) for p in paths], nodeId=node)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Call one method of the protocol for the page."""

@@ -1,6 +1,30 @@
 """Text classification methods: one file each, and the file name is the registered name."""
 
-from clipadapt.core.api.tracks import Examples, HubTask, Track
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from clipadapt.core.api.tracks import Examples, HubTask, Track, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clipadapt.core.api.data import Inputs
+
+
+def _inputs_of(texts: Sequence[str]) -> Inputs[Any]:
+    from textsent.datasets._given import text_inputs
+
+    return text_inputs(texts)
+
+
+def _features_of(model: Any, inputs: Inputs[Any]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = model.encode(inputs, pooling="mean")
+    return found
+
 
 TRACK = Track(
     name="text",
@@ -23,5 +47,6 @@ TRACK = Track(
         argument='"a fine film"',
         examples='["a fine film"]',
     ),
+    trial=Trial(files=False, inputs=_inputs_of, features=_features_of),
     capabilities={"TextEncoder": "any encoder"},
 )

@@ -8,10 +8,15 @@ A package registers its track as ``TRACK`` in its methods package: ``clipadapt/m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clipadapt.core.api.data import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,21 @@ class HubTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """What the page of ``app`` needs to know about a kind of input.
+
+    Attributes:
+        files: Whether a user gives files; otherwise texts are typed.
+        inputs: Turns what a user gives, paths or texts, into inputs.
+        features: Features of inputs for the search of near examples, shape ``(n, D)``, from a run's model.
+    """
+
+    files: bool
+    inputs: Callable[[Sequence[str]], Inputs[Any]]
+    features: Callable[[Any, Inputs[Any]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
 class Track:
     """A kind of input with its methods, models and datasets.
 
@@ -66,6 +86,7 @@ class Track:
         reads_classnames: Whether models read the class names, in a prompt.
         compiles: Whether ``compile=on`` has an effect.
         hub: The task on the Hugging Face hub.
+        trial: What the page of ``app`` needs.
         own_folder: File below ``datasets/`` that reads a user's own labelled folder.
         own_file: File below ``datasets/`` that reads a user's own labelled file.
         capabilities: What a method needs of a model, in words, by the protocol that it requires.
@@ -79,6 +100,7 @@ class Track:
     reads_classnames: bool
     compiles: bool
     hub: HubTask
+    trial: Trial
     own_folder: str = "csv"
     own_file: str = "csv"
     capabilities: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import typer
 
 from clipadapt.core.api.registry import tracks
 from clipadapt.core.cli import (
+    app_command,
     bench,
     cache,
     compare,
@@ -47,6 +48,7 @@ def build_app(track: str, about: str) -> typer.Typer:
         (bench.bench, f"{names.sweep} --dry-run"),
         (export.export, f"RUN_DIR --format {names.export_format} --output PATH"),
         (push.push, "RUN_DIR ORG/NAME --private"),
+        (app_command.app, "RUN_DIR --port 8000"),
         (table.table, "runs --format latex"),
         (compare.compare, "runs other-runs"),
         (report.report, "runs --output report.html"),

@@ -63,11 +63,7 @@ class Album:
         if key not in self._pictures:
             if self._bytes >= MOST_BYTES or not hasattr(image, "thumbnail"):
                 return ""
-            small = image.convert("RGB")
-            small.thumbnail((PIXELS, PIXELS))
-            out = io.BytesIO()
-            small.save(out, "JPEG", quality=60)
-            data = base64.b64encode(out.getvalue()).decode()
+            data = jpeg(image, PIXELS, quality=60)
             self._pictures[key] = f"t{len(self._pictures)}", data
             self._bytes += len(data)
         return self._pictures[key][0]
@@ -96,6 +92,15 @@ class Album:
             self.notes.append(note)
             self.progress.note(f"note: {note}")
             return None
+
+
+def jpeg(image: Any, side: int, quality: int = 70) -> str:
+    """Return a thumbnail of an image, at most ``side`` pixels wide and high, as base64."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=quality)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 def _names_given(record: RunRecord) -> list[str]:

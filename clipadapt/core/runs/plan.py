@@ -258,7 +258,7 @@ def open_experiment(
         provider=provider,
         identity=identity,
         store=store,
-        manifests=_read_manifests(experiment, targets[0], progress),
+        manifests=read_manifests(experiment, targets[0], progress),
         threads=config.threads or threads or default_threads(),
     )
     order_seed(experiment)  # an online method without one is refused before the first fit
@@ -345,10 +345,14 @@ def _identify(experiment: Experiment, progress: Progress) -> tuple[ModelProvider
     return resolved.provider, identity
 
 
-def _open_targets(
+def open_home(
     experiment: Experiment, method: type[Method], progress: Progress, datasets: OpenDatasets
-) -> tuple[Target, ...]:
-    """Open the dataset to train on and every further one to evaluate."""
+) -> Target:
+    """Open the dataset to train on.
+
+    Raises:
+        ClipAdaptError: If it cannot be opened, or does not have what the experiment asks for.
+    """
     config, track = experiment.config, experiment.track
     asked = config.evaluation.split
     split = choose_split(
@@ -358,7 +362,15 @@ def _open_targets(
         uses_train=getattr(method(experiment.method), "uses_train", True),
         note=lambda message: datasets.note(progress, message),
     )
-    home = open_target(config.data.name, split, config.data, track, progress, datasets)
+    return open_target(config.data.name, split, config.data, track, progress, datasets)
+
+
+def _open_targets(
+    experiment: Experiment, method: type[Method], progress: Progress, datasets: OpenDatasets
+) -> tuple[Target, ...]:
+    """Open the dataset to train on and every further one to evaluate."""
+    config, track = experiment.config, experiment.track
+    home = open_home(experiment, method, progress, datasets)
     targets = [home]
     with progress.track(f"read dataset {config.data.name}", None):
         content_of_home = home.dataset.fingerprint  # of every example, once
@@ -379,7 +391,7 @@ def _open_targets(
     return tuple(targets)
 
 
-def _read_manifests(
+def read_manifests(
     experiment: Experiment, home: Target, progress: Progress
 ) -> dict[int, sampling.Manifest]:
     """Read the few-shot draw that the user gave, by seed; ``{seed}`` in the path stands for the seed."""

@@ -21,7 +21,7 @@ from clipadapt.core.runs.record import write_record
 from clipadapt.core.runs.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from clipadapt.core.api.progress import Progress
@@ -66,7 +66,7 @@ def evaluate_saved(
         RecordError: If the run has no classifier, or the training data, the model or the library have changed since.
         ClipAdaptError: If the target cannot be evaluated.
     """
-    experiment = _experiment(record, target)
+    experiment = experiment_of(record, [target])
     threads = record.environment.threads
     session = Session(out, progress, threads, datasets=datasets, models=models)
     opened = session.open(experiment)
@@ -122,10 +122,18 @@ def _evaluate(
     return written
 
 
-def _experiment(record: RunRecord, target: Mapping[str, Any]) -> Experiment:
-    """Return the experiment of a record, with one further target."""
+def experiment_of(record: RunRecord, also: Sequence[Mapping[str, Any]] = ()) -> Experiment:
+    """Return the experiment of a record with its one seed.
+
+    Args:
+        record: The record.
+        also: Targets to evaluate, as in ``evaluation.also``, in place of those of the record.
+
+    Raises:
+        ConfigError: If its settings are not valid for the installed version.
+    """
     plain: dict[str, Any] = dict(record.config)
-    evaluation = {**plain["evaluation"], "also": [dict(target)]}
+    evaluation = {**plain["evaluation"], "also": [dict(one) for one in also]}
     data = {**plain["data"], "name": local_name(plain["data"]["name"], record)}
     own: dict[str, Any] = {**plain, "data": data, "evaluation": evaluation, "seeds": [record.seed]}
     if own.get("model") is None:

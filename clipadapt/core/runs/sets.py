@@ -181,22 +181,53 @@ class SetRule:
         return found
 
 
-def make_rule(run: LoadedRun, options: SetOptions) -> SetRule:
+class Calibration(NamedTuple):
+    """What the sets of a run are calibrated on.
+
+    Attributes:
+        examples: The calibration examples.
+        source: What they are, for a message.
+        caveats: Why they and new inputs are not exactly exchangeable: keys of ``CAVEATS``.
+    """
+
+    examples: CalibrationExamples
+    source: str
+    caveats: tuple[str, ...]
+
+
+def calibration_of(run: LoadedRun, calibrate_on: str | None = None) -> Calibration:
+    """Return the calibration examples of a run, or the scored examples of a labelled dataset.
+
+    Raises:
+        DataError: If the dataset cannot be opened, is not of the run's classes, or has examples that the run is
+            evaluated on.
+        RecordError: If the run has no calibration examples and no dataset is given.
+    """
+    if calibrate_on is None:
+        return _own_examples(run)
+    data, found = open_labelled(run, calibrate_on)
+    scores = run.classifier.predict_scores(data.inputs)
+    examples = CalibrationExamples.of(run.probabilities(scores), data.labels)
+    caveats = (*found, *({run.record.method.setting} & CAVEATS.keys()))
+    return Calibration(examples, f"'{calibrate_on}'", caveats)
+
+
+def make_rule(
+    run: LoadedRun, options: SetOptions, calibration: Calibration | None = None
+) -> SetRule:
     """Calibrate the sets of a run.
+
+    Args:
+        run: The run.
+        options: What a user asks for.
+        calibration: Its calibration examples, if they are at hand.
 
     Raises:
         DataError: If there are too few calibration examples, or the given ones are not of the run's classes or include
             examples that the run is evaluated on.
         RecordError: If the run has no calibration examples and none are given.
     """
-    if options.calibrate_on is not None:
-        data, found = open_labelled(run, options.calibrate_on)
-        scores = run.classifier.predict_scores(data.inputs)
-        examples = CalibrationExamples.of(run.probabilities(scores), data.labels)
-        source = f"'{options.calibrate_on}'"
-        caveats: tuple[str, ...] = (*found, *({run.record.method.setting} & CAVEATS.keys()))
-    else:
-        examples, source, caveats = _own_examples(run)
+    examples, source, caveats = calibration or calibration_of(run, options.calibrate_on)
     threshold = least = None
     if options.coverage is not None:
         require_examples(len(examples), options.coverage)
@@ -208,8 +239,8 @@ def make_rule(run: LoadedRun, options: SetOptions) -> SetRule:
     return replace(rule, measured=_measure(run, rule))
 
 
-def _own_examples(run: LoadedRun) -> tuple[CalibrationExamples, str, tuple[str, ...]]:
-    """Return the run's own calibration examples, what they are, and their caveats.
+def _own_examples(run: LoadedRun) -> Calibration:
+    """Return the run's own calibration examples.
 
     Raises:
         RecordError: If it has none.
@@ -234,7 +265,7 @@ def _own_examples(run: LoadedRun) -> tuple[CalibrationExamples, str, tuple[str, 
     source = {"val": "val", "held_out": "the held-out part of val"}[facts.calibrated_on]
     overlaps = record.leakage.overlaps if record.leakage else ()
     copied = any(o.trained == "val" and o.found and not o.before for o in overlaps)
-    return examples, source, (*facts.caveats, *(["copies"] if copied else []))
+    return Calibration(examples, source, (*facts.caveats, *(["copies"] if copied else [])))
 
 
 def _measure(run: LoadedRun, rule: SetRule) -> Measured | None:

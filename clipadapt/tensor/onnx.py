@@ -81,15 +81,46 @@ def write(
             output_names=[OUTPUT],
             dynamic_shapes=tuple(sizes for _ in example),
         )
+        _forget_the_source(program.model)
         program.save(str(folder / FILE))
-    with _errors("onnxruntime cannot run the onnx file of this network"):
-        found = _difference(folder / FILE, example, expected)
+    arrays = {name: value.cpu().numpy() for name, value in example.items()}
+    return check(folder / FILE, arrays, expected)
+
+
+def check(
+    path: Path,
+    example: Mapping[str, NDArray[Any]],
+    expected: NDArray[np.floating[Any]],
+    source: str = "torch",
+) -> float:
+    """Return the largest difference of onnxruntime's probabilities from those expected.
+
+    Args:
+        path: The file.
+        example: Inputs by name, each with ``n`` rows.
+        expected: Their probabilities, shape ``(n, C)``.
+        source: What the expected probabilities were computed with.
+
+    Raises:
+        ModelError: If onnxruntime cannot run the file, or the difference exceeds :data:`TOLERANCE`.
+    """
+    with _errors("onnxruntime cannot run the onnx file of this classifier"):
+        found = _difference(path, example, expected)
     if not found <= TOLERANCE:  # also if it is not a number
         raise ModelError(
-            f"the onnx file differs from torch: a probability by {found:.2g}, at most {TOLERANCE:g} is accepted",
+            f"the onnx file differs from {source}: a probability by {found:.2g}, at most {TOLERANCE:g} is accepted",
             hint=_OTHER,
         )
     return found
+
+
+def _forget_the_source(model: Any) -> None:
+    """Remove what the exporter notes beside the graph: lines of code, and so the paths of this machine."""
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 @contextmanager
@@ -128,13 +159,12 @@ def _errors(problem: str) -> Iterator[None]:
 
 
 def _difference(
-    path: Path, example: Mapping[str, torch.Tensor], expected: NDArray[np.floating[Any]]
+    path: Path, arrays: Mapping[str, NDArray[Any]], expected: NDArray[np.floating[Any]]
 ) -> float:
     """Return the largest difference of a probability, over all rows at once and over each row alone."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    arrays = {name: value.cpu().numpy() for name, value in example.items()}
     (whole,) = session.run(None, arrays)
     alone = [
         session.run(None, {name: a[i : i + 1] for name, a in arrays.items()})[0]

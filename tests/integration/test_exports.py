@@ -252,11 +252,33 @@ TEXT_METHODS = [n for n in METHODS.names() if n.startswith("text/")]
 TRAINED = ("text/bitfit", "text/full_finetune", "text/head", "text/lora")
 TEXTS = ["a fine film", "a dull one"]  # those of the READMEs
 TEXT_CASES = [
-    (name, family)
-    for name in TRAINED
-    for family in ("distilbert", "bert", "roberta", "no_pooler")
-    if family in {"distilbert", "no_pooler"} or name == "text/lora"
+    *(
+        (name, family)
+        for name in TRAINED
+        for family in ("distilbert", "bert", "roberta", "no_pooler")
+        if family in {"distilbert", "no_pooler"} or name == "text/lora"
+    ),
+    ("text/logreg", "bert"),
+    ("text/setfit", "roberta"),
+    ("text/svm", "distilbert"),
+    ("text/tfidf_svm", "no encoder"),
 ]
+FORMATS_OF_TEXTS = ("classifier", "hf", "peft", "onnx")
+TEXT_FORMATS = {
+    **{name: {"hf", "onnx"} for name in TRAINED},
+    "text/lora": {"hf", "peft", "onnx"},
+    "text/logreg": {"classifier", "hf", "onnx"},
+    "text/setfit": {"hf", "onnx"},
+    "text/svm": {"classifier", "hf", "onnx"},
+    "text/tfidf_svm": {"classifier", "onnx"},
+}
+# Tracing takes a second; tests/contract runs the networks of the other methods.
+TEXT_ONNX = {
+    ("text/lora", "bert"),
+    ("text/setfit", "roberta"),
+    ("text/svm", "distilbert"),
+    ("text/tfidf_svm", "no encoder"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -300,33 +322,35 @@ def exported_texts(reviews, encoders, tmp_path_factory):
     root = tmp_path_factory.mktemp("text-exports")
     expected = {}
     for name, family in TEXT_CASES:
-        run_dir = fit_text(name, encoders[family], reviews, root / "runs")
+        run_dir = fit_text(name, encoders.get(family), reviews, root / "runs")
         run = load_run(run_dir)
         found = run.predict(Inputs(TEXTS, ("0", "1")), 2)
         names = run.classifier.classnames
         rows = [{t["label"]: t["probability"] for t in p["top"]} for p in found]
+        assert set(run.classifier.export_formats) == TEXT_FORMATS[name]
         for form in run.classifier.export_formats:
+            if form == "onnx" and (name, family) not in TEXT_ONNX:
+                continue
             folder = root / f"{name.partition('/')[2]}-{family}-{form}"
             export_run(run_dir, form, root / "new")
             (root / "new").rename(folder)
-            (folder / "base").symlink_to(encoders[family])
+            if family in encoders:
+                (folder / "base").symlink_to(encoders[family])
             expected[name, family, form] = (folder, run, [[r[n] for n in names] for r in rows])
     found = run_readmes([folder for folder, *_ in expected.values()], root)
     return {key: (one, *expected[key]) for key, one in zip(expected, found, strict=True)}
 
 
-@pytest.mark.parametrize("form", ["hf", "peft"])
+@pytest.mark.parametrize("form", FORMATS_OF_TEXTS)
 @pytest.mark.parametrize(("name", "family"), TEXT_CASES)
 def test_a_text_classifier_is_calibrated_in_the_other_library(name, family, form, exported_texts):
     if (name, family, form) not in exported_texts:
-        assert form == "peft"
-        assert name != "text/lora"
-        pytest.skip(f"{name} has no format {form}")
+        pytest.skip(f"{name} has no format {form}, or it is not traced here")
     found, folder, run, probabilities = exported_texts[name, family, form]
 
     # A run that learned nothing has none; the others show that it travels.
     assert run.temperature != 1.0
-    assert sum(r.temperature is None for _, _, r, _ in exported_texts.values()) <= 2
+    assert sum(r.temperature is None for _, _, r, _ in exported_texts.values()) <= 4
     got = found.get("probabilities")
     if got is None:
         rows = [{one["label"]: one["score"] for one in ranked} for ranked in found["found"]]
@@ -335,18 +359,64 @@ def test_a_text_classifier_is_calibrated_in_the_other_library(name, family, form
     for file in folder.iterdir():
         if file.suffix in {".md", ".json"}:
             assert str(folder.parent) not in file.read_text(encoding="utf-8"), file.name
+        assert file.suffix not in {".pkl", ".bin", ".joblib"}
 
 
-@pytest.mark.parametrize("name", [n for n in TEXT_METHODS if n not in TRAINED])
-def test_a_method_without_formats_says_so(name, reviews, encoders, tmp_path):
-    model = encoders["distilbert"] if METHODS.get(name).requires else None
-    run_dir = fit_text(name, model, reviews, tmp_path / "runs")
+@pytest.mark.parametrize(("name", "family"), sorted(TEXT_ONNX))
+def test_the_onnx_file_of_a_text_classifier_says_what_it_is(name, family, exported_texts):
+    import onnx
 
-    with pytest.raises(ClipAdaptError, match="it has no export formats") as error:
-        export_run(run_dir, "hf", tmp_path / "new")
+    _, folder, run, _ = exported_texts[name, family, "onnx"]
+    model = onnx.load(folder / "model.onnx")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
 
-    assert "'textsent predict' reads" in error.value.hint
-    assert not (tmp_path / "new").exists()
+    assert facts["run_id"] == run.record.run_id
+    assert facts["method"] == name
+    assert json.loads(facts["temperature"]) == run.temperature
+    names = list(run.classifier.classnames)
+    assert json.loads(facts["classnames"]) == names
+    assert json.loads((folder / "onnx.json").read_text())["classnames"] == names
+    source = "sklearn" if name == "text/tfidf_svm" else "torch"
+    assert 0 <= float(facts[f"max_difference_from_{source}"]) <= 1e-4
+    inputs = ["words"] if source == "sklearn" else ["input_ids", "attention_mask"]
+    assert [i.name for i in model.graph.input] == inputs
+    shape = [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["n", "length"]
+    content = (folder / "model.onnx").read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content  # no paths of this machine
+    assert sys.prefix.encode() not in content
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_all_files_of_a_text_export_have_the_mode_of_the_user(umask, exported_texts, tmp_path):
+    cases = {"hf": "text/head", "peft": "text/lora", "classifier": "text/svm"}
+    runs = {form: exported_texts[name, "distilbert", form][2] for form, name in cases.items()}
+    runs["onnx"] = exported_texts["text/tfidf_svm", "no encoder", "onnx"][2]
+    before = os.umask(umask)
+    try:
+        for form, run in runs.items():
+            export_run(run.folder, form, tmp_path / form)
+    finally:
+        os.umask(before)
+
+    for path in (tmp_path / form for form in runs):
+        assert path.stat().st_mode & 0o777 == 0o777 & ~umask
+        modes = {p.name: p.stat().st_mode & 0o777 for p in path.rglob("*") if p.is_file()}
+        assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+        assert len(modes) >= 3
+
+
+def test_a_text_run_names_the_formats_that_it_has(exported_texts, tmp_path, monkeypatch):
+    run = exported_texts["text/tfidf_svm", "no encoder", "onnx"][2]
+
+    with pytest.raises(ConfigError, match="as 'hf'; accepted: classifier, onnx"):
+        export_run(run.folder, "hf", tmp_path / "new")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ClipAdaptError, match="needs onnxruntime, which is not installed") as error:
+        export_run(run.folder, "onnx", tmp_path / "new")
+
+    assert error.value.hint == 'pip install "clipadapt[onnx]"'
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- the model that is not loaded by its name

@@ -16,7 +16,9 @@ from torch import nn
 from clipadapt.core.api.errors import ModelError
 from clipadapt.core.api.method import Exported
 from clipadapt.core.files.atomic import write_text
-from textsent.methods._network import example_batch
+from textsent.methods import _onnx
+from textsent.methods._feature_export import base_model
+from textsent.methods._network import example_batch, logits
 from textsent.models._build import quiet
 
 if TYPE_CHECKING:
@@ -80,6 +82,57 @@ def export(
     return Exported(*_peft_snippet(encoder.name, labels), facts)
 
 
+class _Logits(nn.Module):
+    """The logits of a sequence classifier."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return logits ``(n, C)`` of token ids ``(n, L)`` and their mask, 0 at padding."""
+        model: Any = self.model
+        logits: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def as_onnx(
+    model: PreTrainedModel,
+    encoder: TextEncoder,
+    classnames: Sequence[str],
+    max_length: int,
+    path: Path,
+    temperature: float | None,
+) -> Exported:
+    """Write a sequence classifier, with adapters merged, as ONNX; see :mod:`textsent.methods._onnx`.
+
+    Args:
+        model: Encoder and head.
+        encoder: The encoder that the model was made from.
+        classnames: ``C`` class names.
+        max_length: Tokens read of a text.
+        path: The folder.
+        temperature: Temperature of the run, or None.
+
+    Raises:
+        ClipAdaptError: If a library is missing.
+        ModelError: If the model cannot be written, or the file gives other probabilities.
+    """
+    merged: Any = copy.deepcopy(model)
+    if hasattr(merged, "peft_config"):
+        merged = merged.merge_and_unload()
+    return _onnx.export(
+        path,
+        _Logits(merged).eval(),
+        lambda ids: logits(model, encoder.tokenizer, ids, max_length),
+        encoder,
+        classnames,
+        max_length,
+        temperature=temperature,
+        padding_side=encoder.tokenizer.padding_side,
+    )
+
+
 def _divide_logits(model: Any, encoder: TextEncoder, temperature: float) -> None:
     """Divide weight and bias of the last layer in place, and check on two texts that the logits are divided.
 
@@ -137,16 +190,7 @@ for text, ranked in zip(TEXTS, found):
 
 def _peft_snippet(name: str, labels: dict[int, str]) -> tuple[str, tuple[str, ...]]:
     """Return code that loads an adapter onto its base model, and a note on the base model."""
-    base, _, revision = name.partition("@")
-    known = ":" not in base and base != "minilm"  # an id of the hub
-    where = repr(base) if known else f"\"base\"  # the folder of '{name}'"
-    note = (
-        f"the base model, '{base}'" + (f" at the revision {revision}" if revision else "")
-        if known
-        else f"the base model: BASE stands for the folder of '{name}' (config.json and model.safetensors); "
-        "--format hf writes one whole model"
-    )
-    at = f", revision={revision!r}" if known and revision else ""
+    (base, at), notes = base_model(name)
     return (
         f"""
 import torch
@@ -154,7 +198,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 FOLDER = "."  # this folder
-BASE = {where}
+BASE = {base}
 LABELS = {labels!r}
 TEXTS = ["a fine film", "a dull one"]
 
@@ -169,5 +213,5 @@ with torch.no_grad():
 for text, row in zip(TEXTS, probabilities.tolist()):
     print(text, LABELS[row.index(max(row))], f"{{max(row):.4f}}")
 """,
-        (note,),
+        notes,
     )

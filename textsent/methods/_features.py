@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F")
 MAX_GRID = 1000  # values of C
+EXPORT_FORMATS = ("classifier", "hf", "onnx")
+"""Formats of a classifier on frozen features: alone, with the encoder as a Hugging Face folder, or both as ONNX."""
 
 
 class FeatureConfig(MethodConfig):

@@ -35,6 +35,12 @@ class Linear:
         """Return logits of shape ``(n, C)``."""
         return (x @ self.weight.T.astype(np.float64) + self.bias).astype(np.float32)
 
+    def exported(self) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
+        """Return the arrays of an export and the line that computes logits from them."""
+        return {"weight": self.weight, "bias": self.bias}, (
+            "scores = x @ a['weight'].T + a['bias']",
+        )
+
 
 def solve(
     x: NDArray[np.float64],

@@ -79,8 +79,8 @@ class SequenceClassifier:
 
     @property
     def export_formats(self) -> tuple[str, ...]:
-        """``hf`` (one model, adapters merged), and ``peft`` for adapters."""
-        return ("hf", "peft") if hasattr(self.model, "peft_config") else ("hf",)
+        """``hf`` and ``onnx`` (one model, adapters merged), and ``peft`` for adapters."""
+        return ("hf", "peft", "onnx") if hasattr(self.model, "peft_config") else ("hf", "onnx")
 
     def predict_scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
         """Return logits of shape ``(n, C)``, computed in float32."""
@@ -115,16 +115,20 @@ class SequenceClassifier:
         temperature: float | None = None,
         output: Path | None = None,  # noqa: ARG002
     ) -> Exported:
-        """Write model and tokenizer in a Hugging Face format, the temperature folded into the last layer.
+        """Write model and tokenizer for the Hugging Face libraries, or as ONNX; the temperature is included.
 
         Raises:
             UnknownNameError: If there is no such format.
-            ModelError: If the temperature cannot be folded into the model.
+            ModelError: If the temperature cannot be folded into the model, or the model cannot be written as ONNX.
         """
         from textsent.methods import _export
 
         if form not in self.export_formats:
             raise unknown("export format", form, self.export_formats)
+        if form == "onnx":
+            return _export.as_onnx(
+                self.model, self.encoder, self.classnames, self.max_length, path, temperature
+            )
         return _export.export(
             self.model,
             self.encoder,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from clipadapt.core.api.errors import unknown
 from clipadapt.core.api.limits import Iterations, Penalty
 from clipadapt.core.files import saved
 from clipadapt.core.scoring.scores import nll, topk_accuracy
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Task
-    from clipadapt.core.api.method import MethodConfig, ScoreKind
+    from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
 
 
 class LogRegConfig(FeatureConfig):
@@ -121,6 +122,7 @@ class LogRegClassifier:
         layer: The fitted layer.
         selection: The selection on val, or None.
         score_kind: The scores are logits.
+        export_formats: The layer alone, with its encoder, or both as ONNX.
     """
 
     reader: Reader
@@ -128,6 +130,7 @@ class LogRegClassifier:
     layer: Linear
     selection: dict[str, Any] | None = None
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = _features.EXPORT_FORMATS
 
     @property
     def n_trainable_params(self) -> int:
@@ -143,6 +146,30 @@ class LogRegClassifier:
         arrays = {"weight": self.layer.weight, "bias": self.layer.bias}
         facts = {"classnames": self.classnames, "selection": self.selection}
         saved.save(directory, arrays, {**facts, **self.reader.facts()})
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,  # noqa: ARG002
+    ) -> Exported:
+        """Write the layer as safetensors and JSON, with its encoder, or both as ONNX.
+
+        Raises:
+            UnknownNameError: If there is no such format.
+            ModelError: If the encoder cannot be written as ONNX.
+        """
+        if form not in self.export_formats:
+            raise unknown("export format", form, self.export_formats)
+        from textsent.methods import _feature_export
+
+        arrays, formula = self.layer.exported()
+        return _feature_export.export(
+            form, path, self.reader, self.classnames, arrays, formula, self.layer, temperature
+        )
 
 
 METHOD = LogReg

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat
 
+from clipadapt.core.api.errors import unknown
 from clipadapt.core.api.limits import (
     MAX_EPOCHS,
     BatchSize,
@@ -18,7 +19,7 @@ from clipadapt.core.api.limits import (
 )
 from clipadapt.core.files import saved
 from textsent.methods import _logistic, _task, _training
-from textsent.methods._features import Scaler
+from textsent.methods._features import Reader, Scaler
 from textsent.methods._logistic import Linear
 from textsent.methods._task import TrainingConfig
 from textsent.models import Pooling, TextEncoder
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Split, Task
-    from clipadapt.core.api.method import MethodConfig, ScoreKind
+    from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
 
 BODY = "body."  # prefix of the saved parameters of the encoder
 UNUSED = "pooler."  # neither the mean over tokens nor the first state reads it
@@ -214,6 +215,7 @@ class SetFitClassifier:
         pooling: How the states of a text are pooled.
         max_length: Tokens read of a text.
         score_kind: The scores are logits.
+        export_formats: Encoder and layer, or both as ONNX.
     """
 
     encoder: TextEncoder
@@ -222,6 +224,7 @@ class SetFitClassifier:
     pooling: Pooling
     max_length: int
     score_kind: ClassVar[ScoreKind] = "logit"
+    export_formats: ClassVar[tuple[str, ...]] = ("hf", "onnx")
 
     @property
     def n_trainable_params(self) -> int:
@@ -244,6 +247,31 @@ class SetFitClassifier:
             "max_length": self.max_length,
         }
         saved.save(directory, arrays, facts)
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,  # noqa: ARG002
+    ) -> Exported:
+        """Write the encoder as a Hugging Face folder with the layer as safetensors and JSON, or both as ONNX.
+
+        Raises:
+            UnknownNameError: If there is no such format.
+            ModelError: If the encoder cannot be written as ONNX.
+        """
+        if form not in self.export_formats:
+            raise unknown("export format", form, self.export_formats)
+        from textsent.methods import _feature_export
+
+        reader = Reader(self.encoder, -1, self.pooling, self.max_length)
+        arrays, formula = self.head.exported()
+        return _feature_export.export(
+            form, path, reader, self.classnames, arrays, formula, self.head, temperature
+        )
 
 
 def _features(

@@ -8,24 +8,42 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from clipadapt.core.api.errors import unknown
 from clipadapt.core.files import saved
 from textsent.methods import _features, _task
 from textsent.methods._features import FeatureConfig, Reader, Scaler
 from textsent.models import TextEncoder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Task
-    from clipadapt.core.api.method import MethodConfig, ScoreKind
+    from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
 
 Kernel = Literal["rbf", "linear"]
 BLOCK = 1024  # texts per kernel matrix
 # Score of a class without training examples; the highest score of the other classes is never below 0.
 UNSEEN = -1.0
+# Scores of an export, from features x and the arrays a. A pair is positive for its first class.
+_KERNELS = {
+    "linear": ("pairs = x @ a['weight'].T + a['intercept']",),
+    "rbf": (
+        "z = (x - a['mean']) / a['scale']",
+        "squares = (z**2).sum(1)[:, None] + (a['support']**2).sum(1) - 2 * z @ a['support'].T",
+        "pairs = np.exp(-a['gamma'] * squares.clip(0)) @ a['dual'].T + a['intercept']",
+    ),
+}
+_TWO = ("scores = pairs @ a['sign'] + a['unseen']",)
+_MORE = (
+    "won = (pairs >= 0) * 1.0",
+    "votes = won @ a['first'] + (1 - won) @ a['second']",
+    "sums = pairs @ (a['first'] - a['second'])",
+    "scores = votes + sums / (3 * (abs(sums) + 1)) + a['unseen']",
+)
 
 
 class SVMConfig(FeatureConfig):
@@ -75,22 +93,63 @@ class Machine:
         decisions = np.concatenate(pairs) if pairs else np.zeros((0, len(self.intercept)))
         return decisions[:, 0] if len(self.seen) == 2 else _one_against_rest(decisions, self.seen)
 
+    def exported(self, n_classes: int) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+        """Return the arrays of an export and the lines that compute scores of all classes from them.
+
+        A linear kernel becomes one weight vector per pair. The features of an rbf kernel are shifted by the mean of
+        the support vectors, so that their squares are small and float32 is exact enough.
+        """
+        support = self.scaler(self.support.astype(np.float64))  # (s, D)
+        dual = self._by_pair()  # (P, s)
+        if self.kernel == "linear":
+            weight = dual @ support / self.scaler.scale  # (P, D)
+            arrays = {"weight": weight, "intercept": self.intercept - weight @ self.scaler.mean}
+        else:
+            centre = support.mean(0)
+            arrays = {
+                "mean": self.scaler.mean + centre * self.scaler.scale,
+                "scale": self.scaler.scale,
+                "support": support - centre,
+                "gamma": np.array(self.gamma),
+                "dual": dual,
+                "intercept": self.intercept,
+            }
+        pairs = np.array(list(combinations(self.seen, 2)))  # (P, 2)
+        first, second = (np.eye(n_classes)[pairs[:, i]] for i in (0, 1))  # (P, C)
+        arrays["unseen"] = np.full(n_classes, UNSEEN)
+        arrays["unseen"][self.seen] = 0.0
+        if len(self.seen) == 2:  # the only pair is positive for its second class
+            return {**arrays, "sign": second - first}, (*_KERNELS[self.kernel], *_TWO)
+        return {**arrays, "first": first, "second": second}, (*_KERNELS[self.kernel], *_MORE)
+
+    def _by_pair(self) -> NDArray[np.float64]:
+        """Return the dual coefficients of every pair, shape ``(P, s)``, zero for other classes' support vectors."""
+        found = np.zeros((len(self.intercept), self.dual.shape[1]))
+        for row, parts in zip(found, self._parts(), strict=True):
+            for place, dual in parts:
+                row[place] = dual
+        return found
+
+    def _parts(self) -> Iterator[tuple[tuple[slice, NDArray[np.float64]], ...]]:
+        """Yield for every pair of classes the places of the two classes' support vectors and their coefficients."""
+        ends = np.concatenate([[0], np.cumsum(self.n_support)])
+        for i, j in combinations(range(len(self.n_support)), 2):
+            of_i, of_j = slice(ends[i], ends[i + 1]), slice(ends[j], ends[j + 1])
+            # Row j - 1 holds the coefficients of class i against j, row i those of class j against i.
+            yield (of_i, self.dual[j - 1, of_i]), (of_j, self.dual[i, of_j])
+
     def _pairs(self, x: NDArray[np.float64], support: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the decision of every pair ``i < j``, positive for ``i`` (for ``j`` if there is one pair)."""
         gram = x @ support.T  # (n, s)
         if self.kernel == "rbf":
             distance = (x**2).sum(1)[:, None] + (support**2).sum(1) - 2 * gram
             gram = np.exp(-self.gamma * np.maximum(distance, 0.0))
-        ends = np.concatenate([[0], np.cumsum(self.n_support)])
-        columns = []
-        for pair, (i, j) in enumerate(combinations(range(len(self.n_support)), 2)):
-            of_i, of_j = slice(ends[i], ends[i + 1]), slice(ends[j], ends[j + 1])
-            # Row j - 1 holds the coefficients of class i against j, row i those of class j against i.
-            columns.append(
-                gram[:, of_i] @ self.dual[j - 1, of_i]
-                + gram[:, of_j] @ self.dual[i, of_j]
-                + self.intercept[pair]
+        columns = [
+            gram[:, of_i] @ dual_i + gram[:, of_j] @ dual_j + intercept
+            for ((of_i, dual_i), (of_j, dual_j)), intercept in zip(
+                self._parts(), self.intercept, strict=True
             )
+        ]
         return np.stack(columns, axis=1)
 
 
@@ -177,6 +236,7 @@ class SVMClassifier:
         machine: The fitted machine.
         selection: The selection on val, or None.
         score_kind: The scores are signed margins.
+        export_formats: The machine alone, with its encoder, or both as ONNX.
     """
 
     reader: Reader
@@ -184,6 +244,7 @@ class SVMClassifier:
     machine: Machine
     selection: dict[str, Any] | None = None
     score_kind: ClassVar[ScoreKind] = "margin"
+    export_formats: ClassVar[tuple[str, ...]] = _features.EXPORT_FORMATS
 
     @property
     def n_trainable_params(self) -> int:
@@ -222,6 +283,30 @@ class SVMClassifier:
             "selection": self.selection,
         }
         saved.save(directory, arrays, {**facts, **self.reader.facts()})
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,  # noqa: ARG002
+    ) -> Exported:
+        """Write the machine as safetensors and JSON, with its encoder, or both as ONNX.
+
+        Raises:
+            UnknownNameError: If there is no such format.
+            ModelError: If the encoder cannot be written as ONNX.
+        """
+        if form not in self.export_formats:
+            raise unknown("export format", form, self.export_formats)
+        from textsent.methods import _feature_export
+
+        arrays, formula = self.machine.exported(len(self.classnames))
+        return _feature_export.export(
+            form, path, self.reader, self.classnames, arrays, formula, self.scores, temperature
+        )
 
 
 def fit_machine(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.errors import DataError, unknown
 from clipadapt.core.api.limits import Examples, Iterations, Penalty
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files import saved
-from textsent.methods import _task
+from textsent.methods import _task, _tfidf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Task
-    from clipadapt.core.api.method import ScoreKind
+    from clipadapt.core.api.method import Exported, ScoreKind
 
 
 class TfidfSVMConfig(MethodConfig):
@@ -136,6 +136,7 @@ class TfidfSVMClassifier:
         max_ngram: Longest word n-gram counted.
         sublinear_tf: Whether ``1 + ln(tf)`` is counted.
         score_kind: The scores are signed margins.
+        export_formats: Arrays and vocabulary for scikit-learn, or a graph from words to probabilities.
     """
 
     classnames: tuple[str, ...]
@@ -146,6 +147,7 @@ class TfidfSVMClassifier:
     max_ngram: int
     sublinear_tf: bool
     score_kind: ClassVar[ScoreKind] = "margin"
+    export_formats: ClassVar[tuple[str, ...]] = _tfidf.FORMATS
 
     @property
     def n_trainable_params(self) -> int:
@@ -172,6 +174,25 @@ class TfidfSVMClassifier:
             "vocabulary": self.vocabulary,
         }
         saved.save(directory, arrays, facts)
+
+    def export(
+        self,
+        form: str,
+        path: Path,
+        /,
+        *,
+        temperature: float | None = None,
+        output: Path | None = None,  # noqa: ARG002
+    ) -> Exported:
+        """Write arrays and vocabulary, or an ONNX graph.
+
+        Raises:
+            UnknownNameError: If there is no such format.
+            ModelError: If the graph gives other probabilities.
+        """
+        if form not in self.export_formats:
+            raise unknown("export format", form, self.export_formats)
+        return _tfidf.export(form, path, self, temperature)
 
 
 def _vectorizer(

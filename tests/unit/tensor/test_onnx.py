@@ -48,7 +48,7 @@ def test_what_onnxruntime_gives_is_compared_and_returned(tmp_path, capfd):
         (lambda x: x, 2e-4, r"differs from torch: a probability by 0.0002, at most 0.0001"),
         (lambda x: x * float("nan"), 0, r"differs from torch: a probability by nan"),
         (lambda x: x if x.sum() > 0 else -x, 0, r"torch cannot write this network as onnx: Could"),
-        (lambda x: x.reshape(3, 4), 0, r"onnxruntime cannot run .* network: .*INVALID_ARGUMENT"),
+        (lambda x: x.reshape(3, 4), 0, r"onnxruntime cannot run .* classifier: .*INVALID_ARGUMENT"),
     ],
 )
 def test_a_network_that_cannot_be_exported_is_one_message(run, shift, message, tmp_path):

@@ -212,7 +212,7 @@ def test_the_export_is_loaded_by_the_libraries(tmp_path, ctx, name, architecture
     )
     np.testing.assert_array_equal(fitted.predict_scores(TEST), scores)
     if name == "lora":
-        assert fitted.export_formats == ("hf", "peft")
+        assert fitted.export_formats == ("hf", "peft", "onnx")
         fitted.export("peft", tmp_path / "peft")
         base = encoder.classifier(("class 0", "class 1"), 1)
         adapted = PeftModel.from_pretrained(base, tmp_path / "peft")
@@ -221,8 +221,8 @@ def test_the_export_is_loaded_by_the_libraries(tmp_path, ctx, name, architecture
         adapter = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
         assert adapter["base_model_name_or_path"] == "tiny"
     else:
-        assert fitted.export_formats == ("hf",)
-        with pytest.raises(UnknownNameError, match="unknown export format 'peft'; Known: hf"):
+        assert fitted.export_formats == ("hf", "onnx")
+        with pytest.raises(UnknownNameError, match="unknown export format 'peft'; Known: hf, onnx"):
             fitted.export("peft", tmp_path / "peft")
     for file in tmp_path.glob("*/*"):
         if file.suffix in {".json", ".md"}:

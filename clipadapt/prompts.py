@@ -21,12 +21,13 @@ from clipadapt.core.api.registry import MODELS
 from clipadapt.core.api.user_input import shortened, visible
 from clipadapt.core.data.classnames import token_warnings
 from clipadapt.core.data.targets import OpenDatasets, open_target
+from clipadapt.core.data.templates import prompts_of
 from clipadapt.core.experiments import config, dotted, shipped
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.report.formats import format_difference, format_interval
 from clipadapt.core.scoring import statistics
 from clipadapt.core.scoring.scores import nll
-from clipadapt.methods._text import prompts_of, score_kind
+from clipadapt.methods._text import score_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,13 +9,16 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.files.folders import require_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # An explicit list, because Pillow would otherwise try every plugin, including one that starts Ghostscript and some that
 # cannot decode. Pillow does not load the plugins of an explicit list, so they are loaded here, before any thread uses
@@ -194,3 +197,29 @@ def starts_like_an_image(head: bytes) -> bool:
 def decoded_digest(content: str) -> bytes:
     """Return the sha256 over the sha256 of a file's bytes and the version of the decoding."""
     return hashlib.sha256(f"file\0{DECODE_VERSION}\0{content}".encode()).digest()
+
+
+class Contents:
+    """The sha256 of the bytes of ``n`` images, each computed once; safe to use from several threads.
+
+    They are kept in one array. A copy in another process starts empty, because a file may differ on another machine.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._digests = np.zeros((n, 32), dtype=np.uint8)
+        self._known = np.zeros(n, dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __reduce__(self) -> tuple[type[Contents], tuple[int]]:
+        return Contents, (len(self),)
+
+    def get(self, index: int, compute: Callable[[int], str]) -> str:
+        """Return the hexadecimal sha256 of an image; ``compute`` is called with its index if it is not known."""
+        if self._known[index]:
+            return bytes(self._digests[index]).hex()
+        content = compute(index)
+        self._digests[index] = np.frombuffer(bytes.fromhex(content), dtype=np.uint8)
+        self._known[index] = True
+        return content

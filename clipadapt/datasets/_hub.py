@@ -17,7 +17,7 @@ from clipadapt.core.api.errors import DataError
 from clipadapt.core.data.columns import find_column
 from clipadapt.core.files import hub_datasets
 from clipadapt.core.files.folders import cache_dir, require_regular
-from clipadapt.datasets._decode import EXTENSIONS, decoded_digest, load_rgb
+from clipadapt.datasets._decode import EXTENSIONS, Contents, decoded_digest, load_rgb
 from clipadapt.tensor import rows
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class HubImages(Sequence[Image.Image]):
         self._rows = rows
         self._column = column
         self._origin = origin
-        self._contents: list[str | None] = [None] * len(rows)
+        self._contents = Contents(len(rows))
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -69,10 +69,7 @@ class HubImages(Sequence[Image.Image]):
         Raises:
             DataError: If the row contains no image.
         """
-        known = self._contents[index]
-        if known is None:
-            known = self._contents[index] = hashlib.sha256(self._raw(index)[0]).hexdigest()
-        return known
+        return self._contents.get(index, lambda i: hashlib.sha256(self._raw(i)[0]).hexdigest())
 
     def digest(self, index: int) -> bytes:
         """Return the sha256 over the image's bytes and the version of the decoding."""

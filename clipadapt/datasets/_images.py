@@ -16,7 +16,7 @@ from clipadapt.core.api.user_input import user_path
 from clipadapt.core.files.checksums import sha256_file
 from clipadapt.core.files.folders import require_regular
 from clipadapt.core.files.hardware import cpu_count
-from clipadapt.datasets._decode import FORMATS, cannot_read, decoded_digest, load_rgb
+from clipadapt.datasets._decode import FORMATS, Contents, cannot_read, decoded_digest, load_rgb
 from clipadapt.datasets._folders import as_text, counts_text, list_images, missing, names_in
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ImageFiles(Sequence[Image.Image]):
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
         self.names = tuple(names)
-        self._contents: list[str | None] = [None] * len(self.names)
+        self._contents = Contents(len(self.names))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,15 +61,15 @@ class ImageFiles(Sequence[Image.Image]):
         Raises:
             DataError: If the file cannot be read.
         """
-        known = self._contents[index]
-        if known is None:
-            path = self.root / self.names[index]
-            try:
-                require_regular(path)
-                known = self._contents[index] = sha256_file(path)
-            except OSError as err:
-                raise cannot_read(str(path), err) from err
-        return known
+        return self._contents.get(index, self._hashed)
+
+    def _hashed(self, index: int) -> str:
+        path = self.root / self.names[index]
+        try:
+            require_regular(path)
+            return sha256_file(path)
+        except OSError as err:
+            raise cannot_read(str(path), err) from err
 
     def digest(self, index: int) -> bytes:
         """Return the sha256 over the file's bytes and the version of the decoding."""

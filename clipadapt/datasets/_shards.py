@@ -14,7 +14,7 @@ from PIL import Image
 from clipadapt.core.api.data import Subset
 from clipadapt.core.api.errors import DataError
 from clipadapt.core.files.folders import require_regular
-from clipadapt.datasets._decode import EXTENSIONS, cannot_read, decoded_digest, load_rgb
+from clipadapt.datasets._decode import EXTENSIONS, Contents, cannot_read, decoded_digest, load_rgb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ class ShardImages(Sequence[Image.Image]):
         self._offsets = np.array([s.offset for s in samples], dtype=np.int64)
         self._sizes = np.array([s.size for s in samples], dtype=np.int64)
         self._members = tuple(s.member for s in samples)
-        self._contents: list[str | None] = [None] * len(samples)
+        self._contents = Contents(len(samples))
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -81,10 +81,7 @@ class ShardImages(Sequence[Image.Image]):
         Raises:
             DataError: If the tar file cannot be read.
         """
-        known = self._contents[index]
-        if known is None:
-            known = self._contents[index] = hashlib.sha256(self._raw(index)).hexdigest()
-        return known
+        return self._contents.get(index, lambda i: hashlib.sha256(self._raw(i)).hexdigest())
 
     def digest(self, index: int) -> bytes:
         """Return the sha256 over the image's bytes and the version of the decoding."""

@@ -58,4 +58,7 @@ TRACK = Track(
         "ProjectionTunable": "linear projection",
     },
     template_sets={"7": TEMPLATES_7, "80": TEMPLATES_80},
+    encode_options={"tower": "image"},
+    feature_options={"layer": "output", "view": 0},
+    prompt_options={"tower": "text"},
 )

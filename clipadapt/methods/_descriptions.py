@@ -23,7 +23,7 @@ from clipadapt.core.api.effects import Affects
 from clipadapt.core.api.errors import ConfigError
 from clipadapt.core.api.strict import StrictModel
 from clipadapt.core.api.user_input import read_text, shown, user_path
-from clipadapt.methods._text import prompts_of
+from clipadapt.core.data.templates import prompts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from clipadapt.core.api.data import Inputs
+from clipadapt.core.data.templates import prompts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,18 +75,6 @@ def text_features(
     ids = tuple(str(i) for i in range(len(prompts)))
     features = model.encode(Inputs(prompts, ids), "text", "projected")  # (C * T, D)
     return features.reshape(len(classnames), len(templates), -1)
-
-
-def prompts_of(classnames: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
-    """Return ``C * T`` prompts, grouped by class.
-
-    Raises:
-        ValueError: If there is no template, or one has no ``{}``.
-    """
-    bad = [t for t in templates if t.count("{}") != 1]
-    if bad or not templates:
-        raise ValueError(f"templates need exactly one '{{}}' each, got {bad or 'none'}")
-    return [t.replace("{}", name) for name in classnames for t in templates]
 
 
 def cosine_scores(

@@ -12,10 +12,11 @@ from pydantic import Field, PositiveFloat
 
 from clipadapt.core.api.errors import ConfigError, ModelError, did_you_mean
 from clipadapt.core.api.limits import Rank, Steps, Units, check_rank
+from clipadapt.core.data.templates import prompts_of
 from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
-from clipadapt.methods._text import cosine_scores, leading, prompts_of, zero_shot_weights
+from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import AdapterTunable
 
@@ -41,9 +42,8 @@ class LoRAConfig(TrainingConfig):
 
     Attributes:
         encoder: Towers that get adapters.
-        roles: Layers that get adapters: ``q``, ``k``, ``v``, ``out`` of the attention, ``mlp``; ``pointwise``, the 1x1
-            convolutions of a convolutional tower; ``auto`` is ``q``, ``k``, ``v`` of a tower with attention, else
-            ``pointwise``.
+        roles: Layers that get adapters: ``q``, ``k``, ``v``, ``out`` of the attention, ``mlp``; ``pointwise`` (1x1
+            convolutions); ``auto`` is ``q``, ``k``, ``v`` of a tower with attention, else ``pointwise``.
         blocks: Number of units at the end of the image tower, and of blocks at the end of the text tower, that get
             adapters; None adapts all. The input of the first adapted unit of the image tower is computed once.
         r: Rank of the updates.

@@ -87,10 +87,12 @@ class Features:
         if request.tower == "text" and request.view:
             raise ValueError("texts have no augmented views")
         batches = self._images if request.tower == "image" else self._texts
+        with services.meter.stage("reading"):
+            digests = inputs.digests()
         with torch.no_grad():
             got = services.cache.get_or_compute(
                 self.space(request, services),
-                inputs.digests(),
+                digests,
                 partial(batches, inputs, request, services),
             )
         services.meter.add(got.encode_seconds, got.seconds_spent, got.computed)
@@ -153,8 +155,11 @@ class Features:
             loaded = batching.ahead(load, indices.tolist(), workers, window=2 * size)
             for begin in range(0, len(indices), size):
                 part = indices[begin : begin + size]
-                pixels = torch.stack([next(loaded) for _ in part])  # (m, 3, H, W)
-                yield part, batching.forward(network, pixels, size, least)
+                with services.meter.stage("decoding"):
+                    pixels = torch.stack([next(loaded) for _ in part])  # (m, 3, H, W)
+                with services.meter.stage("model"):
+                    rows = batching.forward(network, pixels, size, least)
+                yield part, rows
                 bar.advance(len(part))
 
     def _texts(
@@ -170,11 +175,14 @@ class Features:
         with services.progress.track("encode texts", len(indices), "texts") as bar:
             for start in range(0, len(indices), batching.CHUNK):
                 part = indices[start : start + batching.CHUNK]
-                tokens = self.tokenizer([inputs.examples[int(i)] for i in part])  # (m, L)
+                with services.meter.stage("decoding"):
+                    tokens = self.tokenizer([inputs.examples[int(i)] for i in part])  # (m, L)
                 used = self.towers.used_lengths(tokens, fast=services.fast).numpy()
                 lengths = (-(-used // batching.PAD_TO) * batching.PAD_TO).clip(max=tokens.shape[1])
                 for rows, length in batching.same_length(lengths, size):
-                    yield part[rows], batching.forward(network, tokens[rows, :length], size)
+                    with services.meter.stage("model"):
+                        encoded = batching.forward(network, tokens[rows, :length], size)
+                    yield part[rows], encoded
                     bar.advance(len(rows))
 
 

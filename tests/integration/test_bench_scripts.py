@@ -24,6 +24,7 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "growth": ({"40 images", "3 classes", "2 shots"}, 14),
     "sweep": ({"every fast path", "all off"}, 2),
     "report": ({"`table`", "`report`", "40 records", "20 runs"}, 8),
+    "store": ({"store every row", "which rows are stored", "50", "100"}, 12),
     "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
 }
 SLOW = {"growth", "report", "startup", "sweep", "zeroshot"}

@@ -49,4 +49,5 @@ TRACK = Track(
     ),
     trial=Trial(files=False, inputs=_inputs_of, features=_features_of),
     capabilities={"TextEncoder": "any encoder"},
+    feature_options={"layer": -1, "pooling": "cls", "max_length": None},
 )

@@ -184,9 +184,11 @@ class Encoder:
         texts = [inputs.examples[i] for i in range(len(inputs))]
         self._cached_tokenizer.report_truncated(texts, limit, self.services)
         set_threads(self.services)
+        with self.services.meter.stage("reading"):
+            digests = inputs.digests()
         got = self.services.cache.get_or_compute(
             self._space(place, pooling, limit),
-            inputs.digests(),
+            digests,
             partial(self._rows, inputs, place, pooling, limit),
         )
         self.services.meter.add(got.encode_seconds, got.seconds_spent, got.computed)
@@ -302,11 +304,14 @@ class Encoder:
         with self.services.progress.track("encode texts", len(indices), "texts") as bar:
             for start in range(0, len(indices), batching.CHUNK):
                 part = indices[start : start + batching.CHUNK]
-                ids = self._cached_tokenizer([inputs.examples[int(i)] for i in part], limit)
+                with self.services.meter.stage("decoding"):
+                    ids = self._cached_tokenizer([inputs.examples[int(i)] for i in part], limit)
                 lengths = np.array([len(row) for row in ids])
                 for rows, length in batching.padded_batches(lengths, limit, size):
                     batch = [ids[i] for i in rows]
-                    yield part[rows], self._pooled(net, batch, length, layer, pooling, size)
+                    with self.services.meter.stage("model"):
+                        pooled = self._pooled(net, batch, length, layer, pooling, size)
+                    yield part[rows], pooled
                     bar.advance(len(rows))
 
     def _pooled(

@@ -6,7 +6,9 @@ the official code, so that they compare the shipped method itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from clipadapt.core.api.flags import registered
 from clipadapt.core.api.progress import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,11 +38,13 @@ class Meter:
         used_seconds: Cost of the features used, cached features included.
         spent_seconds: Seconds spent on encoding in this process.
         computed: Examples encoded in this process.
+        stages: Seconds by stage of encoding, see :meth:`stage`.
     """
 
     used_seconds: float = 0.0
     spent_seconds: float = 0.0
     computed: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
 
     def add(self, used: float, spent: float, computed: int) -> None:
         """Add the cost of one read of the feature cache."""
@@ -52,6 +56,21 @@ class Meter:
         """Set all counts to 0."""
         self.used_seconds = self.spent_seconds = 0.0
         self.computed = 0
+        self.stages.clear()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a stage.
+
+        The stages divide the time of the thread that runs the model: ``reading`` (the bytes, which are hashed),
+        ``decoding`` (waiting for decoded images, or tokenizing) and ``model``.
+        """
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - begun
+            self.stages[name] = self.stages.get(name, 0.0) + spent
 
 
 @dataclass(slots=True)

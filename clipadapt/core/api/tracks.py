@@ -91,6 +91,9 @@ class Track:
         own_file: File below ``datasets/`` that reads a user's own labelled file.
         capabilities: What a method needs of a model, in words, by the protocol that it requires.
         template_sets: Sets of prompt templates, by the names that ``--templates`` takes.
+        encode_options: Keywords of the model's ``encode`` for an example.
+        feature_options: Further ones that choose between features, with their defaults.
+        prompt_options: Keywords for a prompt; None if the models read no class names.
     """
 
     name: str
@@ -105,3 +108,6 @@ class Track:
     own_file: str = "csv"
     capabilities: Mapping[str, str] = field(default_factory=dict)
     template_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    encode_options: Mapping[str, Any] = field(default_factory=dict)
+    feature_options: Mapping[str, Any] = field(default_factory=dict)
+    prompt_options: Mapping[str, Any] | None = None

@@ -13,6 +13,7 @@ from clipadapt.core.cli import (
     cache,
     compare,
     doctor,
+    encode,
     export,
     ls,
     push,
@@ -46,6 +47,7 @@ def build_app(track: str, about: str) -> typer.Typer:
     for command, arguments in (
         (run.run, f"{names.recipe} {model}{data} --seeds 1,2,3"),
         (bench.bench, f"{names.sweep} --dry-run"),
+        (encode.encode, f"--model {names.model} {data} --limit 64 --json"),
         (export.export, f"RUN_DIR --format {names.export_format} --output PATH"),
         (push.push, "RUN_DIR ORG/NAME --private"),
         (app_command.app, "RUN_DIR --port 8000"),

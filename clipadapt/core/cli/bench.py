@@ -98,10 +98,10 @@ def print_plan(
     """Print the runs of a sweep, which of them are complete, and the expected cost of the others."""
     from clipadapt.core.cli.progress import on_stderr
     from clipadapt.core.records.run_store import RunStore
-    from clipadapt.core.runs import distributed, forecast
+    from clipadapt.core.runs import cluster, forecast
     from clipadapt.core.runs.sweep import plan_sweep
 
-    threads = distributed.THREADS if executor is ExecutorName.ray else None
+    threads = cluster.THREADS if executor is ExecutorName.ray else None
     _, jobs = plan_sweep(experiments, out, on_stderr(), threads)
     known = RunStore(out).load_all(lambda _: None) if out.is_dir() else []
     plan = forecast.forecast(jobs, known)

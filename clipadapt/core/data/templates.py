@@ -73,3 +73,15 @@ def read_lines(path: str, what: str) -> list[str]:
 def read_list_file(path: str, what: str) -> str:
     """Return the text of a user's file of class names or templates."""
     return read_text(user_path(path), f"{what} file", MAX_LIST_BYTES)
+
+
+def prompts_of(classnames: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
+    """Return ``C * T`` prompts, grouped by class.
+
+    Raises:
+        ValueError: If there is no template, or one has no ``{}``.
+    """
+    bad = [t for t in templates if t.count("{}") != 1]
+    if bad or not templates:
+        raise ValueError(f"templates need exactly one '{{}}' each, got {bad or 'none'}")
+    return [t.replace("{}", name) for name in classnames for t in templates]

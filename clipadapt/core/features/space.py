@@ -8,12 +8,12 @@ import logging
 import math
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from clipadapt.core.api.features import DIGEST_BYTES
-from clipadapt.core.features.index import Index
+from clipadapt.core.features.index import Index, PrefixSet
 from clipadapt.core.features.segment import (
     DamagedError,
     load_segment,
@@ -81,6 +81,17 @@ class SpaceFolder:
             return segment.header.dtype, segment.header.row_shape
         return None
 
+    def stored(self) -> PrefixSet:
+        """Return which examples have a row; the rows are not read."""
+        self._refresh()
+        return PrefixSet(self._indexed().prefixes)
+
+    def seconds_each(self) -> float | None:
+        """Return the mean seconds of encoding of a stored row, or None if no row is stored."""
+        heads = [segment.header for segment in self._segments.values()]
+        n = sum(head.n_rows for head in heads)
+        return sum(head.seconds for head in heads) / n if n else None
+
     # ------------------------------------------------------------ read
 
     def fill(self, digests: NDArray[np.uint8], result: Result) -> tuple[NDArray[np.bool_], float]:
@@ -146,6 +157,7 @@ class SpaceFolder:
     def _indexed(self) -> Index:
         if self._index is None:
             self._index = Index(list(self._segments.values()))
+            self._segments = {s.path.name: s for s in self._index.segments}
         return self._index
 
     def _refresh(self) -> None:
@@ -189,7 +201,7 @@ class SpaceFolder:
 
     def write(
         self, digests: NDArray[np.uint8], rows: NDArray[Any], encode_seconds: float = 0.0
-    ) -> None:
+    ) -> bool:
         """Store rows, then evict old ones if the cache exceeds its bound.
 
         A cache that cannot be written (disk full, no permission) causes a warning, not an error.
@@ -198,6 +210,9 @@ class SpaceFolder:
             digests: sha256 of each example, shape ``(n, 32)``.
             rows: One row per example, shape ``(n, ...)``, integers or floats.
             encode_seconds: Seconds it took to encode all of them.
+
+        Returns:
+            Whether they are stored.
 
         Raises:
             ValueError: If shapes or dtype are wrong, or differ from those of the rows already stored.
@@ -212,11 +227,13 @@ class SpaceFolder:
                 f"the space holds rows of {known[0]} {known[1]}, got {rows.dtype} {rows.shape[1:]}"
             )
         if not len(rows):
-            return
+            return True
         remove_leftovers(self.folder)
-        if self._save(digests, rows, encode_seconds):
-            self._merge_small()
-            self._evict()
+        if not self._save(digests, rows, encode_seconds):
+            return False
+        self._merge_small()
+        self._evict()
+        return True
 
     def _save(self, digests: NDArray[np.uint8], rows: NDArray[Any], seconds: float) -> bool:
         step = max(1, SEGMENT_BYTES // (rows.dtype.itemsize * math.prod(rows.shape[1:])))
@@ -273,12 +290,20 @@ class SpaceFolder:
                 segment.path.unlink()
 
 
+class Rows(Protocol):
+    """Where computed rows are written: a :class:`SpaceFolder`, or what takes its place."""
+
+    def write(
+        self, digests: NDArray[np.uint8], rows: NDArray[Any], encode_seconds: float = 0.0
+    ) -> bool:
+        """Store rows, see :meth:`SpaceFolder.write`."""
+        ...
+
+
 class Writer:
     """Collects computed rows and writes them a segment at a time."""
 
-    def __init__(
-        self, folder: SpaceFolder | None, digests: NDArray[np.uint8], result: Result
-    ) -> None:
+    def __init__(self, folder: Rows | None, digests: NDArray[np.uint8], result: Result) -> None:
         """Set up a writer.
 
         Args:
@@ -311,7 +336,7 @@ class Writer:
 
 
 def compute_rows(
-    folder: SpaceFolder | None,
+    folder: Rows | None,
     digests: NDArray[np.uint8],
     wanted: NDArray[np.int64],
     compute: Compute,

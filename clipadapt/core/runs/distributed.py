@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, DivergedError
+from clipadapt.core.api.errors import ClipAdaptError, DataError, DivergedError
 from clipadapt.core.data.draws import Draws
 from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.experiments import config
 from clipadapt.core.files.atomic import scratch_folder
-from clipadapt.core.files.hardware import cpu_count
 from clipadapt.core.records.run_store import RECORD, RunStore
+from clipadapt.core.runs.cluster import (
+    RETRIES,
+    THREADS,
+    WorkerError,
+    connected,
+    first_line,
+    ray_module,
+    shared_environment,
+)
 from clipadapt.core.runs.models import ModelLoader
 from clipadapt.core.runs.plan import open_experiment, plan_fit
 from clipadapt.core.runs.record import Failure, write_failure
@@ -33,17 +40,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from clipadapt.core.runs.plan import FitSpec
-
-RETRIES: Final = 2
-"""How often a task is repeated whose worker was lost."""
-THREADS: Final = 1
-"""Threads of a run whose config does not set them; as for local runs, they are part of the run id."""
-_SHARED: Final = ("CLIPADAPT_", "HF_", "TORCH_HOME", "TRANSFORMERS_")
-"""Prefixes of the environment variables that workers take from the driver."""
-
-
-class WorkerError(Exception):
-    """A run that failed on a worker; the message has the worker's traceback."""
 
 
 class Ray:
@@ -62,18 +58,10 @@ class Ray:
         self.workers = workers
         self._limit = 0
         self._tasks: dict[Any, FitSpec] = {}
-        self._own = False
-        self._aside = contextlib.ExitStack()
+        self._session = contextlib.ExitStack()
 
     def __enter__(self) -> Ray:
-        ray = _ray()
-        # Ray reports lost workers on stdout, which is reserved for the output of the command.
-        self._aside.enter_context(contextlib.redirect_stdout(sys.stderr))
-        if not ray.is_initialized():
-            # RAY_ADDRESS names a cluster; without it, one is started here and stopped at exit.
-            here = {} if os.environ.get("RAY_ADDRESS") else _of_this_machine(self.workers)
-            ray.init(log_to_driver=False, **here)
-            self._own = True
+        ray = self._session.enter_context(connected(self.workers))
         processors = int(ray.cluster_resources().get("CPU", 1))
         self._limit = self.workers or max(1, processors)
         self._work = ray.remote(max_retries=RETRIES)(work)
@@ -82,13 +70,11 @@ class Ray:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None
     ) -> None:
-        ray = _ray()
+        ray = ray_module()
         for task in self._tasks:
             ray.cancel(task, force=True)
         self._tasks.clear()
-        if self._own:
-            ray.shutdown()
-        self._aside.close()
+        self._session.close()
 
     def has_room(self) -> bool:
         """Return whether another task can be submitted now."""
@@ -103,7 +89,7 @@ class Ray:
         """Write the records of the tasks that ended, and return their fits."""
         if not self._tasks:
             return []
-        ray = _ray()
+        ray = ray_module()
         ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
         done = []
         for task in ended:
@@ -111,7 +97,7 @@ class Ray:
             try:
                 result = ray.get(task)
             except ray.exceptions.RayError as err:
-                lost = WorkerError(f"the worker was lost {1 + RETRIES} times: {_first_line(err)}")
+                lost = WorkerError(f"the worker was lost {1 + RETRIES} times: {first_line(err)}")
                 write_failure(spec, Failure(str(lost)), datetime.now(UTC))
                 done.append(Done(spec, lost))
             else:
@@ -136,7 +122,7 @@ def to_task(spec: FitSpec) -> dict[str, Any]:
         "seed": spec.seed,
         "run_ids": [opened.run_id(spec.seed, t) for t in opened.targets],
         "threads": opened.threads,
-        "environ": {k: v for k, v in os.environ.items() if k.startswith(_SHARED)},
+        "environ": shared_environment(),
         "folder": str(Path.cwd()),
     }
 
@@ -217,22 +203,3 @@ def _resources(spec: FitSpec) -> dict[str, Any]:
     if asked.custom:
         options["resources"] = dict(asked.custom)
     return options
-
-
-def _of_this_machine(workers: int | None) -> dict[str, Any]:
-    return {"num_cpus": max(workers or 1, cpu_count()), "include_dashboard": False}
-
-
-def _first_line(err: BaseException) -> str:
-    return str(err).strip().partition("\n")[0]
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(
-            "--executor ray needs Ray, which is not installed",
-            hint="pip install 'clipadapt[ray]'",
-        ) from None
-    return ray

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from clipadapt.core.api.errors import ClipAdaptError, ModelError
-from clipadapt.methods._text import prompts_of
+from clipadapt.core.data.templates import prompts_of
 from clipadapt.methods.lora import Adapted, LoRAConfig, _targets
 from tests.unit.methods.conftest import FAMILIES, Seen, context, load, method
 

@@ -1,0 +1,77 @@
+"""The Ray cluster that ``RAY_ADDRESS`` names, or one of this machine that is started and stopped again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.files.hardware import cpu_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RETRIES: Final = 2
+"""How often work is repeated whose worker was lost."""
+THREADS: Final = 1
+"""Threads of a worker if the config does not set them; as for local runs, they are part of the run id."""
+_SHARED: Final = ("CLIPADAPT_", "HF_", "TORCH_HOME", "TRANSFORMERS_")
+"""Prefixes of the environment variables that workers take from the driver."""
+
+
+class WorkerError(Exception):
+    """Work that failed on a worker; the message has the worker's traceback."""
+
+
+@contextlib.contextmanager
+def connected(workers: int | None) -> Iterator[Any]:
+    """Yield the module ``ray``, connected; a cluster that was started here is stopped at the end.
+
+    Args:
+        workers: Workers that are wanted, for a cluster that is started here.
+    """
+    ray = ray_module()
+    # Ray reports lost workers on stdout, which is reserved for the output of the command.
+    with contextlib.redirect_stdout(sys.stderr):
+        own = not ray.is_initialized()
+        if own:
+            # RAY_ADDRESS names a cluster; without it, one is started here and stopped at exit.
+            here = {} if os.environ.get("RAY_ADDRESS") else _of_this_machine(workers)
+            ray.init(log_to_driver=False, **here)
+        try:
+            yield ray
+        finally:
+            if own:
+                ray.shutdown()
+
+
+def shared_environment() -> dict[str, str]:
+    """Return the environment variables that workers take from the driver."""
+    return {k: v for k, v in os.environ.items() if k.startswith(_SHARED)}
+
+
+def first_line(err: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return str(err).strip().partition("\n")[0]
+
+
+def ray_module() -> Any:
+    """Return the module ``ray``.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "--executor ray needs Ray, which is not installed",
+            hint="pip install 'clipadapt[ray]'",
+        ) from None
+    return ray
+
+
+def _of_this_machine(workers: int | None) -> dict[str, Any]:
+    return {"num_cpus": max(workers or 1, cpu_count()), "include_dashboard": False}

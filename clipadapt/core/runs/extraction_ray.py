@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.api.errors import ClipAdaptError, DataError
+from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.experiments.settings import ExperimentConfig
 from clipadapt.core.files.hardware import cpu_count
@@ -244,14 +244,26 @@ def _resources(
         own_cpus = max(own_cpus, int(cpus / fitting))
     if not own_gpus:
         fitting = int(cpus / own_cpus)
-    options: dict[str, Any] = {
-        "num_cpus": own_cpus,
-        "num_gpus": own_gpus,
-        "name": None,
-    }
+    options: dict[str, Any] = {"num_cpus": own_cpus, "num_gpus": own_gpus}
     if asked.memory_bytes:
         options["memory"] = asked.memory_bytes
     if asked.custom:
         options["resources"] = dict(asked.custom)
+    _require({"CPU": own_cpus, "GPU": own_gpus, **asked.custom}, cluster)
     decoders = plan.config.workers or max(1, min(cpu_count(), int(own_cpus)))
     return options, decoders, max(1, fitting)
+
+
+def _require(needed: dict[str, float], cluster: dict[str, float]) -> None:
+    """Check that the cluster has what one worker needs; Ray would wait for it.
+
+    Raises:
+        ConfigError: Naming what is missing.
+    """
+    for name, amount in needed.items():
+        there = cluster.get(name, 0.0)
+        if amount > there:
+            raise ConfigError(
+                f"a worker needs {amount:g} {name}, and the cluster has {there:g}",
+                hint="add machines, or ask for less with --set resources.cpus, resources.gpus or resources.custom",
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,16 @@ def test_declared_names_three_splits_and_lazy_images(open_, files):
     assert (data.flags, data.notes) == ((), ())
     assert COMMIT in data.source
     assert len(set(map(bytes, train.inputs.digests()))) == 3
+
+
+def test_images_are_the_same_in_another_process(open_, files):
+    write(files, "test", [0, 1, 0], names=["cat", "dog"])
+    images = open_("hf:org/pets@" + COMMIT).split("test").inputs.examples
+
+    copy = pickle.loads(pickle.dumps(images))  # as Ray sends them to the workers of encode
+
+    assert [copy.digest(i) for i in range(3)] == [images.digest(i) for i in range(3)]
+    assert copy[1].tobytes() == images[1].tobytes()
 
 
 def test_without_val_a_tenth_of_train_is_val(open_, files):

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from clipadapt.core.api.features import Space
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.features.index import PrefixSet
+from clipadapt.core.runs import extraction_ray
 from clipadapt.core.runs import shards as module
 from clipadapt.core.runs.cluster import WorkerError
 from clipadapt.core.runs.extraction import Lost, extract
@@ -283,3 +285,59 @@ def test_a_copy_of_the_images_hashes_anew(tmp_path):
 
     assert files.digest(0) == before  # the hash is kept while the dataset is open
     assert pickle.loads(pickle.dumps(files)).digest(0) != before
+
+
+# ---------------------------------------------------------------- resources of Ray workers
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "cluster", "options", "fitting"),
+    [
+        ("cpu", {}, {"CPU": 6}, {"num_cpus": 1, "num_gpus": 0}, 6),
+        ("cpu", {"cpus": 2}, {"CPU": 6}, {"num_cpus": 2, "num_gpus": 0}, 3),
+        ("cuda", {}, {"CPU": 6, "GPU": 2}, {"num_cpus": 3, "num_gpus": 1}, 2),
+        ("cuda:1", {"gpus": 0.5}, {"CPU": 8, "GPU": 2}, {"num_cpus": 2, "num_gpus": 0.5}, 4),
+        (
+            "cpu",
+            {"memory_bytes": 10, "custom": {"fast": 1}},
+            {"CPU": 1, "fast": 1},
+            {"num_cpus": 1, "num_gpus": 0, "memory": 10, "resources": {"fast": 1}},
+            1,
+        ),
+    ],
+)
+def test_a_worker_gets_a_gpu_with_its_share_of_the_processors(
+    device, asked, cluster, options, fitting
+):
+    found = extraction_ray._resources(plan_on(device, **asked), cluster)
+
+    assert (found[0], found[2]) == (options, fitting)
+    assert found[1] >= 1
+
+
+def plan_on(device, **asked):
+    resources = SimpleNamespace(**{
+        "cpus": None,
+        "gpus": None,
+        "memory_bytes": None,
+        "custom": {},
+        **asked,
+    })
+    return SimpleNamespace(
+        config=SimpleNamespace(resources=resources, workers=None),
+        identity=SimpleNamespace(device=device),
+        threads=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "said"),
+    [
+        ("cuda", {}, "a worker needs 1 GPU, and the cluster has 0"),
+        ("cpu", {"cpus": 8}, "a worker needs 8 CPU, and the cluster has 2"),
+        ("cpu", {"custom": {"fast": 1}}, "a worker needs 1 fast, and the cluster has 0"),
+    ],
+)
+def test_what_no_machine_has_is_not_waited_for(device, asked, said):
+    with pytest.raises(ConfigError, match=said):
+        extraction_ray._resources(plan_on(device, **asked), {"CPU": 2.0})

@@ -100,6 +100,10 @@ class Workers(Protocol):
         """Set which examples of each part are stored."""
         ...
 
+    def show(self, bar: Tracker, /) -> None:
+        """Advance a bar within shards, where that is possible; :attr:`Encoded.shown` counts it."""
+        ...
+
     def has_room(self) -> bool:
         """Return whether another shard can be started now."""
         ...
@@ -190,8 +194,9 @@ def extract(
         on_encoded: Called with each shard when it is done, before it is stored.
 
     Raises:
-        ClipAdaptError: If an example cannot be read, or features cannot be stored. What was stored stays.
-        WorkerError: If a worker fails, or is lost too often.
+        ClipAdaptError: If an example cannot be read, features cannot be stored, or workers are lost too often. What was
+            stored stays.
+        WorkerError: If a worker fails.
     """
     cache = cache or FeatureCache()
     with workers:
@@ -206,9 +211,7 @@ def extract(
         begun = time.perf_counter()
         try:
             with progress.track(f"encode {plan.dataset}", plan.total, plan.unit) as bar:
-                show = getattr(workers, "show", None)
-                if show is not None:
-                    show(bar)
+                workers.show(bar)
                 for done in _work_through(shards, workers, result, progress):
                     if on_encoded is not None:
                         on_encoded(done)
@@ -238,7 +241,7 @@ def _work_through(
     """Yield each shard when it is encoded; those of lost workers are repeated."""
     losses: dict[Shard, int] = {}
     waiting: Shard | None = None
-    told: set[str] = set()
+    shown: set[str] = set()
     while True:
         while workers.has_room() and (waiting := waiting or shards.next()) is not None:
             workers.start(waiting)
@@ -250,15 +253,24 @@ def _work_through(
                 result.lost += 1
                 losses[done.shard] = losses.get(done.shard, 0) + 1
                 if losses[done.shard] > RETRIES:
-                    raise WorkerError(f"the worker was lost {1 + RETRIES} times: {done.why}")
+                    raise _lost_too_often(done)
                 shards.repeat(done.shard)
                 continue
             for note in done.notes:
-                if note not in told:
-                    told.add(note)
+                if note not in shown:
+                    shown.add(note)
                     progress.note(note)
             shards.learn(done)
             yield done
+
+
+def _lost_too_often(lost: Lost) -> ClipAdaptError:
+    """Return the error for a shard that no worker survives."""
+    shard = lost.shard
+    return ClipAdaptError(
+        f"the worker was lost {1 + RETRIES} times on the examples {shard.begin + 1:,} to {shard.end:,}: {lost.why}",
+        hint="if memory runs out, use fewer --workers; what was encoded is stored, and the same command resumes",
+    )
 
 
 def _take(done: Encoded, sink: _Sink, result: Extracted) -> None:
@@ -366,7 +378,7 @@ class Here:
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def show(self, bar: Tracker) -> None:
+    def show(self, bar: Tracker, /) -> None:
         """Advance a bar by each batch."""
         self._worker = self._made(bar)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clipadapt.core.api.features import Space
+    from clipadapt.core.api.progress import Tracker
     from clipadapt.core.features.index import PrefixSet
     from clipadapt.core.runs.shards import Encoded, Shard
 
@@ -134,6 +135,9 @@ class Actors:
         """Send the workers which examples of each part are stored."""
         self._stored = [self._ray.put(each) for each in stored]
 
+    def show(self, bar: Tracker, /) -> None:
+        """Leave the bar to the driver, which advances it by each shard."""
+
     def has_room(self) -> bool:
         """Return whether a worker has nothing to do."""
         return bool(self._idle)
@@ -189,8 +193,9 @@ class Actors:
         except self._ray.exceptions.RayError as err:
             self._failures += 1
             if self._failures > RETRIES * self.count:
-                raise WorkerError(
-                    f"{self._failures} workers were lost while they started: {first_line(err)}"
+                raise ClipAdaptError(
+                    f"{self._failures} workers were lost while they started: {first_line(err)}",
+                    hint="if memory runs out, use fewer --workers",
                 ) from None
             self._replace(actor)
             return

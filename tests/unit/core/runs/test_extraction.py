@@ -87,6 +87,9 @@ def workers_of(parts, model=None, lose=()):
         def know(self, stored):
             self.stored = stored
 
+        def show(self, bar, /):
+            pass
+
         def has_room(self):
             return not self.done
 
@@ -167,7 +170,7 @@ def test_a_lost_shard_is_repeated_and_one_lost_too_often_ends_the_extraction(tmp
 
     assert (found.lost, found.encoded) == (3, 300)
     np.testing.assert_array_equal(read(tmp_path / "a", parts[0]), [len(t) for t in TEXTS])
-    with pytest.raises(WorkerError, match="lost 3 times: killed"):
+    with pytest.raises(ClipAdaptError, match="lost 3 times on the examples 65 to 182: killed"):
         run(tmp_path / "b", parts, lose={2, 3, 4})
     assert run(tmp_path / "b", parts).encoded == 300 - module.FIRST  # the first shard was kept
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import hashlib
 import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +37,8 @@ from clipadapt.core.files.hardware import cpu_count, cpu_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Split, Task
@@ -308,6 +313,46 @@ class Clock:
     def seconds(self, drop: int) -> list[float]:
         """Return the seconds between losses without the first ``drop``."""
         return np.diff(self.at)[drop:].tolist()
+
+
+class AnonymousMemory:
+    """Watch how much a process's own memory grows, without mapped files.
+
+    Attributes:
+        growth: Largest growth in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.growth = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> AnonymousMemory:
+        """Start watching."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching."""
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        begun = self._now()
+        while not self._done.wait(0.02):
+            self.growth = max(self.growth, self._now() - begun)
+
+    @staticmethod
+    def _now() -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+
+
+def made_up_digests(n: int) -> NDArray[np.uint8]:
+    """Return digests of ``n`` examples that do not exist."""
+    whole = b"".join(hashlib.sha256(i.to_bytes(8)).digest() for i in range(n))
+    return np.frombuffer(whole, dtype=np.uint8).reshape(n, 32)
 
 
 # ---------------------------------------------------------------- what is measured

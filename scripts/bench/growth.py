@@ -9,10 +9,7 @@ classifier; growth with shots on the whole search of a probe and of Tip-Adapter.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,12 +19,14 @@ import numpy as np
 import pipeline
 import probe
 from _common import (
+    AnonymousMemory,
     Bench,
     GivenFeatures,
     class_names,
     clusters,
     figure,
     given_split,
+    made_up_digests,
     measured,
     ours,
     table,
@@ -101,46 +100,6 @@ def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
     with AnonymousMemory() as own:
         bytes_, seconds, memory = measured(work)
     return {"seconds": seconds, "memory": memory, "own": own.growth, "features": bytes_}
-
-
-class AnonymousMemory:
-    """Watch how much a process's own memory grows, without mapped files.
-
-    Attributes:
-        growth: Largest growth in bytes.
-    """
-
-    def __init__(self) -> None:
-        self.growth = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> AnonymousMemory:
-        """Start watching."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop watching."""
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        begun = self._now()
-        while not self._done.wait(0.02):
-            self.growth = max(self.growth, self._now() - begun)
-
-    @staticmethod
-    def _now() -> int:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-
-
-def made_up_digests(n: int) -> NDArray[np.uint8]:
-    """Return digests of ``n`` examples that do not exist."""
-    whole = b"".join(hashlib.sha256(i.to_bytes(8)).digest() for i in range(n))
-    return np.frombuffer(whole, dtype=np.uint8).reshape(n, 32)
 
 
 def fit_probe(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from _common import Bench, figure, table
-from growth import AnonymousMemory, made_up_digests
+from _common import AnonymousMemory, Bench, figure, made_up_digests, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

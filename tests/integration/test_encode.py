@@ -41,6 +41,7 @@ def encode(cli, model, dataset, *more, program="clipadapt"):
     return json.loads(done.out)
 
 
+@pytest.mark.slow
 def test_zeroshot_and_bench_after_it_encode_nothing(
     cli, own_cache, no_tower, pictures, tiny_clip, tmp_path
 ):

@@ -16,7 +16,6 @@ import numpy as np
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.data import Inputs
 from clipadapt.core.api.errors import ConfigError, DataError, ModelError
-from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import MODELS
 from clipadapt.core.api.user_input import shortened, visible
 from clipadapt.core.data.classnames import token_warnings
@@ -242,9 +241,7 @@ def open_audit(
         threads=found.threads,
         fast=found.fast == "on",
     )
-    loaded = resolved.provider.load(
-        resolved.argument, ModelOptions(found.model.precision, found.model.device), services
-    )
+    loaded = resolved.provider.load(resolved.argument, found.model.options, services)
     names = target.classnames
     return AuditTask(
         cast("ImageTextModel", loaded),

@@ -157,7 +157,7 @@ class TextPrompts:
             )
         else:
             texts = [f"{words} {name.replace('_', ' ')}." for name in classnames]
-            self.tokens = model.trim(model.tokenize(texts)).to(model.device)  # (C, L)
+            self.tokens = model.trim(model.tokenize(texts))  # (C, L)
             # The first positions of a text are the same for every text.
             self.slots = model.prompt_slots(("X",), n_ctx)[1].expand(len(texts), -1)  # (C, P)
         self.base = model.embed_tokens(self.tokens)  # (C, L, W)

@@ -152,11 +152,12 @@ def fit(
     zero_shot = np.float32(backbone.logit_scale) * text
     bias = np.full(len(text), backbone.logit_bias, dtype=np.float32)
     head = (
-        _training.parameter(ctx, HEAD[0], zero_shot),
-        _training.parameter(ctx, HEAD[1], bias),
+        _training.parameter(ctx, HEAD[0], zero_shot, backbone.device),
+        _training.parameter(ctx, HEAD[1], bias, backbone.device),
     )
     tuned = Tuned(backbone, config.blocks, head)
-    start = tuned.state() | dict(zip(HEAD, map(tensor, (zero_shot, bias)), strict=True))
+    initial = (tensor(array, backbone.device) for array in (zero_shot, bias))
+    start = tuned.state() | dict(zip(HEAD, initial, strict=True))
     tuned.start_from(ctx)
     images = TunedImages(tuned.tower, train.inputs, config)
     val_states = None if val is None else tuned.tower.stored(val.inputs)
@@ -164,7 +165,7 @@ def fit(
     def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
         weight, bias = head
         features = images(rows, view)  # (b, D), unit norm
-        logits = features @ weight.to(features.device).T + bias.to(features.device)
+        logits = features @ weight.T + bias
         return _training.cross_entropy(logits, train.labels, rows)
 
     val_scores = None if val is None else lambda: tuned.scores(val.inputs, val_states)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from clipadapt.tensor.moves import placed
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,19 +47,15 @@ class FrozenFeatures:
         import torch
 
         if self.cached is not None and not view:
-            return self.cached[torch.from_numpy(rows).to(self.cached.device)]
+            return self.cached[placed(rows, self.cached.device)]
         with torch.no_grad():
             pixels = self.model.pixels(self.inputs, rows, view, self.smallest_crop)
             return self.model.encode_image(pixels, self.layer)
 
 
-def tensor(array: NDArray[np.float32], device: str = "cpu") -> torch.Tensor:
+def tensor(array: NDArray[Any], device: str = "cpu") -> torch.Tensor:
     """Return a tensor with the values of an array, which may be read-only."""
-    import numpy as np
-    import torch
-
-    writable = array if array.flags.writeable else np.array(array)
-    return torch.from_numpy(writable).to(device)
+    return placed(array, device)
 
 
 class TunedTower:
@@ -155,7 +153,7 @@ class TunedImages:
     def states(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
         """Return the input of the first trained unit for ``rows``."""
         if self.stored is not None and not view:
-            return tensor(self.stored[rows])
+            return placed(self.stored[rows], self.tower.model.device)
         return self.tower.below(self.inputs, rows, view, self.smallest_crop)
 
 

@@ -97,6 +97,7 @@ class Prompts:
             classnames, n_ctx, position
         )  # (C, L), (C, n_ctx)
         self.base = model.embed_tokens(self.tokens)  # (C, L, W)
+        self.places = self.slots.to(self.base.device)
         self.n_ctx, self.width = n_ctx, int(self.base.shape[2])
         self.every = class_chunk or max(1, POSITIONS_AT_ONCE // self.tokens.shape[1])
         # Number of leading positions that all prompts share; class-specific context ends the shared part.
@@ -151,7 +152,7 @@ class Prompts:
         """Return the features ``(g, c, D)`` of contexts ``(g, c, n_ctx, W)`` for a chunk of ``c`` classes."""
         g, c, n_ctx, width = contexts.shape
         base, tokens = self.base[part], self.tokens[part]
-        slots = self.slots[part].unsqueeze(-1).expand(-1, -1, width)
+        slots = self.places[part].unsqueeze(-1).expand(-1, -1, width)
         filled = base.expand(g, *base.shape).scatter(
             2, slots.expand(g, c, n_ctx, width), contexts
         )  # (g, c, L, W)
@@ -298,7 +299,7 @@ class ContextTraining:
             )
         else:
             start = initial(self.model, self.prompts)
-        self.context = _training.parameter(ctx, "ctx", start)
+        self.context = _training.parameter(ctx, "ctx", start, self.model.device)
         self.features = FrozenFeatures(backbone, self.train.inputs, config, "output")
         self.val_features = None
         if val is not None and config.epochs:
@@ -307,7 +308,7 @@ class ContextTraining:
 
     def text(self) -> torch.Tensor:
         """Return the text features ``(C, D)`` of the current context."""
-        return self.prompts.encode(self.context.to(self.model.device))
+        return self.prompts.encode(self.context)
 
     def observe(self, name: str, value: Any) -> None:
         """Pass a value to the observer of a reference test."""
@@ -328,7 +329,7 @@ class ContextTraining:
             self.name, {"ctx": self.context}, loss, evaluate, self.backbone, self.task, **more
         )
         selection = _training.train(objective, self.config, self.ctx)
-        context = self.context.detach().numpy()
+        context = self.context.detach().cpu().numpy()
         return PromptClassifier(
             self.backbone,
             self.prompts.classnames,

@@ -25,6 +25,8 @@ from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files.atomic import write_bytes
 from clipadapt.core.files.resume import resume_key
 from clipadapt.core.scoring.scores import nll, topk_accuracy
+from clipadapt.tensor.devices import report_resumed
+from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +43,8 @@ Gradients = tuple["torch.Tensor", ...]
 CHECKPOINT: Final = "checkpoint.safetensors"
 CHECKPOINT_SECONDS: Final = 10.0
 """Seconds between checkpoints: the most work that a killed fit loses."""
+READ_STEPS: Final = 16
+"""Steps between readings of the loss on a GPU: reading it makes the host wait for the device."""
 VAL_TIMES: Final = 20
 """Evaluations on val per fit, unless the best epoch is selected by val."""
 
@@ -274,6 +278,9 @@ class _Loop:
         self.key = fit_key(objective, config, ctx, self.steps)  # it covers the initial values
         self.saved_at = time.monotonic()
         self.warned = False  # whether the user was warned that checkpoints cannot be written
+        self.unread: list[tuple[int, torch.Tensor]] = []  # steps, and their losses on the device
+        on_host = all(p.device.type == "cpu" for p in self.parameters)
+        self.read_every = 1 if on_host or ctx.observe else READ_STEPS
 
     def run(self) -> dict[str, Any] | None:
         self._resume()
@@ -284,12 +291,16 @@ class _Loop:
             while state.step < self.steps:
                 batches = self._batches(state.epoch)
                 for rows in batches[state.index :]:
-                    shown["loss"] = self._step(rows)
+                    self._step(rows)
+                    if state.losses:
+                        shown["loss"] = state.losses[-1]
                     self._evaluate_if_due(shown)
                     bar.advance(1, epoch=state.epoch + 1, **shown)
                     if state.step == self.steps:
                         break
                     self._save_if_due()
+                self._read()
+                shown["loss"] = state.losses[-1]
                 self._end_epoch(shown)
         for line in state.history:
             self.ctx.log(**line)
@@ -302,8 +313,8 @@ class _Loop:
         )
         return batches[: own.max_batches]
 
-    def _step(self, rows: NDArray[np.int64]) -> float:
-        """Take one optimizer step; return the loss before it."""
+    def _step(self, rows: NDArray[np.int64]) -> None:
+        """Take one optimizer step; on a GPU the loss before it is read some steps later."""
         import torch
 
         config, state = self.config, self.state
@@ -312,35 +323,50 @@ class _Loop:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.loss(rows, view_of(config, state.epoch, self.ctx.seed))
-        value = self._backward(loss)
+        self.unread.append((state.step + 1, self._backward(loss)))
+        if len(self.unread) >= self.read_every:
+            self._read()
         if self.ctx.observe:
             self.ctx.observe("lr", lr)
-            self.ctx.observe("loss", value)
+            self.ctx.observe("loss", state.losses[-1])
             self.ctx.observe("grad", {n: p.grad for n, p in self.objective.parameters.items()})
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-        if not math.isfinite(value):
-            raise self._diverged("the loss is", state.step + 1)
         self.optimizer.step()
-        state.losses.append(value)
         state.step += 1
         state.index += 1
-        return value
 
-    def _backward(self, loss: torch.Tensor) -> float:
+    def _read(self) -> None:
+        """Add the losses on the device to those of the epoch.
+
+        Raises:
+            DivergedError: If one is not finite.
+        """
+        import torch
+
+        if not self.unread:
+            return
+        values = torch.stack([loss for _, loss in self.unread]).cpu().tolist()
+        for (step, _), value in zip(self.unread, values, strict=True):
+            if not math.isfinite(value):
+                raise self._diverged("the loss is", step)
+        self.unread.clear()
+        self.state.losses += values
+
+    def _backward(self, loss: torch.Tensor) -> torch.Tensor:
         """Set the gradients of the parameters; return the loss, the first of several."""
         import torch
 
         if self.objective.combine is None:
             loss.backward()
-            return loss.item()
+            return loss.detach()
         each = [
             torch.autograd.grad(one, self.parameters, retain_graph=i + 1 < len(loss))
             for i, one in enumerate(loss)
         ]
         for parameter, gradient in zip(self.parameters, self.objective.combine(each), strict=True):
             parameter.grad = gradient
-        return loss[0].item()
+        return loss[0].detach()
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         return DivergedError(
@@ -374,6 +400,7 @@ class _Loop:
         every, state = self.objective.every, self.state
         if every is None or (state.step - 1) % every:
             return
+        self._read()
         found = self._evaluate(shown)
         if found:
             state.history.append({"epoch": state.epoch + 1, "step": state.step, **found})
@@ -421,6 +448,7 @@ class _Loop:
 
     def _save_if_due(self) -> None:
         if time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
+            self._read()
             self._save()
             self.saved_at = time.monotonic()
 
@@ -496,6 +524,8 @@ class _Loop:
         for i, gpu in enumerate(_gpus(self.objective.parameters)):
             torch.cuda.set_rng_state(tensors[f"rng.{i}"], gpu)
         self.ctx.progress.note(f"{self.objective.name}: resumed after step {self.state.step}")
+        place = str(self.parameters[0].device)
+        report_resumed(self.ctx.services, place, f"seed {self.ctx.seed} of {self.objective.name}")
 
 
 def _gpus(parameters: Mapping[str, torch.Tensor]) -> list[int]:
@@ -584,6 +614,5 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of logits ``(b, C)`` with the labels of ``rows``."""
     import torch.nn.functional as F
-    from torch import as_tensor
 
-    return F.cross_entropy(logits, as_tensor(labels[rows], device=logits.device))
+    return F.cross_entropy(logits, placed(labels[rows], logits.device))

@@ -179,9 +179,7 @@ class _Probe:
 
     def loss(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG002
         """Return the cross-entropy of a batch plus the constraint."""
-        import torch
-
-        x = self.features[torch.from_numpy(rows).to(self.features.device)]
+        x = self.features[tensor(rows, self.features.device)]
         total = _training.cross_entropy(self.scores(x), self.labels, rows)
         if self.constraint == "none":
             return total

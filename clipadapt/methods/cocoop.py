@@ -91,7 +91,9 @@ class CoCoOp:
         model = backbone.in_dtype(config.precision)  # gradients flow through this model
         prompts = self._prompts(model, task.classnames)
         initial = self._initial(model, prompts, backbone.embed_dim, ctx)
-        parameters = {name: _training.parameter(ctx, name, a) for name, a in initial.items()}
+        parameters = {
+            name: _training.parameter(ctx, name, a, model.device) for name, a in initial.items()
+        }
         features = FrozenFeatures(backbone, train.inputs, config, "output")
         val_features = None if val is None else backbone.encode(val.inputs, "image")
         C, cost, val_cost = len(task.classnames), None, None
@@ -104,8 +106,7 @@ class CoCoOp:
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             assert cost is not None
             cost.begin(len(rows) * C)
-            own = {n: p.to(model.device) for n, p in parameters.items()}
-            logits = conditional_logits(prompts, own, features(rows, view))  # (b, C)
+            logits = conditional_logits(prompts, parameters, features(rows, view))  # (b, C)
             return _training.cross_entropy(logits, train.labels, rows)
 
         def val_scores() -> NDArray[np.float32]:
@@ -121,7 +122,7 @@ class CoCoOp:
         return CoCoOpClassifier(
             backbone,
             task.classnames,
-            {name: p.detach().numpy() for name, p in parameters.items()},
+            {name: p.detach().cpu().numpy() for name, p in parameters.items()},
             zero_shot_weights(backbone, task.classnames, task.templates),
             config,
             selection,

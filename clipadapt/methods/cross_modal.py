@@ -20,6 +20,7 @@ from clipadapt.methods._text import text_features, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.methods._views import view_features
 from clipadapt.models import ImageTextModel
+from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -292,14 +293,13 @@ class _Problem:
             return config.logit_scale * (x @ parameters["head.weight"].T)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG001
-            own = torch.from_numpy(rows)
-            x, y = self.images[own.to(device)], self.image_labels[own]
+            x, y = self.images[tensor(rows, device)], self.image_labels[rows]
             if prompts is not None:
-                also = torch.from_numpy(prompts.at(int(step)))
-                x = torch.cat([x, self.texts[also.to(device)]])
+                also = prompts.at(int(step))
+                x = torch.cat([x, self.texts[tensor(also, device)]])
                 y = torch.cat([y, self.text_labels[also]])
             step.add_(1)
-            return F.cross_entropy(scores(x), y.to(device))
+            return F.cross_entropy(scores(x), placed(y, device))
 
         def val_scores() -> NDArray[np.float32]:
             assert self.val_features is not None

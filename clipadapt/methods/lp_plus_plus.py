@@ -209,9 +209,7 @@ class _Probe:
 
     def loss(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG002
         """Return the cross-entropy of a batch."""
-        import torch
-
-        x = self.features[torch.from_numpy(rows).to(self.features.device)]
+        x = self.features[tensor(rows, self.features.device)]
         return _training.cross_entropy(self.scores(x), self.labels, rows)
 
     def after_epoch(self, epoch: int) -> None:

@@ -134,10 +134,11 @@ def aligned(gradient: torch.Tensor, direction: torch.Tensor, share: float) -> to
         direction: Gradient of the distillation loss, of the same shape.
         share: 1 removes the whole opposing part.
     """
+    import torch
+
     dot = (gradient * direction).sum()
-    if dot >= 0:
-        return gradient
-    return gradient - share * dot / (direction * direction).sum() * direction
+    without = gradient - share * dot / (direction * direction).sum() * direction
+    return torch.where(dot >= 0, gradient, without)  # a branch in Python would wait for a GPU
 
 
 METHOD = ProGrad

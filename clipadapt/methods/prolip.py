@@ -236,7 +236,7 @@ class _Problem:
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:  # noqa: ARG001
             x = self.features((int(epoch) + 1) % max(self.views, 1))
-            logits = scores(x[torch.from_numpy(rows).to(device)])  # (b, C)
+            logits = scores(x[tensor(rows, device)])  # (b, C)
             ce = _training.cross_entropy(logits, self.train.labels, rows)
             squares = (projection - start).square().sum()
             if ctx.observe:

@@ -8,6 +8,7 @@ them behind the protocols of :mod:`clipadapt.models`, where the methods are docu
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -26,6 +27,7 @@ from clipadapt.models._encode import Towers
 from clipadapt.models._features import Features, Request
 from clipadapt.models._preprocess import SMALLEST_CROP, Preprocess
 from clipadapt.tensor.batching import ahead
+from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +75,7 @@ class OpenClipModel:
         self._preprocess = Preprocess(module, source.preprocess_cfg)
         self._features = Features(self._towers, self._preprocess, tokenizer, source.model_cfg)
         self._in_dtype: dict[str, Self] = {}
+        self._values: dict[str, tuple[tuple[int, int], float]] = {}
 
     @property
     def embed_dim(self) -> int:
@@ -87,14 +90,20 @@ class OpenClipModel:
     @property
     def logit_scale(self) -> float:
         """The factor of the logits: exp of the parameter."""
-        # Moved to the CPU first: mps has no float64.
-        return float(self._net.logit_scale.detach().cpu().double().exp().reshape(()))
+        return math.exp(self._value_of("logit_scale"))
 
     @property
     def logit_bias(self) -> float:
         """The constant added to every logit; 0 if the network has none."""
-        bias = self._net.logit_bias
-        return 0.0 if bias is None else float(bias.detach().reshape(()))
+        return 0.0 if self._net.logit_bias is None else self._value_of("logit_bias")
+
+    def _value_of(self, name: str) -> float:
+        """Return the value of a parameter of one element; the host waits for a GPU only if it has changed."""
+        parameter = getattr(self._net, name)
+        seen = id(parameter), parameter._version
+        if self._values.get(name, (None, 0.0))[0] != seen:
+            self._values[name] = seen, float(parameter.detach().reshape(()))
+        return self._values[name][1]
 
     @property
     def n_params(self) -> int:
@@ -183,7 +192,7 @@ class OpenClipModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens ``(C, L)`` of prompts with slots for trained vectors, and the slots ``(C, n_ctx)``, int64.
 
-        The prompts are truncated after the last token that decides a feature.
+        The prompts are truncated after the last token that decides a feature. Both are on the host.
 
         Args:
             classnames: ``C`` class names.
@@ -194,7 +203,7 @@ class OpenClipModel:
             ModelError: If slots and name are longer than the context.
         """
         tokens, slots = _prompts.slots(self.tokenizer, classnames, n_ctx, position)
-        return self.trim(tokens).to(self.device), slots.to(self.device)
+        return self.trim(tokens), slots
 
     def context_tokens(self, text: str, /) -> torch.Tensor:
         """Return the token ids of a text that context vectors start from, without special tokens.
@@ -206,8 +215,8 @@ class OpenClipModel:
 
     def embed_tokens(self, tokens: torch.Tensor, /) -> torch.Tensor:
         """Return float32 token embeddings ``(..., W)``, before positions are added."""
-        out: torch.Tensor = self._towers.token_embedding(tokens.to(self.device)).detach().float()
-        return out
+        out: torch.Tensor = self._towers.token_embedding(placed(tokens, self.device))
+        return out.detach().float()
 
     def encode_token_embeddings(
         self,

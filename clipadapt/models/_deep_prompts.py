@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
 from clipadapt.models import _blocks
+from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def text_blocks(net: Any) -> list[nn.Module] | None:
 
 def fill(x: torch.Tensor, slots: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
     """Return states ``(n, L, W)`` with ``prompt``, ``(P, W)``, at the positions ``slots``, ``(n, P)``."""
-    index = slots.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (n, P, W)
+    index = placed(slots, x.device).unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (n, P, W)
     return x.scatter(1, index, prompt.to(x).expand(len(x), -1, -1))
 
 

@@ -14,7 +14,8 @@ from open_clip.transformer import VisionTransformer
 from clipadapt.core.api.errors import ModelError
 from clipadapt.models import _blocks, _deep_prompts, _projection
 from clipadapt.models._text_tower import CausalTextTower
-from clipadapt.tensor.devices import torch_dtype
+from clipadapt.tensor.devices import arithmetic, torch_dtype
+from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +66,7 @@ class Towers:
         return _at(layer, x.float())
 
     def _cast(self, x: torch.Tensor) -> torch.Tensor:
-        return x.to(device=self.device, dtype=torch_dtype(self.dtype))
+        return placed(x, self.device).to(torch_dtype(self.dtype))
 
     def _before_projection(self, pixels: torch.Tensor, *, fast: bool) -> torch.Tensor:
         """Return the pooled features that the last projection reads."""
@@ -121,16 +122,16 @@ class Towers:
             raise ModelError(
                 "text features before the projection are not available", hint="use layer 'output'"
             )
-        tokens = tokens.to(self.device)
+        there = placed(tokens, self.device)
         tower = CausalTextTower.of(self.net)
         if tower is None:
-            out: torch.Tensor = self.net.encode_text(tokens, normalize=False)
+            out: torch.Tensor = self.net.encode_text(there, normalize=False)
         elif fast and tower.can_share():
-            out = tower.with_shared(tower.tower.token_embedding(tokens), tokens, 0)
+            out = tower.with_shared(tower.tower.token_embedding(there), tokens, 0)
         elif tokens.shape[1] < tower.context_length:
-            out = tower(tokens)
+            out = tower(there)
         else:
-            out = self.net.encode_text(tokens, normalize=False)
+            out = self.net.encode_text(there, normalize=False)
         return _at(layer, out.float())
 
     def encode_token_embeddings(
@@ -143,10 +144,10 @@ class Towers:
         fast: bool,
     ) -> torch.Tensor:
         """Encode texts whose token embeddings ``(n, L, W)`` are given; ``tokens`` decide masks and pooling."""
-        given = embeddings.to(self.device)
+        given = placed(embeddings, self.device)
         tower = CausalTextTower.of(self.net)
         if tower is not None and fast and tower.can_share():
-            out = tower.with_shared(given, tokens.to(self.device), shared)
+            out = tower.with_shared(given, tokens, shared)
             return _at(layer, out.float())
 
         def replace(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
@@ -204,10 +205,10 @@ class Towers:
         fast: bool,
     ) -> torch.Tensor:
         """Encode texts with ``prompts[0]`` at ``slots``, and ``prompts[i]`` there before block ``i``."""
-        given = _deep_prompts.fill(embeddings.to(self.device), slots, prompts[0])
+        given = _deep_prompts.fill(placed(embeddings, self.device), slots, prompts[0])
         tower = CausalTextTower.of(self.net)
         if tower is not None and fast and tower.can_share():
-            out = tower.with_shared(given, tokens.to(self.device), shared, slots, prompts)
+            out = tower.with_shared(given, tokens, shared, slots, prompts)
             return _at(layer, out.float())
         with _deep_prompts.replaced(_deep_prompts.text_blocks(self.net) or [], slots, prompts):
             return self.encode_token_embeddings(given, tokens, layer, shared, fast=fast)
@@ -238,9 +239,7 @@ class Towers:
 
     def arithmetic(self, tower: Tower, *, fast: bool, compiled: bool) -> Iterator[str]:
         """Yield everything besides weights and input that affects a feature numerically."""
-        yield self.dtype
-        if self.device != "cpu":
-            yield self.device.partition(":")[0]
+        yield from arithmetic(self.device, self.dtype)
         if fast and self._skips(tower):
             yield "early"
         if tower == "image" and _blocks.projects_in_trunk(self.net.visual):

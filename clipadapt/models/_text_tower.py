@@ -15,6 +15,7 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
 from clipadapt.models import _attention, _deep_prompts
+from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,8 @@ class CausalTextTower:
     ) -> torch.Tensor:
         """Encode token embeddings ``(n, L, W)`` whose first ``shared`` positions are the same in all texts.
 
+        Tokens and slots are read on the host: on a GPU, they should not be there yet.
+
         Before block ``i >= 1`` the states at ``slots``, shape ``(n, P)``, are replaced by ``prompts[i]``.
         """
         ends = tokens.argmax(dim=1)
@@ -77,6 +80,7 @@ class CausalTextTower:
         if slots is not None and len(prompts) > 1 and shared <= int(slots.max()):
             shared = min(shared, int(slots.min()))
         x = self._placed(embeddings)
+        ends = placed(ends, x.device)
         head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
         places = torch.arange(x.shape[1], device=x.device)
         causal = places <= places[:, None]  # (L, L)

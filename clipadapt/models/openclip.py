@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.files import identity
 from clipadapt.models import _names
-from clipadapt.tensor.devices import device_and_dtype, exact_float32
+from clipadapt.tensor.devices import device_and_dtype, set_arithmetic
 
 if TYPE_CHECKING:
     from clipadapt.core.api.context import Services
@@ -85,7 +85,7 @@ def load_source(
     device, dtype = device_and_dtype(options)
     # Hashed before they are loaded, so that a damaged file is reported as such.
     sha256 = identity.of_files(source.files, read=True) if source.checkpoint else None
-    exact_float32()
+    set_arithmetic(options, device)
     tokenizer = Tokenizer.of(source, shown)
     module = cast_weights(build(source, shown), device, dtype)
     model = OpenClipModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -9,6 +10,8 @@ from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.files import hardware
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from clipadapt.core.api.context import Services
@@ -34,7 +37,8 @@ class Accelerator:
 def device_and_dtype(options: ModelOptions) -> tuple[str, str]:
     """Return the device and the dtype that these options select on this machine.
 
-    Precision ``auto`` selects bfloat16 if the CPU (AMX, AVX512-BF16) or GPU multiplies it in hardware.
+    Precision ``auto`` selects bfloat16 if the CPU (AMX, AVX512-BF16) or GPU multiplies it in hardware, float16 on a
+    CUDA GPU that does not, and float32 elsewhere.
 
     Raises:
         ModelError: If this machine does not have the device, or a name is unknown.
@@ -62,7 +66,7 @@ def device_and_dtype(options: ModelOptions) -> tuple[str, str]:
     if options.precision != "auto":
         return device, options.precision
     has_bf16 = hardware.cpu_has_bf16() if kind == "cpu" else found[kind].bf16
-    return device, "bf16" if has_bf16 else "fp32"
+    return device, "bf16" if has_bf16 else "fp16" if kind == "cuda" else "fp32"
 
 
 def accelerators() -> dict[str, Accelerator]:
@@ -87,12 +91,44 @@ def torch_dtype(dtype: str) -> torch.dtype:
     return found
 
 
-def exact_float32() -> None:
-    """Disable TF32 on GPUs: it keeps 10 of the 23 bits of float32's mantissa."""
+def set_arithmetic(options: ModelOptions, device: str) -> None:
+    """Set how GPUs calculate, for the whole process: exactly in float32 and freely, unless the options differ."""
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    chosen = options.arithmetic(device)
+    tf32, deterministic = "tf32" in chosen, "deterministic" in chosen
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS reads it at its first use
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = False
+
+
+def arithmetic(device: str, dtype: str) -> Iterator[str]:
+    """Yield what decides the last bits of a result beside weights and input: dtype, kind of device, TF32."""
+    import torch
+
+    yield dtype
+    kind = device.partition(":")[0]
+    if kind != "cpu":
+        yield kind
+    if kind == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        yield "tf32"
+
+
+def report_resumed(services: Services, device: str, name: str) -> None:
+    """Flag a run whose fit continues on a GPU that does not repeat its results bit for bit."""
+    import torch
+
+    if device.startswith("cuda") and not torch.are_deterministic_algorithms_enabled():
+        services.report(
+            "resumed_inexactly",
+            f"{name} continues on a GPU without deterministic algorithms: the result may differ from an undisturbed "
+            "fit in the last bits; --set model.deterministic=true avoids it",
+        )
 
 
 def set_threads(services: Services) -> None:

@@ -7,6 +7,7 @@ of two devices in one operation, ``.numpy()`` of what is not on the CPU, and on 
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,17 @@ aten = torch.ops.aten
 # These take an index from any device.
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 LACKING = {torch.float64, torch.complex128}  # on mps
+# The host waits for the result of these.
+WAITING = {
+    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default,
+    aten.equal.default, aten._unique2.default,
+}  # fmt: skip
 # torch for Linux does not know mps; this device replaces it internally.
 MPS, STAND_IN = torch.device("mps", 0), torch.device("cuda", 7)
+
+
+waits: list[str] = []
+"""Where the host has waited for the device, or would have: file and line of the package's innermost frames."""
 
 
 class Claimed(torch.Tensor):
@@ -101,10 +111,13 @@ class Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, place, dtype, memory_format):
         ctx.back = (place_of(x), x.dtype)
+        ctx.forth = place
         return copied(x, place, dtype, memory_format)
 
     @staticmethod
     def backward(ctx, grad):
+        if ctx.forth != ctx.back[0]:
+            waited("a gradient's copy")
         return copied(grad, *ctx.back), None, None, None
 
 
@@ -113,13 +126,15 @@ def moved(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     other = args[0] if args else kwargs.pop("other", None)
     if isinstance(other, torch.Tensor):
         args = (place_of(other), other.dtype, *args[1:])
-    device, dtype, _, memory_format = torch._C._nn._parse_to(
+    device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(
         *map(renamed, args), **tree_map(renamed, kwargs)
     )
     place = place_of(x) if device is None else with_index(device)
     dtype = dtype or x.dtype
     if (place, dtype, memory_format) == (place_of(x), x.dtype, None) and not kwargs.get("copy"):
         return x
+    if place != place_of(x) and not (non_blocking and place_of(x).type == "cpu"):
+        waited("a copy")
     return Move.apply(x, place, dtype, memory_format)
 
 
@@ -157,6 +172,10 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     place = next((t.place for t in tensors if isinstance(t, Claimed)), torch.device("cpu"))
     if func is not aten.copy_.default:
         check_places(func, args, tensors)
+    elif len({place_of(t) for t in tensors}) > 1 and not (len(args) > 2 and args[2]):
+        waited("a copy")
+    if waits_for(func, args, tensors):
+        waited(str(func))
     device = kwargs.get("device")
     if (
         device is not None and torch.device(device).type != "cpu"
@@ -178,6 +197,24 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         first = min(written)
         return args[first] if first < len(args) else kwargs[func._schema.arguments[first].name]
     return tree_map(lambda v: claimed(v, place) if isinstance(v, torch.Tensor) else v, out)
+
+
+def waits_for(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> bool:
+    """Return whether a GPU makes the host wait for this operation."""
+    if not any(isinstance(t, Claimed) for t in tensors):
+        return False
+    if func in INDEXED:  # the rows of a mask are counted; an index on the host is copied
+        given = [t for t in args[1] if t is not None]
+        return any(t.dtype is torch.bool or not isinstance(t, Claimed) for t in given)
+    return func in WAITING
+
+
+def waited(what: str) -> None:
+    """Note where the host waits."""
+    frames = [f for f in traceback.extract_stack() if "/tests/" not in f.filename]
+    own = [f for f in frames if "/clipadapt/" in f.filename or "/textsent/" in f.filename]
+    places = [f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in own[-3:]]
+    waits.append(f"{what} in {' > '.join(places)}")
 
 
 def with_index(device: Any) -> torch.device:

@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from clipadapt.core.files.atomic import remove
 from clipadapt.tensor.batching import PAD_TO
+from clipadapt.tensor.devices import report_resumed
 from textsent.methods import _checkpoints
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def train(
     """
     folder = ctx.work_dir.resolve() / "trainer"
     checkpoint = _checkpoints.newest_valid(folder, key, ctx.progress.note)
+    if checkpoint is not None:
+        report_resumed(ctx.services, device, f"seed {ctx.seed} of {name}")
     validate, padded = val_rows is not None, tokenizer is not None
     arguments = _arguments(config, folder, device, ctx.seed, validate=validate, padded=padded)
     if collate is None and tokenizer is not None:

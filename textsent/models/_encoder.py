@@ -19,7 +19,7 @@ from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.api.features import Space
 from clipadapt.core.files import identity
 from clipadapt.tensor import batching
-from clipadapt.tensor.devices import exact_float32, set_threads
+from clipadapt.tensor.devices import arithmetic, set_threads
 from textsent.models import Pooling
 from textsent.models._build import (
     build,
@@ -56,7 +56,6 @@ def load(source: Source, *, name: str, device: str, dtype: str, services: Servic
         ModelError: If transformers cannot build it, or the weights do not fit the configuration.
     """
     set_threads(services)
-    exact_float32()
     module, fresh = build(source, name)
     tokenizer = None
     if source.tokenizer is not None:
@@ -276,7 +275,6 @@ class Encoder:
         # Equal weights may belong to another number of heads or activation: the config is hashed too.
         config = json.dumps(_portable(self._config), sort_keys=True, default=str)
         weights = hashlib.sha256(f"{self.weights_sha256} {config}".encode()).hexdigest()
-        kind = self.device.partition(":")[0]
         return Space(
             weights=weights,
             activation=str(
@@ -284,7 +282,7 @@ class Encoder:
             ),
             layer=f"{layer}/{pooling}/{limit}",
             preprocess=self._cached_tokenizer.digest,
-            dtype=self.dtype if kind == "cpu" else f"{self.dtype} {kind}",
+            dtype=" ".join(arithmetic(self.device, self.dtype)),
             view=0,
             tower="text",
             libraries=identity.versions(*LIBRARIES),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.files import identity
 from clipadapt.tensor import tokenizers
-from clipadapt.tensor.devices import device_and_dtype
+from clipadapt.tensor.devices import device_and_dtype, set_arithmetic
 from textsent.models import _sources
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def load_source(
     device, dtype = device_and_dtype(options)
     from textsent.models import _encoder
 
+    set_arithmetic(options, device)
     # Hashed before they are loaded, so that a damaged file is reported as such.
     loaded = identity_of(source, shown, options, read=True) if source.tokenizer else None
     encoder = _encoder.load(source, name=shown, device=device, dtype=dtype, services=services)

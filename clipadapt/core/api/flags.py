@@ -76,6 +76,11 @@ register("duplicate_classnames", "two classes have the same name, or names with 
 register("unknown_tokens", "the tokenizer does not know many tokens of the class names")
 register("collapse", "all examples are assigned to one class, or accuracy is at or below chance")
 register("below_zero_shot", "less accurate than zero-shot")
+register(
+    "resumed_inexactly",
+    "resumed on a GPU without model.deterministic: an undisturbed fit may differ in the last bits",
+    "note",
+)
 register("nan", "the scores are not finite", "error")
 register("temperature_at_bound", "no temperature fits val; the probabilities are not calibrated")
 register(

@@ -63,10 +63,24 @@ class ReadsNames(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Options of every model."""
+    """Options of every model.
+
+    Attributes:
+        precision: Dtype of the frozen weights.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:INDEX`` or ``mps``.
+        tf32: On a GPU, multiply float32 matrices with 10 of the 23 bits of the mantissa, which is faster.
+        deterministic: On a GPU, use algorithms whose result is the same in every run, some of which are slower.
+    """
 
     precision: Precision = "auto"
     device: str = "auto"
+    tf32: bool = False
+    deterministic: bool = False
+
+    def arithmetic(self, device: str) -> str:
+        """Return what these options change about the results on a device: ``tf32``, ``deterministic`` or both."""
+        chosen = {"tf32": self.tf32, "deterministic": self.deterministic}
+        return " ".join(k for k, on in chosen.items() if on and device.startswith("cuda"))
 
 
 @dataclass(frozen=True, slots=True)

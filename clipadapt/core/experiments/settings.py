@@ -11,7 +11,7 @@ from clipadapt.core.api.data import Classes, OnBadImage
 from clipadapt.core.api.effects import RESULT, Affects, declared, find_field, model_within
 from clipadapt.core.api.limits import Examples, Seed, Shots, Threads
 from clipadapt.core.api.method import MethodConfig
-from clipadapt.core.api.model import Precision
+from clipadapt.core.api.model import ModelOptions, Precision
 from clipadapt.core.api.strict import Identifier, Name, StrictModel
 from clipadapt.core.experiments.dotted import flatten
 
@@ -79,13 +79,24 @@ class ModelConfig(StrictModel):
 
     Attributes:
         name: Model, as ``--model`` takes it.
-        precision: Dtype of frozen weights; ``auto`` is bf16 on hardware with native bf16 support.
+        precision: Dtype of frozen weights; ``auto`` is bf16 on hardware with native bf16 support, else fp16 on a CUDA
+            GPU and fp32 elsewhere.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        tf32: On a CUDA GPU, multiply float32 matrices in TF32, which keeps 10 of the 23 bits of the mantissa.
+        deterministic: On a CUDA GPU, use algorithms whose result is the same in every run: an interrupted fit then
+            continues bit for bit. Some are slower, and an operation without such an algorithm stops the run.
     """
 
     name: Annotated[Name, _Model]
     precision: Annotated[Precision, _Model] = "auto"
     device: Annotated[str, _Model] = "auto"
+    tf32: Annotated[bool, _Model] = False
+    deterministic: Annotated[bool, _Model] = False
+
+    @property
+    def options(self) -> ModelOptions:
+        """The options that the model is loaded with."""
+        return ModelOptions(self.precision, self.device, self.tf32, self.deterministic)
 
 
 class TargetConfig(StrictModel):

@@ -18,9 +18,9 @@ from clipadapt.core.api.errors import (
     did_you_mean,
 )
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
-from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import METHODS, MODELS, program, track_of, tracks
 from clipadapt.core.experiments.config import fault_lines
+from clipadapt.core.experiments.settings import ModelConfig
 from clipadapt.core.files.atomic import atomic_directory, write_text
 from clipadapt.core.records.reading import check_files
 from clipadapt.core.records.run_store import CLASSIFIER, RunStore
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.data import Inputs
     from clipadapt.core.api.method import Classifier, Method
-    from clipadapt.core.api.model import Backbone, ModelIdentity, ModelProvider
+    from clipadapt.core.api.model import Backbone, ModelIdentity, ModelOptions, ModelProvider
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.api.registry import Resolved
     from clipadapt.core.records.schema import ModelFacts, RunRecord
@@ -378,7 +378,7 @@ def _load_model(
     """
     config: Any = record.config
     name = config["model"]["name"]
-    options = ModelOptions(config["model"]["precision"], config["model"]["device"])
+    options = ModelConfig.model_validate(config["model"]).options
     track, local = track_of(record.method.name), local_name(name, record)
     try:
         resolved, identity = _identify(saved, local, track, options, run_dir)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.context import Meter, Services
 from clipadapt.core.api.errors import ModelError
-from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import MODELS, program
 from clipadapt.core.features.cache import FeatureCache
@@ -16,7 +15,7 @@ from clipadapt.core.files.hardware import free_device_memory, set_threads
 from clipadapt.core.files.identity import require_same
 
 if TYPE_CHECKING:
-    from clipadapt.core.api.model import Backbone, ModelIdentity, ModelProvider
+    from clipadapt.core.api.model import Backbone, ModelIdentity, ModelOptions, ModelProvider
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.api.registry import Resolved
     from clipadapt.core.runs.plan import OpenExperiment
@@ -64,10 +63,9 @@ class ModelLoader:
         model = opened.experiment.config.model
         if opened.identity is None or model is None:
             return LoadedModel(None, self._services(opened), 0.0)
-        options = ModelOptions(model.precision, model.device)
         backbone = self.backbone(
             MODELS.resolve(model.name, opened.experiment.track),
-            options,
+            model.options,
             opened.identity,
             self._services(opened),
         )
@@ -92,14 +90,15 @@ class ModelLoader:
 
         Args:
             resolved: Its name.
-            options: Precision and device.
+            options: Precision, device and arithmetic.
             identity: Its identity with these options.
             services: Services to load it with; :meth:`Backbone.with_services` binds others to it.
 
         Raises:
             ModelError: If it cannot be loaded, or its files have changed since it was identified.
         """
-        own = (identity.dtype, identity.device, identity.weights_sha256)
+        arithmetic = options.arithmetic(identity.device)
+        own = (identity.dtype, identity.device, identity.weights_sha256, arithmetic)
         key = (resolved.entry, resolved.argument, *own)
         if key != self._key:
             self._key, self._last = None, None  # free the last model before the next is built

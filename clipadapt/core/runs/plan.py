@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import ConfigError, unknown
-from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import (
     DATASETS,
@@ -144,11 +143,14 @@ class OpenExperiment:
         own = self.identity
         if own is None:
             return None
+        model = self.experiment.config.model
+        arithmetic = model.options.arithmetic(own.device) if model else ""
         return {
             "name": own.name,
             "weights_sha256": own.weights_sha256,
             "dtype": own.dtype,
             "device": own.device.partition(":")[0],
+            **({"arithmetic": arithmetic} if arithmetic else {}),
         }
 
     def place(self, target: Target) -> Place:
@@ -338,8 +340,7 @@ def _identify(experiment: Experiment, progress: Progress) -> tuple[ModelProvider
         )
     with progress.track(f"find model {config.model.name}", None):
         resolved = MODELS.resolve(config.model.name, track)
-        options = ModelOptions(config.model.precision, config.model.device)
-        identity = resolved.provider.identify(resolved.argument, options)
+        identity = resolved.provider.identify(resolved.argument, config.model.options)
     for note in identity.notes:
         progress.note(f"warning: {identity.name}: {note}")
     return resolved.provider, identity

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
+from clipadapt.core.api.context import Services
 from clipadapt.core.api.errors import ModelError
 from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.features.cache import FeatureCache
 from clipadapt.tensor import devices
 from clipadapt.tensor.devices import Accelerator, device_and_dtype
 
 CUDA = {"cuda": Accelerator(2, bf16=True)}
+OLD = {"cuda": Accelerator(1, bf16=False)}
 MPS = {"mps": Accelerator(1, bf16=False)}
 
 
-def test_float32_is_not_tf32():
-    torch.backends.cudnn.allow_tf32 = True
-    devices.exact_float32()
-    assert torch.backends.cudnn.allow_tf32 is False
-    assert torch.backends.cuda.matmul.allow_tf32 is False
+@pytest.mark.parametrize(
+    ("tf32", "deterministic", "device", "expected"),
+    [
+        (False, False, "cuda", (False, False)),
+        (True, False, "cuda:1", (True, False)),
+        (False, True, "cuda", (False, True)),
+        (True, True, "cpu", (False, False)),  # the CPU is exact and repeats itself
+    ],
+)
+def test_arithmetic_is_set_for_gpus_only(tf32, deterministic, device, expected, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    options = ModelOptions("fp32", device, tf32=tf32, deterministic=deterministic)
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        devices.set_arithmetic(options, device)
+
+        assert torch.backends.cudnn.allow_tf32 is expected[0]
+        assert torch.backends.cuda.matmul.allow_tf32 is expected[0]
+        assert torch.are_deterministic_algorithms_enabled() is expected[1]
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is expected[1]
+        words = " ".join(devices.arithmetic(device, "fp32"))
+        assert ("tf32" in words) is expected[0]
+    finally:
+        devices.set_arithmetic(ModelOptions(), "cpu")
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.parametrize(("deterministic", "flagged"), [(True, False), (False, True)])
+def test_a_fit_resumed_on_a_gpu_says_whether_it_is_exact(deterministic, flagged, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    services = Services(FeatureCache(enabled=False))
+
+    devices.report_resumed(services, "cpu", "a fit")
+    assert not services.flags
+    devices.report_resumed(services, "cuda:0", "a fit")
+
+    assert ("resumed_inexactly" in services.flags) is flagged
 
 
 @pytest.mark.parametrize("flags", [(), ("avx512_bf16",)])
@@ -31,6 +68,7 @@ def test_float32_is_not_tf32():
         (CUDA, ("auto", "cuda:1"), ("cuda:1", "bf16")),
         (CUDA, ("auto", "cpu"), ("cpu", None)),
         (CUDA, ("fp32", "auto"), ("cuda", "fp32")),
+        (OLD, ("auto", "auto"), ("cuda", "fp16")),
         (MPS, ("auto", "auto"), ("mps", "fp32")),
     ],
 )

@@ -40,6 +40,8 @@ SETTINGS = {
     "model.name": "OTHER",
     "model.precision": "fp16",
     "model.device": "auto",
+    "model.tf32": True,
+    "model.deterministic": True,
     "evaluation.split": "val",
     "evaluation.protocol": "mine",
     "evaluation.calibrate": False,
@@ -100,10 +102,18 @@ def test_every_key_is_tried():
 @pytest.mark.parametrize("key", SETTINGS)
 def test_the_id_has_every_key_that_affects_the_result(run_id, key):
     changes = declarations()[key].effect == "result"
-    # One run per seed; and the device that auto finds is the same one here.
-    if key in {"seeds", "model.device"}:
+    # One run per seed; the device that auto finds is the same one here, and a CPU always calculates exactly.
+    if key in {"seeds", "model.device", "model.tf32", "model.deterministic"}:
         changes = False
     assert (run_id(key, SETTINGS[key]) != run_id()) == changes
+
+
+@pytest.mark.parametrize("key", ["model.tf32", "model.deterministic"])
+def test_the_arithmetic_of_a_gpu_is_in_the_id(run_id, key, monkeypatch):
+    own = ModelOptions.arithmetic
+    monkeypatch.setattr(ModelOptions, "arithmetic", lambda options, _: own(options, "cuda"))
+
+    assert run_id(key, True) != run_id()
 
 
 def test_the_effective_number_of_threads_is_in_the_id(run_id, monkeypatch):

@@ -53,7 +53,7 @@ class FrozenFeatures:
             return self.model.encode_image(pixels, self.layer)
 
 
-def tensor(array: NDArray[Any], device: str = "cpu") -> torch.Tensor:
+def tensor(array: NDArray[Any], device: torch.device | str = "cpu") -> torch.Tensor:
     """Return a tensor with the values of an array, which may be read-only."""
     return placed(array, device)
 

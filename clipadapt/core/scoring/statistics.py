@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -332,21 +332,37 @@ def letters_of_ties(names: Sequence[str], different: Collection[tuple[str, str]]
     References:
         H.-P. Piepho, "An Algorithm for a Letter-Based Representation of All-Pairwise Comparisons", JCGS 2004.
     """
-    bit = {name: 1 << i for i, name in enumerate(names)}
-    sets = [(1 << len(names)) - 1] if names else []  # of names, as bits; none is a part of another
+    place = {name: i for i, name in enumerate(names)}
+    everything = (1 << len(names)) - 1
+    alike = [everything & ~(1 << i) for i in range(len(names))]  # names as bits
     for first, second in different:
-        one, two = bit[first], bit[second]
-        both = one | two
-        together = [s for s in sets if s & both == both]
-        if together:
-            kept = [s for s in sets if s & both != both]
-            split = dict.fromkeys(s & ~x for s in together for x in (one, two))
-            others = [*kept, *split]
-            # Only a new set can be a part of another one.
-            new = [s for s in split if s not in kept and not any(s & o == s != o for o in others)]
-            sets = [*kept, *new]
-    members = sorted([i for i in range(len(names)) if s >> i & 1] for s in sets)
-    return ["".join(_letter(k) for k, m in enumerate(members) if i in m) for i in range(len(names))]
+        i, j = place[first], place[second]
+        alike[i] &= ~(1 << j)
+        alike[j] &= ~(1 << i)
+    sets = sorted(map(_members, _cliques(alike, everything))) if names else []
+    return ["".join(_letter(k) for k, s in enumerate(sets) if i in s) for i in range(len(names))]
+
+
+def _cliques(
+    alike: Sequence[int], candidates: int, clique: int = 0, seen: int = 0
+) -> Iterator[int]:
+    """Yield the largest sets of members that are all alike, as bits (the algorithm of Bron and Kerbosch with a pivot).
+
+    The algorithm of Piepho yields the same sets, but between its steps there may be very many of them.
+    """
+    if not candidates:
+        if not seen:
+            yield clique
+        return
+    pivot = max(_members(candidates | seen), key=lambda k: (candidates & alike[k]).bit_count())
+    for k in _members(candidates & ~alike[pivot]):
+        yield from _cliques(alike, candidates & alike[k], clique | 1 << k, seen & alike[k])
+        candidates &= ~(1 << k)
+        seen |= 1 << k
+
+
+def _members(bits: int) -> list[int]:
+    return [k for k in range(bits.bit_length()) if bits >> k & 1]
 
 
 def _letter(k: int) -> str:

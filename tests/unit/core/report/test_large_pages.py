@@ -208,3 +208,15 @@ def test_letters_of_ties_are_those_of_the_sets(share):
         rng.shuffle(pairs)
         given = [(str(a), str(b)) for a, b in pairs]
         assert letters_of_ties(names, given) == letters_by_sets(names, given)
+
+
+def test_letters_of_forty_methods_are_found_at_once():
+    names = [f"m{i}" for i in range(40)]
+    far_apart = [(a, b) for i, a in enumerate(names) for j, b in enumerate(names) if j > i + 5]
+    rng = np.random.default_rng(0)
+    rng.shuffle(far_apart)  # with the first twenty pairs alone, there are thousands of sets
+
+    letters = letters_of_ties(names, [(str(a), str(b)) for a, b in far_apart])
+
+    assert len({x for word in letters for x in re.findall(r"[a-z]\d*", word)}) == 35
+    assert letters[0] == "a"

@@ -97,7 +97,7 @@ def _settings(asked: Asked, track: str) -> ExperimentConfig:
     ]
     if unused:
         raise ConfigError(
-            f"encode does not use {', '.join(map(visible, unused))}: nothing is trained or evaluated",
+            f"encode does not use {', '.join(map(visible, unused))}: it fills the feature cache and trains nothing",
             hint=f"leave it out; accepted are {', '.join(_USED)}",
         )
     baseline = tracks()[track].examples.baseline

@@ -76,6 +76,7 @@ def test_optimum_equals_scikit_learns(n, D, C):
             assert ours >= theirs * (1 - 1e-4), penalty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "D", "C"), [(80, 512, 20), (8, 64, 2), (48, 40, 12)])
 def test_separable_data_is_solved_for_every_penalty(n, D, C):
     x, y = separable(n, D, C)

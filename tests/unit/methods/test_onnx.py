@@ -17,6 +17,9 @@ from clipadapt.models import _pixels
 from tests.contract.conftest import settings
 from tests.unit.methods.conftest import context, method
 
+pytestmark = pytest.mark.slow
+
+
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 TOWERS = [
     ("linear_probe", "clip"),

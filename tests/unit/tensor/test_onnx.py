@@ -11,6 +11,9 @@ import torch
 from clipadapt.core.api.errors import ClipAdaptError, ModelError
 from clipadapt.tensor import onnx
 
+pytestmark = pytest.mark.slow
+
+
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 

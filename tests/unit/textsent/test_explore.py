@@ -151,6 +151,7 @@ def test_a_text_with_many_copies_is_counted_once_and_fast():
     assert found["near"][0] == {"splits": ["train"], "count": 1, "conflicts": 1}
 
 
+@pytest.mark.slow
 def test_a_search_that_would_take_too_long_is_reported_with_its_cost():
     words = [f"w{i}" for i in range(40)]
     rows = [

@@ -33,6 +33,9 @@ from textsent.methods.full_finetune import FullFinetune
 from textsent.methods.head import Head
 from textsent.methods.lora import LoRA, _adapted
 
+pytestmark = pytest.mark.slow
+
+
 METHODS = {"head": Head, "full_finetune": FullFinetune, "lora": LoRA, "bitfit": BitFit}
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "warmup_steps": 0.1}
 TEST = make_split(30, 2).inputs

@@ -146,6 +146,7 @@ def test_a_sweep_uses_the_threads_of_its_executor(tmp_path, monkeypatch):
     assert ids[0] == ids[2] != ids[1] == ids[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["clipadapt.models.openclip", "clipadapt.models.stitched", "textsent.models.huggingface"]
 )  # fmt: skip

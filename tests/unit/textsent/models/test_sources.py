@@ -111,6 +111,7 @@ def test_a_cached_model_needs_no_network(hub_cache: Path, monkeypatch: pytest.Mo
     assert identify("distilbert-base-uncased").name == "distilbert-base-uncased"
 
 
+@pytest.mark.slow
 def test_from_a_hub_cache_named_by_the_environment(tmp_path: Path) -> None:
     """In a separate process: the hub client reads the environment when it is imported."""
     tiny.write_to_cache(tmp_path / "hub", "org/model", "roberta")

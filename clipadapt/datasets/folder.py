@@ -150,6 +150,12 @@ def _places(root: Path, found: _Found) -> Mapping[str, SplitName | None]:
     # A class may be named "test": only a folder that contains class folders is a split.
     holding = {c: split for c, split in split_of.items() if subfolders(root / c)}
     alike = [] if holding else _alike(root, children)
+    if alike and all(_is_dataset(root / c) for c in alike):
+        raise DataError(
+            f"'{root}' contains no classes but {len(alike)} datasets, each with its own splits: {shown(alike)}",
+            hint="use one of them: "
+            + " or ".join(f"folder:{(root / c).as_posix()}" for c in alike[:3]),
+        )
     if alike and all(split_within(c) for c in alike):  # seg_train, seg_test
         split_of = holding = {c: split for c in alike if (split := split_within(c)) is not None}
     elif alike:
@@ -199,6 +205,12 @@ def _alike(root: Path, children: list[str]) -> list[str]:
     names = [inner for inner in inside.values() if len(inner) > 1]
     shared = len(names) > 1 and frozenset.intersection(*names)
     return [c for c in children if inside[c]] if shared and len(names) == len(children) else []
+
+
+def _is_dataset(folder: Path) -> bool:
+    """Return whether a folder contains splits with class folders in them, and nothing else."""
+    inside = subfolders(folder)
+    return len(inside) > 1 and all(split_named(c) and subfolders(folder / c) for c in inside)
 
 
 def _wraps_folders(folder: Path) -> bool:

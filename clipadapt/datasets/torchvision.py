@@ -297,7 +297,9 @@ def _plain(name: str) -> str:
 def _unknown(argument: str) -> UnknownNameError:
     own = (name.partition("/")[2] for name in DATASETS.names("clip"))
     names = sorted({*KNOWN, *SETS, *own} - {"torchvision"})
-    hint = "list them with 'clipadapt ls datasets'"
+    hint = "list them with 'clipadapt ls datasets'; a folder of your own images is folder:PATH"
+    if other := DATASETS.elsewhere(argument, "clip"):
+        hint = f"{other}; {hint}"
     if user_path(argument).exists():
         hint = f"for a folder of your own images write folder:{argument}"
     return unknown("dataset", argument, names, hint=hint)

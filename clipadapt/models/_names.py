@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from clipadapt.core.api.errors import ModelError, did_you_mean
+from clipadapt.core.api.registry import MODELS
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.files import hub
 from clipadapt.models import _transformers_clip
@@ -116,7 +117,9 @@ def parse(name: str) -> Name:
             "tags are on open_clip's page of pretrained models",
         )
     near = did_you_mean(name, ("stitched", *architectures()))
-    raise ModelError(f"unknown model '{name}'{near}", hint=f"accepted are {FORMS}")
+    other = MODELS.elsewhere(name, "clip")
+    hint = f"{other}; accepted are {FORMS}" if other else f"accepted are {FORMS}"
+    raise ModelError(f"unknown model '{name}'{near}", hint=hint)
 
 
 def _hub_name(name: str, rest: str) -> Name:

@@ -73,7 +73,7 @@ def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
 
 def unknown(kind: str, name: str, known: Sequence[str], *, hint: str = "") -> UnknownNameError:
     """Return the error for a name that is not among ``known``."""
-    near = did_you_mean(name, known) or ";"
+    near = did_you_mean(name, known) or "."
     short = name if len(name) <= MAX_COMPARED else f"{name[: MAX_COMPARED - 3]}..."
     return UnknownNameError(
         f"unknown {kind} '{short}'{near} Known: {', '.join(known) or 'none'}", hint=hint

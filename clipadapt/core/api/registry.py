@@ -188,8 +188,17 @@ class Registry(Generic[T]):
         known = tuple(n.partition("/")[2] for n in self.names(track))
         raise self._unknown(name, known, track)
 
+    def elsewhere(self, name: str, track: str) -> str:
+        """Return which command has a name that is unknown to a track, for hints; "" if none has it."""
+        scheme = name.partition(":")[0].strip().rpartition("/")[2].replace("-", "_")
+        found = (t for t in tracks() if t != track and f"{t}/{scheme}" in self.entries())
+        other = next(found, None)
+        return f"'{scheme}' is a {self.kind} of {program(other)}" if other else ""
+
     def _unknown(self, name: str, known: Sequence[str], track: str | None) -> UnknownNameError:
         hint = f"list them with '{program(track)} ls {self.kind}s'"
+        if other := self.elsewhere(name, track or DEFAULT_TRACK):
+            hint = f"{other}; {hint}"
         return unknown(self.kind, name, known, hint=hint)
 
 

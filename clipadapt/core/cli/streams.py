@@ -53,6 +53,8 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
             raise
         _end(f"there is not enough memory: {err or 'all of it is in use'}")
     except SystemExit as end:
+        if end.code == EXIT_USER_ERROR:
+            _say_next_step(end.__context__)
         if end.code == EXIT_INTERRUPTED:
             say("interrupted; complete runs are kept, and the same command resumes", err=True)
         try:
@@ -60,6 +62,18 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         except ClipAdaptError as err:
             _end(str(err))
         raise
+
+
+def _say_next_step(error: BaseException | None) -> None:
+    """Print what to type after a usage error, which Typer has printed and which is what made it exit."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return
+    if example := context.command.epilog:
+        say(example, err=True)
+    elif option := getattr(error, "option_name", None):
+        command = f"{context.command_path} COMMAND {option}"
+        say(f"Options come after the command that they belong to: {command} ...", err=True)
 
 
 def _end(message: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
@@ -207,7 +208,9 @@ def _validated(
     try:
         config = ExperimentConfig.model_validate(raw)
     except ValidationError as err:
-        faults += fault_lines(err, ExperimentConfig, "")
+        faults += fault_lines(err, ExperimentConfig, "", {"method": type(method)})
+        if not raw.get("data"):
+            faults = [_with_example(line, track) for line in faults]
     return config, method_name, method, faults
 
 
@@ -319,8 +322,30 @@ def _example(
     return f"{program(own)} validate {recipe} --set data.name={data}"
 
 
-def fault_lines(err: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
-    """Return one line per fault: key, message, the value given, the nearest valid key."""
+def _with_example(line: str, track: str) -> str:
+    """Return the line of a fault; one that says that no data is named also says how to name it."""
+    if not line.startswith("  data: Field required"):
+        return line
+    example = tracks()[track].examples.dataset
+    return (
+        f"{line}; name a dataset with --dataset, for example --dataset {example}, or set data.name"
+    )
+
+
+def fault_lines(
+    err: ValidationError,
+    model: type[BaseModel],
+    prefix: str,
+    sections: Mapping[str, type[BaseModel]] = MappingProxyType({}),
+) -> list[str]:
+    """Return one line per fault: key, message, the value given, the nearest valid key.
+
+    Args:
+        err: The faults.
+        model: The model that was to be valid.
+        prefix: What stands before its keys, such as ``method.``.
+        sections: Models beside its fields, by section; their keys may be suggested too.
+    """
     lines = []
     for fault in err.errors(include_url=False):
         if fault["type"] == "too_short" and fault["input"]:
@@ -330,13 +355,15 @@ def fault_lines(err: ValidationError, model: type[BaseModel], prefix: str) -> li
         got = "nothing" if fault["type"] == "missing" else shown(fault["input"])
         near = ""
         if fault["type"] == "extra_forbidden":
-            near = _nearest_key(model, fault["loc"])
+            near = _nearest_key(model, fault["loc"], sections)
         message = fault["msg"].removeprefix("Value error, ")
         lines.append(f"  {key}: {message} (got {got}){near}")
     return lines
 
 
-def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+def _nearest_key(
+    model: type[BaseModel], loc: tuple[int | str, ...], sections: Mapping[str, type[BaseModel]]
+) -> str:
     """Return the valid key that is nearest to a misspelt one, or all valid keys."""
     current: Any = model
     for part in loc[:-1]:
@@ -346,8 +373,10 @@ def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         if current is None:
             return ""
     keys = list(current.model_fields)
-    fields = current.model_fields.items() if len(loc) == 1 else ()
-    within = [f"{name}.{loc[-1]}" for name, field in fields if _has(field, str(loc[-1]))]
+    key, top = str(loc[-1]), len(loc) == 1
+    fields = current.model_fields.items() if top else ()
+    within = [f"{name}.{key}" for name, field in fields if _has(field, key)]
+    within += [f"{name}.{key}" for name, m in sections.items() if top and key in m.model_fields]
     if within:
         return f"; did you mean '{within[0]}'?"
     near = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.6)

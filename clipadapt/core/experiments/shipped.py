@@ -101,7 +101,7 @@ def find_config(
     listed = "configs" if kind == "recipe" else f"{kind}s"
     raise ConfigError(
         f"no config '{visible(name)}': neither a file nor a shipped {kind}"
-        f"{did_you_mean(bare, sorted(known)) or ';'} Known: {', '.join(sorted(known))}",
+        f"{did_you_mean(bare, sorted(known)) or '.'} Known: {', '.join(sorted(known))}",
         hint=f"list them with '{program(track)} ls {listed}'",
     )
 

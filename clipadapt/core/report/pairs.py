@@ -20,6 +20,7 @@ from clipadapt.core.report.formats import (
     format_count,
     format_difference,
     format_interval,
+    format_p_value,
     method_title,
     split_title,
 )
@@ -283,8 +284,8 @@ def _cells(p: Pair) -> list[str]:
         return [*cells, "-", "-", "-", _not_compared(p), "0", "-", "-"]
     c = p.comparison
     return [
-        *cells, format_difference(c.difference), f"{c.p_value:.4f}", f"{c.p_adjusted:.4f}", c.test,
-        format_count(c.n_examples), str(gained), str(len(p.changed) - gained),
+        *cells, format_difference(c.difference), format_p_value(c.p_value), format_p_value(c.p_adjusted),
+        c.test, format_count(c.n_examples), str(gained), str(len(p.changed) - gained),
     ]  # fmt: skip
 
 

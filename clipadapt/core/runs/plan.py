@@ -336,7 +336,7 @@ def _identify(experiment: Experiment, progress: Progress) -> tuple[ModelProvider
     if config.model is None:
         raise ConfigError(
             f"the method {experiment.method_name} needs a model, but none is set",
-            hint=f"for example --set model.name={tracks()[track].examples.model}",
+            hint=f"name one with --model, for example --model {tracks()[track].examples.model}, or set model.name",
         )
     with progress.track(f"find model {config.model.name}", None):
         resolved = MODELS.resolve(config.model.name, track)

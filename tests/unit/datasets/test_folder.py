@@ -498,6 +498,19 @@ def test_split_names_with_additional_words(tmp_path):
     assert data.classnames == ("blue", "red")
 
 
+def test_a_folder_of_datasets_names_them_instead_of_taking_them_for_classes(tmp_path):
+    for domain in ("photo", "sketch"):
+        for split in ("train", "val", "test"):
+            for i, colour in enumerate(("red", "blue")):
+                write(tmp_path / domain / split / colour / "1.png", (i, len(split), len(domain)))
+
+    with pytest.raises(DataError, match="no classes but 2 datasets, .*: photo, sketch") as caught:
+        open_(tmp_path)
+
+    assert f"folder:{tmp_path.as_posix()}/photo or folder:" in caught.value.hint
+    assert open_(tmp_path / "photo").splits == ("train", "val", "test")
+
+
 def test_outer_folders_with_the_same_subfolders_are_reported(tmp_path):
     for outer in ("fold1", "fold2"):
         for i, colour in enumerate(("red", "blue")):

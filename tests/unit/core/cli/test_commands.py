@@ -66,3 +66,53 @@ def test_a_folder_without_records_has_one_message_in_every_command(cli, tmp_path
         assert done.text.strip() == (
             f"error: {problem} '{folder}' hint: records are written by 'clipadapt run', into 'runs'"
         )
+
+
+@pytest.mark.parametrize(
+    ("typed", "next_step"),
+    [
+        (("zeroshot",), "Example: clipadapt zeroshot --model stitched --dataset"),
+        (("run", "--model", "stitched"), "Example: clipadapt run linear_probe-quick --model"),
+        (("run", "coop", "--shot", "4"), "Example: clipadapt run linear_probe-quick --model"),
+        (("--model", "stitched", "zeroshot"), "come after the command that they belong to"),
+    ],
+)
+def test_a_usage_error_ends_on_what_to_type(cli, typed, next_step):
+    done = cli(*typed)
+
+    assert done.code == 2
+    assert next_step in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+
+
+def test_help_and_success_end_on_no_advice(cli):
+    assert "Options come after" not in cli().err
+    assert cli("ls", "methods").err == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (("run", "linear_probe-quick", "--model", "stitched"), "name a dataset with --dataset"),
+        (("run", "zero_shot", "--dataset", "synthetic"), "--model stitched"),
+        (
+            ("validate", "coop-quick", "--dataset", "synthetic", "--set", "epochs=5"),
+            "epochs: Extra inputs are not permitted (got 5); did you mean 'method.epochs'?",
+        ),
+        (("zeroshot", "--model", "stitched", "--dataset", "pictures"), "images is folder:PATH"),
+        (
+            ("zeroshot", "--model", "stitched", "--dataset", "rotten_tomatoes:offline"),
+            "'rotten_tomatoes' is a dataset of textsent",
+        ),
+        (
+            ("zeroshot", "--model", "minilm", "--dataset", "synthetic"),
+            "'minilm' is a model of textsent",
+        ),
+    ],
+)
+def test_a_mistake_of_a_first_hour_says_what_to_type(cli, typed, expected):
+    done = cli(*typed)
+
+    assert done.code == 2
+    assert expected in done.err
+    assert "; Known" not in done.err

@@ -25,6 +25,7 @@ from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files.atomic import write_bytes
 from clipadapt.core.files.resume import resume_key
 from clipadapt.core.scoring.scores import nll, topk_accuracy
+from clipadapt.methods import _checkpoint
 from clipadapt.tensor.devices import report_resumed
 from clipadapt.tensor.moves import placed
 
@@ -454,7 +455,6 @@ class _Loop:
 
     def _save(self) -> None:
         import torch
-        from safetensors.torch import save
 
         tensors = {f"parameter.{n}": t.detach() for n, t in self.objective.tensors.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
@@ -465,10 +465,7 @@ class _Loop:
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimizer.{i}.{name}"] = value
-        plain = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-        state = json.dumps(dataclasses.asdict(self.state))
-        facts = {"key": self.key, "state": state, "check": _fingerprint(plain, self.key + state)}
-        content = save(plain, facts)
+        content = _checkpoint.packed(tensors, self.key, json.dumps(dataclasses.asdict(self.state)))
         try:
             self.ctx.work_dir.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path(), content)
@@ -483,29 +480,18 @@ class _Loop:
     def _resume(self) -> None:
         """Restore the checkpoint of an interrupted fit with the same key, if there is a valid one."""
         import torch
-        from safetensors import SafetensorError, safe_open
 
         path = self._path()
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            text = facts.get("key", "") + facts.get("state", "")
-            valid = facts.get("check") == _fingerprint(tensors, text)
-            damage = "" if valid else "its checksum differs"
-        except FileNotFoundError:
-            return
-        except (OSError, SafetensorError) as err:
-            damage = str(err)
-        if damage:
+        found = _checkpoint.read(path)
+        if isinstance(found, str):
             self.ctx.progress.note(
                 f"warning: {self.objective.name}: the checkpoint {path} is damaged and ignored "
-                f"({damage}); the fit starts from the beginning"
+                f"({found}); the fit starts from the beginning"
             )
+        if found is None or isinstance(found, str) or found.key != self.key:
             return
-        if facts.get("key") != self.key:
-            return
-        self.state = _State(**json.loads(facts["state"]))
+        tensors = found.tensors
+        self.state = _State(**json.loads(found.state))
         with torch.no_grad():
             for name, tensor in self.objective.tensors.items():
                 tensor.copy_(tensors[f"parameter.{name}"])
@@ -521,11 +507,11 @@ class _Loop:
                 place = value if entry == "step" else value.to(parameter.device)
                 self.optimizer.state[parameter][entry] = place
         torch.set_rng_state(tensors["rng"])
-        for i, gpu in enumerate(_gpus(self.objective.parameters)):
-            torch.cuda.set_rng_state(tensors[f"rng.{i}"], gpu)
+        for number, gpu in enumerate(_gpus(self.objective.parameters)):
+            torch.cuda.set_rng_state(tensors[f"rng.{number}"], gpu)
         self.ctx.progress.note(f"{self.objective.name}: resumed after step {self.state.step}")
-        place = str(self.parameters[0].device)
-        report_resumed(self.ctx.services, place, f"seed {self.ctx.seed} of {self.objective.name}")
+        device = str(self.parameters[0].device)
+        report_resumed(self.ctx.services, device, f"seed {self.ctx.seed} of {self.objective.name}")
 
 
 def _gpus(parameters: Mapping[str, torch.Tensor]) -> list[int]:
@@ -538,19 +524,6 @@ def _gpus(parameters: Mapping[str, torch.Tensor]) -> list[int]:
     return sorted(p.index or 0 for p in places)
 
 
-def _fingerprint(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
-    """Return a fast hash of the names, types, shapes and bytes of CPU tensors; not cryptographic."""
-    import torch
-    import xxhash
-
-    total = xxhash.xxh3_128(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def fit_key(
     objective: Objective, config: TrainingConfig, ctx: RunContext, steps: int | None
 ) -> str:
@@ -560,7 +533,7 @@ def fit_key(
     own = objective
     facts = [own.name, config.model_dump(mode="json"), ctx.seed, steps, own.n]
     shapes = [(n, tuple(p.shape)) for n, p in own.tensors.items()]
-    starts = _fingerprint({n: p.detach().cpu() for n, p in own.tensors.items()})
+    starts = _checkpoint.fingerprint({n: p.detach().cpu() for n, p in own.tensors.items()})
     more = [own.every, own.max_batches, own.prefer_last]
     whole = [*facts, *more, shapes, starts, own.key, str(torch.__version__)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

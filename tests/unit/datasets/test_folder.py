@@ -21,9 +21,9 @@ SKIP = DatasetOptions(on_bad_image="skip")
 NOTHING = {"images outside the class folders": 0, "unreadable images": 0}
 
 
-def write(path, colour):
+def write(path, colour, size=6):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (6, 6), colour).save(path)
+    Image.new("RGB", (size, size), colour).save(path)
 
 
 def open_(path, options=STRICT):
@@ -402,7 +402,9 @@ def test_every_supported_format_is_found(tmp_path):
     endings = ["jpg", "JPEG", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp"]
     endings += ["ppm", "pgm", "pbm", "avif", "jp2", "tga", "ico", "dib", "pcx"]
     for i, ending in enumerate(endings):
-        write(tmp_path / "test" / "a" / f"x.{ending}", (i, 0, 0))
+        write(
+            tmp_path / "test" / "a" / f"x.{ending}", (i, 0, 0), size=16
+        )  # Pillow 12's smallest icon
     write(tmp_path / "test" / "b" / "x.png", "red")
     shutil.copy(tmp_path / "test" / "b" / "x.png", tmp_path / "test" / "b" / "without ending")
     (tmp_path / "test" / "b" / "raw.heic").write_bytes(b"?")

@@ -189,12 +189,26 @@ def predict(
             "one of the texts is empty" if given else "there are no texts to predict",
             hint="give texts as arguments, with --file FILE, or one per line on stdin",
         )
+    for text in texts or ():
+        if _is_file(text):
+            say(
+                f"note: '{text}' is read as a text; for the lines of this file: --file {text}",
+                err=True,
+            )
     run = load_run(run_dir, on_stderr(), track="text")
     rule = make_rule(run, asked) if asked.wanted else None
     more = rule.apply if rule else None
     found = run.predict(Inputs(given, tuple(str(i) for i in range(len(given)))), top, more)
     predictions = [{**p, "input": text} for p, text in zip(found, given, strict=True)]
     print_predictions(run, predictions, as_json=as_json, rule=rule)
+
+
+def _is_file(text: str) -> bool:
+    """Return whether a text is the name of a file."""
+    try:
+        return "\n" not in text and Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or a null byte
+        return False
 
 
 def main() -> None:

@@ -256,6 +256,11 @@ def test_a_dry_run_prints_the_card_and_needs_no_hub(cli, hub, images, monkeypatc
     assert document["card"] == done.out
     assert "record.json" in document["files"]
 
+    unnamed = cli("push", images, "probe", "--dry-run")
+    assert unnamed.code == 2
+    assert "write ORG/NAME" in unnamed.err
+    assert unnamed.out == ""
+
 
 # ---------------------------------------------------------------- refused
 

@@ -517,6 +517,11 @@ def test_texts_come_from_stdin_by_either_way(cli, records, tmp_path, monkeypatch
     assert [p["label"] for p in plain] == ["pos", "neg"]
     assert from_stdin("-") == from_stdin("--file", "-") == plain
 
+    (tmp_path / "texts.txt").write_text("a fine plot\n")
+    done = cli("predict", run, "a dull plot", tmp_path / "texts.txt", program="textsent")
+    assert done.code == 0
+    assert done.err.count("is read as a text; for the lines of this file: --file") == 1
+
 
 @pytest.mark.parametrize("name", ["zero_shot", "linear_probe"])
 def test_the_python_api_and_the_command_give_one_answer(

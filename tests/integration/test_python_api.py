@@ -323,6 +323,10 @@ def test_text_models_encode_lists(tiny_texts, library):
         (lambda m, d: clipadapt.fit("coop", m, d, n_ct=4), "method.n_ct: .*did you mean 'n_ctx'"),
         (lambda m, d: clipadapt.fit("coop", None, d), "clip/coop needs a model, but none is set"),
         (
+            lambda m, d: clipadapt.fit("coop", clipadapt.load_dataset(d), m),
+            "(?s)a model is given by its name or as load_model.*model comes before the dataset",
+        ),
+        (
             lambda m, d: clipadapt.fit("coop", m, d, settings={"data.shot": 1}),
             "data.shot: .* did you mean 'shots'",
         ),

@@ -680,7 +680,7 @@ def test_duplicates_between_train_and_test_are_counted_and_flagged(cli, records,
         "near_by": "thumbnails",
         "shared_classes": None,
     }  # fmt: skip
-    assert done.err.count("1 examples of test have a copy in train") == 1
+    assert done.err.count("test has examples that are also in train: 1 with a copy: ") == 1
     assert off["leakage"] is None
     assert off["flags"] == ["duplicates_across_splits"]
 

@@ -196,7 +196,11 @@ class Registry(Generic[T]):
         return f"'{scheme}' is a {self.kind} of {program(other)}" if other else ""
 
     def _unknown(self, name: str, known: Sequence[str], track: str | None) -> UnknownNameError:
+        from clipadapt.core.api.user_input import user_path
+
         hint = f"list them with '{program(track)} ls {self.kind}s'"
+        if os.sep in name and user_path(name).exists():
+            hint = f"write what it is before the path: one of these names, then :{name}"
         if other := self.elsewhere(name, track or DEFAULT_TRACK):
             hint = f"{other}; {hint}"
         return unknown(self.kind, name, known, hint=hint)

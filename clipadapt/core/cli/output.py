@@ -55,7 +55,8 @@ def _fact_lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
         elif isinstance(value, int) and not isinstance(value, bool):
             lines.append(f"{indent}{key}: {value:,}")
         else:
-            shown = " ".join(_shown(item) for item in items if item != {})
+            parts = [_shown(item) for item in items if item != {}]
+            shown = ("; " if any(" " in part for part in parts) else " ").join(parts)
             lines.append(f"{indent}{key}: {shown or 'none'}")
     return lines
 

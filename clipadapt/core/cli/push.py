@@ -42,8 +42,7 @@ def push(
     from clipadapt.core.runs import publish
 
     model_card.check_licence(licence)
-    if not dry_run:
-        hub_upload.check_can_push(name)
+    (hub_upload.check_target if dry_run else hub_upload.check_can_push)(name)
     own = track_of(context)
     prepared = publish.prepare(run_dir, track=own.name, progress=on_stderr())
     card = model_card.render(prepared.record, prepared.classnames, name, licence)

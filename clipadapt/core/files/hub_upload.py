@@ -44,6 +44,20 @@ class Pushed:
     private: bool
 
 
+def check_target(name: str) -> None:
+    """Check the name of a repository to push to.
+
+    Raises:
+        ConfigError: If it is not ``ORG/NAME``.
+    """
+    if name.count("/") != 1:
+        raise ConfigError(
+            f"'{name}' is not the name of a model repository",
+            hint="write ORG/NAME, where ORG is your user name or an organization",
+        )
+    hub_client.check_name(Repo("model", name), ConfigError)
+
+
 def check_can_push(name: str) -> None:
     """Check the name, the network setting and the token, before anything is prepared.
 
@@ -53,12 +67,7 @@ def check_can_push(name: str) -> None:
     """
     from huggingface_hub import get_token, is_offline_mode
 
-    if name.count("/") != 1:
-        raise ConfigError(
-            f"'{name}' is not the name of a model repository",
-            hint="write ORG/NAME, where ORG is your user name or an organization",
-        )
-    hub_client.check_name(Repo("model", name), ConfigError)
+    check_target(name)
     if is_offline_mode():
         raise PushError(
             f"cannot push to '{name}': HF_HUB_OFFLINE is set", hint="unset it (or set it to 0)"

@@ -6,7 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, RecordError
+from clipadapt.core.api.errors import (
+    ClipAdaptError,
+    ConfigError,
+    DataError,
+    ModelError,
+    RecordError,
+)
 from clipadapt.core.api.registry import METHODS, program
 from clipadapt.core.api.user_input import user_path
 from clipadapt.core.cli.progress import on_stderr
@@ -361,6 +367,11 @@ def _keys(model: HasModel | str | None, dataset: DatasetHandle | PathLike) -> di
     if isinstance(model, str):
         found["model.name"] = model
     elif model is not None:
+        if not hasattr(model, "handle"):
+            raise ModelError(
+                f"a model is given by its name or as load_model returns it, got {model!r:.80}",
+                hint="the model comes before the dataset: fit(method, model, dataset)",
+            )
         found |= model.handle.settings()
     if isinstance(dataset, DatasetHandle):
         return found | dataset.settings()

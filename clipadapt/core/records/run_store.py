@@ -351,9 +351,12 @@ class RunStore:
             RecordError: If there is none, or it cannot be read.
         """
         if not (run_dir / RECORD).is_file():
+            hint = "name a folder <out>/<dataset>/<method>/<run id>"
+            if runs := RunStore(run_dir).folders():
+                latest = max(runs, key=lambda run: (run / RECORD).stat().st_mtime)
+                hint = f"it contains {len(runs):,} of them; the latest is {latest}"
             raise RecordError(
-                f"'{run_dir}' is not the folder of a run: it has no {RECORD}",
-                hint="name a folder <out>/<dataset>/<method>/<run id>",
+                f"'{run_dir}' is not the folder of a run: it has no {RECORD}", hint=hint
             )
         return read_record(run_dir / RECORD)
 

@@ -187,6 +187,15 @@ def _warnings(
     return found
 
 
+def _copies(overlap: leakage.Overlap) -> str:
+    """Return how many evaluated examples have an exact or a near copy among those used for training."""
+    said = {"a copy": overlap.exact, "a near copy": overlap.near or 0}
+    found = [f"{n:,} with {what}" for what, n in said.items() if n]
+    return f"{overlap.evaluated} has examples that are also in {overlap.trained}: " + ", ".join(
+        found
+    )
+
+
 def _find_leaks(spec: FitSpec, target: Target, progress: Progress) -> leakage.LeakageFacts | None:
     """Look for duplicates between the training and the evaluation data, and warn of them for the first seed."""
     config, home = spec.experiment.config, spec.opened.home
@@ -199,8 +208,7 @@ def _find_leaks(spec: FitSpec, target: Target, progress: Progress) -> leakage.Le
     for overlap in facts.overlaps:
         if overlap.found and spec.seed == config.seeds[0]:
             progress.note(
-                f"warning: {target.dataset.name}: {overlap.exact} examples of {overlap.evaluated} have a copy in "
-                f"{overlap.trained}, {overlap.near or 0} more a near copy: "
+                f"warning: {target.dataset.name}: {_copies(overlap)}: "
                 + " ~ ".join(overlap.examples[0])
             )
     return facts

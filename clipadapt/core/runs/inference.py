@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,6 @@ from clipadapt.core.api.errors import (
     ConfigError,
     ModelError,
     RecordError,
-    did_you_mean,
 )
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
 from clipadapt.core.api.registry import METHODS, MODELS, program, track_of, tracks
@@ -278,10 +278,10 @@ def export_run(
         reason = getattr(classifier, "export_reason", "")
         none = f"it has no export formats{': ' * bool(reason)}{reason}"
         accepted = f"accepted: {', '.join(formats)}" if formats else none
-        hint = f"use --format {formats[0]}" if formats else _own_files(loaded.record)
+        near = [*difflib.get_close_matches(form, formats, n=1), *formats]
+        hint = f"use --format {near[0]}" if near else _own_files(loaded.record)
         raise ConfigError(
-            f"a run of {loaded.record.method.name} cannot be exported as '{form}'"
-            f"{did_you_mean(form, formats) or ';'} {accepted}",
+            f"a run of {loaded.record.method.name} cannot be exported as '{form}'; {accepted}",
             hint=hint,
         )
     temperature = loaded.temperature

@@ -116,3 +116,12 @@ def test_a_mistake_of_a_first_hour_says_what_to_type(cli, typed, expected):
     assert done.code == 2
     assert expected in done.err
     assert "; Known" not in done.err
+
+
+def test_a_path_without_the_name_of_its_format_says_where_it_goes(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_app(build_app("text", "About."), ["doctor", "--dataset", str(tmp_path)])
+
+    assert end.value.code != 0
+    said = "".join(capsys.readouterr())
+    assert f"write what it is before the path: one of these names, then :{tmp_path}" in said

@@ -349,6 +349,16 @@ def test_a_missing_folder_is_a_clear_error(tmp_path):
         RunStore.load(tmp_path)
 
 
+def test_a_folder_of_runs_in_place_of_a_run_names_the_latest_one(tmp_path):
+    store = RunStore(tmp_path)
+    store.save(make_record(), make_predictions())
+
+    with pytest.raises(RecordError, match="is not the folder of a run") as caught:
+        RunStore.load(tmp_path)
+
+    assert caught.value.hint == f"it contains 1 of them; the latest is {store.folders()[0]}"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -231,6 +231,7 @@ def test_a_peft_adapter_is_written_whole(fitted, cli, tmp_path):
         ("coop", "clasifier", "did you mean 'classifier'?"),
         ("lora", "classifier", "cannot be exported as 'classifier'; accepted: openclip, peft"),
         ("lora", "open_clip", "did you mean 'openclip'?"),
+        ("linear_probe", "onx", "hint: use --format onnx"),
         ("full_finetune", "peft", "cannot be exported as 'peft'; accepted: openclip"),
         ("linear_probe", "hf", "cannot be exported as 'hf'; accepted: classifier, openclip"),
         ("tip_adapter", "classifer", "did you mean 'classifier'?"),

@@ -16,6 +16,7 @@ from clipadapt.core.api.errors import (
     ConfigError,
     ModelError,
     RecordError,
+    did_you_mean,
 )
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
 from clipadapt.core.api.registry import METHODS, MODELS, program, track_of, tracks
@@ -281,7 +282,8 @@ def export_run(
         near = [*difflib.get_close_matches(form, formats, n=1), *formats]
         hint = f"use --format {near[0]}" if near else _own_files(loaded.record)
         raise ConfigError(
-            f"a run of {loaded.record.method.name} cannot be exported as '{form}'; {accepted}",
+            f"a run of {loaded.record.method.name} cannot be exported as '{form}'"
+            f"{did_you_mean(form, formats) or ';'} {accepted}",
             hint=hint,
         )
     temperature = loaded.temperature

@@ -8,6 +8,7 @@ import pytest
 
 from clipadapt.core.api.registry import tracks
 from clipadapt.core.cli.app import build_app
+from clipadapt.core.cli.output import print_facts
 from clipadapt.core.cli.streams import run_app
 
 CONFIG = ("validate", "zero_shot", "--set", "data.name=synthetic", "--set", "model.name=stitched")
@@ -125,3 +126,9 @@ def test_a_path_without_the_name_of_its_format_says_where_it_goes(tmp_path, caps
     assert end.value.code != 0
     said = "".join(capsys.readouterr())
     assert f"write what it is before the path: one of these names, then :{tmp_path}" in said
+
+
+def test_sentences_in_a_list_of_facts_are_separated(capsys):
+    print_facts({"deviations": ["no refit", "own draws"], "trained": ["q", "v"]}, as_json=False)
+
+    assert capsys.readouterr().out == "deviations: no refit; own draws\ntrained: q v\n"

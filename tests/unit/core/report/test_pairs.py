@@ -43,6 +43,16 @@ def test_a_pair_has_its_paired_test_and_the_examples_that_changed(a, b):
     assert (first.label, first.first, first.second) == ("neg|ative", "positive", "neg|ative")
 
 
+def test_a_p_value_is_never_printed_as_zero(a, b):
+    save(a, "text/head", right(0))
+    save(b, "text/head", right(60))
+
+    text = render_comparisons(compared(a, b))
+
+    assert "below 0.0001" in text
+    assert "0.0000" not in text
+
+
 def test_what_differs_is_named_with_both_values(a, b):
     save(a, "text/head", right(10))
     changed = {"data": {"name": "reviews"}, "method": {"name": "text/head", "C": 2.0}}

@@ -323,6 +323,7 @@ def test_what_cannot_be_calibrated_is_refused(cli, held_out, images, tmp_path):
         "--coverage", "0.9", "--set-score", "acp"
     )
     assert "hint: --coverage 0.9\n" in message("--coverage", "90") + "\n"
+    assert "hint: --coverage 0.9\n" in message("--coverage", "2") + "\n"
     assert "hint: --reject-rate 0.05" in message("--reject-rate", "0")
     assert "--set-score only matters with --coverage" in message("--set-score", "aps")
     assert "there is no file or folder 'no/such'" in message(

@@ -52,7 +52,8 @@ class SetOptions:
             ("--reject-rate", self.reject_rate, 0.05),
         ):
             if value is not None and not 0 < value < 1:
-                hint = f"{option} {value / 100 if 1 < value < 100 else usual:g}"
+                meant = value / 100 if abs(value / 100 - usual) < 0.5 else usual  # percent
+                hint = f"{option} {meant if 0 < meant < 1 else usual:g}"
                 raise ConfigError(f"{option} must be between 0 and 1 (got {value:g})", hint=hint)
         if self.kind not in KINDS:
             raise ConfigError(

@@ -228,7 +228,7 @@ def test_a_method_without_a_model(wrong, pictures):
     text = wrong("run", "zero_shot", "--set", f"data.name=folder:{pictures}")
 
     assert "needs a model" in text
-    assert "model.name=stitched" in text
+    assert "--model stitched, or set model.name" in text
 
 
 def test_a_table_of_nothing(wrong, tmp_path):

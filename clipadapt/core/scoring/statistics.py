@@ -343,22 +343,27 @@ def letters_of_ties(names: Sequence[str], different: Collection[tuple[str, str]]
     return ["".join(_letter(k) for k, s in enumerate(sets) if i in s) for i in range(len(names))]
 
 
-def _cliques(
-    alike: Sequence[int], candidates: int, clique: int = 0, seen: int = 0
-) -> Iterator[int]:
+def _cliques(alike: Sequence[int], everything: int) -> Iterator[int]:
     """Yield the largest sets of members that are all alike, as bits (the algorithm of Bron and Kerbosch with a pivot).
 
-    The algorithm of Piepho yields the same sets, but between its steps there may be very many of them.
+    The algorithm of Piepho yields the same sets, but between its steps there may be very many of them. What is left to
+    do is a list, because a set may have more members than calls can be nested.
     """
-    if not candidates:
-        if not seen:
-            yield clique
-        return
-    pivot = max(_members(candidates | seen), key=lambda k: (candidates & alike[k]).bit_count())
-    for k in _members(candidates & ~alike[pivot]):
-        yield from _cliques(alike, candidates & alike[k], clique | 1 << k, seen & alike[k])
-        candidates &= ~(1 << k)
-        seen |= 1 << k
+    left = [(everything, 0, 0)]  # candidates, clique, members of cliques found before
+    while left:
+        candidates, clique, seen = left.pop()
+        if not candidates:
+            if not seen:
+                yield clique
+            continue
+        pivot, most = 0, -1
+        for k in _members(candidates | seen):
+            if (shared := (candidates & alike[k]).bit_count()) > most:
+                pivot, most = k, shared
+        for k in _members(candidates & ~alike[pivot]):
+            left.append((candidates & alike[k], clique | 1 << k, seen & alike[k]))
+            candidates &= ~(1 << k)
+            seen |= 1 << k
 
 
 def _members(bits: int) -> list[int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -298,6 +299,12 @@ def test_letters_of_ties() -> None:
     everyone = [(x, y) for i, x in enumerate(names) for y in names[i + 1 :]]
     assert letters_of_ties(names, everyone) == ["a", "b", "c", "d"]
     assert letters_of_ties([], []) == []
+
+
+def test_more_methods_may_share_a_letter_than_calls_can_be_nested() -> None:
+    names = [str(i) for i in range(sys.getrecursionlimit() + 200)]
+
+    assert letters_of_ties(names, [(names[0], names[-1])]) == ["a", *["ab"] * (len(names) - 2), "b"]
 
 
 def test_names_share_a_letter_exactly_if_they_do_not_differ() -> None:

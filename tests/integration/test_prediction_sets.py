@@ -453,3 +453,19 @@ def test_python_rejects_alone_and_refuses_what_the_command_refuses(on_val, image
         run.predict_sets([file], 0.99)
     with pytest.raises(DataError, match="that the run is evaluated on"):
         run.predict_sets([file], calibrate_on=tmp_path / "copied")
+
+
+def test_trained_examples_never_calibrate_a_trained_method(cli, on_val, held_out, images, tmp_path):
+    """A fit is surer of the examples that it is trained on than of new ones, so its sets would be too small."""
+    shutil.copytree(images / "train", tmp_path / "copied")
+
+    def given(folder):
+        picture_ = images / "test" / "red_thing" / "0.png"
+        arguments = ["predict", folder, picture_, "--coverage", "0.8"]
+        return cli(*arguments, "--calibrate-on", tmp_path / "copied")
+
+    refused = given(held_out)
+    assert refused.code == 2
+    assert "18 of the 18 examples" in refused.text
+    assert "are examples that the run is trained on" in refused.text
+    assert given(on_val).code == 0  # zero-shot is not trained

@@ -173,6 +173,12 @@ def find_copies(first: Inputs[Any], second: Inputs[Any]) -> Copies:
     return _copies(left, right, search)
 
 
+def find_exact_copies(first: Inputs[Any], second: Inputs[Any]) -> NDArray[np.int64]:
+    """Return the index in ``first`` of the equal example, for each of ``second``; -1 without one. Shape ``(m,)``."""
+    where = {content.tobytes(): i for i, content in enumerate(first.digests())}
+    return np.array([where.get(d.tobytes(), -1) for d in second.digests()], dtype=np.int64)
+
+
 def class_overlap(base: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
     """Return the names in ``new`` that are also in ``base``, ignoring case, punctuation and underscores."""
     known = {normalise(name) for name in base}
@@ -258,8 +264,7 @@ def _overlap(
 
 
 def _copies(left: _Side, right: _Side, search: _Search | None) -> Copies:
-    where = {content.tobytes(): i for i, content in enumerate(left.inputs.digests())}
-    exact = np.array([where.get(d.tobytes(), -1) for d in right.inputs.digests()], dtype=np.int64)
+    exact = find_exact_copies(left.inputs, right.inputs)
     near = None if search is None else search[1](left, right)
     if near is not None:
         near[exact >= 0] = -1

@@ -10,10 +10,12 @@ import numpy as np
 
 from clipadapt.core.api.data import DatasetOptions, Split
 from clipadapt.core.api.errors import ClipAdaptError, DataError, did_you_mean
+from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import DATASETS, track_of, tracks
 from clipadapt.core.data.draws import joined
 from clipadapt.core.data.labelled import class_key
-from clipadapt.core.data.leakage import find_copies
+from clipadapt.core.data.leakage import find_copies, find_exact_copies
+from clipadapt.core.runs.neighbours import training_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +30,8 @@ def open_labelled(run: LoadedRun, name: str) -> tuple[Split[Any], tuple[str, ...
     Of a dataset with splits these are val; of one without they are all.
 
     Raises:
-        DataError: If there are no such examples, a class is not one of the run, or the run is evaluated on one of them.
+        DataError: If there are no such examples, a class is not one of the run, or the run is trained or evaluated
+            on one of them.
     """
     track = track_of(run.record.method.name)
     resolved = DATASETS.resolve(_with_scheme(name, track), track)
@@ -63,7 +66,7 @@ def open_labelled(run: LoadedRun, name: str) -> tuple[Split[Any], tuple[str, ...
 
 
 def _check_copies(run: LoadedRun, name: str, inputs: Inputs[Any]) -> tuple[str, ...]:
-    """Look for examples that a run is evaluated on, by content, and return the caveats of calibrating without them.
+    """Look for examples that a run is trained or evaluated on, by content, and return the caveats.
 
     Raises:
         DataError: If there is one.
@@ -83,7 +86,35 @@ def _check_copies(run: LoadedRun, name: str, inputs: Inputs[Any]) -> tuple[str, 
                 hint="give other examples, or leave out --calibrate-on to use the run's val split",
             )
         near = near or (found.near is not None and bool((found.near >= 0).any()))
+    unchecked = not _require_untrained(run, name, inputs) or unchecked
     return (*(["copies"] if near else []), *(["unchecked"] if unchecked else []))
+
+
+def _require_untrained(run: LoadedRun, name: str, inputs: Inputs[Any]) -> bool:
+    """Check that a run is not trained on an example; return False if its training examples are not here.
+
+    Raises:
+        DataError: If it is. Its confidence in these examples is higher than in others, so sets would be too small.
+    """
+    data: Any = run.record.config["data"]
+    if not run.record.method.uses_train:
+        return True
+    if _open_again(run, str(data["name"]), data.get("on_bad_image", "error")) is None:
+        return False
+    try:
+        train = training_split(run.record, Silent()).inputs
+    except ClipAdaptError:
+        return False
+    equal = find_exact_copies(train, inputs)
+    found = np.flatnonzero(equal >= 0)
+    if found.size:
+        own, given = train.ids[equal[found[0]]], inputs.ids[found[0]]
+        raise DataError(
+            f"{found.size} of the {len(inputs)} examples of '{name}' are examples that the run is trained on "
+            f"('{given}' is '{own}'); sets calibrated on them are too small for new inputs",
+            hint="give other examples, or leave out --calibrate-on to use the run's val split",
+        )
+    return True
 
 
 def _evaluated(run: LoadedRun) -> Iterator[Inputs[Any] | None]:

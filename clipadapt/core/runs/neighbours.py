@@ -95,7 +95,7 @@ def neighbourhood(run: LoadedRun, progress: Progress | None = None) -> Neighbour
         raise RecordError(f"{name} has none")
     if run.backbone is None:
         raise RecordError(f"{name} has no model whose features could be compared")
-    train = _training_split(record, progress)
+    train = training_split(record, progress)
     n = len(train)
     if n > MOST:
         train = train.take(np.unique(np.linspace(0, n - 1, MOST).astype(np.int64)))
@@ -108,7 +108,7 @@ def features_of(run: LoadedRun, inputs: Inputs[Any]) -> NDArray[np.float32]:
     return tracks()[track_of(run.record.method.name)].trial.features(run.backbone, inputs)
 
 
-def _training_split(record: RunRecord, progress: Progress) -> Split[Any]:
+def training_split(record: RunRecord, progress: Progress) -> Split[Any]:
     """Return the training examples of a run.
 
     Raises:

@@ -58,7 +58,7 @@ CAVEATS: Final = {
     "selection": "the calibration examples also selected an epoch or a setting",
     "dataset": "the calibration examples are of another dataset than the evaluated ones",
     "copies": "some calibration examples are equal, or nearly, to examples that the run is evaluated on",
-    "unchecked": "the data of the run are not here, so copies of the examples it is evaluated on were not looked for",
+    "unchecked": "the data of the run are not here, so copies of them were not looked for",
     "balanced": "the calibration examples are a few-shot draw with equally many per class",
     "transductive": "a prediction of this method depends on the inputs given with it",
     "online": "a prediction of this method depends on the inputs before it",

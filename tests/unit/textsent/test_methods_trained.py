@@ -225,7 +225,7 @@ def test_the_export_is_loaded_by_the_libraries(tmp_path, ctx, name, architecture
         assert adapter["base_model_name_or_path"] == "tiny"
     else:
         assert fitted.export_formats == ("hf", "onnx")
-        with pytest.raises(UnknownNameError, match="unknown export format 'peft'; Known: hf, onnx"):
+        with pytest.raises(UnknownNameError, match="unknown export format 'peft'. Known: hf, onnx"):
             fitted.export("peft", tmp_path / "peft")
     for file in tmp_path.glob("*/*"):
         if file.suffix in {".json", ".md"}:

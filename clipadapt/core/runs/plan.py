@@ -97,7 +97,8 @@ class OpenExperiment:
 
     def run_id(self, seed: int, target: Target) -> str:
         """Return the id of one fit and evaluation; equal ids mean equal results."""
-        key = seed, self.targets.index(target)
+        # By identity: two targets that are alike would compare their examples.
+        key = seed, next(i for i, own in enumerate(self.targets) if own is target)
         if key not in self.ids:
             self.ids[key] = self._run_id(seed, target)
         return self.ids[key]

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipadapt.core.api.errors import unknown
-from clipadapt.core.api.method import Exported
+from clipadapt.core.api.method import Exported, require_format
 from clipadapt.core.files.atomic import write_json
 from clipadapt.methods._formula import Head
 
@@ -90,7 +89,7 @@ def export(
     Raises:
         UnknownNameError: If the format is not one of ``formats``.
     """
-    require(form, formats)
+    require_format(form, formats)
     dtype = dtype or model.dtype
     head = Head(tuple(classnames), arrays, formula, layer, score_kind, temperature)
     if form == "onnx":
@@ -189,13 +188,3 @@ def write(
     path.mkdir(parents=True, exist_ok=True)
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(whole, path / FILE, metadata=metadata)
-
-
-def require(form: str, formats: Sequence[str]) -> None:
-    """Check that a classifier has a format.
-
-    Raises:
-        UnknownNameError: If it does not.
-    """
-    if form not in formats:
-        raise unknown("export format", form, formats)

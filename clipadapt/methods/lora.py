@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat
 
 from clipadapt.core.api.errors import ConfigError, ModelError, did_you_mean
 from clipadapt.core.api.limits import Rank, Steps, Units, check_rank
+from clipadapt.core.api.method import require_format
 from clipadapt.core.data.templates import prompts_of
 from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
@@ -301,7 +302,6 @@ class Adapted:
             frozen = tensor(start, self.model.device)
             return lambda: frozen
         tokens = self.model.trim(self.model.tokenize(prompts_of(classnames, templates)))  # (C T, L)
-
         embeddings, alike = self.model.embed_tokens(tokens), leading(tokens)
 
         def features() -> torch.Tensor:
@@ -495,7 +495,7 @@ class LoRAClassifier:
         Raises:
             ModelError: If PEFT does not support the adapter for the model's attention.
         """
-        _export.require(form, self.export_formats)
+        require_format(form, self.export_formats)
         path.mkdir(parents=True, exist_ok=True)
         scale, bias = self._scale()
         state = None

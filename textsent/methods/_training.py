@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from clipadapt.core.api.errors import unknown
+from clipadapt.core.api.method import require_format
 from clipadapt.core.files import saved
 from clipadapt.core.files.resume import resume_key
 from textsent.methods import _task
@@ -123,8 +123,7 @@ class SequenceClassifier:
         """
         from textsent.methods import _export
 
-        if form not in self.export_formats:
-            raise unknown("export format", form, self.export_formats)
+        require_format(form, self.export_formats)
         if form == "onnx":
             return _export.as_onnx(
                 self.model, self.encoder, self.classnames, self.max_length, path, temperature

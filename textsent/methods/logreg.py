@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from clipadapt.core.api.errors import unknown
 from clipadapt.core.api.limits import Iterations, Penalty
+from clipadapt.core.api.method import require_format
 from clipadapt.core.files import saved
 from clipadapt.core.scoring.scores import nll, topk_accuracy
 from textsent.methods import _features, _logistic, _task
@@ -162,8 +162,7 @@ class LogRegClassifier:
             UnknownNameError: If there is no such format.
             ModelError: If the encoder cannot be written as ONNX.
         """
-        if form not in self.export_formats:
-            raise unknown("export format", form, self.export_formats)
+        require_format(form, self.export_formats)
         from textsent.methods import _feature_export
 
         arrays, formula = self.layer.exported()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from clipadapt.core.api.errors import unknown
 from clipadapt.core.api.limits import (
     MAX_EPOCHS,
     BatchSize,
@@ -17,6 +16,7 @@ from clipadapt.core.api.limits import (
     WarmupSteps,
     check_warmup,
 )
+from clipadapt.core.api.method import require_format
 from clipadapt.core.files import saved
 from textsent.methods import _logistic, _task, _training
 from textsent.methods._features import Reader, Scaler
@@ -263,8 +263,7 @@ class SetFitClassifier:
             UnknownNameError: If there is no such format.
             ModelError: If the encoder cannot be written as ONNX.
         """
-        if form not in self.export_formats:
-            raise unknown("export format", form, self.export_formats)
+        require_format(form, self.export_formats)
         from textsent.methods import _feature_export
 
         reader = Reader(self.encoder, -1, self.pooling, self.max_length)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from clipadapt.core.api.errors import unknown
+from clipadapt.core.api.method import require_format
 from clipadapt.core.files import saved
 from textsent.methods import _features, _task
 from textsent.methods._features import FeatureConfig, Reader, Scaler
@@ -299,8 +299,7 @@ class SVMClassifier:
             UnknownNameError: If there is no such format.
             ModelError: If the encoder cannot be written as ONNX.
         """
-        if form not in self.export_formats:
-            raise unknown("export format", form, self.export_formats)
+        require_format(form, self.export_formats)
         from textsent.methods import _feature_export
 
         arrays, formula = self.machine.exported(len(self.classnames))

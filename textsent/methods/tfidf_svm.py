@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from clipadapt.core.api.errors import DataError, unknown
+from clipadapt.core.api.errors import DataError
 from clipadapt.core.api.limits import Examples, Iterations, Penalty
-from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.api.method import MethodConfig, require_format
 from clipadapt.core.files import saved
 from textsent.methods import _task, _tfidf
 
@@ -190,8 +190,7 @@ class TfidfSVMClassifier:
             UnknownNameError: If there is no such format.
             ModelError: If the graph gives other probabilities.
         """
-        if form not in self.export_formats:
-            raise unknown("export format", form, self.export_formats)
+        require_format(form, self.export_formats)
         return _tfidf.export(form, path, self, temperature)
 
 

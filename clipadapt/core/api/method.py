@@ -16,10 +16,11 @@ from typing import (
     runtime_checkable,
 )
 
+from clipadapt.core.api.errors import unknown
 from clipadapt.core.api.strict import StrictModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -244,3 +245,13 @@ class Method(Protocol):
     def load(self, directory: Path, backbone: Any, /) -> Classifier:
         """Return the classifier written by ``save``; its scores are equal."""
         ...
+
+
+def require_format(form: str, formats: Sequence[str]) -> None:
+    """Check that a classifier has an export format.
+
+    Raises:
+        UnknownNameError: If it does not.
+    """
+    if form not in formats:
+        raise unknown("export format", form, formats)

@@ -15,7 +15,6 @@ import numpy as np
 
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError
-from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import MODELS, tracks
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.features.space import FLUSH_SECONDS, SEGMENT_BYTES
@@ -439,13 +438,12 @@ def load_backbone(plan: Extraction, services: Services, progress: Progress | Non
     model = plan.config.model
     assert model is not None
     set_threads(plan.threads)
-    options = ModelOptions(model.precision, model.device)
     resolved = MODELS.resolve(model.name, plan.track)
-    found = resolved.provider.identify(resolved.argument, options)
+    found = resolved.provider.identify(resolved.argument, model.options)
     own = plan.identity
     if (found.weights_sha256, found.dtype) != (own.weights_sha256, own.dtype):
         raise DataError(
             f"the model '{found.name}' of a worker differs from that of the driver",
             hint="give every machine of the cluster the same files and the same version of clipadapt",
         )
-    return ModelLoader(progress).backbone(resolved, options, found, services)
+    return ModelLoader(progress).backbone(resolved, model.options, found, services)

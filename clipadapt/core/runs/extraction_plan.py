@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.data import Inputs
 from clipadapt.core.api.errors import ConfigError, did_you_mean
-from clipadapt.core.api.model import ModelOptions
-from clipadapt.core.api.registry import MODELS, tracks
+from clipadapt.core.api.registry import tracks
 from clipadapt.core.api.user_input import shown, visible
 from clipadapt.core.data.targets import OpenDatasets, open_target
 from clipadapt.core.data.templates import prompts_of
 from clipadapt.core.experiments import config, dotted, shipped
 from clipadapt.core.files.hardware import default_threads
 from clipadapt.core.runs.extraction import Extraction
+from clipadapt.core.runs.plan import identify_model
 from clipadapt.core.runs.shards import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from clipadapt.core.api.data import Dataset, SplitName
-    from clipadapt.core.api.model import ModelIdentity
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.experiments.settings import ExperimentConfig
 
@@ -67,7 +66,8 @@ def plan_extraction(
     """
     chosen = _settings(asked, track)
     options = _features(asked.features, track)
-    identity = _identify(chosen, track, progress)
+    assert chosen.model is not None
+    _, identity = identify_model(chosen.model, track, progress)
     opened = OpenDatasets()
     dataset = opened.get(chosen.data.name, chosen.data, track, progress)
     parts: list[Part] = []
@@ -133,17 +133,6 @@ def _features(given: Sequence[str], track: str) -> dict[str, Any]:
                 hint=f"leave it out for {default}",
             )
     return {**own.encode_options, **own.feature_options, **asked}
-
-
-def _identify(chosen: ExperimentConfig, track: str, progress: Progress) -> ModelIdentity:
-    assert chosen.model is not None
-    with progress.track(f"find model {chosen.model.name}", None):
-        resolved = MODELS.resolve(chosen.model.name, track)
-        options = ModelOptions(chosen.model.precision, chosen.model.device)
-        identity = resolved.provider.identify(resolved.argument, options)
-    for note in identity.notes:
-        progress.note(f"warning: {identity.name}: {note}")
-    return identity
 
 
 def _all_splits(dataset: Dataset[Any]) -> tuple[SplitName, ...]:

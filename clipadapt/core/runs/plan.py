@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from clipadapt.core.data.draws import Draw
     from clipadapt.core.data.targets import Target
     from clipadapt.core.experiments.config import Experiment
-    from clipadapt.core.experiments.settings import DataConfig
+    from clipadapt.core.experiments.settings import DataConfig, ModelConfig
     from clipadapt.core.records.run_store import RunStore
     from clipadapt.core.records.schema import RunRecord
 
@@ -339,9 +339,20 @@ def _identify(experiment: Experiment, progress: Progress) -> tuple[ModelProvider
             f"the method {experiment.method_name} needs a model, but none is set",
             hint=f"name one with --model, for example --model {tracks()[track].examples.model}, or set model.name",
         )
-    with progress.track(f"find model {config.model.name}", None):
-        resolved = MODELS.resolve(config.model.name, track)
-        identity = resolved.provider.identify(resolved.argument, config.model.options)
+    return identify_model(config.model, track, progress)
+
+
+def identify_model(
+    model: ModelConfig, track: str, progress: Progress
+) -> tuple[ModelProvider, ModelIdentity]:
+    """Find a model, hash its weights and show its notes.
+
+    Raises:
+        ModelError: If it is not available; the message says what would work.
+    """
+    with progress.track(f"find model {model.name}", None):
+        resolved = MODELS.resolve(model.name, track)
+        identity = resolved.provider.identify(resolved.argument, model.options)
     for note in identity.notes:
         progress.note(f"warning: {identity.name}: {note}")
     return resolved.provider, identity

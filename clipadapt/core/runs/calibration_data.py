@@ -15,7 +15,7 @@ from clipadapt.core.api.registry import DATASETS, track_of, tracks
 from clipadapt.core.data.draws import joined
 from clipadapt.core.data.labelled import class_key
 from clipadapt.core.data.leakage import find_copies, find_exact_copies
-from clipadapt.core.runs.neighbours import training_split
+from clipadapt.core.runs.reuse import training_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +99,7 @@ def _require_untrained(run: LoadedRun, name: str, inputs: Inputs[Any]) -> bool:
     data: Any = run.record.config["data"]
     if not run.record.method.uses_train:
         return True
-    if _open_again(run, str(data["name"]), data.get("on_bad_image", "error")) is None:
+    if not _may_open(run, str(data["name"])):
         return False
     try:
         train = training_split(run.record, Silent()).inputs
@@ -141,13 +141,23 @@ def _evaluated(run: LoadedRun) -> Iterator[Inputs[Any] | None]:
             yield data.split(split).inputs
 
 
+def _may_open(run: LoadedRun, name: str) -> bool:
+    """Return whether a dataset of a run may be opened: nothing is downloaded for a run from elsewhere."""
+    if run.folder.name == run.record.run_id:
+        return True
+    try:
+        argument = DATASETS.resolve(name, track_of(run.record.method.name)).argument
+    except ClipAdaptError:
+        return False
+    return bool(argument) and Path(argument.partition("?")[0]).expanduser().exists()
+
+
 def _open_again(run: LoadedRun, name: str, on_bad: OnBadImage) -> Dataset[Any] | None:
-    """Return a dataset of a run, None if it is not here; nothing is downloaded for a run from elsewhere."""
+    """Return a dataset of a run, None if it is not here."""
+    if not _may_open(run, name):
+        return None
     try:
         resolved = DATASETS.resolve(name, track_of(run.record.method.name))
-        path = Path(resolved.argument.partition("?")[0]).expanduser()
-        if run.folder.name != run.record.run_id and not (resolved.argument and path.exists()):
-            return None
         found: Dataset[Any] = resolved.provider(resolved.argument, DatasetOptions(on_bad))
     except ClipAdaptError:
         return None

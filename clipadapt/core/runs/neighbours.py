@@ -9,20 +9,16 @@ import numpy as np
 
 from clipadapt.core.api.errors import RecordError
 from clipadapt.core.api.progress import Silent
-from clipadapt.core.api.registry import METHODS, track_of, tracks
-from clipadapt.core.data.draws import draw_task, joined
-from clipadapt.core.data.targets import OpenDatasets
-from clipadapt.core.runs.plan import open_home, read_manifests
-from clipadapt.core.runs.reuse import experiment_of
+from clipadapt.core.api.registry import track_of, tracks
+from clipadapt.core.runs.reuse import training_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from clipadapt.core.api.data import Inputs, Split
+    from clipadapt.core.api.data import Inputs
     from clipadapt.core.api.progress import Progress
-    from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.runs.inference import LoadedRun
 
 MOST: Final = 20_000
@@ -106,28 +102,6 @@ def neighbourhood(run: LoadedRun, progress: Progress | None = None) -> Neighbour
 def features_of(run: LoadedRun, inputs: Inputs[Any]) -> NDArray[np.float32]:
     """Return the features of inputs that are compared, shape ``(n, D)``."""
     return tracks()[track_of(run.record.method.name)].trial.features(run.backbone, inputs)
-
-
-def training_split(record: RunRecord, progress: Progress) -> Split[Any]:
-    """Return the training examples of a run.
-
-    Raises:
-        RecordError: If they are not those of the run.
-        ClipAdaptError: If they cannot be opened.
-    """
-    experiment = experiment_of(record)
-    method = METHODS.get(record.method.name)
-    home = open_home(experiment, method, progress, OpenDatasets())
-    if home.dataset.fingerprint != record.data.sha256:
-        raise RecordError(f"'{home.dataset.name}' has changed since the run")
-    manifests = read_manifests(experiment, home, progress)
-    draw = draw_task(home, experiment, manifests.get(record.seed), record.seed)
-    train, drawn = draw.task.train, draw.manifest and draw.manifest.sha256
-    if train is not None and draw.task.val is not None and "refit_on_val" in record.flags:
-        train = joined(train, draw.task.val)
-    if train is None or len(train) != record.data.n_train or drawn != record.data.manifest_sha256:
-        raise RecordError("the draw of the run cannot be repeated here")
-    return train
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Evaluate a saved fit on a further target, without fitting again."""
+"""Use a saved fit again, without fitting: evaluate it on a further target, or open what it was trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import ConfigError, RecordError
-from clipadapt.core.data.draws import draw_task
+from clipadapt.core.api.registry import METHODS
+from clipadapt.core.data.draws import draw_task, joined
+from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.experiments import config
 from clipadapt.core.records.environment import reset_peak_memory
 from clipadapt.core.records.reading import read_file
@@ -16,7 +18,7 @@ from clipadapt.core.records.run_store import HISTORY
 from clipadapt.core.runs.evaluate import evaluate
 from clipadapt.core.runs.fit import FitResult, calibrate, draw_flags
 from clipadapt.core.runs.inference import load_fit, local_name
-from clipadapt.core.runs.plan import FitSpec, check_dataset_names
+from clipadapt.core.runs.plan import FitSpec, check_dataset_names, open_home, read_manifests
 from clipadapt.core.runs.record import write_record
 from clipadapt.core.runs.session import Session
 
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from clipadapt.core.api.data import Split
     from clipadapt.core.api.progress import Progress
-    from clipadapt.core.data.targets import OpenDatasets, Target
+    from clipadapt.core.data.targets import Target
     from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.records.schema import RunRecord
     from clipadapt.core.runs.models import ModelLoader
@@ -120,6 +123,28 @@ def _evaluate(
     written = opened.record(record.seed, target)
     assert written is not None
     return written
+
+
+def training_split(record: RunRecord, progress: Progress) -> Split[Any]:
+    """Return the training examples of a run.
+
+    Raises:
+        RecordError: If they are not those of the run.
+        ClipAdaptError: If they cannot be opened.
+    """
+    experiment = experiment_of(record)
+    method = METHODS.get(record.method.name)
+    home = open_home(experiment, method, progress, OpenDatasets())
+    if home.dataset.fingerprint != record.data.sha256:
+        raise RecordError(f"'{home.dataset.name}' has changed since the run")
+    manifests = read_manifests(experiment, home, progress)
+    draw = draw_task(home, experiment, manifests.get(record.seed), record.seed)
+    train, drawn = draw.task.train, draw.manifest and draw.manifest.sha256
+    if train is not None and draw.task.val is not None and "refit_on_val" in record.flags:
+        train = joined(train, draw.task.val)
+    if train is None or len(train) != record.data.n_train or drawn != record.data.manifest_sha256:
+        raise RecordError("the draw of the run cannot be repeated here")
+    return train
 
 
 def experiment_of(record: RunRecord, also: Sequence[Mapping[str, Any]] = ()) -> Experiment:

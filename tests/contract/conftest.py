@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,15 +108,17 @@ class Case:
         )
         return RunContext(seed, folder, services)
 
-    def state(self) -> str:
-        """Hash of the current weights of the backbone."""
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of the current weights of the backbone, as bytes."""
         if self.backbone is None:
-            return ""
-        total = hashlib.sha256()
-        for key, tensor in self.backbone.module.state_dict().items():
-            total.update(key.encode())
-            total.update(tensor.detach().cpu().float().numpy().tobytes())
-        return total.hexdigest()
+            return {}
+        tensors = self.backbone.module.state_dict().items()
+        return {n: t.detach().reshape(-1).numpy().view(np.uint8).copy() for n, t in tensors}
+
+    def is_as(self, before: dict[str, np.ndarray]) -> bool:
+        """Return whether the weights of the backbone are equal to those before, bit for bit."""
+        now = self.state()
+        return now.keys() == before.keys() and all(np.array_equal(now[n], before[n]) for n in now)
 
 
 def reviews() -> tuple[Task[str], Inputs[str]]:
@@ -153,28 +155,37 @@ class Fitted:
 
     Attributes:
         case: The case.
-        before: Hash of the backbone's weights before the fit.
+        before: The backbone's weights before the fit.
         classifier: The fitted classifier.
         scores: Its scores of the inputs.
     """
 
     case: Case
-    before: str
+    before: dict[str, np.ndarray]
     classifier: Any
     scores: np.ndarray
 
 
-def build_case(
-    name: str, family: str, tiny_models: dict[str, str], tiny_texts: dict[str, str]
-) -> Case:
+@pytest.fixture(scope="session")
+def backbones(tiny_models: dict[str, str], tiny_texts: dict[str, str]) -> Callable[[str], Any]:
+    """Load the model of a family, once for all methods: none of them changes it, as a test checks."""
+
+    @functools.cache
+    def load(family: str) -> Any:
+        named = tiny_models[family] if family in CLIP_FAMILIES else tiny_texts[family]
+        found = MODELS.resolve(named, "clip" if family in CLIP_FAMILIES else "text")
+        services = Services(FeatureCache(enabled=False), workers=1)
+        return found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
+
+    return load
+
+
+def build_case(name: str, family: str, backbones: Callable[[str], Any]) -> Case:
     """Build the case of a method and a family; skip if the method does not serve it."""
     method_class = METHODS.get(name)
     backbone = None
     if method_class.requires is not None:
-        named = tiny_models[family] if name.startswith("clip/") else tiny_texts[family]
-        found = MODELS.resolve(named, name.partition("/")[0])
-        services = Services(FeatureCache(enabled=False), workers=1)
-        backbone = found.provider.load(found.argument, ModelOptions("fp32", "cpu"), services)
+        backbone = backbones(family)
         if not isinstance(backbone, method_class.requires):
             pytest.skip(f"{name} does not serve the family {family}")
     task, inputs = pictures() if name.startswith("clip/") else reviews()
@@ -183,11 +194,9 @@ def build_case(
 
 
 @pytest.fixture
-def tiny_case(
-    tiny_models: dict[str, str], tiny_texts: dict[str, str]
-) -> Callable[[str, str], Case]:
+def tiny_case(backbones: Callable[[str], Any]) -> Callable[[str, str], Case]:
     """Build the case of a method and a family."""
-    return lambda name, family: build_case(name, family, tiny_models, tiny_texts)
+    return lambda name, family: build_case(name, family, backbones)
 
 
 # `make test-fast` fits every method on the first family of its track only.
@@ -205,11 +214,10 @@ PARAMS = [
 def fitted(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    tiny_models: dict[str, str],
-    tiny_texts: dict[str, str],
+    backbones: Callable[[str], Any],
 ) -> Fitted:
     """Fit the method of a case; pytest runs all tests of one case after each other."""
-    case = build_case(*request.param, tiny_models, tiny_texts)
+    case = build_case(*request.param, backbones)
     before = case.state()
     folder = tmp_path_factory.mktemp("fitted")
     classifier = case.method.fit(case.backbone, case.task, case.context(folder))

@@ -7,14 +7,14 @@ of two devices in one operation, ``.numpy()`` of what is not on the CPU, and on 
 from __future__ import annotations
 
 import contextlib
-import traceback
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from clipadapt.tensor.devices import Accelerator
 
@@ -127,7 +127,7 @@ def moved(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if isinstance(other, torch.Tensor):
         args = (place_of(other), other.dtype, *args[1:])
     device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(
-        *map(renamed, args), **tree_map(renamed, kwargs)
+        *map(renamed, args), **{k: renamed(v) for k, v in kwargs.items()}
     )
     place = place_of(x) if device is None else with_index(device)
     dtype = dtype or x.dtype
@@ -167,8 +167,9 @@ def renamed(value: Any) -> Any:
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    flat, spec = tree_flatten((args, kwargs))
-    tensors = [t for t in flat if isinstance(t, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    plain_args = [inner(a, tensors) for a in args]
+    plain_kwargs = {k: inner(v, tensors) for k, v in kwargs.items()} if kwargs else {}
     place = next((t.place for t in tensors if isinstance(t, Claimed)), torch.device("cpu"))
     if func is not aten.copy_.default:
         check_places(func, args, tensors)
@@ -176,27 +177,49 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         waited("a copy")
     if waits_for(func, args, tensors):
         waited(str(func))
-    device = kwargs.get("device")
-    if (
-        device is not None and torch.device(device).type != "cpu"
-    ):  # autograd itself requests the CPU
-        place = with_index(device)
-    flat = [t.inner if isinstance(t, Claimed) else t for t in flat]
-    plain_args, plain_kwargs = tree_unflatten(flat, spec)
-    if plain_kwargs.get("device") is not None:
-        plain_kwargs["device"] = torch.device("cpu")
-    plain_kwargs.pop("pin_memory", None)
+    if plain_kwargs:
+        device = plain_kwargs.get("device")
+        if device is not None:
+            if torch.device(device).type != "cpu":  # autograd itself requests the CPU
+                place = with_index(device)
+            plain_kwargs["device"] = torch.device("cpu")
+        plain_kwargs.pop("pin_memory", None)
     with torch._C._DisableTorchDispatch():
         out = func(*plain_args, **plain_kwargs)
     if out is None:
         return None
-    written = {
-        i for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write
-    }
-    if written and not isinstance(out, list | tuple):
-        first = min(written)
-        return args[first] if first < len(args) else kwargs[func._schema.arguments[first].name]
-    return tree_map(lambda v: claimed(v, place) if isinstance(v, torch.Tensor) else v, out)
+    first, name = written(func)
+    if name is not None and not isinstance(out, list | tuple):
+        return args[first] if first < len(args) else kwargs[name]
+    return mapped(lambda v: claimed(v, place), out)
+
+
+def mapped(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """Return an argument or a result of an operation with its tensors changed; lists may hold them."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(change, v) for v in value)
+    return value
+
+
+def inner(value: Any, found: list[torch.Tensor]) -> Any:
+    """Return an argument as the CPU takes it; its tensors are appended to ``found``."""
+
+    def taken(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor.inner if isinstance(tensor, Claimed) else tensor
+
+    return mapped(taken, value)
+
+
+@functools.cache
+def written(func: Any) -> tuple[int, str | None]:
+    """Return position and name of the first argument that an operation writes to."""
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info and argument.alias_info.is_write:
+            return i, argument.name
+    return -1, None
 
 
 def waits_for(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> bool:
@@ -211,9 +234,13 @@ def waits_for(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> 
 
 def waited(what: str) -> None:
     """Note where the host waits."""
-    frames = [f for f in traceback.extract_stack() if "/tests/" not in f.filename]
-    own = [f for f in frames if "/clipadapt/" in f.filename or "/textsent/" in f.filename]
-    places = [f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in own[-3:]]
+    places: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None and len(places) < 3:
+        name = frame.f_code.co_filename
+        if "/tests/" not in name and ("/clipadapt/" in name or "/textsent/" in name):
+            places.insert(0, f"{name.rpartition('/')[2]}:{frame.f_lineno}")
+        frame = frame.f_back
     waits.append(f"{what} in {' > '.join(places)}")
 
 

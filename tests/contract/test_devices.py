@@ -9,7 +9,7 @@ from clipadapt.core.api.context import Services
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import METHODS, MODELS
 from clipadapt.core.features.cache import FeatureCache
-from tests.contract.conftest import CASES
+from tests.contract.conftest import CASES, build_case
 from tests.contract.fake_device import fake_device
 
 pytestmark = pytest.mark.slow
@@ -18,17 +18,22 @@ FAMILIES = ("clip", "hf", "roberta")
 WITH_MODEL = [c for c in CASES if METHODS.get(c[0]).requires is not None and c[1] in FAMILIES]
 
 
+@pytest.fixture(scope="module", params=WITH_MODEL, ids="-".join)
+def on_cpu(request, backbones, tmp_path_factory):
+    """A case and its scores on the CPU, for all devices."""
+    case = build_case(*request.param, backbones)
+    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path_factory.mktemp("cpu")))
+    return case, request.param[1], fitted.predict_scores(case.inputs)
+
+
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
-@pytest.mark.parametrize(("name", "family"), WITH_MODEL)
 def test_fit_predict_save_and_load_stay_on_the_device(
-    name, family, device, tiny_case, tiny_models, tiny_texts, tmp_path, monkeypatch
+    on_cpu, device, tiny_models, tiny_texts, tmp_path, monkeypatch
 ):
-    case = tiny_case(name, family)
-    on_cpu = case.method.fit(case.backbone, case.task, case.context(tmp_path / "cpu"))
-    want = on_cpu.predict_scores(case.inputs)
+    case, family, want = on_cpu
 
     with fake_device(device.partition(":")[0], monkeypatch):
-        track = name.partition("/")[0]
+        track = case.name.partition("/")[0]
         found = MODELS.resolve((tiny_models if track == "clip" else tiny_texts)[family], track)
         services = Services(FeatureCache(enabled=False), workers=1)
         backbone = found.provider.load(found.argument, ModelOptions("fp32", device), services)
@@ -43,6 +48,6 @@ def test_fit_predict_save_and_load_stay_on_the_device(
 
         assert set(before.values()) == {device.partition(":")[0]}
         assert {n: t.device.type for n, t in backbone.module.state_dict().items()} == before
-        if "lora" not in name:  # its dropout masks are drawn on the device
+        if "lora" not in case.name:  # its dropout masks are drawn on the device
             np.testing.assert_allclose(scores, want, rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(loaded.predict_scores(case.inputs), scores)

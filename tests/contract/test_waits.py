@@ -39,7 +39,7 @@ def test_more_steps_do_not_wait_more_often(name, tiny_case, tiny_models, tmp_pat
             context = case.context(tmp_path / str(batch))
             context.services = services
             simulated.waits.clear()
-            method(method.Config(**given | {"batch_size": batch, "epochs": 2})).fit(
+            method(method.Config(**given | {"batch_size": batch, "epochs": 1})).fit(
                 backbone, task, context
             )
             found.append(Counter(simulated.waits))

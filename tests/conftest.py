@@ -39,6 +39,10 @@ def pytest_collection_finish() -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for the whole session, so that nothing of the user's is read or written."""
     folder = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the model 'stitched' is built once for all processes
+        models = tmp_path_factory.getbasetemp().parent / "models"
+        models.mkdir(exist_ok=True)
+        (folder / "models").symlink_to(models)
     os.environ["CLIPADAPT_CACHE"] = str(folder)
     return folder
 

@@ -100,7 +100,7 @@ def test_help_and_success_end_on_no_advice(cli):
             ("validate", "coop-quick", "--dataset", "synthetic", "--set", "epochs=5"),
             "epochs: Extra inputs are not permitted (got 5); did you mean 'method.epochs'?",
         ),
-        (("zeroshot", "--model", "stitched", "--dataset", "pictures"), "images is folder:PATH"),
+        (("zeroshot", "--model", "MODEL", "--dataset", "pictures"), "images is folder:PATH"),
         (
             ("zeroshot", "--model", "stitched", "--dataset", "rotten_tomatoes:offline"),
             "'rotten_tomatoes' is a dataset of textsent",
@@ -111,8 +111,8 @@ def test_help_and_success_end_on_no_advice(cli):
         ),
     ],
 )
-def test_a_mistake_of_a_first_hour_says_what_to_type(cli, typed, expected):
-    done = cli(*typed)
+def test_a_mistake_of_a_first_hour_says_what_to_type(cli, typed, expected, tiny_clip):
+    done = cli(*(tiny_clip if word == "MODEL" else word for word in typed))
 
     assert done.code == 2
     assert expected in done.err

@@ -146,6 +146,7 @@ def _take_turns(root: str, n: int) -> None:
         claims.close()
 
 
+@pytest.mark.slow
 def test_claims_exclude_each_other_while_their_files_come_and_go(tmp_path):
     (tmp_path / "counter").write_text("0")
     spawn = multiprocessing.get_context("spawn")

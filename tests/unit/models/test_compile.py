@@ -20,6 +20,15 @@ from tests.unit.models.test_openclip import pictures
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch, tmp_path):
+    """Compile here: each process of the compiler would import torch first."""
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor, "compile_threads", 1)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+
 def load(name: str, store: FeatureCache):
     found = MODELS.resolve(name, "clip")
     services = Services(store, workers=1)
@@ -30,12 +39,9 @@ def load(name: str, store: FeatureCache):
     shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
     reason="no C++ compiler, or no headers of Python",
 )
-def test_compiled_features_equal_the_others_and_are_cached_separately(
-    tiny_models, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+def test_compiled_features_equal_the_others_and_are_cached_separately(tiny_models, tmp_path):
     store = FeatureCache(tmp_path / "store")
-    model = load(tiny_models["hf"], store)
+    model = load(tiny_models["clip"], store)
     inputs = pictures(5)
     plain = model.encode(inputs, "image")
     assert len(store.ls()) == 1
@@ -55,10 +61,9 @@ def test_compiled_features_equal_the_others_and_are_cached_separately(
     assert counters["stats"]["unique_graphs"] == graphs > 0
 
 
-def test_a_missing_compiler_is_one_message(tiny_models, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_one_message(tiny_models, monkeypatch):
     import torch._inductor.config as inductor
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     model = load(tiny_models["clip"], FeatureCache(enabled=False))
     model = model.with_services(replace(model.services, compile=True))

@@ -15,12 +15,13 @@ import pytest
 
 from clipadapt.core.runs import leftovers
 from clipadapt.core.runs.claims import FOLDER, Claims
+from tests import kills
 from tests.watch import matching
 
 pytestmark = pytest.mark.slow
 
 
-# A method without a framework that writes slowly to every place where methods write.
+# A method without a framework that writes to every place where methods write.
 METHOD = """
 import os, time
 from pathlib import Path
@@ -46,7 +47,6 @@ class Writer:
             for i in range(5):
                 (new / f"part{i}").write_bytes(b"0" * 1000)
                 (scratch / f"part{i}").write_bytes(b"0" * 1000)
-                time.sleep(0.02)
                 while "GATE" in os.environ and not Path(os.environ["GATE"]).exists():
                     time.sleep(0.01)
         return Classifier(task.classnames)
@@ -68,7 +68,7 @@ class Classifier:
 
 METHOD = Writer
 """
-MAIN = "from clipadapt.cli import main; main()"
+MAIN = "from tests import kills; kills.arm(); from clipadapt.cli import main; main()"
 
 
 @pytest.fixture
@@ -96,12 +96,13 @@ def start(place: Path, *words: object, **more: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def run(place: Path, seed: int, *, held: bool = False) -> subprocess.Popen:
+def run(place: Path, seed: int, *, held: bool = False, **more: str) -> subprocess.Popen:
     """Start a run; a held one stops in its fit, after the first of its files, until :func:`release`."""
     settings = ("data.name=synthetic:3x6", f"seeds=[{seed}]")
     words = [word for setting in settings for word in ("--set", setting)]
-    gate = {"GATE": str(place / "gate")} if held else {}
-    return start(place, "run", place / "writer.yaml", *words, "--out", place / "runs", **gate)
+    if held:
+        more["GATE"] = str(place / "gate")
+    return start(place, "run", place / "writer.yaml", *words, "--out", place / "runs", **more)
 
 
 def release(place: Path) -> None:
@@ -130,15 +131,12 @@ def leftovers_in(place: Path) -> list[str]:
 def test_after_twenty_kills_a_complete_run_and_a_prune_remove_all_leftovers(place):
     rng, seen = random.Random(0), set()
     for seed in range(20):
-        before = set(place.glob("runs/.work/*"))
-        process = run(place, seed)
-        # At a random moment after its first file.
-        while set(place.glob("runs/.work/*")) <= before:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.15))
-        process.kill()
+        # Anywhere between its first file and its record.
+        process = run(
+            place, seed, **kills.killed_at(place, rng.randrange(1, 38), after="checkpoint")
+        )
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
         seen |= {name.split("/")[0] for name in leftovers_in(place)}
         assert len([n for n in leftovers_in(place) if ".tmp-" in n or n.startswith("tmp/")]) <= 4
     assert seen == {"cache", "runs", "tmp"}, "nothing was left that could be removed"

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from clipadapt.core.files.atomic import files_below
-
-# The console script, with a checkpoint after each step instead of every ten seconds.
-PROGRAM = """
+STEP = 40
+# The console script, with a checkpoint after each step; it ends, as by kill -9, after the one of step 40.
+PROGRAM = f"""
+import os, signal
 from clipadapt.methods import _training
-_training.CHECKPOINT_SECONDS = 0.0
+
+def save(loop):
+    loop._read()
+    loop._save()
+    if loop.state.step == {STEP}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+_training._Loop._save_if_due = save
 from clipadapt.cli import main
 main()
 """
@@ -26,14 +33,20 @@ TRAININGS = {
 }
 
 
-def command(recipe: str, model: str, out: Path) -> list[str]:
+def words(recipe: str, model: str, out: Path) -> list[str]:
     settings = [
         f"model.name={model}", "data.name=synthetic:3x8", "data.shots=4", "seeds=[1]", "threads=1",
         "method.epochs=60", "method.augment=none", "method.batch_size=5",
         *(f"method.{s}" for s in TRAININGS[recipe]),
     ]  # fmt: skip
-    words = [w for s in settings for w in ("--set", s)]
-    return [sys.executable, "-c", PROGRAM, "run", recipe, *words, "--out", str(out), "--json"]
+    return [
+        "run",
+        recipe,
+        *(w for s in settings for w in ("--set", s)),
+        "--out",
+        str(out),
+        "--json",
+    ]
 
 
 def only(root: Path, name: str) -> Path:
@@ -43,43 +56,32 @@ def only(root: Path, name: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", TRAININGS)
-def test_a_killed_training_resumes_to_equal_predictions(recipe, tiny_clip, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def finished(out: Path) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(recipe, tiny_clip, out), capture_output=True, text=True, env=environment, check=False
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done
-
-    uninterrupted = finished(tmp_path / "uninterrupted")
+def test_a_killed_training_resumes_to_equal_predictions(recipe, tiny_clip, tmp_path, cli):
+    uninterrupted = cli(*words(recipe, tiny_clip, tmp_path / "uninterrupted"))
+    assert uninterrupted.code == 0, uninterrupted.err
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(recipe, tiny_clip, out),
+    killed = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words(recipe, tiny_clip, out)],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
     )
-    deadline = time.monotonic() + 120
-    while not list(files_below(out, "checkpoint.safetensors")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.2)
-    assert process.poll() is None, "the training ended before it could be killed"
-    process.kill()
-    process.wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(out.rglob("checkpoint.safetensors"))) == 1
     assert not list(out.rglob("record.json"))
 
-    resumed = finished(out)
+    resumed = cli(*words(recipe, tiny_clip, out))
 
-    (note,) = [line for line in resumed.stderr.splitlines() if "resumed after step" in line]
-    assert 0 < int(note.rsplit(" ", 1)[1]) < 60 * 3
+    assert resumed.code == 0, resumed.err
+    (note,) = [line for line in resumed.err.splitlines() if "resumed after step" in line]
+    assert note.endswith(f" {STEP}")
     for name in ("predictions.npz", "history.jsonl", "classifier.safetensors"):
         assert (
             only(out, name).read_bytes() == only(tmp_path / "uninterrupted", name).read_bytes()
         ), name
-    records = [json.loads(d.stdout)["records"][0] for d in (uninterrupted, resumed)]
+    records = [json.loads(done.out)["records"][0] for done in (uninterrupted, resumed)]
     same = ("run_id", "fit_id", "selection", "calibration", "metrics", "predictions_sha256", "attempt")  # fmt: skip
     for key in same:
         assert records[0][key] == records[1][key], key

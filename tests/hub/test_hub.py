@@ -138,9 +138,15 @@ def test_a_revision_of_each_kind_of_repository(hub):
 
 @pytest.mark.slow
 def test_two_processes_on_a_blank_cache(hub, tmp_path):
+    # Without the imports of this file, which take seconds.
     code = (
-        "from tests.hub.test_hub import identify, open_\n"
-        "print(identify('hf-hub:org/siglip').weights_sha256, open_('hf:org/pets').fingerprint)\n"
+        "from clipadapt.core.api.data import DatasetOptions\n"
+        "from clipadapt.core.api.model import ModelOptions\n"
+        "from clipadapt.core.api.registry import DATASETS, MODELS\n"
+        "model = MODELS.resolve('hf-hub:org/siglip', 'clip')\n"
+        "data = DATASETS.resolve('hf:org/pets', 'clip')\n"
+        "known = model.provider.identify(model.argument, ModelOptions('fp32', 'cpu'))\n"
+        "print(known.weights_sha256, data.provider(data.argument, DatasetOptions()).fingerprint)\n"
     )
     env = {**os.environ, **hub.env(tmp_path / "home")}
     command = [sys.executable, "-c", code]

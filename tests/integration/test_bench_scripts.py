@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -94,24 +93,24 @@ def test_a_quick_run_writes_its_table(name, script, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_measurement_runs_in_a_process_of_its_own(tmp_path):
-    """As a user starts it; a setting of ours reaches the measurement, and a wrong one ends it with its message."""
-    target = tmp_path / "table.md"
-    command = [sys.executable, str(BENCH / "coop.py"), "--quick", "--isolate", "--augment", "none"]
+def test_a_measurement_runs_in_a_process_of_its_own(script, tmp_path, capsys, monkeypatch):
+    """A setting of ours reaches the measurement, and a wrong one ends the script with its message."""
+    target, coop = tmp_path / "table.md", script("coop")
+    given = ["--quick", "--isolate", "--augment", "none", "--output", str(target)]
+    pairs = {"reference, fp32": ("reference", "fp32"), "ours, fp32": ("ours", "fp32")}
 
-    def run(setting: str) -> subprocess.CompletedProcess[str]:
-        more = ["--set", setting, "--output", str(target)]
-        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+    monkeypatch.setattr(coop, "VARIANTS", pairs)
+    coop.main([*given, "--set", "method.class_chunk=2"])
 
-    done = run("method.class_chunk=2")
-    assert done.returncode == 0, done.stderr
-    assert "each in a new process" in done.stdout
-    assert "Changed settings of clipadapt: method.class_chunk=2." in done.stdout
-    assert len(checked(target.read_text(encoding="utf-8"))) == 3
+    printed = capsys.readouterr().out
+    assert "each in a new process" in printed
+    assert "Changed settings of clipadapt: method.class_chunk=2." in printed
+    assert len(checked(target.read_text(encoding="utf-8"))) == 2
 
-    wrong = run("method.class_chnk=2")
-    assert wrong.returncode != 0
-    assert "class_chunk" in wrong.stderr
+    monkeypatch.setattr(coop, "VARIANTS", {"ours, fp32": ("ours", "fp32")})
+    with pytest.raises(SystemExit) as end:
+        coop.main([*given, "--set", "method.class_chnk=2"])
+    assert "class_chunk" in str(end.value.code)
 
 
 @pytest.mark.parametrize("name", QUICK)

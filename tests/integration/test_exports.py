@@ -441,6 +441,7 @@ def test_an_export_of_stitched_needs_no_hub_and_gives_its_scores(photos, tmp_pat
         "import open_clip; open_clip.create_model_and_transforms('local-dir:mine'); print('loaded')"
     )
     env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "blank"), "PATH": ""}
+    env["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-c", load]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.stdout == "loaded\n", done.stderr[-2000:]

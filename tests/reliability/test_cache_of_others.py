@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,7 +17,23 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-PROGRAM = "import sys; from {0}.cli import main; main()"
+# Several commands after each other: a process for each would import the package each time.
+PROGRAM = """
+import contextlib, io, json, sys
+from clipadapt.core.cli.streams import run_app
+from {0}.cli import app
+
+done = []
+for words in json.loads(sys.argv[1]):
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            run_app(app, words)
+        except SystemExit as end:
+            code = end.code or 0
+    done.append((code, err.getvalue()))
+print(json.dumps(done))
+"""
 PR_CAPBSET_DROP = 24
 
 
@@ -25,19 +43,29 @@ def _as_an_ordinary_user() -> None:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Run a command to which file modes apply, even as root."""
+class Done(NamedTuple):
+    """Exit code and messages of a command."""
 
-    def call(*words: object, program: str = "clipadapt", **environment: str):
+    code: int
+    err: str
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """Run commands to which file modes apply, even as root."""
+
+    def call(*commands: tuple[object, ...], program: str = "clipadapt", **environment: str):
         given = {k: v for k, v in os.environ.items() if k != "CLIPADAPT_CACHE"}
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(program), *map(str, words)],
+        words = json.dumps([[str(w) for w in command] for command in commands])
+        process = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(program), words],
             env=given | environment, capture_output=True, text=True, check=False, timeout=120,
             preexec_fn=_as_an_ordinary_user, cwd=tmp_path,
         )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        assert process.returncode == 0, process.stderr
+        found = [Done(*one) for one in json.loads(process.stdout)]
+        assert not [one for one in found if "Traceback" in one.err]
+        return found
 
     yield call
     for folder, folders, _ in os.walk(tmp_path):  # pytest removes it later
@@ -66,53 +94,56 @@ def cache(tmp_path) -> Path:
 
 @pytest.mark.parametrize("mode", [0o000, 0o555])
 @pytest.mark.parametrize("which", ["space", "top", "features", "cache", "segment"])
-def test_cache_commands_report_what_they_cannot_do(command, cache, tmp_path, which, mode):
+def test_cache_commands_report_what_they_cannot_do(commands, cache, tmp_path, which, mode):
     segment = next(cache.glob("features/*/*/*.safetensors"))
     paths = {
         "segment": segment, "space": segment.parent, "top": segment.parent.parent,
         "features": cache / "features", "cache": cache,
     }  # fmt: skip
     paths[which].chmod(mode)
-    for words in (("ls",), ("verify", "--json"), ("prune", "--all")):
-        done = command("cache", *words, CLIPADAPT_CACHE=str(cache))
-        assert done.returncode in {0, 2}, done.stderr
-        if done.returncode == 2:
-            assert "hint: set CLIPADAPT_CACHE" in done.stderr
+    words = [("ls",), ("verify", "--json"), ("prune", "--all"), ("prune",)]
+    found = commands(*(("cache", *w) for w in words), CLIPADAPT_CACHE=str(cache))
+    for done in found:
+        assert done.code in {0, 2}, done.err
+        if done.code == 2:
+            assert "hint: set CLIPADAPT_CACHE" in done.err
     if which == "space" and mode == 0:
-        done = command("cache", "prune", CLIPADAPT_CACHE=str(cache))
-        assert f"cannot read or remove {segment.parent}" in done.stderr
+        assert f"cannot read or remove {segment.parent}" in found[-1].err
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o555])
-def test_a_run_works_with_a_cache_it_may_not_use(command, tiny_clip, cache, mode):
+def test_a_run_works_with_a_cache_it_may_not_use(commands, tiny_clip, cache, mode):
     for folder in (*cache.glob("features/*/*"), *cache.glob("features/*"), *cache.iterdir(), cache):
         folder.chmod(mode)
-    done = command(*zeroshot(tiny_clip, "runs"), CLIPADAPT_CACHE=str(cache))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cannot write to the feature cache") == 1
-    assert "CLIPADAPT_CACHE" in done.stderr
+    (done,) = commands(zeroshot(tiny_clip, "runs"), CLIPADAPT_CACHE=str(cache))
+    assert done.code == 0, done.err
+    assert done.err.count("cannot write to the feature cache") == 1
+    assert "CLIPADAPT_CACHE" in done.err
 
 
 @pytest.mark.parametrize("program", ["clipadapt", "textsent"])
-def test_a_home_that_cannot_be_created(command, program):
-    for words in (("ls",), ("verify",), ("prune",)):
-        done = command("cache", *words, program=program, HOME="/proc/nowhere")
-        assert done.returncode == 0, done.stderr
+def test_a_home_that_cannot_be_created(commands, program):
+    words = [("cache", "ls"), ("cache", "verify"), ("cache", "prune")]
+    for done in commands(*words, program=program, HOME="/proc/nowhere"):
+        assert done.code == 0, done.err
 
 
-def test_runs_work_where_no_cache_can_be_created(command, tiny_clip, tmp_path):
-    done = command(*zeroshot(tiny_clip, "runs"), HOME="/proc/nowhere")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cannot write to the feature cache") == 1
+def test_runs_work_where_no_cache_can_be_created(commands, tiny_clip, tmp_path):
+    run, refused = commands(
+        zeroshot(tiny_clip, "runs"),
+        ("zeroshot", "--model", "stitched", "--dataset", "synthetic:3x6"),
+        HOME="/proc/nowhere",
+    )
+    assert run.code == 0, run.err
+    assert run.err.count("cannot write to the feature cache") == 1
+    assert refused.code == 2
+    assert "hint: set CLIPADAPT_CACHE" in refused.err
     rows = [f"{'good' if i % 2 else 'bad'} film {i},{'pos' if i % 2 else 'neg'}" for i in range(40)]
     (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]))
-    words = ("run", "tfidf_svm", "--set", "data.name=csv:t.csv", "--out", "runs2")
-    done = command(*words, program="textsent", HOME="/proc/nowhere")
-    assert done.returncode == 0, done.stderr
-    words = ("explore", "--dataset", "csv:t.csv", "--out", "e")
-    done = command(*words, program="textsent", HOME="/proc/nowhere")
-    assert done.returncode == 0, done.stderr
-    words = ("zeroshot", "--model", "stitched", "--dataset", "synthetic:3x6")
-    done = command(*words, HOME="/proc/nowhere")
-    assert done.returncode == 2
-    assert "hint: set CLIPADAPT_CACHE" in done.stderr
+    for done in commands(
+        ("run", "tfidf_svm", "--set", "data.name=csv:t.csv", "--out", "runs2"),
+        ("explore", "--dataset", "csv:t.csv", "--out", "e"),
+        program="textsent",
+        HOME="/proc/nowhere",
+    ):
+        assert done.code == 0, done.err

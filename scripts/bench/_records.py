@@ -6,9 +6,11 @@ a share for the label; runs on the same examples agree on which are hard, as tho
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -115,19 +117,32 @@ class _Data:
         return own
 
 
-def write_records(root: Path, images: Path, sweep: Sweep) -> int:
-    """Write the records of a sweep into ``root`` and its images into ``images``; return the number of records."""
+def write_records(root: Path, images: Path, sweep: Sweep, processes: int = 1) -> int:
+    """Write the records of a sweep into ``root`` and its images into ``images``; return the number of records.
+
+    Args:
+        root: Folder of the records.
+        images: Folder of the images.
+        sweep: What is generated; the records are the same for any number of processes.
+        processes: Datasets that are generated at a time.
+    """
+    write = partial(_write_dataset, root, images, sweep)
+    if processes == 1:
+        return sum(map(write, sweep.datasets))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return sum(pool.map(write, sweep.datasets))
+
+
+def _write_dataset(root: Path, images: Path, sweep: Sweep, name: str) -> int:
     store, where = RunStore(root), environment(threads=1)
-    written = 0
-    for name in sweep.datasets:
-        data = _Data(images, name, sweep)
-        for m, (recipe, model) in enumerate(sweep.kinds):
-            for shots in sweep.shots:
-                experiment = data.experiment(recipe, model, shots)
-                strength = 3.0 + 0.35 * np.log2(shots) + 0.6 * np.sin(m + data.rng.normal() / 4)
-                for seed in range(1, sweep.seeds + 1):
-                    _write(store, data, experiment, float(strength), seed, where)
-                    written += 1
+    data, written = _Data(images, name, sweep), 0
+    for m, (recipe, model) in enumerate(sweep.kinds):
+        for shots in sweep.shots:
+            experiment = data.experiment(recipe, model, shots)
+            strength = 3.0 + 0.35 * np.log2(shots) + 0.6 * np.sin(m + data.rng.normal() / 4)
+            for seed in range(1, sweep.seeds + 1):
+                _write(store, data, experiment, float(strength), seed, where)
+                written += 1
     return written
 
 

@@ -22,11 +22,12 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "pipeline": ({"pipeline", "tower alone", "decode alone"}, 6),
     "growth": ({"40 images", "3 classes", "2 shots"}, 14),
     "sweep": ({"every fast path", "all off"}, 2),
-    "report": ({"`table`", "`report`", "40 records", "20 runs"}, 8),
+    "report": ({"`table`, the second", "`report`", "40 records"}, 10),
+    "bookkeeping": ({"the same again, complete", "20 runs"}, 6),
     "store": ({"store every row", "which rows are stored", "50", "100"}, 12),
     "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
 }
-SLOW = {"growth", "report", "startup", "sweep", "zeroshot"}
+SLOW = {"bookkeeping", "growth", "report", "startup", "sweep", "zeroshot"}
 
 
 @pytest.fixture

@@ -59,9 +59,10 @@ def read_epochs(run_dir: Path, record: RunRecord | None = None) -> tuple[Epoch, 
     if content is None:
         return ()
     by_epoch: dict[float, list[Mapping[str, Any]]] = {}
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, step in enumerate(_steps(content), start=1):
         try:
-            step = json.loads(line)
+            if isinstance(step, bytes):
+                step = json.loads(step)
             if step.get("epoch") is not None:
                 by_epoch.setdefault(float(step["epoch"]), []).append(step)
         except (ValueError, TypeError, AttributeError) as err:
@@ -79,6 +80,17 @@ def read_epochs(run_dir: Path, record: RunRecord | None = None) -> tuple[Epoch, 
         )
         for epoch, steps in sorted(by_epoch.items())
     )
+
+
+def _steps(content: bytes) -> list[Any]:
+    """Return what each line holds, parsed together; the lines as they are if that is not possible."""
+    lines = content.splitlines()
+    try:
+        steps: list[Any] = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        return list(lines)
+    whole = len(steps) == len(lines) and all(isinstance(step, dict) for step in steps)
+    return steps if whole else list(lines)
 
 
 def loss_rise(epochs: Sequence[Epoch]) -> float | None:
@@ -115,6 +127,9 @@ def run_folder(store: RunStore, record: RunRecord) -> Path:
     Raises:
         RecordError: If the record is not below the store's root.
     """
+    known = store.loaded_from(record.run_id)
+    if known is not None:
+        return known
     for folder in (store.root, store.run_dir(record)):
         if (folder / RECORD).is_file():
             return folder

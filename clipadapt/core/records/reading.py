@@ -9,29 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
-from pydantic_core import SchemaValidator
 
 from clipadapt.core.api.errors import DamagedError, RecordError
 from clipadapt.core.files.checksums import sha256_file, unsealed
 from clipadapt.core.records.migrations import SCHEMA_VERSION, upgrade
+from clipadapt.core.records.parsing import CURRENT, fast_validator
 from clipadapt.core.records.schema import RunRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pydantic_core import SchemaValidator
+
+    from clipadapt.core.records.parsing import RecordParser
+
 RERUN: Final = "run the experiment again; damaged files are kept aside"
 _OTHER_VERSION: Final = (
     "read it with the version of clipadapt that wrote it, or name another folder"
 )
-_CURRENT: Final = f'{{\n  "schema_version": {SCHEMA_VERSION},'.encode()
-"""How a record of the current version begins."""
 
 
-def read_record(path: Path) -> RunRecord:
+def read_record(path: Path, parser: RecordParser | None = None) -> RunRecord:
     """Return the record in a ``record.json``.
+
+    Args:
+        path: The file.
+        parser: Parser that reads many records and holds what they share.
 
     Raises:
         RecordError: If it cannot be read, is damaged, or was written by a newer clipadapt.
@@ -40,11 +46,11 @@ def read_record(path: Path) -> RunRecord:
         content = path.read_bytes()
     except OSError as err:
         raise RecordError(f"cannot read {path}: {err.strerror or err}") from err
-    return parse_record(content, path)
+    return parse_record(content, path, parser)
 
 
-def read_record_if_present(path: Path) -> RunRecord | None:
-    """Return the record, or None if there is none or another process is replacing it.
+def read_record_if_present(path: Path, parser: RecordParser | None = None) -> RunRecord | None:
+    """Return the record, or None if there is none or another process is replacing it; see :func:`read_record`.
 
     Raises:
         RecordError: As :func:`read_record`.
@@ -52,14 +58,14 @@ def read_record_if_present(path: Path) -> RunRecord | None:
     if not path.is_file():
         return None
     try:
-        return read_record(path)
+        return read_record(path, parser)
     except RecordError:
         if path.is_file():
             raise
         return None
 
 
-def parse_record(content: bytes, path: Path) -> RunRecord:
+def parse_record(content: bytes, path: Path, parser: RecordParser | None = None) -> RunRecord:
     """Return the record in the content of a ``record.json``; ``path`` is for messages only.
 
     Raises:
@@ -69,7 +75,7 @@ def parse_record(content: bytes, path: Path) -> RunRecord:
         body = unsealed(content)
     except ValueError as err:
         raise DamagedError(f"{path} is damaged: {err}", hint=RERUN) from None
-    known = None if body is None else _as_written(body)
+    known = None if body is None else parser.parse(body) if parser else _as_written(body)
     if known is not None:
         return known
     intact = body is not None
@@ -103,7 +109,7 @@ def _as_written(body: bytes) -> RunRecord | None:
     Such a record was valid when it was written, so the checks of :class:`StrictModel`, which take most of the time
     because they are in Python, are left out.
     """
-    if not body.startswith(_CURRENT):
+    if not body.startswith(CURRENT):
         return None
     try:
         record: RunRecord = _fast_validator().validate_json(body)
@@ -114,18 +120,7 @@ def _as_written(body: bytes) -> RunRecord | None:
 
 @cache
 def _fast_validator() -> SchemaValidator:
-    def without_checks(schema: Any) -> Any:
-        if isinstance(schema, dict):
-            if schema.get("type") == "function-before":
-                return without_checks(schema["schema"])
-            return {key: without_checks(value) for key, value in schema.items()}
-        return [without_checks(x) for x in schema] if isinstance(schema, list) else schema
-
-    schema = without_checks(RunRecord.__pydantic_core_schema__)
-    try:  # else the models inside a record are validated with their checks
-        return SchemaValidator(schema, _use_prebuilt=False)
-    except TypeError:  # an older pydantic always does that
-        return SchemaValidator(schema)
+    return fast_validator(RunRecord)
 
 
 def read_file(run_dir: Path, record: RunRecord, name: str) -> bytes | None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import logging
@@ -36,6 +37,7 @@ import numpy as np
 from clipadapt.core.api.errors import DamagedError, RecordError
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.checksums import sealed, sha256_file
+from clipadapt.core.records.parsing import RecordParser
 from clipadapt.core.records.predictions import Predictions, arrays_in, write_arrays
 from clipadapt.core.records.reading import (
     RERUN,
@@ -87,6 +89,7 @@ class RunStore:
         self._damaged: dict[Path, _Stamp] = {}
         self._known: dict[Path, tuple[_Stamp, RunRecord]] = {}
         self._listed: dict[str, list[Path]] | None = None
+        self._folders: dict[str, Path | None] = {}
 
     def run_dir(self, record: RunRecord) -> Path:
         """Return the folder of a run."""
@@ -319,29 +322,31 @@ class RunStore:
                 hint="name the folder given as --out when the experiments were run",
             )
         faults: list[RecordError] = []
+        self._folders.clear()
 
         def on_error(err: OSError) -> None:
             if not isinstance(err, FileNotFoundError):  # another process removed that one
                 faults.append(_unreadable(err))
 
-        found = []
-        for folder, folders, files in os.walk(self.root, onerror=on_error):
-            if RECORD in files:
-                found.append(Path(folder, RECORD))
-                folders.clear()  # no runs inside a run
-            else:  # hidden folders hold locks and unfinished work
-                folders[:] = [f for f in folders if not f.startswith(".")]
-        records = []
-        for path in sorted(found):
-            try:
-                record = read_record_if_present(path)
-            except RecordError as err:
-                faults.append(err)
-            else:
-                records += [record] if record is not None else []
+        records, parser = [], RecordParser()
+        with _without_collection():
+            for path in sorted(_record_files(self.root, on_error)):
+                try:
+                    record = read_record_if_present(path, parser)
+                except RecordError as err:
+                    faults.append(err)
+                    continue
+                if record is not None:
+                    records.append(record)
+                    again = record.run_id in self._folders
+                    self._folders[record.run_id] = None if again else path.parent
         for fault in faults:
             note(f"warning: left out: {fault.problem}" + (f" ({fault.hint})" if fault.hint else ""))
         return records
+
+    def loaded_from(self, run_id: str) -> Path | None:
+        """Return the folder from which :meth:`load_all` read a run; None if it did not, or there are copies of it."""
+        return self._folders.get(run_id)
 
     @staticmethod
     def load(run_dir: Path) -> RunRecord:
@@ -400,6 +405,42 @@ class RunStore:
             return CalibrationExamples(**arrays_in(content))
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
             raise DamagedError(f"{run_dir / CALIBRATION} is damaged: {err}", hint=RERUN) from err
+
+
+def _record_files(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield the records below a folder; hidden folders hold locks and unfinished work, and no run is inside a run.
+
+    The folders of runs are not listed, which would take longer than to find their records.
+    """
+    left = [os.fspath(folder)]
+    while left:
+        at = left.pop()
+        if os.path.isfile(record := os.path.join(at, RECORD)):  # noqa: PTH113, PTH118  a path takes twice the time
+            yield Path(record)
+            continue
+        try:
+            with os.scandir(at) as entries:
+                left += [
+                    e.path
+                    for e in entries
+                    if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
+                ]
+        except OSError as err:
+            on_error(err)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Do not search for garbage while many records are read; there is none, and the search takes a while."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # both together: the records count as old
+        gc.unfreeze()
+        if was_on:
+            gc.enable()
 
 
 def _damage_in(folder: Path) -> str:

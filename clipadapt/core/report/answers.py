@@ -92,6 +92,25 @@ def answers_of(
     )
 
 
+def answers_from(
+    ids: NDArray[np.str_],
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    record: RunRecord,
+) -> Answers:
+    """Return the accuracy of one run on each example, as :func:`answers_of` does, from its predicted classes.
+
+    Args:
+        ids: ``n`` ids, sorted.
+        labels: Shape ``(n,)``.
+        predicted: Predicted classes, shape ``(n,)``.
+        record: The record of the run.
+    """
+    unit = record.metrics["accuracy"].unit if "accuracy" in record.metrics else "fraction"
+    correct = (predicted == labels)[None]
+    return Answers(ids, labels, correct, (record.seed,), predicted[None], unit=unit)
+
+
 def join(answers: Sequence[Answers]) -> Answers:
     """Return the answers of several seeds on the examples that all of them were evaluated on.
 
@@ -99,6 +118,15 @@ def join(answers: Sequence[Answers]) -> Answers:
         RecordError: If an example has two labels.
     """
     joined = answers[0]
+    if all(a.ids is joined.ids and a.labels is joined.labels for a in answers):
+        return replace(
+            joined,
+            values=np.concatenate([a.values for a in answers]),
+            seeds=tuple(seed for a in answers for seed in a.seeds),
+            predicted=np.concatenate([a.predicted for a in answers]),
+            weight=fmean(a.weight for a in answers for _ in a.seeds),
+            largest=max(a.largest for a in answers),
+        )
     for one in answers[1:]:
         in_joined, in_one = shared(joined, one)
         all_of_them = in_joined.size == joined.ids.size
@@ -124,6 +152,8 @@ def shared(a: Answers, b: Answers) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     if a.ids is b.ids:  # as runs on one dataset: see RunFiles
         ids, in_a = a.ids, np.arange(a.ids.size)
         in_b = in_a
+        if a.labels is b.labels:
+            return in_a, in_b
     else:
         ids, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     unlike = np.flatnonzero(a.labels[in_a] != b.labels[in_b])

@@ -116,7 +116,7 @@ def compare_rows(one: tuple[str, Row], two: tuple[str, Row]) -> Comparison | Non
     if matched is None:
         return None
     correct_a, correct_b = matched[0].values, matched[1].values  # (S, n)
-    difference = correct_a.astype(np.float64) - correct_b
+    difference = correct_a.astype(np.int8) - correct_b
     correct_a, correct_b = _without_copies(correct_a, correct_b)
     if len(correct_a) == 1:
         test, p_value = "McNemar", mcnemar_exact(correct_a[0], correct_b[0]).p_value
@@ -145,10 +145,14 @@ def in_common(row_a: Row, row_b: Row) -> tuple[Answers, Answers] | None:
     if not in_a.size or not pairs:
         return None
     seeds_a, seeds_b = zip(*pairs, strict=True)
+    if a.ids is b.ids:  # all of them, in the same order
+        return _restricted(a, seeds_a, slice(None)), _restricted(b, seeds_b, slice(None))
     return _restricted(a, seeds_a, in_a), _restricted(b, seeds_b, in_b)
 
 
-def _restricted(answers: Answers, seeds: Sequence[int], examples: NDArray[np.intp]) -> Answers:
+def _restricted(
+    answers: Answers, seeds: Sequence[int], examples: NDArray[np.intp] | slice
+) -> Answers:
     """Return the answers of some seeds, by index, on some examples."""
     rows = list(seeds)
     return dataclasses.replace(

@@ -63,19 +63,44 @@ class Group:
 def group_records(records: Iterable[RunRecord]) -> list[Group]:
     """Group distinct records by what was evaluated and how, sorted by their names."""
     members: dict[tuple[Any, ...], list[RunRecord]] = {}
+    settings: dict[tuple[Any, ...], dict[str, Any]] = {}
+    affecting = _Affecting()
+    known: dict[tuple[Any, ...], tuple[tuple[Any, ...], RunRecord]] = {}
     for record in records:
-        members.setdefault(_key(record), []).append(record)
-    alike: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for key, group in members.items():
-        alike.setdefault(key[:-1], []).append(group[0])
+        source = _source(record)
+        if source not in known:  # the record is kept, so that its parts keep their ids
+            own = _settings(record, affecting)
+            key = _key(record, own)
+            settings.setdefault(key, own)
+            known[source] = key, record
+        members.setdefault(known[source][0], []).append(record)
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for key, own in settings.items():
+        alike.setdefault(key[:-1], []).append(own)
+    differing = {key: _differing(found) for key, found in alike.items()}
     several = several_states(group[0] for group in members.values())
     return [
         Group(
             tuple(sorted(members[key], key=lambda r: (r.seed, r.run_id))),
-            _distinguishing(members[key][0], alike[key[:-1]], several),
+            _distinguishing(members[key][0], settings[key], differing[key[:-1]], several),
         )
         for key in sorted(members, key=_sortable)
     ]
+
+
+class _Affecting:
+    """Settings that affect results, computed once for the records that share a config."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def of(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a config, sorted by name."""
+        known = self._known.get(id(config))
+        if known is None:  # the config is kept, so that no other gets its id
+            found = dict(sorted(settings_that_affect_results(config).items()))
+            known = self._known[id(config)] = config, found
+        return known[1]
 
 
 def several_states(records: Iterable[RunRecord]) -> set[tuple[str, ...]]:
@@ -102,16 +127,16 @@ def _states(record: RunRecord) -> dict[str, tuple[tuple[str, ...], str]]:
     return found
 
 
-def _key(record: RunRecord) -> tuple[Any, ...]:
+def _key(record: RunRecord, settings: dict[str, Any]) -> tuple[Any, ...]:
     evaluation, model, method = record.evaluation, record.model, record.method
     return (
         evaluation.dataset, evaluation.split, evaluation.protocol, model.name if model else None,
         evaluation.classes, record.data.shots, method.name, method.recipe, method.setting,
-        canonical_json(_settings(record)),
+        canonical_json(settings),
     )  # fmt: skip
 
 
-def _settings(record: RunRecord) -> dict[str, Any]:
+def _settings(record: RunRecord, affecting: _Affecting) -> dict[str, Any]:
     """Return every setting that may affect the result and has no column of its own."""
     evaluation = record.evaluation
     data = record.config.get("data")
@@ -126,9 +151,17 @@ def _settings(record: RunRecord) -> dict[str, Any]:
         "templates": list(evaluation.templates),
         "classnames": evaluation.classnames_sha256[:8],
         "manifest": _manifest(record, manifest),
-        **dict(sorted(settings_that_affect_results(record.config).items())),
+        **affecting.of(record.config),
         **{key: sha256[:8] for key, sha256 in record.method.contents.items()},
     }
+
+
+def _source(record: RunRecord) -> tuple[Any, ...]:
+    """Return what determines key and settings of a record; the records of a folder share equal parts."""
+    data, given = record.data, record.config.get("data")
+    manifest = given.get("manifest") if isinstance(given, Mapping) else None
+    parts = record.config, record.evaluation, record.model, record.method, record.environment
+    return (*map(id, parts), data.name, data.sha256, data.shots, _manifest(record, manifest))
 
 
 def _manifest(record: RunRecord, path: Any) -> str | None:
@@ -138,23 +171,29 @@ def _manifest(record: RunRecord, path: Any) -> str | None:
     return path if "{seed}" in path else (record.data.manifest_sha256 or "")[:8]
 
 
+def _differing(alike: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the names of the settings in which some differ."""
+    names = {name for own in alike for name in own}
+    return {name for name in names if any(x.get(name) != alike[0].get(name) for x in alike)}
+
+
 def _distinguishing(
-    record: RunRecord, alike: Sequence[RunRecord], several: Collection[tuple[str, ...]]
+    record: RunRecord,
+    own: dict[str, Any],
+    differing: Collection[str],
+    several: Collection[tuple[str, ...]],
 ) -> tuple[str, ...]:
     """Return the settings in which a record differs from those alike, and those that are always shown.
 
     A setting that the record does not have is not shown; the others show that they have it. Always shown are a limit
     of the data, and the state of a dataset that occurs in several.
     """
-    own = _settings(record)
-    others = [_settings(r) for r in alike if r is not record]
     always = {key for key in ("data.limit",) if own.get(key) is not None}
     always |= state_of(record, several).keys()
     return tuple(
         f"{key}={_short(key, own.get(key))}"
         for key in own
-        if key in always
-        or (key != "data" and own[key] is not None and any(o.get(key) != own[key] for o in others))
+        if key in always or (key != "data" and own[key] is not None and key in differing)
     )
 
 
@@ -191,7 +230,7 @@ def _compared(record: RunRecord) -> dict[str, Any]:
         "recipe": record.method.recipe,
         "model": record.model.name if record.model else None,
         "shots": record.data.shots,
-        **_settings(record),
+        **_settings(record, _Affecting()),
         **_facts(record, "accuracy"),
         "environment.git_commit": environment.git_commit,
         "environment.python": environment.python,
@@ -208,9 +247,11 @@ def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
         return
     first = records[0]
     title = method_title(first.method.name, first.method.recipe)
+    ours = _facts(first, metric)
     for other in records[1:]:
-        unlike = _differences(first, other, metric)
-        if unlike:
+        theirs = _facts(other, metric)
+        if ours != theirs:
+            unlike = _differences(first, other, ours, theirs)
             raise RecordError(
                 f"runs of {title} on {first.evaluation.dataset} (seeds {first.seed} and {other.seed}) "
                 "cannot be averaged because they differ:\n  " + "\n  ".join(unlike),
@@ -225,17 +266,18 @@ def refuse_unlike(records: Sequence[RunRecord], metric: str) -> None:
         )
 
 
-def _differences(first: RunRecord, other: RunRecord, metric: str) -> list[str]:
-    """Return the facts that differ between two records, in words; commits are added where others differ."""
+def _differences(
+    first: RunRecord, other: RunRecord, ours: dict[str, Any], theirs: dict[str, Any]
+) -> list[str]:
+    """Return the facts that differ between two records, in words, and the commits of model and data that do."""
     absent = object()
-    ours, theirs = _facts(first, metric), _facts(other, metric)
     unlike = [
         f"{name}: {_shown(ours.get(name, absent), absent)} in {first.run_id}, "
         f"{_shown(theirs.get(name, absent), absent)} in {other.run_id}"
         for name in dict.fromkeys([*ours, *theirs])
         if ours.get(name, absent) != theirs.get(name, absent)
     ]
-    return unlike + _commits(first, other) if unlike else []
+    return unlike + _commits(first, other)
 
 
 def _facts(record: RunRecord, metric: str) -> dict[str, Any]:

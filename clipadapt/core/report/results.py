@@ -191,6 +191,7 @@ def build_results(store: RunStore, sweep: str, records: Iterable[RunRecord]) -> 
     distinct = list({r.run_id: r for r in records}.values())
     files = RunFiles(store)
     rows = tuple(_row(Row(group, files)) for group in group_records(distinct))
+    files.remember()
     return Results(sweep=sweep, rows=rows, conditions=_conditions(distinct))
 
 

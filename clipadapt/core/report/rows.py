@@ -131,8 +131,14 @@ class Row:
         Raises:
             RecordError: If the runs differ in more than their seed.
         """
-        refuse_unlike(self.ok, metric)
-        return measure(self.ok, metric, self.files)
+        if metric not in self._measured:
+            refuse_unlike(self.ok, metric)
+            self._measured[metric] = measure(self.ok, metric, self.files)
+        return self._measured[metric]
+
+    @cached_property
+    def _measured(self) -> dict[str, tuple[Interval | None, str]]:
+        return {}
 
     @cached_property
     def accuracy(self) -> Interval | None:

@@ -147,7 +147,8 @@ def build_summary(
             f"there are no records in '{store.root}'", hint="run an experiment first, or a sweep"
         )
     files = RunFiles(store)
-    unread = files.read_answers(records)
+    unread = files.read_ahead(records)
+    files.remember()
     records = [r for r in records if r.run_id not in unread]
     rows = _rows(records, files)
     for row in rows:

@@ -149,8 +149,13 @@ def build_table(
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
     files = RunFiles(store) if store else None
     rows = _once([Row(group, files) for group in group_records(distinct)], metric)
+    if files is not None:
+        several = [row.ok for row in rows if len(row.ok) > 1]
+        files.read_ahead((r for runs in several for r in runs if metric in r.metrics), metric)
     lines, faults = _lines(rows, metric)
     means, of_means = dataset_means(rows, metric)
+    if files is not None:
+        files.remember()
     if value and value.unit == "fraction" and value.higher_is_better:
         lines = _with_harmonic_means(lines, metric, faults)
     citations = _Citations(metric, value.unit if value else "")

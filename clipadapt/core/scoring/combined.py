@@ -193,7 +193,7 @@ def _of_fractions(
 
 
 def _seeds_terms(
-    tables: Sequence[NDArray[np.float64]], gradient: Sequence[float], *, same_seeds: bool
+    tables: Sequence[NDArray[Any]], gradient: Sequence[float], *, same_seeds: bool
 ) -> tuple[float, list[tuple[float, float]]]:
     """Return the seeds' part of the variance of a weighted sum of means, and its terms with degrees of freedom."""
     terms: list[tuple[float, float]] = []

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SMALLEST_P: Final = 1e-12
 _SEEDS_MATTER: Final = 0.5
+_WHOLE: Final = "bi"
+"""Kinds of bool and signed whole numbers."""
 _PLUS_FOUR: Final = (1.0, 1.0, 0.0, 0.0)
 """Two correct and two wrong examples, the same in every seed, added when the variance of a fraction is estimated."""
 
@@ -168,8 +170,8 @@ def crossed_interval(values: NDArray[Any], level: float = 0.95) -> Interval:
         Bulletin 2(6), 1946. R. Burdick and F. Graybill, "Confidence Intervals on Variance Components", 1992.
     """
     table = two_way(values)
-    if np.asarray(values).dtype == np.bool_:
-        return fraction_interval(values, level)
+    if table.dtype == np.bool_:
+        return fraction_interval(table, level)
     if min(table.shape) == 1:
         return t_interval(table.ravel(), level)
     mean, variance, df = _crossed_moments(table)
@@ -207,7 +209,7 @@ def fraction_interval(
     """
     table = two_way(values)
     seeds, examples = table.shape
-    if np.asarray(values).dtype == np.bool_ and (examples == 1 or (table == table[0]).all()):
+    if table.dtype == np.bool_ and (examples == 1 or (table == table[0]).all()):
         n = examples if examples > 1 else seeds
         return wilson(round(float(table.mean()) * n), n, level)
     mean = min(max(float(table.mean()), 0.0), 1.0)  # rounding may exceed a bound
@@ -265,9 +267,7 @@ def crossed_p_value(difference: NDArray[Any], *, cautious: bool = False) -> floa
     Raises:
         ValueError: If the shape is not ``(S, N)`` with at least one entry.
     """
-    table = np.asarray(difference, dtype=np.float64)
-    if table.ndim != 2 or not table.size:
-        raise ValueError(f"expected (seeds, examples), at least one each; got {table.shape}")
+    table = two_way(difference)
     if table.size == 1:
         return 1.0
     mean, variance, df = _crossed_moments(table)
@@ -303,13 +303,13 @@ def examples_needed(
     References:
         R. Connor, "Sample Size for Testing Differences in Proportions for the Paired-Sample Design", Biometrics 1987.
     """
-    table = np.asarray(difference, dtype=np.float64)
+    table = two_way(difference)
     d = abs(float(table.mean()))
     z_a, z_b = _normal_quantile(level), NormalDist().inv_cdf(power)
     if d == 0:
         return None
     if len(table) == 1:
-        psi = float((table**2).mean())
+        psi = float(np.square(table, dtype=np.float64).mean())
         n = ((z_a * np.sqrt(psi) + z_b * np.sqrt(max(psi - d**2, 0.0))) / d) ** 2
         return int(np.ceil(n))
     seeds, examples = table.shape
@@ -375,24 +375,29 @@ def _letter(k: int) -> str:
     return chr(ord("a") + k % 26) + (str(k // 26) if k >= 26 else "")
 
 
-def two_way(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return values as float64 of shape ``(S, N)``.
+def two_way(values: NDArray[Any]) -> NDArray[Any]:
+    """Return values of shape ``(S, N)``: bool and whole numbers, which have exact and fast sums, or else float64.
 
     Raises:
         ValueError: If they are not of that shape, or empty.
     """
-    table = np.asarray(values, dtype=np.float64)
+    table = np.asarray(values)
+    if table.dtype.kind not in _WHOLE:
+        table = table.astype(np.float64)
     if table.ndim != 2 or not table.size:
         raise ValueError(f"expected (seeds, examples), at least one each; got {table.shape}")
     return table
 
 
-def _with_examples(table: NDArray[np.float64], more: Sequence[float]) -> NDArray[np.float64]:
+def _with_examples(table: NDArray[Any], more: Sequence[float]) -> NDArray[Any]:
     """Return the table with more examples, on which every seed has the same value."""
-    return np.hstack([table, np.tile(np.asarray(more, dtype=np.float64), (len(table), 1))])
+    added = np.asarray(more).astype(table.dtype)
+    if not np.array_equal(added, more):
+        added = np.asarray(more, dtype=np.float64)
+    return np.hstack([table, np.broadcast_to(added, (len(table), len(added)))])
 
 
-def examples_part(table: NDArray[np.float64]) -> float:
+def examples_part(table: NDArray[Any]) -> float:
     """Return the part of the variance of a mean that is due to the examples, of which there are at least two."""
     if len(table) == 1:
         return float(table.var(ddof=1)) / table.size
@@ -400,7 +405,7 @@ def examples_part(table: NDArray[np.float64]) -> float:
     return max(ms_example, ms_residual) / table.size
 
 
-def seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, float]]]:
+def seeds_part(table: NDArray[Any]) -> tuple[float, list[tuple[float, float]]]:
     """Return the part of the variance of a mean that is due to the seeds, and its terms with degrees of freedom."""
     seeds, examples = table.shape
     if seeds == 1:
@@ -415,11 +420,10 @@ def seeds_part(table: NDArray[np.float64]) -> tuple[float, list[tuple[float, flo
     return (ms_seed - ms_residual) / table.size, terms
 
 
-def effective_examples(
-    table: NDArray[np.float64], mean: float, weight: float
-) -> tuple[float, float]:
+def effective_examples(table: NDArray[Any], mean: float, weight: float) -> tuple[float, float]:
     """Return the effective number of examples of a fraction, and the fraction with the four examples added."""
-    padded = _with_examples(table, [mean + weight * (x - mean) for x in _PLUS_FOUR])
+    four = _PLUS_FOUR if weight == 1 else [mean + weight * (x - mean) for x in _PLUS_FOUR]
+    padded = _with_examples(table, four)
     p = min(max(float(padded.mean()), 1e-9), 1 - 1e-9)
     of_one_fit: float = p * (1 - p) / (padded.shape[1] - 1)
     return table.shape[1] * of_one_fit / examples_part(padded), p
@@ -460,13 +464,16 @@ def _normal_quantile(level: float) -> float:
 
 
 def mean_squares(
-    table: NDArray[np.float64],
+    table: NDArray[Any],
 ) -> tuple[float, float, float, tuple[float, float, float]]:
     """Return the mean squares of seeds, examples and residual of a two-way table, and their degrees of freedom."""
     seeds, examples = table.shape
+    df = (seeds - 1.0, examples - 1.0, (seeds - 1.0) * (examples - 1.0))
+    if table.dtype.kind in _WHOLE:
+        sums = _sums_of_squares(table)
+        return sums[0] / df[0], sums[1] / df[1], sums[2] / df[2], df
     y = table.copy()
     of_seed, of_example = y.mean(axis=1), y.mean(axis=0)  # (S,), (N,)
-    df = (seeds - 1.0, examples - 1.0, (seeds - 1.0) * (examples - 1.0))
     ms_seed = examples * float(of_seed.var(ddof=1))
     ms_example = seeds * float(of_example.var(ddof=1))
     mean = float(y.mean())
@@ -475,9 +482,23 @@ def mean_squares(
     return ms_seed, ms_example, float(np.einsum("se,se->", y, y)) / df[2], df
 
 
-def _crossed_moments(table: NDArray[Any]) -> tuple[float, float, float]:
+def _sums_of_squares(table: NDArray[Any]) -> tuple[float, float, float]:
+    """Return the sums of squares of seeds, examples and residual of whole numbers, from their exact sums."""
+    cells = table.size
+    of_seed, of_example = table.sum(axis=1, dtype=np.int64), table.sum(axis=0, dtype=np.int64)
+    total = int(of_seed.sum())
+    flat = table.ravel()
+    entries = total if table.dtype == np.bool_ else int(flat.astype(np.int64) @ flat)
+    seeds, examples = (
+        len(table) * int(of_seed @ of_seed),
+        len(of_example) * int(of_example @ of_example),
+    )
+    residual = entries * cells - seeds - examples + total**2
+    return (seeds - total**2) / cells, (examples - total**2) / cells, residual / cells
+
+
+def _crossed_moments(y: NDArray[Any]) -> tuple[float, float, float]:
     """Return mean, variance of the mean, and its degrees of freedom, from at least two entries."""
-    y = table.astype(np.float64)
     mean = float(y.mean())
     if min(y.shape) == 1:
         return mean, float(y.var(ddof=1)) / y.size, y.size - 1.0

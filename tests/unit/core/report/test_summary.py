@@ -178,7 +178,7 @@ def test_several_seeds_are_tested_on_the_differences(store):
 
     pairs = {(c.first, c.second): c for c in only(store).comparisons}
 
-    difference = a.astype(float) - b
+    difference = a.astype(np.int8) - b
     assert pairs["text/lora", "text/head"].difference == difference_interval(
         difference, cautious=True
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from clipadapt.core.scoring.combined import harmonic_interval
+from clipadapt.core.scoring.combined import harmonic_interval, mean_interval
 from clipadapt.core.scoring.statistics import (
     Interval,
     crossed_interval,
@@ -485,3 +486,32 @@ def test_intervals_of_small_test_splits_and_high_accuracies_cover(
         covered[1] += low <= 0 <= high
 
     assert (covered / times >= 0.93).all(), covered / times
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+@pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.97, 1.0])
+def test_exact_sums_of_whole_numbers_are_those_of_floats(seeds: int, accuracy: float) -> None:
+    rng = np.random.default_rng(seeds)
+    hard = rng.normal(size=300)
+    a, b = (
+        (hard + rng.normal(size=(seeds, 300)) < np.quantile(hard, accuracy)) | (accuracy == 1)
+        for _ in range(2)
+    )
+    difference = a.astype(np.int8) - b
+    floats = difference.astype(np.float64)
+
+    for cautious in (False, True):
+        found, plain = (difference_interval(d, cautious=cautious) for d in (difference, floats))
+        assert dataclasses.astuple(found) == pytest.approx(
+            dataclasses.astuple(plain), rel=1e-9, abs=1e-12
+        )
+        found, plain = (crossed_p_value(d, cautious=cautious) for d in (difference, floats))
+        assert found == pytest.approx(plain, rel=1e-9)
+    assert examples_needed(difference) == examples_needed(floats)
+    if not (a == a[0]).all():  # copies of one fit have Wilson's interval, which needs bool
+        found, plain = fraction_interval(a), fraction_interval(a.astype(np.float64))
+        assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(plain), rel=1e-9)
+        means = [mean_interval([t, t[:, :200]]) for t in (a, a.astype(np.float64))]
+        assert dataclasses.astuple(means[0]) == pytest.approx(
+            dataclasses.astuple(means[1]), rel=1e-9
+        )

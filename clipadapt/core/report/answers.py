@@ -75,7 +75,8 @@ def answers_of(
         headline = record.prediction_sets and record.prediction_sets.headline
         threshold = headline.threshold if headline else None
     scored = predictions.scored(temperature, sigmoid=record.probabilities == "sigmoid")
-    found = example_values(metric, replace(scored, set_threshold=threshold))
+    scored = replace(scored, set_threshold=threshold)
+    found = example_values(metric, scored)
     if found is None:
         return None
     ids = np.asarray(predictions.ids, dtype=np.str_)
@@ -85,7 +86,7 @@ def answers_of(
         predictions.labels[order],
         found.values[order][None],
         (record.seed,),
-        predictions.predicted[order][None],
+        scored.predicted[order][None],
         found.weight,
         record.metrics[metric].unit if metric in record.metrics else "fraction",
         found.largest,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ML_FLAGS: Final = (
     "avx2",
@@ -103,3 +107,17 @@ def accelerator_possible() -> bool:
     if sys.platform == "linux":
         return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
     return True
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Do not search for garbage while many objects are made that stay; each search would look at all of them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # both together: what was made counts as old
+        gc.unfreeze()
+        if was_on:
+            gc.enable()

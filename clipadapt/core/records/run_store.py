@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import hashlib
 import json
 import logging
@@ -37,6 +36,7 @@ import numpy as np
 from clipadapt.core.api.errors import DamagedError, RecordError
 from clipadapt.core.files.atomic import atomic_directory
 from clipadapt.core.files.checksums import sealed, sha256_file
+from clipadapt.core.files.hardware import without_collection
 from clipadapt.core.records.parsing import RecordParser
 from clipadapt.core.records.predictions import Predictions, arrays_in, write_arrays
 from clipadapt.core.records.reading import (
@@ -329,7 +329,7 @@ class RunStore:
                 faults.append(_unreadable(err))
 
         records, parser = [], RecordParser()
-        with _without_collection():
+        with without_collection():
             for path in sorted(_record_files(self.root, on_error)):
                 try:
                     record = read_record_if_present(path, parser)
@@ -427,20 +427,6 @@ def _record_files(folder: Path, on_error: Callable[[OSError], None]) -> Iterator
                 ]
         except OSError as err:
             on_error(err)
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Do not search for garbage while many records are read; there is none, and the search takes a while."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # both together: the records count as old
-        gc.unfreeze()
-        if was_on:
-            gc.enable()
 
 
 def _damage_in(folder: Path) -> str:

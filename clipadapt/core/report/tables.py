@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from clipadapt.core.api.errors import RecordError, unknown
+from clipadapt.core.files.hardware import without_collection
 from clipadapt.core.report.base_to_new import base_to_new
 from clipadapt.core.report.formats import (
     NOTHING,
@@ -148,12 +149,14 @@ def build_table(
         raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
     files = RunFiles(store) if store else None
-    rows = _once([Row(group, files) for group in group_records(distinct)], metric)
+    with without_collection():
+        rows = _once([Row(group, files) for group in group_records(distinct)], metric)
     if files is not None:
         several = [row.ok for row in rows if len(row.ok) > 1]
         files.read_ahead((r for runs in several for r in runs if metric in r.metrics), metric)
-    lines, faults = _lines(rows, metric)
-    means, of_means = dataset_means(rows, metric)
+    with without_collection():
+        lines, faults = _lines(rows, metric)
+        means, of_means = dataset_means(rows, metric)
     if files is not None:
         files.remember()
     if value and value.unit == "fraction" and value.higher_is_better:

@@ -78,14 +78,13 @@ class RecordParser:
 
 @cache
 def _field_parsers() -> dict[str, Callable[[bytes], Any]]:
-    return {
-        name: fast_validator(
-            TypeAdapter(Annotated[field.annotation, *field.metadata])
-            if field.metadata
-            else TypeAdapter(field.annotation)
-        ).validate_json
-        for name, field in RunRecord.model_fields.items()
-    }
+    parsers = {}
+    for name, field in RunRecord.model_fields.items():
+        kind: Any = field.annotation
+        if field.metadata:
+            kind = Annotated[kind, *field.metadata]
+        parsers[name] = fast_validator(TypeAdapter(kind)).validate_json
+    return parsers
 
 
 def fast_validator(model: Any) -> SchemaValidator:

@@ -217,7 +217,7 @@ def _sealed(entries: Mapping[str, _Entry], examples: Mapping[str, Examples]) -> 
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    body = sink.getvalue().to_pybytes()
+    body: bytes = sink.getvalue().to_pybytes()
     return _head(body) + body
 
 

@@ -78,7 +78,7 @@ class RecordParser:
 
 @cache
 def _field_parsers() -> dict[str, Callable[[bytes], Any]]:
-    parsers = {}
+    parsers: dict[str, Callable[[bytes], Any]] = {}
     for name, field in RunRecord.model_fields.items():
         kind: Any = field.annotation
         if field.metadata:

@@ -8,16 +8,19 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import contextlib
 import functools
 import gc
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from clipadapt.core.files import pacing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +48,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "models").symlink_to(models)
     os.environ["CLIPADAPT_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_always() -> Callable[[], Any]:
+    """Make fits write a checkpoint at every occasion, whatever it costs."""
+
+    @contextlib.contextmanager
+    def always() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pacing, "SECONDS", 0.0)
+            patch.setattr(pacing, "SHARE", 1e12)
+            yield
+
+    return always
+
+
+@pytest.fixture
+def every_checkpoint(checkpoint_always: Callable[[], Any]) -> Iterator[None]:
+    """Make the fits of a test write a checkpoint at every occasion."""
+    with checkpoint_always():
+        yield
 
 
 @pytest.fixture(scope="session")

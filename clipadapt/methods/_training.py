@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,6 +22,7 @@ from clipadapt.core.api.errors import ConfigError, DivergedError
 from clipadapt.core.api.limits import BatchSize, Epochs, WarmupSteps
 from clipadapt.core.api.method import MethodConfig
 from clipadapt.core.files.atomic import write_bytes
+from clipadapt.core.files.pacing import Pacing
 from clipadapt.core.files.resume import resume_key
 from clipadapt.core.scoring.scores import nll, topk_accuracy
 from clipadapt.methods import _checkpoint
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 Gradients = tuple["torch.Tensor", ...]
 CHECKPOINT: Final = "checkpoint.safetensors"
-CHECKPOINT_SECONDS: Final = 10.0
-"""Seconds between checkpoints: the most work that a killed fit loses."""
 READ_STEPS: Final = 16
 """Steps between readings of the loss on a GPU: reading it makes the host wait for the device."""
 VAL_TIMES: Final = 20
@@ -277,7 +275,9 @@ class _Loop:
         self.state = _State()
         self.best: dict[str, torch.Tensor] = {}
         self.key = fit_key(objective, config, ctx, self.steps)  # it covers the initial values
-        self.saved_at = time.monotonic()
+        # Parameters, best parameters, and at most two more values of each in the optimizer.
+        size = 4 * sum(t.nbytes for t in objective.tensors.values())
+        self.pacing = Pacing(size, ctx.services.meter)
         self.warned = False  # whether the user was warned that checkpoints cannot be written
         self.unread: list[tuple[int, torch.Tensor]] = []  # steps, and their losses on the device
         on_host = all(p.device.type == "cpu" for p in self.parameters)
@@ -448,10 +448,10 @@ class _Loop:
         return self.ctx.work_dir / CHECKPOINT
 
     def _save_if_due(self) -> None:
-        if time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
+        if self.pacing.due():
             self._read()
-            self._save()
-            self.saved_at = time.monotonic()
+            with self.pacing.writing():
+                self._save()
 
     def _save(self) -> None:
         import torch

@@ -39,13 +39,19 @@ class Notes(Bars):
         self.notes.append(message)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def a_checkpoint_at_every_occasion(checkpoint_always):
+    with checkpoint_always():
+        yield
+
+
 @pytest.fixture(scope="module")
 def encoder():
     return TinyEncoder()
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def killed(request, encoder, tmp_path_factory):
+def killed(request, encoder, tmp_path_factory, a_checkpoint_at_every_occasion):
     """Kill a fit in its last epoch; return method, full scores, work folder, copied checkpoints, key."""
     name, root = request.param, tmp_path_factory.mktemp("checkpoints")
     whole = fit(name, encoder, make_task(44), context(root / "whole"), **SETTINGS)
@@ -212,15 +218,8 @@ def test_a_text_checkpoint_that_cannot_be_written_changes_nothing(
 # ---------------------------------------------------------------- images
 
 
-@pytest.fixture
-def a_checkpoint_after_each_step(monkeypatch):
-    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
-
-
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_a_damaged_image_checkpoint_is_reported_and_skipped(
-    tmp_path, a_checkpoint_after_each_step, capsys, monkeypatch, keep
-):
+def test_a_damaged_image_checkpoint_is_reported_and_skipped(tmp_path, capsys, monkeypatch, keep):
     notes: list[str] = []
     monkeypatch.setattr("clipadapt.core.api.progress.Silent.note", lambda _, m: notes.append(m))
     expected = toy(tmp_path / "fresh", keep=keep)
@@ -237,7 +236,7 @@ def test_a_damaged_image_checkpoint_is_reported_and_skipped(
     assert toy(tmp_path / "w", keep=keep) == (expected[0], expected[1] - 4)
 
 
-def test_a_changed_dtype_is_damage(tmp_path, a_checkpoint_after_each_step):
+def test_a_changed_dtype_is_damage(tmp_path):
     expected = toy(tmp_path / "fresh")
     toy(tmp_path / "w", after=4)
     (path,) = (tmp_path / "w").iterdir()
@@ -245,9 +244,7 @@ def test_a_changed_dtype_is_damage(tmp_path, a_checkpoint_after_each_step):
     assert toy(tmp_path / "w") == expected
 
 
-def test_an_image_checkpoint_that_cannot_be_written_is_one_warning(
-    tmp_path, a_checkpoint_after_each_step, monkeypatch
-):
+def test_an_image_checkpoint_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr("clipadapt.core.api.progress.Silent.note", lambda _, m: notes.append(m))
     expected = toy(tmp_path / "fresh")

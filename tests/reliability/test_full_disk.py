@@ -100,9 +100,8 @@ def predictions(folder) -> bytes:
 
 
 def test_an_image_fit_without_room_for_its_checkpoint_gives_equal_predictions(
-    cli, tiny_clip, tmp_path, monkeypatch
+    cli, tiny_clip, tmp_path, monkeypatch, every_checkpoint
 ):
-    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
     sizes: list[int] = []
     write = _training.write_bytes
     monkeypatch.setattr(
@@ -132,7 +131,7 @@ def test_an_image_fit_without_room_for_its_checkpoint_gives_equal_predictions(
 
 
 def test_a_text_fit_without_room_for_its_checkpoints_gives_equal_predictions(
-    cli, tiny_texts, tmp_path
+    cli, tiny_texts, tmp_path, every_checkpoint
 ):
     lines = [
         f"{'good' if i % 2 else 'bad'} film {i},{'pos' if i % 2 else 'neg'}" for i in range(60)

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from clipadapt.core.files.atomic import remove
+from clipadapt.core.files.pacing import Pacing
 from clipadapt.tensor.batching import PAD_TO
 from clipadapt.tensor.devices import report_resumed
 from textsent.methods import _checkpoints
@@ -78,8 +79,8 @@ def train(
 ) -> dict[str, Any] | None:
     """Train ``model`` in place; return the epoch selected on val, or None without selection.
 
-    A checkpoint is written to ``ctx.work_dir`` after each epoch; a fit with an equal key resumes from it. The whole
-    history is written to ``ctx``, including epochs before an interruption.
+    After an epoch a checkpoint is written to ``ctx.work_dir`` if one is due, see :mod:`clipadapt.core.files.pacing`; a
+    fit with an equal key resumes from it. The history in ``ctx`` includes the epochs before an interruption.
 
     Args:
         model: The model; ``requires_grad`` marks the trainable parameters.
@@ -116,6 +117,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)  # it prints on stdout
         trainer.key, trainer.note = key, ctx.progress.note
+        trainer.pacing = Pacing(_checkpoint_bytes(model), ctx.services.meter)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.restore_best()
     epochs = history(trainer.state.log_history)
@@ -223,39 +225,68 @@ def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Trainer(Trainer):
-    """Keeps the last and the best checkpoint, with checksums; a fit continues if one cannot be written."""
+    """Keeps the last and the best checkpoint, with checksums; a fit continues if one cannot be written.
+
+    The best epoch's parameters stay in memory until a checkpoint is due.
+    """
 
     key: str
     note: Callable[[str], None]
+    pacing: Pacing
     unsaved: dict[str, torch.Tensor] | None = None  # best parameters, if not in a checkpoint
     warned = False
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.pacing.due():
+            with self.pacing.writing():
+                self._write_checkpoint(model, trial)
+        elif self._is_best():
+            self._keep_best()
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the state of the fit, and the best epoch's parameters if no checkpoint holds them."""
         state = self.state
-        is_best = state.best_global_step == state.global_step
-        if self.unsaved is not None and not is_best:
-            return  # a fit could not resume from it without the best epoch's weights
-        checkpoint = Path(str(self.args.output_dir), f"checkpoint-{state.global_step}")
+        folder = Path(str(self.args.output_dir))
+        checkpoint = folder / f"checkpoint-{state.global_step}"
+        best = folder / f"checkpoint-{state.best_global_step}"
         try:
+            if self.unsaved is not None and not self._is_best():
+                self._save(
+                    str(best),
+                    state_dict={**cast("nn.Module", self.model).state_dict(), **self.unsaved},
+                )
+                _checkpoints.seal(best, self.key)
             super()._save_checkpoint(model, trial)
             _checkpoints.seal(checkpoint, self.key)
         # On a full disk torch and safetensors raise errors of their own.
         except (OSError, RuntimeError, SafetensorError) as err:
-            with contextlib.suppress(OSError):
-                remove(checkpoint)
-            if is_best:
-                self.unsaved = {n: p.detach().clone() for n, p in _trainable(self.model)}
-            if not self.warned:
-                self.note(
-                    f"warning: cannot write the checkpoint {checkpoint} ({err}); the fit continues, but "
-                    "if it is interrupted it resumes from an earlier checkpoint"
-                )
-            self.warned = True
+            self._not_written(checkpoint, best, err)
             return
         self.unsaved = None
-        for other in _checkpoints.newest_first(checkpoint.parent):
-            if other.name not in {checkpoint.name, f"checkpoint-{state.best_global_step}"}:
+        for other in _checkpoints.newest_first(folder):
+            if other not in {checkpoint, best}:
                 remove(other)
+
+    def _not_written(self, checkpoint: Path, best: Path, err: Exception) -> None:
+        """Remove what was written of a checkpoint, keep the best parameters and warn once."""
+        with contextlib.suppress(OSError):
+            remove(checkpoint)
+            if self.unsaved is not None:
+                remove(best)
+        if self._is_best():
+            self._keep_best()
+        if not self.warned:
+            self.note(
+                f"warning: cannot write the checkpoint {checkpoint} ({err}); the fit continues, but "
+                "if it is interrupted it resumes from an earlier checkpoint"
+            )
+        self.warned = True
+
+    def _is_best(self) -> bool:
+        return self.state.best_global_step == self.state.global_step
+
+    def _keep_best(self) -> None:
+        self.unsaved = {n: p.detach().clone() for n, p in _trainable(self.model)}
 
     def restore_best(self) -> None:
         """Restore the best epoch's weights if no checkpoint holds them."""
@@ -263,6 +294,13 @@ class _Trainer(Trainer):
             with torch.no_grad():
                 for name, parameter in _trainable(self.model):
                     parameter.copy_(self.unsaved[name])
+
+
+def _checkpoint_bytes(model: Any) -> int:
+    """Return about how large a checkpoint is: the weights, and two values of AdamW for each trainable one."""
+    trained = sum(p.nbytes for _, p in _trainable(model))
+    whole = sum(p.nbytes for p in model.parameters())
+    return 2 * trained + (trained if hasattr(model, "peft_config") else whole)
 
 
 def _trainable(model: Any) -> list[tuple[str, nn.Parameter]]:

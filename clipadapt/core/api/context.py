@@ -38,7 +38,7 @@ class Meter:
         used_seconds: Cost of the features used, cached features included.
         spent_seconds: Seconds spent on encoding in this process.
         computed: Examples encoded in this process.
-        stages: Seconds by stage of encoding, see :meth:`stage`.
+        stages: Seconds by stage, see :meth:`stage`.
     """
 
     used_seconds: float = 0.0
@@ -62,8 +62,9 @@ class Meter:
     def stage(self, name: str) -> Iterator[None]:
         """Add the time of a block to a stage.
 
-        The stages divide the time of the thread that runs the model: ``reading`` (the bytes, which are hashed),
-        ``decoding`` (waiting for decoded images, or tokenizing) and ``model``.
+        The stages of encoding divide the time of the thread that runs the model: ``reading`` (the bytes, which are
+        hashed), ``decoding`` (waiting for decoded images, or tokenizing) and ``model``. A fit that writes checkpoints
+        has the stage ``checkpoints``.
         """
         begun = time.perf_counter()
         try:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from clipadapt.core.api.data import Split, Task
+from clipadapt.core.files import pacing
 from clipadapt.methods import _training
 from clipadapt.methods._training import Objective, TrainingConfig
 from tests.unit.methods.conftest import Seen, arrays_of, context, method
@@ -54,9 +55,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def a_checkpoint_after_each_step(monkeypatch):
-    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("every_checkpoint")
 
 
 @pytest.mark.slow
@@ -105,7 +104,7 @@ def test_fit_killed_twice_resumes_bit_identically(models, small, tmp_path):
 
 
 def test_checkpoints_respect_the_minimum_interval(models, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 3600.0)
+    monkeypatch.setattr(pacing, "SECONDS", 3600.0)
 
     method("coop", **BASE, n_ctx=2).fit(models("clip"), small[0], context(tmp_path / "work"))
 

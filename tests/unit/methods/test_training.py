@@ -363,8 +363,7 @@ def test_state_changes_after_epochs_and_belongs_to_the_best_epoch(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "after"), [("lr", 1), ("lr", 2), ("lr", 5), ("epoch", 1)])
-def test_state_is_restored_from_a_checkpoint(name, after, tmp_path, monkeypatch):
-    monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0.0)
+def test_state_is_restored_from_a_checkpoint(name, after, tmp_path, every_checkpoint):
     config = TrainingConfig(**PLAIN, epochs=3)
 
     def run(**observer) -> float:

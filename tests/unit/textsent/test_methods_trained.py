@@ -26,6 +26,7 @@ from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import MODELS
 from clipadapt.core.experiments.config import load as load_config
 from clipadapt.core.features.cache import FeatureCache
+from clipadapt.core.files import pacing
 from tests.unit.textsent.tiny import TinyEncoder, make_split, make_task
 from textsent.methods import _network, _trainer, _training
 from textsent.methods.bitfit import BitFit, _train_biases
@@ -311,7 +312,9 @@ def test_progress_shows_steps_loss_and_val_accuracy(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "group"), [*((name, False) for name in METHODS), ("full_finetune", True)]
 )
-def test_an_interrupted_fit_resumes_with_an_equal_result(encoder, tmp_path, name, group):
+def test_an_interrupted_fit_resumes_with_an_equal_result(
+    encoder, tmp_path, every_checkpoint, name, group
+):
     task, settings = make_task(44), {"epochs": 3, "group_by_length": group}
     whole_ctx = context(tmp_path / "whole")
     whole = fit(name, encoder, task, whole_ctx, **settings)
@@ -329,7 +332,44 @@ def test_an_interrupted_fit_resumes_with_an_equal_result(encoder, tmp_path, name
     assert resumed.n_trainable_params == whole.n_trainable_params
 
 
-def test_checkpoints_of_another_fit_are_not_used(encoder, tmp_path):
+@pytest.mark.parametrize("name", ["full_finetune", "lora"])
+@pytest.mark.parametrize("due", [(2,), (3,), (1, 3), (2, 3), ()], ids=str)
+def test_the_best_epoch_is_kept_when_its_checkpoint_was_not_due(
+    encoder, tmp_path, monkeypatch, name, due
+):
+    """Epoch 1 is the best; checkpoints are written after some epochs only."""
+    task, settings = make_task(44), {"epochs": 4, "lr": 1e-2}
+    epoch = [0]
+
+    def accuracy(_):
+        epoch[0] += 1
+        return {"accuracy": (0.9, 0.6, 0.8, 0.7)[epoch[0] - 1]}
+
+    monkeypatch.setattr(_trainer, "_accuracy", accuracy)
+    monkeypatch.setattr(pacing.Pacing, "due", lambda _: epoch[0] in due)
+    whole_ctx = context(tmp_path / "whole")
+    whole = fit(name, encoder, task, whole_ctx, **settings)
+    assert whole.selection["epoch"] == 1
+
+    epoch[0] = 0
+    with pytest.raises(Killed):  # in the fourth epoch of six steps each
+        fit(name, encoder, task, context(tmp_path / "work", progress=Bars(21)), **settings)
+    epoch[0] = max(due, default=0)
+    ctx = context(tmp_path / "work", progress=Bars())
+    resumed = fit(name, encoder, task, ctx, **settings)
+
+    assert len(ctx.progress.shown) == 1 + 6 * (4 - max(due, default=0))
+    np.testing.assert_array_equal(resumed.predict_scores(TEST), whole.predict_scores(TEST))
+    assert resumed.selection == whole.selection
+    assert ctx.history == whole_ctx.history
+
+
+def test_a_short_fit_writes_no_checkpoint(encoder, tmp_path):
+    fit("full_finetune", encoder, make_task(), context(tmp_path / "work"))
+    assert not list((tmp_path / "work").rglob("checkpoint-*"))
+
+
+def test_checkpoints_of_another_fit_are_not_used(encoder, tmp_path, every_checkpoint):
     plain = fit("full_finetune", encoder, make_task(), context(tmp_path / "plain"), epochs=1)
     fit("full_finetune", encoder, make_task(48), context(tmp_path / "work"), epochs=3)
     ctx = context(tmp_path / "work")
@@ -338,7 +378,7 @@ def test_checkpoints_of_another_fit_are_not_used(encoder, tmp_path):
     assert len(ctx.history) == 1
 
 
-def test_a_finished_fit_is_not_trained_again(encoder, tmp_path):
+def test_a_finished_fit_is_not_trained_again(encoder, tmp_path, every_checkpoint):
     first_ctx, again_ctx = context(tmp_path / "work"), context(tmp_path / "work", progress=Bars())
     first = fit("full_finetune", encoder, make_task(), first_ctx, keep="last")
     again = fit("full_finetune", encoder, make_task(), again_ctx, keep="last")
@@ -347,7 +387,7 @@ def test_a_finished_fit_is_not_trained_again(encoder, tmp_path):
     assert again_ctx.history == first_ctx.history
 
 
-def test_no_pickle_is_loaded(encoder, tmp_path, monkeypatch):
+def test_no_pickle_is_loaded(encoder, tmp_path, monkeypatch, every_checkpoint):
     task = make_task(44)
     with pytest.raises(Killed):
         fit("lora", encoder, task, context(tmp_path / "work", progress=Bars(9)))

@@ -56,7 +56,7 @@ class SpaceFolder:
         folder: Path,
         space: Space,
         *,
-        warn: Callable[[OSError], None],
+        warn: Callable[[OSError], object],
         evict: Callable[[], object],
     ) -> None:
         """Set up a folder; nothing is read or written yet.
@@ -117,8 +117,12 @@ class SpaceFolder:
             todo, where = todo[by_row], where[by_row]
             of = index.segment_of(where)
             failed = []
-            for number in np.unique(of):
-                span = slice(*np.searchsorted(of, [number, number + 1]))
+            spans = [
+                (number, slice(*np.searchsorted(of, [number, number + 1])))
+                for number in np.unique(of)
+            ]
+            # Rows that were stored in the order in which they are read now then arrive in this order.
+            for number, span in sorted(spans, key=lambda s: int(todo[s[1].start])):
                 segment = index.segments[number]
                 if self._copy(segment, where[span] - index.offsets[number], todo[span], result):
                     found[todo[span]] = True
@@ -130,6 +134,7 @@ class SpaceFolder:
             # The same keys may be in another segment: a duplicate, or one merged by another process.
             todo = np.concatenate(failed)
             self._refresh()
+        result.settle()
         return found, seconds
 
     def _copy(
@@ -141,15 +146,16 @@ class SpaceFolder:
     ) -> bool:
         """Copy rows of one segment; return whether it could be read."""
         try:
-            out = result.array(segment.header.dtype, segment.header.row_shape)
-            segment.read_into(out, rows, places)
+            head = segment.header
+            result.fill(
+                head.dtype, head.row_shape, places, lambda out, at: segment.read_into(out, rows, at)
+            )
         except DamagedError as err:
             self._discard(segment.path, str(err))
             return False
         except OSError as err:
             self._skip(segment.path, err)
             return False
-        result.release()
         with contextlib.suppress(OSError):  # removed meanwhile, or the cache is read-only
             os.utime(segment.path)
         return True

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.user_input import shown
 from clipadapt.core.files.hardware import cpu_count
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ RETRIES: Final = 2
 """How often work is repeated whose worker was lost."""
 THREADS: Final = 1
 """Threads of a worker if the config does not set them; as for local runs, they are part of the run id."""
+CONNECT_SECONDS: Final = 5.0
+"""How long the head node of a cluster may take to answer."""
 _SHARED: Final = ("CLIPADAPT_", "HF_", "TORCH_HOME", "TRANSFORMERS_")
 """Prefixes of the environment variables that workers take from the driver."""
 
@@ -31,6 +36,9 @@ def connected(workers: int | None) -> Iterator[Any]:
 
     Args:
         workers: Workers that are wanted, for a cluster that is started here.
+
+    Raises:
+        ConfigError: If Ray is not installed, or the cluster cannot be reached.
     """
     ray = ray_module()
     # Ray reports lost workers on stdout, which is reserved for the output of the command.
@@ -38,8 +46,10 @@ def connected(workers: int | None) -> Iterator[Any]:
         own = not ray.is_initialized()
         if own:
             # RAY_ADDRESS names a cluster; without it, one is started here and stopped at exit.
-            here = {} if os.environ.get("RAY_ADDRESS") else _of_this_machine(workers)
-            ray.init(log_to_driver=False, **here)
+            if address := os.environ.get("RAY_ADDRESS"):
+                _connect(ray, address)
+            else:
+                ray.init(log_to_driver=False, **_of_this_machine(workers))
         try:
             yield ray
         finally:
@@ -75,3 +85,37 @@ def ray_module() -> Any:
 
 def _of_this_machine(workers: int | None) -> dict[str, Any]:
     return {"num_cpus": max(workers or 1, cpu_count()), "include_dashboard": False}
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        ConfigError: If it cannot be reached.
+    """
+    try:
+        _knock(address)
+        ray.init(log_to_driver=False)
+    except (OSError, RuntimeError, ValueError) as err:  # Ray raises all of these
+        raise ConfigError(
+            f"cannot connect to the Ray cluster {shown(address)} that RAY_ADDRESS names: {first_line(err)}",
+            hint="start it with 'ray start --head' and name it as HOST:PORT or ray://HOST:PORT, or unset RAY_ADDRESS "
+            "to use this machine",
+        ) from err
+
+
+def _knock(address: str) -> None:
+    """Check that something answers at an address; Ray would try for minutes.
+
+    Raises:
+        OSError: If nothing does.
+        ValueError: If it is not an address.
+    """
+    if address in {"auto", "local"}:
+        return
+    scheme, _, place = address.rpartition("://")
+    if scheme in {"", "ray"}:
+        parts = urlsplit(f"//{place}")
+        if parts.hostname is None or parts.port is None:
+            raise ValueError("it has no host and port")
+        socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()

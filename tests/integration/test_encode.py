@@ -192,3 +192,18 @@ def test_without_ray_the_message_names_the_extra(cli, own_cache, monkeypatch, ti
     assert "--executor ray needs Ray" in done.err
     assert "pip install 'clipadapt[ray]'" in done.err
     assert not os.path.isdir(own_cache / "features")  # noqa: PTH112
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer_is_one_message(
+    cli, own_cache, monkeypatch, tiny_clip, address
+):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+
+    done = cli("encode", "--model", tiny_clip, "--dataset", "synthetic:2x2", "--executor", "ray")
+
+    assert done.code == 2
+    assert f"cannot connect to the Ray cluster '{address}' that RAY_ADDRESS names: " in done.err
+    assert "unset RAY_ADDRESS to use this machine" in done.err
+    assert not os.path.isdir(own_cache / "features")  # noqa: PTH112

@@ -6,15 +6,14 @@ import contextlib
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from clipadapt.core.experiments.sweep import load_sweep
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.core.features.segment import load_segment, segments_in
 from clipadapt.core.runs import extraction, shards, sweep
 from clipadapt.core.runs.extraction_plan import Asked, plan_extraction
+from tests.encoding import SHARD, encode_until, rows_of, stored_rows
 from tests.integration.test_ray import facts
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
@@ -49,18 +48,6 @@ def cluster(tmp_path_factory):
     ray.shutdown()
     made.shutdown()
     os.environ["CLIPADAPT_CACHE"] = before
-
-
-def rows_of(root: Path) -> dict[str, dict[bytes, bytes]]:
-    """Return every stored row by space and key."""
-    found: dict[str, dict[bytes, bytes]] = {}
-    for folder in (root / "features").glob("*/*"):
-        own = found.setdefault(folder.name, {})
-        for entry in segments_in(folder):
-            segment = load_segment(Path(entry.path))
-            for key, row in zip(segment.keys, segment.read_all(), strict=True):
-                assert own.setdefault(key.tobytes(), row.tobytes()) == row.tobytes()
-    return found
 
 
 def test_a_killed_node_and_a_killed_worker_change_nothing(
@@ -138,3 +125,27 @@ def test_a_sweep_survives_a_killed_node(cluster, monkeypatch, tmp_path, tiny_cli
     assert killed == [True]
     assert outcome.failures == []
     assert facts(tmp_path / "remote") == facts(tmp_path / "local")
+
+
+def test_a_killed_driver_resumes_exactly(cluster, cli, monkeypatch, tmp_path, tiny_clip):
+    monkeypatch.setattr(shards, "FIRST", SHARD)
+    monkeypatch.setattr(shards, "MOST", SHARD)
+    words = ("encode", "--dataset", "synthetic:4x4", "--model", tiny_clip, "--json")
+    on_ray = (*words, "--executor", "ray", "--workers", "1")
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(local))
+    first = json.loads(cli(*words, "--set", "threads=1").out)
+    third = ("clipadapt.core.runs.extraction", "_take", 3)
+
+    done = encode_until(
+        signal.SIGKILL, third, on_ray, CLIPADAPT_CACHE=str(remote), RAY_ADDRESS=cluster.address
+    )
+
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert stored_rows(remote) == 2 * SHARD
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(remote))
+    resumed = cli(*on_ray)
+    assert resumed.code == 0, resumed.err
+    assert json.loads(resumed.out)["encoded"] == first["encoded"] - 2 * SHARD
+    assert rows_of(remote) == rows_of(local)  # byte for byte
+    assert stored_rows(remote) == first["encoded"]

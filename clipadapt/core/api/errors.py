@@ -56,6 +56,10 @@ class DamagedError(RecordError):
     """A file of a run whose bytes have changed since it was written."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a message about what is kept; the CLI prints it and exits with 130."""
+
+
 def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
     """Return ``"; did you mean 'a' or 'b'?"``, or an empty string if no name is similar.
 

@@ -17,6 +17,7 @@ from clipadapt.core.api.errors import (
     EXIT_INTERRUPTED,
     EXIT_USER_ERROR,
     ClipAdaptError,
+    Interrupted,
     RecordError,
 )
 from clipadapt.core.api.user_input import visible
@@ -56,7 +57,7 @@ def run_app(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         if end.code == EXIT_USER_ERROR:
             _say_next_step(end.__context__)
         if end.code == EXIT_INTERRUPTED:
-            say("interrupted; complete runs are kept, and the same command resumes", err=True)
+            say(_what_is_kept(end), err=True)
         try:
             sys.stdout.flush()
         except ClipAdaptError as err:
@@ -74,6 +75,14 @@ def _say_next_step(error: BaseException | None) -> None:
     elif option := getattr(error, "option_name", None):
         command = f"{context.command_path} COMMAND {option}"
         say(f"Options come after the command that they belong to: {command} ...", err=True)
+
+
+def _what_is_kept(end: BaseException) -> str:
+    """Return the message after Ctrl-C, a command's own one or a general one; Typer has made it an exit code."""
+    error: BaseException | None = end
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return str(error or "interrupted; complete runs are kept, and the same command resumes")
 
 
 def _end(message: str) -> None:

@@ -47,6 +47,8 @@ from clipadapt.core.files.folders import cache_dir
 from clipadapt.core.files.locks import locked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from clipadapt.core.api.features import Compute
@@ -164,7 +166,12 @@ class FeatureCache:
     """
 
     def __init__(
-        self, root: Path | None = None, *, max_bytes: int | None = None, enabled: bool = True
+        self,
+        root: Path | None = None,
+        *,
+        max_bytes: int | None = None,
+        enabled: bool = True,
+        unwritable: Callable[[OSError], object] | None = None,
     ) -> None:
         """Set up a cache; nothing is read or written yet.
 
@@ -172,6 +179,7 @@ class FeatureCache:
             root: Cache folder; None uses :func:`~clipadapt.core.files.folders.cache_dir`.
             max_bytes: Bound; None uses ``CLIPADAPT_CACHE_BYTES``, or 20 GiB.
             enabled: False disables the cache.
+            unwritable: Called when rows cannot be written; None warns once.
 
         Raises:
             ConfigError: If ``CLIPADAPT_CACHE_BYTES`` is not a whole number of bytes.
@@ -179,6 +187,7 @@ class FeatureCache:
         self.directory = (cache_dir() if root is None else root) / "features"
         self.max_bytes = _default_bound() if max_bytes is None else max_bytes
         self.enabled = enabled
+        self._unwritable = unwritable or self._warn_unwritable
         self._open: dict[str, SpaceFolder] = {}
         self._warned = False
 
@@ -187,7 +196,7 @@ class FeatureCache:
         if space.key not in self._open:
             folder = self.directory / space.key[:2] / space.key
             self._open[space.key] = SpaceFolder(
-                folder, space, warn=self._warn_unwritable, evict=self.evict
+                folder, space, warn=self._unwritable, evict=self.evict
             )
         return self._open[space.key]
 

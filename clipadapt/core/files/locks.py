@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from filelock import BaseFileLock
@@ -25,7 +25,7 @@ _UNSUPPORTED: Final = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOL
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, waiting: Callable[[], object] | None = None) -> Iterator[bool]:
     """Hold the lock on a file while the block runs; yield whether another process held it before.
 
     The file stays, empty; the holder may remove it. Where it cannot be created or the file system has no locks, the
@@ -33,6 +33,7 @@ def locked(path: Path) -> Iterator[bool]:
 
     Args:
         path: The lock file; missing folders are created.
+        waiting: Called before this process waits for another one.
     """
     from filelock import Timeout
 
@@ -42,6 +43,8 @@ def locked(path: Path) -> Iterator[bool]:
             _acquire(lock, timeout=0)
         except Timeout:
             waited = True
+            if waiting is not None:
+                waiting()
             _acquire(lock, timeout=-1)
     try:
         yield waited

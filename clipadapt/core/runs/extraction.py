@@ -7,18 +7,23 @@ a killed worker loses the shards that it was encoding, and they are repeated.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import numpy as np
 
 from clipadapt.core.api.context import Services
-from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError
+from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, Interrupted
 from clipadapt.core.api.registry import MODELS, tracks
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.features.space import FLUSH_SECONDS, SEGMENT_BYTES
+from clipadapt.core.files.folders import cache_dir
 from clipadapt.core.files.hardware import set_threads
+from clipadapt.core.files.locks import locked
 from clipadapt.core.runs.cluster import RETRIES, WorkerError
 from clipadapt.core.runs.models import ModelLoader
 from clipadapt.core.runs.shards import Shards, Worker
@@ -63,6 +68,13 @@ class Extraction:
     def total(self) -> int:
         """Number of examples of all parts."""
         return sum(len(part.inputs) for part in self.parts)
+
+    @property
+    def key(self) -> str:
+        """Hash of what is encoded: two extractions with the same key encode the same features."""
+        parts = [[part.name, len(part.inputs), dict(part.options)] for part in self.parts]
+        whole = [self.track, self.dataset, asdict(self.identity), parts]
+        return hashlib.sha256(json.dumps(whole, default=str).encode()).hexdigest()
 
     @property
     def unit(self) -> str:
@@ -189,16 +201,17 @@ def extract(
         plan: What to encode.
         workers: Where it is encoded.
         progress: Where bars and warnings are shown.
-        cache: Where features are stored; None is the user's feature cache.
+        cache: Where features are stored; None is the user's feature cache, which must be writable.
         on_encoded: Called with each shard when it is done, before it is stored.
 
     Raises:
         ClipAdaptError: If an example cannot be read, features cannot be stored, or workers are lost too often. What was
             stored stays.
+        Interrupted: If the user ends it; the message has the number of examples that are stored.
         WorkerError: If a worker fails.
     """
-    cache = cache or FeatureCache()
-    with workers:
+    cache = cache or FeatureCache(unwritable=_refuse)
+    with _alone(plan, cache, progress), workers:
         spaces = workers.open()
         sinks = _sinks(spaces, plan.parts, cache)
         workers.know([sink.stored for sink in sinks])
@@ -216,13 +229,57 @@ def extract(
                         on_encoded(done)
                     _take(done, sinks[done.shard.part], result)
                     bar.advance(len(done.shard) - done.shown)
+        except KeyboardInterrupt:
+            _flush(sinks, result)
+            raise _interrupted(plan, result) from None
         finally:
-            last = time.perf_counter()
-            for sink in sinks:
-                sink.flush()
-            result.stages["writing"] += time.perf_counter() - last
+            _flush(sinks, result)
             result.seconds = time.perf_counter() - begun
     return result
+
+
+@contextlib.contextmanager
+def _alone(plan: Extraction, cache: FeatureCache, progress: Progress) -> Iterator[None]:
+    """Let one process at a time encode the same examples; another one waits, and then finds them stored."""
+    path = cache.directory.parent / "locks" / f"encode-{plan.key[:32]}"
+    note = f"another process encodes {plan.dataset} with this model; waiting for it"
+    with locked(path, lambda: progress.note(note)):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _flush(sinks: Sequence[_Sink], result: Extracted) -> None:
+    """Write what was encoded and is not written yet."""
+    begun = time.perf_counter()
+    for sink in sinks:
+        sink.flush()
+    result.stages["writing"] += time.perf_counter() - begun
+
+
+def _interrupted(plan: Extraction, result: Extracted) -> Interrupted:
+    """Return what ends an extraction that the user interrupted."""
+    there = sum(part.stored + part.encoded for part in result.parts)
+    if not there:
+        return Interrupted("interrupted before anything was stored")
+    return Interrupted(
+        f"interrupted after {there:,} of {plan.total:,} {plan.unit}; they are stored, and the same command resumes"
+    )
+
+
+def _refuse(err: OSError) -> NoReturn:
+    """End an extraction whose features cannot be stored.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError(
+        f"the features cannot be written to '{cache_dir() / 'features'}': {err.strerror or err}",
+        hint="free some space, or set CLIPADAPT_CACHE to a folder with enough; what is stored stays, and the same "
+        "command resumes",
+    ) from err
 
 
 def _sinks(spaces: Sequence[Space], parts: Sequence[Part], cache: FeatureCache) -> list[_Sink]:
@@ -290,6 +347,8 @@ def _take(done: Encoded, sink: _Sink, result: Extracted) -> None:
         counts.stored += len(done.shard) - encoded
         return
     kind, problem, hint = done.error
+    if kind == "interrupt":
+        raise KeyboardInterrupt
     raise ClipAdaptError(problem, hint=hint) if kind == "mistake" else WorkerError(hint)
 
 
@@ -325,22 +384,14 @@ class _Sink:
         return int(new.sum())
 
     def flush(self) -> None:
-        """Write what was added since the last write.
-
-        Raises:
-            DataError: If it cannot be written.
-        """
+        """Write what was added since the last write; the cache refuses if it cannot."""
         pending, new = self._pending, self._new
         self._pending, self._new, self._flushed = [], [], time.monotonic()
         if not pending:
             return
         digests = np.concatenate([d.digests[n] for d, n in zip(pending, new, strict=True)])
         rows = np.concatenate([d.rows[n] for d, n in zip(pending, new, strict=True)])
-        if not self._folder.write(digests, rows, sum(d.seconds for d in pending)):
-            raise DataError(
-                f"the features cannot be written to '{self._cache.directory}'",
-                hint="free some space, or set CLIPADAPT_CACHE to a writable folder",
-            )
+        self._folder.write(digests, rows, sum(d.seconds for d in pending))
 
     def _require_room(self, rows: NDArray[Any]) -> None:
         """Check that the cache is allowed to keep all rows.

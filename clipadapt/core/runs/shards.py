@@ -89,7 +89,7 @@ class Encoded:
         notes: Warnings for the user.
         shown: Examples that the progress bar counted already.
         worker: Process that did it.
-        error: Kind (``mistake`` or ``defect``), problem and hint of the error that ended it, or None.
+        error: Kind (``mistake``, ``defect`` or ``interrupt``), problem and hint of what ended it, or None.
     """
 
     shard: Shard
@@ -185,6 +185,8 @@ class Worker:
         which = np.arange(shard.begin, shard.end, dtype=np.int64)
         try:
             self._encode(part.inputs.take(which), part.options, collector, shown, meter)
+        except KeyboardInterrupt:
+            error = ("interrupt", "", "")
         except ClipAdaptError as err:
             error = ("mistake", err.problem, err.hint)
         except Exception as err:  # noqa: BLE001  raised again by the driver

@@ -13,11 +13,12 @@ import pytest
 
 from clipadapt.core.api.context import Services
 from clipadapt.core.api.data import Inputs
-from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError
+from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError, Interrupted
 from clipadapt.core.api.features import Space
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.features.index import PrefixSet
+from clipadapt.core.files.locks import try_lock
 from clipadapt.core.runs import extraction_ray
 from clipadapt.core.runs import shards as module
 from clipadapt.core.runs.cluster import WorkerError
@@ -38,7 +39,7 @@ class Lengths:
 
     services: Services
     bad: str = ""
-    error: Exception = field(
+    error: BaseException = field(
         default_factory=lambda: DataError("this text is bad", hint="leave it out")
     )
 
@@ -120,6 +121,7 @@ class Plan:
     parts: tuple[Part, ...]
     dataset: str = "texts"
     unit: str = "texts"
+    key: str = "0" * 64
 
     @property
     def total(self):
@@ -188,20 +190,66 @@ def test_a_mistake_keeps_what_was_encoded_before_it(tmp_path):
         run(tmp_path / "b", parts, model=Lengths(services, TEXTS[0], ValueError("broken")))
 
 
+def test_an_interruption_keeps_what_was_encoded_and_says_how_much(tmp_path):
+    parts = [part(TEXTS)]
+    services = Services(FeatureCache(enabled=False))
+
+    with pytest.raises(Interrupted) as caught:
+        run(tmp_path, parts, model=Lengths(services, TEXTS[100], KeyboardInterrupt()))
+
+    assert str(caught.value) == (
+        "interrupted after 100 of 300 texts; they are stored, and the same command resumes"
+    )
+    assert run(tmp_path, parts).encoded == 200
+    with pytest.raises(Interrupted, match="interrupted before anything was stored"):
+        run(tmp_path / "b", parts, model=Lengths(services, TEXTS[0], KeyboardInterrupt()))
+
+
+def test_a_second_process_waits_for_the_first(tmp_path):
+    notes = []
+    parts = [part(TEXTS)]
+    path = tmp_path / "locks" / f"encode-{'0' * 32}"
+    first = try_lock(path)
+    assert first is not None
+
+    def run_first():
+        """Do what the first process does while the second one waits."""
+        done = workers_of(parts).worker.encode(Shard(0, 0, 300), PrefixSet())
+        FeatureCache(tmp_path).open(SPACE).write(done.digests, done.rows)
+        first.release()
+
+    class Noted(Silent):
+        def note(self, message, /):
+            if not notes:
+                run_first()
+            notes.append(message)
+
+    found = run(tmp_path, parts, progress=Noted())
+
+    assert notes == ["another process encodes texts with this model; waiting for it"]
+    assert (found.encoded, found.parts[0].stored) == (0, 300)
+    assert not path.exists()
+
+
 def test_features_that_the_cache_may_not_keep_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"need 1,200 bytes, .* at most 1,000"):
         run(tmp_path, [part(TEXTS)], max_bytes=1000)
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, caplog):
     from clipadapt.core.features import space
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(space, "write_segment", full)
-    with pytest.raises(DataError, match="cannot be written"):
-        run(tmp_path, [part(TEXTS)])
+    parts = [part(TEXTS)]
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(space, "write_segment", full)
+        with pytest.raises(DataError, match="cannot be written to .*: No space left on device"):
+            extract(Plan(tuple(parts)), workers_of(parts), Silent())
+    assert caplog.text == ""  # one message
+    assert extract(Plan(tuple(parts)), workers_of(parts), Silent()).encoded == 300
 
 
 def test_warnings_of_workers_are_shown_once(tmp_path):

@@ -24,10 +24,11 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "sweep": ({"every fast path", "all off"}, 2),
     "report": ({"`table`, the second", "`report`", "40 records"}, 10),
     "bookkeeping": ({"the same again, complete", "20 runs"}, 6),
+    "encode": ({"folder", "tar files", "hub", "DataLoader and open_clip", "`encode`"}, 6),
     "store": ({"store every row", "which rows are stored", "50", "100"}, 12),
     "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
 }
-SLOW = {"bookkeeping", "growth", "report", "startup", "sweep", "zeroshot"}
+SLOW = {"bookkeeping", "encode", "growth", "report", "startup", "sweep", "zeroshot"}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from clipadapt.core.api.errors import RecordError
-from clipadapt.core.files.hardware import cpu_count
+from clipadapt.core.files.hardware import cpu_count, without_collection
 from clipadapt.core.records.history import read_epochs, run_folder
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.report.answer_index import INDEXED, AnswerIndex, Examples, stamp_of
@@ -84,13 +84,14 @@ class RunFiles:
         Returns:
             What is wrong with unreadable ones, by run_id.
         """
-        missing = [
-            r
-            for r in records
-            if r.status == "ok"
-            and (r.run_id, metric) not in self._answers
-            and not (metric == INDEXED and self._recall(r))
-        ]
+        with without_collection():
+            missing = [
+                r
+                for r in records
+                if r.status == "ok"
+                and (r.run_id, metric) not in self._answers
+                and not (metric == INDEXED and self._recall(r))
+            ]
         faults = {}
         for record, read in zip(missing, self._reads(missing, metric), strict=True):
             if isinstance(read, RecordError):

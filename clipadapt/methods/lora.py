@@ -114,7 +114,9 @@ class LoRA:
     """
 
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = (
+        3  # 3: one random byte per element for dropout, none for the padding of texts
+    )
     requires: ClassVar[type | None] = AdapterTunable
 
     def __init__(self, config: LoRAConfig) -> None:
@@ -236,7 +238,7 @@ class Adapted:
         import torch
         from peft import LoraConfig, get_peft_model
 
-        from clipadapt.methods._dropout import Dropout
+        from clipadapt.methods import _low_rank
 
         model = base.in_dtype(config.precision).clone(split=True)
         names, first_unit = _targets(model, config)
@@ -258,9 +260,7 @@ class Adapted:
             if ctx is not None:
                 torch.manual_seed(int(ctx.rng("lora.init").integers(2**62)))
             peft: Any = get_peft_model(model.module, settings)
-        for module in peft.modules():
-            if hasattr(module, "lora_dropout") and config.lora_dropout:
-                module.lora_dropout[ADAPTER] = Dropout(config.lora_dropout)
+        _low_rank.prepare(peft, ADAPTER, config.lora_dropout, fast=base.services.fast)
         model.module.eval()
         adapted = cls(base, model, config, peft, first_unit)
         for name, parameter in adapted.parameters.items():

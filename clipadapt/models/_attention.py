@@ -104,12 +104,29 @@ def at_one_place(
             torch.cat([b.expand(n, -1, -1, -1), own], dim=1)
             for b, own in zip(before, (k, v), strict=True)
         )
+    mixed = mixed_at_one_place(q, k, v, sees)
+    return finished(block, x[rows, places], mixed.to(x.dtype).flatten(1))
+
+
+def mixed_at_one_place(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attend with one query per example, in float32.
+
+    Args:
+        q: Queries, shape ``(n, heads, d)``.
+        k: Keys, shape ``(n, L, heads, d)``.
+        v: Values, shape ``(n, L, heads, d)``.
+        sees: Positions that may be attended to, shape ``(n, L)``; all if omitted.
+
+    Returns:
+        Shape ``(n, heads, d)``.
+    """
     # Sums, not a matrix product, whose last bits depend on the number of examples.
-    scores = (q.float()[:, None] * k.float()).sum(-1) * q.shape[-1] ** -0.5  # (n, P + L, heads)
+    scores = (q.float()[:, None] * k.float()).sum(-1) * q.shape[-1] ** -0.5  # (n, L, heads)
     if sees is not None:
         scores = scores.masked_fill(~sees[..., None], float("-inf"))
-    mixed = (scores.softmax(dim=1)[..., None] * v.float()).sum(1)  # (n, heads, d)
-    return finished(block, x[rows, places], mixed.to(x.dtype).flatten(1))
+    return (scores.softmax(dim=1)[..., None] * v.float()).sum(1)
 
 
 def is_plain(block: Any) -> bool:

@@ -147,7 +147,7 @@ class Towers:
         given = placed(embeddings, self.device)
         tower = CausalTextTower.of(self.net)
         if tower is not None and fast and tower.can_share():
-            out = tower.with_shared(given, tokens, shared)
+            out = tower.with_shared(given, tokens, shared, packed=True)
             return _at(layer, out.float())
 
         def replace(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
-from clipadapt.models import _attention, _deep_prompts
+from clipadapt.models import _attention, _deep_prompts, _packed_text
 from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
@@ -68,20 +68,29 @@ class CausalTextTower:
         shared: int,
         slots: torch.Tensor | None = None,
         prompts: Sequence[torch.Tensor] = (),
+        *,
+        packed: bool = False,
     ) -> torch.Tensor:
         """Encode token embeddings ``(n, L, W)`` whose first ``shared`` positions are the same in all texts.
 
         Tokens and slots are read on the host: on a GPU, they should not be there yet.
 
-        Before block ``i >= 1`` the states at ``slots``, shape ``(n, P)``, are replaced by ``prompts[i]``.
+        Before block ``i >= 1`` the states at ``slots``, shape ``(n, P)``, are replaced by ``prompts[i]``. With
+        ``packed``, which supports no slots, nothing is computed after the end of a text; the last bits of a feature
+        then depend on the number of texts.
         """
         ends = tokens.argmax(dim=1)
         shared = min(shared, int(ends.min()))
         if slots is not None and len(prompts) > 1 and shared <= int(slots.max()):
             shared = min(shared, int(slots.min()))
         x = self._placed(embeddings)
-        ends = placed(ends, x.device)
         head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
+        if packed:
+            packing = _packed_text.Packing.of(ends + 1 - shared, rest.shape[1], x.device)
+            blocks = self.tower.transformer.resblocks
+            pooled = _packed_text.run(blocks, head, rest, packing)
+            return self._projected(self.tower.ln_final(pooled))
+        ends = placed(ends, x.device)
         places = torch.arange(x.shape[1], device=x.device)
         causal = places <= places[:, None]  # (L, L)
         *blocks, last = self.tower.transformer.resblocks

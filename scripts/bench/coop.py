@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import _common
 import numpy as np
 from _common import (
+    FASTEST,
     SEED,
     Bench,
     class_names,
@@ -55,9 +56,13 @@ def opened(settings: dict[str, Any], folder: str, given: Sequence[str]) -> Any:
 
 
 def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure the shipped method's steps."""
+    """Measure the shipped method's steps, and their bound."""
+    from _products import bound
+
     with tempfile.TemporaryDirectory() as folder:
-        return steps_of(opened(settings, folder, precision_of(settings)), settings, DROP)
+        it = opened(settings, folder, precision_of(settings))
+        found = steps_of(it, settings, DROP)
+        return found | {"bound": bound(it, settings)}
 
 
 def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
@@ -162,13 +167,23 @@ def rows_of(work: str, runs: dict[str, _common.Runs], base: str) -> list[list[st
             times(runs[base].of(), found.of()),
             figure(found.of("set_up")),
             found.memory,
+            *bound_of(found),
         ]
         for variant, found in runs.items()
     ]
 
 
+def bound_of(found: _common.Runs) -> list[str]:
+    """Return the cells of :data:`BOUND`, empty for the reference."""
+    if "bound" not in found.first:
+        return ["", ""]
+    return [figure(found.of("bound")), f"{found.of('bound') / max(found.of(), FASTEST):.0%}"]
+
+
 HEAD: Final = ["task", "variant", "seconds a step", "min to max", "speed-up"]
 HEAD_COST: Final = ["seconds to the first step", "peak memory, MiB"]
+BOUND: Final = ["bound, seconds", "share of the bound"]
+BOUND_NOTE: Final = "The bound is the time of a step's matrix products alone, measured with their shapes and precision."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -218,9 +233,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
         "In bf16, ours also uses bf16 in layers with gradients (`method.precision`).",
         "Memory is that of the main process.",
+        BOUND_NOTE,
     ]
     title = f"A training step of CoOp (`{o.model or 'a tiny model'}`)"
-    bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)
+    bench.write(title, table([*HEAD, *HEAD_COST, *BOUND], rows), notes)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from _common import (
     train_task,
     write_images,
 )
-from coop import DROP, HEAD, HEAD_COST, reference_batches, rows_of
+from coop import BOUND, BOUND_NOTE, DROP, HEAD, HEAD_COST, reference_batches, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,9 +53,13 @@ def opened(settings: dict[str, Any], folder: str, given: Sequence[str]) -> Any:
 
 
 def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure the shipped method's steps."""
+    """Measure the shipped method's steps, and their bound."""
+    from _products import bound
+
     with tempfile.TemporaryDirectory() as folder:
-        return steps_of(opened(settings, folder, precision_of(settings)), settings, DROP)
+        it = opened(settings, folder, precision_of(settings))
+        found = steps_of(it, settings, DROP)
+        return found | {"bound": bound(it, settings)}
 
 
 def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
@@ -152,9 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Where only the last units are adapted (`method.blocks`; the head is one of them), the reference adapts all",
         "of the image tower. In bf16, ours also uses bf16 in layers with gradients (`method.precision`).",
         "Memory is that of the main process.",
+        BOUND_NOTE,
     ]
     title = f"A training step of CLIP-LoRA (`{o.model or 'a tiny model'}`)"
-    bench.write(title, table([*HEAD, *HEAD_COST], rows), notes)
+    bench.write(title, table([*HEAD, *HEAD_COST, *BOUND], rows), notes)
 
 
 if __name__ == "__main__":

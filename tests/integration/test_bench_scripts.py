@@ -350,3 +350,29 @@ def test_the_package_counts_as_it_did_before_numpy_refused(script):
     logits = torch.eye(6)[[0, 1, 2, 3]] + torch.arange(6) * 1e-3
 
     assert package.accuracy(logits, torch.tensor([0, 1, 5, 0]), topk=(1, 5)) == [0.5, 0.75]
+
+
+def test_the_products_of_one_step_are_recorded(script):
+    import torch
+    import torch.nn.functional as F
+
+    found = script("_products")
+    products, x = found.Products(), torch.ones(2, 3, requires_grad=True)
+    q = torch.ones(2, 4, 5, 6, requires_grad=True)
+    with products:
+        x @ x.T  # before the first loss
+        products.step("loss", 0.0)
+        products.step("grad", {})
+        F.linear(x, torch.ones(7, 3), torch.ones(7)).sum().backward()
+        F.scaled_dot_product_attention(q, q, q).sum().backward()
+        with pytest.raises(found.StepEndedError):
+            products.step("loss", 0.0)
+
+    own = torch.float32
+    assert products.found == {
+        (1, 2, 3, 7, own): 1,
+        (1, 2, 7, 3, own): 1,
+        (8, 5, 6, 5, own): 3,
+        (8, 5, 5, 6, own): 3,
+    }
+    assert 0 < found.seconds((8, 5, 6, 5, own)) < 1

@@ -158,6 +158,29 @@ def losses(model, task, folder, seed, start, **settings) -> list[float]:
     return ctx.observe.values["loss"]
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_fast_steps_equal_plain_ones(dropout, tiny_models, small, start, tmp_path, monkeypatch):
+    """The plain path is PEFT's layers on padded texts; the mask of an element depends on its value alone here."""
+
+    def kept(_, x):
+        return (x.abs() % 1 > dropout).to(x.dtype) if dropout else None
+
+    monkeypatch.setattr("clipadapt.methods._dropout.Dropout.kept", kept)
+    found = []
+    for fast in (False, True):
+        model, seen = load(tiny_models["clip"], fast=fast), Seen()
+        ctx = context(tmp_path / str(fast), start=start, observe=seen)
+        given = {**SHORT, "epochs": 1, "batch_size": 12, "lora_dropout": dropout}
+        method("lora", **given).fit(model, small[0], ctx)
+        found.append(seen.values)
+
+    plain, fast = found
+    np.testing.assert_allclose(fast["loss"], plain["loss"], rtol=1e-4)
+    for name, gradient in plain["grad"][0].items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(fast["grad"][0][name], gradient, atol=1e-3 * scale, rtol=0)
+
+
 @pytest.mark.parametrize("encoder", ["image", "text", "both"])
 def test_dropout_is_active_in_training(encoder, models, small, start, tmp_path):
     """With one batch of all examples and a negligible learning rate, the losses differ only by dropout."""

@@ -283,7 +283,9 @@ def test_the_models_own_embeddings_give_the_same_features(name, get):
         given = model.encode_token_embeddings(model.embed_tokens(tokens), tokens)
         after = model.encode_text(tokens)
 
-    assert torch.equal(given, plain)
+    torch.testing.assert_close(
+        given, plain, atol=1e-5, rtol=1e-5
+    )  # texts of a causal tower are packed
     assert torch.equal(after, plain)  # the hook was removed
 
 

@@ -15,6 +15,7 @@ from clipadapt.core.files import hardware, identity
 from clipadapt.models._attention import DECODER
 from clipadapt.models._preprocess import SMALLEST_CROP
 from clipadapt.tensor import batching
+from clipadapt.tensor.moves import stacked
 from clipadapt.tensor.weights import WeightsHash
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from clipadapt.models._tokenize import Tokenizer
 
     Batches = Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]
+    Started = tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]
 
 LIBRARIES: Final = {
     "image": ("torch", "torchvision", "timm", "open_clip_torch", "pillow"),
@@ -153,13 +155,20 @@ class Features:
             network, least = self.towers.compiled_image(layer, fast=fast), size
         with services.progress.track("encode images", len(indices), "images") as bar:
             loaded = batching.ahead(load, indices.tolist(), workers, window=2 * size)
-            for begin in range(0, len(indices), size):
-                part = indices[begin : begin + size]
-                with services.meter.stage("decoding"):
-                    pixels = torch.stack([next(loaded) for _ in part])  # (m, 3, H, W)
-                with services.meter.stage("model"):
-                    rows = batching.forward(network, pixels, size, least)
-                yield part, rows
+            device = self.towers.device
+
+            def started() -> Iterator[Started]:
+                for begin in range(0, len(indices), size):
+                    part = indices[begin : begin + size]
+                    with services.meter.stage("decoding"):
+                        rows = [next(loaded) for _ in part]
+                        pixels = stacked(rows, device)  # (m, 3, H, W)
+                    with services.meter.stage("model"):
+                        wait = batching.started(network, pixels, size, least, device)
+                    yield part, wait
+
+            for part, encoded in batching.in_flight(started(), device, services.meter):
+                yield part, encoded
                 bar.advance(len(part))
 
     def _texts(
@@ -172,7 +181,8 @@ class Features:
         """Yield batches of texts of the same length: a text's features depend on that text only."""
         size = services.batch_size or TEXT_BATCH
         network = partial(self.towers.encode_text, layer=request.layer, fast=services.fast)
-        with services.progress.track("encode texts", len(indices), "texts") as bar:
+
+        def started() -> Iterator[Started]:
             for start in range(0, len(indices), batching.CHUNK):
                 part = indices[start : start + batching.CHUNK]
                 with services.meter.stage("decoding"):
@@ -181,9 +191,15 @@ class Features:
                 lengths = (-(-used // batching.PAD_TO) * batching.PAD_TO).clip(max=tokens.shape[1])
                 for rows, length in batching.same_length(lengths, size):
                     with services.meter.stage("model"):
-                        encoded = batching.forward(network, tokens[rows, :length], size)
-                    yield part[rows], encoded
-                    bar.advance(len(rows))
+                        # The tower reads the tokens on the host too, so they are not sent ahead.
+                        wait = batching.started(network, tokens[rows, :length], size)
+                    yield part[rows], wait
+
+        device = self.towers.device
+        with services.progress.track("encode texts", len(indices), "texts") as bar:
+            for part, encoded in batching.in_flight(started(), device, services.meter):
+                yield part, encoded
+                bar.advance(len(part))
 
 
 def _portable(model_cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 import torch
 
+from clipadapt.tensor.moves import fetched, sent_ahead
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
+
+    from clipadapt.core.api.context import Meter
 
 T = TypeVar("T")
 
@@ -101,13 +105,62 @@ def forward(
     Returns:
         float32 features, shape ``(n, D)``.
     """
+    return started(network, batch, size, least)()
+
+
+def started(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    batch: torch.Tensor,
+    size: int,
+    least: int = MIN_ROWS,
+    device: str | None = None,
+) -> Callable[[], NDArray[np.float32]]:
+    """Start :func:`forward`; return a function that waits for its result and returns it.
+
+    Args:
+        network: As in :func:`forward`.
+        batch: As in :func:`forward`.
+        size: As in :func:`forward`.
+        least: As in :func:`forward`.
+        device: Where the batch is sent, which a GPU does while it computes another one; None leaves it where it is.
+    """
     n = len(batch)
     filler = n_filler(n, size, least)
     if filler:
         batch = torch.cat([batch, batch[:1].expand(filler, *batch.shape[1:])])
     with torch.inference_mode():
-        rows = network(batch)[:n]
-    return np.asarray(rows.float().cpu().numpy(), dtype=np.float32)
+        there = batch if device is None else sent_ahead(batch, device)
+        return fetched(network(there)[:n].float())
+
+
+def in_flight(
+    batches: Iterator[tuple[T, Callable[[], NDArray[np.float32]]]], device: str, meter: Meter
+) -> Iterator[tuple[T, NDArray[np.float32]]]:
+    """Yield the result of each batch that was started, in order.
+
+    On a GPU the next batch is prepared and queued before the host waits for one, so that the GPU always has work.
+
+    Args:
+        batches: Starts a batch each; what it is, and a function that waits for its result, see :func:`started`.
+        device: Device of the network.
+        meter: Gets the time spent waiting, as time of the model.
+    """
+    waiting: deque[tuple[T, Callable[[], NDArray[np.float32]]]] = deque()
+    most = 1 if device.startswith("cuda") else 0
+    for batch in batches:
+        waiting.append(batch)
+        if len(waiting) > most:
+            yield _result(waiting.popleft(), meter)
+    while waiting:
+        yield _result(waiting.popleft(), meter)
+
+
+def _result(
+    batch: tuple[T, Callable[[], NDArray[np.float32]]], meter: Meter
+) -> tuple[T, NDArray[np.float32]]:
+    what, wait = batch
+    with meter.stage("model"):
+        return what, wait()
 
 
 def ahead(make: Callable[[int], T], items: Sequence[int], workers: int, window: int) -> Iterator[T]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipadapt.tensor import moves
 from clipadapt.tensor.devices import Accelerator
 
 aten = torch.ops.aten
@@ -33,6 +35,16 @@ MPS, STAND_IN = torch.device("mps", 0), torch.device("cuda", 7)
 
 waits: list[str] = []
 """Where the host has waited for the device, or would have: file and line of the package's innermost frames."""
+
+
+PRODUCTS = {
+    aten.mm.default, aten.mm.out, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
+    aten.convolution.default, aten._native_multi_head_attention.default,
+}  # fmt: skip
+products: Counter[str] = Counter()
+"""How many products of matrices were computed on each kind of device."""
+events: list[str] = []
+"""Copies to the host, in order: ``queued`` when one starts, ``waited`` when the host waits for it."""
 
 
 class Claimed(torch.Tensor):
@@ -74,12 +86,40 @@ class Claimed(torch.Tensor):
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return moved(self, *args, **kwargs)
 
+    def record_stream(self, stream: Any) -> None:
+        """Its memory is freed late enough anyway."""
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Claimed({self.inner!r}, {self.place})"
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
+
+
+class Stream:
+    """A queue of the device; everything is done at once, in order."""
+
+    def __init__(self, device: Any = None) -> None: ...
+
+    def wait_stream(self, other: Any) -> None: ...
+
+
+class Event:
+    """A mark in a queue."""
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def record(self, stream: Any = None) -> None:
+        events.append("queued")
+
+    def elapsed_time(self, end: Any) -> float:
+        """Return a millisecond."""
+        return 1.0
+
+    def synchronize(self) -> None:
+        events.append("waited")
+        waited("an event")
 
 
 class FakeDevice(TorchDispatchMode):
@@ -99,6 +139,8 @@ class Moves(TorchFunctionMode):
         if func in {torch.tensor, torch.as_tensor} and kwargs.get("device") is not None:
             device = kwargs.pop("device")
             return moved(func(*args, **kwargs), device)
+        if func is torch.nn.functional.one_hot and isinstance(args[0], Claimed):
+            return claimed(func(args[0].inner, *args[1:], **kwargs), args[0].place)
         if func is torch.device:
             return func(*args, **kwargs)
         # Devices stand among the arguments themselves: looking into whole state dicts would take most of the time.
@@ -177,6 +219,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         waited("a copy")
     if waits_for(func, args, tensors):
         waited(str(func))
+    if func in PRODUCTS:
+        products[place.type] += 1
     if plain_kwargs:
         device = plain_kwargs.get("device")
         if device is not None:
@@ -266,11 +310,16 @@ def check_places(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) 
 @contextlib.contextmanager
 def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
     """Make torch find two devices of a kind while the block runs."""
+    moves._streams.cache_clear()
     found = {kind: Accelerator(2 if kind == "cuda" else 1, bf16=kind == "cuda")}
     monkeypatch.setattr("clipadapt.tensor.devices.accelerators", lambda: found)
     monkeypatch.setattr("clipadapt.core.files.hardware.accelerator_possible", lambda: True)
     for module in (torch.cuda, torch.mps):
         monkeypatch.setattr(module, "_lazy_init", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(
         torch, "inference_mode", torch.no_grad
     )  # inference_mode does not support views of such tensors
@@ -294,4 +343,5 @@ def fake_device(kind: str, monkeypatch: Any) -> Iterator[None]:
         with Moves(), FakeDevice():
             yield
     finally:
+        moves._streams.cache_clear()
         torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from clipadapt.tensor.devices import torch_dtype
+from clipadapt.tensor.moves import placed
 from clipadapt.tensor.weights import WeightsHash
 from textsent.models._configurations import LAYER_LISTS
 
@@ -62,7 +63,7 @@ class Network:
         Returns:
             States ``(n, L, D)`` and mask ``(n, L)``.
         """
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = placed(ids, self.device), placed(mask, self.device)
         with torch.inference_mode():
             return _run(partial(net, input_ids=ids, attention_mask=mask), net, layer), mask
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 
+from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.files import hardware, identity
 from clipadapt.models import (
     PortableCode,
@@ -27,10 +28,12 @@ from clipadapt.models._encode import Towers
 from clipadapt.models._features import Features, Request
 from clipadapt.models._preprocess import SMALLEST_CROP, Preprocess
 from clipadapt.tensor.batching import ahead
+from clipadapt.tensor.devices import calculating
 from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
@@ -61,8 +64,10 @@ class OpenClipModel:
         device: str,
         dtype: str,
         services: Services,
+        options: ModelOptions | None = None,
     ) -> None:
         self.module = module
+        self.options = options or ModelOptions()
         self._net: Any = module
         self.tokenizer = tokenizer
         self.source = source
@@ -284,7 +289,13 @@ class OpenClipModel:
         smallest_crop: float = SMALLEST_CROP,
     ) -> NDArray[np.float32]:
         """Encode any number of examples through the feature cache, in constant memory."""
-        return self._features.get(inputs, Request(tower, layer, view, smallest_crop), self.services)
+        request = Request(tower, layer, view, smallest_crop)
+        with self.calculating():
+            return self._features.get(inputs, request, self.services)
+
+    def calculating(self) -> AbstractContextManager[None]:
+        """Return a block that calculates with this model's ``tf32`` and ``deterministic``."""
+        return calculating(self.options, self.device)
 
     def logits(self, image_features: torch.Tensor, text_features: torch.Tensor, /) -> torch.Tensor:
         """Return ``logit_scale * image_features @ text_features.T + logit_bias``, shape ``(n, C)``."""
@@ -330,6 +341,7 @@ class OpenClipModel:
             device=self.device,
             dtype=dtype,
             services=self.services,
+            options=self.options,
         )
 
     # ---------------------------------------------------------------- adapters and exports

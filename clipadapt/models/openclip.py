@@ -89,7 +89,14 @@ def load_source(
     tokenizer = Tokenizer.of(source, shown)
     module = cast_weights(build(source, shown), device, dtype)
     model = OpenClipModel(
-        module, tokenizer, source, name=shown, device=device, dtype=dtype, services=services
+        module,
+        tokenizer,
+        source,
+        name=shown,
+        device=device,
+        dtype=dtype,
+        services=services,
+        options=options,
     )
     if sha256 is not None:
         model.identity = ModelIdentity(shown, sha256, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -105,6 +106,23 @@ def set_arithmetic(options: ModelOptions, device: str) -> None:
         )  # cuBLAS reads it at its first use
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
+
+
+@contextlib.contextmanager
+def calculating(options: ModelOptions, device: str) -> Iterator[None]:
+    """Calculate with the options of one model inside the block, and as before after it; see :func:`set_arithmetic`."""
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    set_arithmetic(options, device)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def arithmetic(device: str, dtype: str) -> Iterator[str]:

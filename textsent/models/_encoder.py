@@ -17,9 +17,11 @@ import torch
 
 from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.api.features import Space
+from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.files import identity
 from clipadapt.tensor import batching
-from clipadapt.tensor.devices import arithmetic, set_threads
+from clipadapt.tensor.devices import arithmetic, calculating, set_threads
+from clipadapt.tensor.moves import fetched
 from textsent.models import Pooling
 from textsent.models._build import (
     build,
@@ -34,7 +36,8 @@ from textsent.models._states import Network
 from textsent.models._tokenize import CachedTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +52,15 @@ LIBRARIES: Final = ("torch", "transformers", "tokenizers")
 """Packages whose version can change the results numerically."""
 
 
-def load(source: Source, *, name: str, device: str, dtype: str, services: Services) -> Encoder:
+def load(
+    source: Source,
+    *,
+    name: str,
+    device: str,
+    dtype: str,
+    services: Services,
+    options: ModelOptions | None = None,
+) -> Encoder:
     """Build the model of a source on its device.
 
     Raises:
@@ -76,6 +87,7 @@ def load(source: Source, *, name: str, device: str, dtype: str, services: Servic
         device=device,
         dtype=dtype,
         services=services,
+        options=options,
     )
 
 
@@ -98,8 +110,10 @@ class Encoder:
         device: str,
         dtype: str,
         services: Services,
+        options: ModelOptions | None = None,
     ) -> None:
         self.module = module
+        self.options = options or ModelOptions()
         self._config: Any = module.config
         self._fresh = fresh
         self.name = name
@@ -185,13 +199,16 @@ class Encoder:
         set_threads(self.services)
         with self.services.meter.stage("reading"):
             digests = inputs.digests()
-        got = self.services.cache.get_or_compute(
-            self._space(place, pooling, limit),
-            digests,
-            partial(self._rows, inputs, place, pooling, limit),
-        )
+        rows = partial(self._rows, inputs, place, pooling, limit)
+        with self.calculating():
+            space = self._space(place, pooling, limit)
+            got = self.services.cache.get_or_compute(space, digests, rows)
         self.services.meter.add(got.encode_seconds, got.seconds_spent, got.computed)
         return cast("NDArray[np.float32]", got.rows)
+
+    def calculating(self) -> AbstractContextManager[None]:
+        """Return a block that calculates with this model's ``tf32`` and ``deterministic``."""
+        return calculating(self.options, self.device)
 
     def states(
         self, ids: Sequence[Sequence[int]], layer: int
@@ -260,6 +277,7 @@ class Encoder:
             device=self.device,
             dtype=self.dtype,
             services=self.services,
+            options=self.options,
         )
 
     def _layer(self, asked: int) -> int:
@@ -299,33 +317,37 @@ class Encoder:
         size = self.services.batch_size or BATCH
         # Once and not per batch: every call hashes all weights.
         net = self._network.in_dtype()
-        with self.services.progress.track("encode texts", len(indices), "texts") as bar:
+        meter = self.services.meter
+
+        def started() -> Iterator[tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]]:
             for start in range(0, len(indices), batching.CHUNK):
                 part = indices[start : start + batching.CHUNK]
-                with self.services.meter.stage("decoding"):
+                with meter.stage("decoding"):
                     ids = self._cached_tokenizer([inputs.examples[int(i)] for i in part], limit)
                 lengths = np.array([len(row) for row in ids])
                 for rows, length in batching.padded_batches(lengths, limit, size):
                     batch = [ids[i] for i in rows]
-                    with self.services.meter.stage("model"):
-                        pooled = self._pooled(net, batch, length, layer, pooling, size)
-                    yield part[rows], pooled
-                    bar.advance(len(rows))
+                    with meter.stage("model"):
+                        wait = fetched(self._pooled(net, batch, length, layer, pooling, size))
+                    yield part[rows], wait
+
+        with self.services.progress.track("encode texts", len(indices), "texts") as bar:
+            for part, pooled in batching.in_flight(started(), self.device, meter):
+                yield part, pooled
+                bar.advance(len(part))
 
     def _pooled(
         self, net: Any, ids: list[list[int]], length: int, layer: int, pooling: str, size: int
-    ) -> NDArray[np.float32]:
-        """Return the features of one batch, shape ``(n, D)``."""
+    ) -> torch.Tensor:
+        """Return the features of one batch, float32, shape ``(n, D)``."""
         n = len(ids)
         ids = ids + ids[:1] * batching.n_filler(n, size)
         padded = batching.pad_tokens(ids, length, self._cached_tokenizer.pad_id)
         states, mask = self._network.states(net, *padded, layer)  # (m, L, D), (m, L)
         if pooling == "cls":
-            rows = states[:n, 0].float()
-        else:
-            weight = mask[:n, :, None].float()
-            rows = (states[:n].float() * weight).sum(1) / weight.sum(1)
-        return np.asarray(rows.cpu().numpy(), dtype=np.float32)
+            return states[:n, 0].float()
+        weight = mask[:n, :, None].float()
+        return (states[:n].float() * weight).sum(1) / weight.sum(1)
 
 
 def _portable(config: PreTrainedConfig) -> dict[str, Any]:

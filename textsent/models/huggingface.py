@@ -102,7 +102,9 @@ def load_source(
     set_arithmetic(options, device)
     # Hashed before they are loaded, so that a damaged file is reported as such.
     loaded = identity_of(source, shown, options, read=True) if source.tokenizer else None
-    encoder = _encoder.load(source, name=shown, device=device, dtype=dtype, services=services)
+    encoder = _encoder.load(
+        source, name=shown, device=device, dtype=dtype, services=services, options=options
+    )
     encoder.identity = loaded
     return encoder
 

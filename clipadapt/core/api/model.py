@@ -6,6 +6,7 @@ Those of more specific backbones, such as models that embed images and texts, ar
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -16,7 +17,8 @@ from typing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from clipadapt.core.api.context import Services
 
@@ -48,6 +50,16 @@ class Backbone(Protocol):
         Neither model changes the other's services. It is a shallow copy: cheap, and no weights are duplicated.
         """
         ...
+
+
+def calculating(backbone: Backbone | None) -> AbstractContextManager[None]:
+    """Return a block in which a model, and what is trained on it, calculates with the model's own options.
+
+    Two models in one process may differ in ``tf32`` and ``deterministic``, which a framework holds for the process. A
+    backbone may have a method ``calculating()`` that returns such a block; without one nothing is changed.
+    """
+    own: Callable[[], AbstractContextManager[None]] | None = getattr(backbone, "calculating", None)
+    return nullcontext() if own is None else own()
 
 
 @runtime_checkable

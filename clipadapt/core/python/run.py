@@ -134,7 +134,7 @@ class Run:
         inputs = self._inputs(examples)
         if note := self.loaded.note_of(len(inputs)):
             self.progress.note(f"note: {note}")
-        return self.classifier.predict_scores(inputs)
+        return self.loaded.scores(inputs)
 
     def predict_proba(self, examples: Any) -> NDArray[np.float64]:
         """Return the class probabilities at the temperature fitted on val, shape ``(n, C)``.

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _USED: Final = (
     *("data.on_bad_image", "data.classnames", "data.templates", "data.limit"),
-    *("model.precision", "model.device", "threads", "workers", "fast", "compile", "resources"),
+    *("model.precision", "model.device", "model.tf32", "model.deterministic"),
+    *("threads", "workers", "fast", "compile", "resources"),
 )
 """The settings that an extraction has a use for."""
 

@@ -19,6 +19,7 @@ from clipadapt.core.api.errors import (
     did_you_mean,
 )
 from clipadapt.core.api.method import Exportable, Inspectable, OpenVocabulary
+from clipadapt.core.api.model import calculating
 from clipadapt.core.api.registry import METHODS, MODELS, program, track_of, tracks
 from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.experiments.settings import ModelConfig
@@ -79,6 +80,15 @@ class LoadedRun:
         """Whether the probability of each class is a sigmoid of its own score, as it was in the run's metrics."""
         return self.record.probabilities == "sigmoid"
 
+    def scores(self, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return the scores of inputs, shape ``(n, C)``, calculated as in the run."""
+        return self.scores_of(self.classifier, inputs)
+
+    def scores_of(self, classifier: Classifier, inputs: Inputs[Any]) -> NDArray[np.float32]:
+        """Return the scores of another classifier on the model of the run."""
+        with calculating(self.backbone):
+            return classifier.predict_scores(inputs)
+
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return probabilities at the temperature of the run, shape ``(n, C)``; without one, at 1."""
         return probabilities(
@@ -118,7 +128,7 @@ class LoadedRun:
         step = CHUNK if self.record.method.setting == "inductive" else max(len(inputs), 1)
         for begin in range(0, len(inputs), step):
             part = inputs.take(np.arange(begin, min(begin + step, len(inputs))))
-            scores = self.classifier.predict_scores(part)  # (n, C)
+            scores = self.scores(part)  # (n, C)
             if scores.shape != (len(part), len(names)):
                 raise RecordError(
                     f"the classifier returns {scores.shape[1]} scores per input for {len(names)} classes",

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.errors import ClipAdaptError, DivergedError
+from clipadapt.core.api.model import calculating
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.data.draws import Draws, draw_task
 from clipadapt.core.data.targets import OpenDatasets
@@ -254,11 +255,12 @@ def _execute(spec: FitSpec, models: ModelLoader) -> None:
         warn_of_untrained_classes(spec, draw, models.progress)
         model = models.load(spec.opened)
         work = leftovers.make_work(spec.opened.store.root, spec.fit_id)
-        fitted = fit(spec, draw, model, work)
-        for target in spec.missing():
-            test = target.examples(spec.experiment.config.data.limit)
-            ids = test.inputs.ids
-            write_record(spec, fitted, evaluate(spec, fitted, target, test), started_at)
+        with calculating(model.backbone):
+            fitted = fit(spec, draw, model, work)
+            for target in spec.missing():
+                test = target.examples(spec.experiment.config.data.limit)
+                ids = test.inputs.ids
+                write_record(spec, fitted, evaluate(spec, fitted, target, test), started_at)
         leftovers.remove_work(work)
     except DivergedError as err:
         failed(err.problem, "nan")

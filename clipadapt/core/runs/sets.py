@@ -207,7 +207,7 @@ def calibration_of(run: LoadedRun, calibrate_on: str | None = None) -> Calibrati
     if calibrate_on is None:
         return _own_examples(run)
     data, found = open_labelled(run, calibrate_on)
-    scores = run.classifier.predict_scores(data.inputs)
+    scores = run.scores(data.inputs)
     examples = CalibrationExamples.of(run.probabilities(scores), data.labels)
     caveats = (*found, *({run.record.method.setting} & CAVEATS.keys()))
     return Calibration(examples, f"'{calibrate_on}'", caveats)

@@ -217,7 +217,7 @@ class Trial:
     def _scored(self, classifier: Classifier, inputs: Inputs[Any], key: Any) -> NDArray[np.float32]:
         """Return the scores of inputs, shape ``(n, C)``, computed once for all positions of a slider."""
         if key not in self._scores:
-            self._scores[key] = classifier.predict_scores(inputs)
+            self._scores[key] = self.run.scores_of(classifier, inputs)
             while len(self._scores) > _KEPT:
                 self._scores.popitem(last=False)
         return self._scores[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -44,6 +45,25 @@ def test_arithmetic_is_set_for_gpus_only(tf32, deterministic, device, expected, 
     finally:
         devices.set_arithmetic(ModelOptions(), "cpu")
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_the_arithmetic_of_a_block_ends_with_it(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # set by the first such model
+    options = ModelOptions("fp32", "cuda", tf32=True, deterministic=True)
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def state() -> tuple[bool, bool, bool]:
+        return matmul.allow_tf32, cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+
+    before = state()
+    with contextlib.suppress(KeyError), devices.calculating(options, "cuda"):
+        assert state() == (True, True, True)
+        with devices.calculating(ModelOptions(), "cuda"):
+            assert state() == (False, False, False)
+        assert state() == (True, True, True)
+        raise KeyError
+
+    assert state() == before
 
 
 @pytest.mark.parametrize(("deterministic", "flagged"), [(True, False), (False, True)])

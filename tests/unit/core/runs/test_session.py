@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from clipadapt.core.data import draws
@@ -104,3 +106,36 @@ def test_a_plan_has_one_fit_per_seed(experiment, tmp_path):
     specs = session.Session(tmp_path).plan([plan.open_experiment(experiment, RunStore(tmp_path))])
     assert [[s.seed for s in of_one] for of_one in specs] == [[1, 2]]
     assert all(spec.is_open() and spec.draw is not None for spec in specs[0])
+
+
+def test_fit_and_evaluation_calculate_with_the_options_of_their_model(
+    experiment, tmp_path, monkeypatch
+):
+    """Another model of this process may have other options; what the record states must hold."""
+    inside: list[bool] = []
+    seen: list[tuple[str, bool]] = []
+
+    @contextlib.contextmanager
+    def calculating(backbone):
+        inside.append(backbone is not None)
+        yield
+        inside.clear()
+
+    def watched(name):
+        work = getattr(session, name)
+
+        def call(*args):
+            seen.append((name, inside == [True]))
+            return work(*args)
+
+        return call
+
+    monkeypatch.setattr(session, "calculating", calculating)
+    for name in ("fit", "evaluate"):
+        monkeypatch.setattr(session, name, watched(name))
+
+    session.run_experiments([experiment], tmp_path)
+
+    assert seen
+    assert set(seen) == {("fit", True), ("evaluate", True)}
+    assert not inside

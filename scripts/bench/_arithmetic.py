@@ -16,6 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import torch
     from numpy.typing import NDArray
 
 Shape = tuple[int, int, int]
@@ -247,12 +248,15 @@ def live_entries(predicted: NDArray[np.int64], capacity: int) -> int:
     return int(np.cumsum(rank < capacity).sum())
 
 
-def seconds_of(every: Iterable[Product], rates: dict[Shape, float]) -> tuple[float, float]:
+def seconds_of(
+    every: Iterable[Product], rates: dict[Shape, float], device: str = "cpu"
+) -> tuple[float, float]:
     """Return the seconds of the products at the rates that this machine reaches, and their GFLOP.
 
     Args:
         every: The products.
         rates: Rates that are known by shape; new ones are added.
+        device: Where they are measured.
     """
     total, flop = 0.0, 0.0
     for product in every:
@@ -260,24 +264,33 @@ def seconds_of(every: Iterable[Product], rates: dict[Shape, float]) -> tuple[flo
         # Blocks of a larger product have its rate.
         shape = (min(m, ROWS), min(k, ROWS), min(n, ROWS))
         if shape not in rates:
-            rates[shape] = rate(shape)
+            rates[shape] = rate(shape, device=device)
         total += product.flop / rates[shape]
         flop += product.flop
     return total, flop / 1e9
 
 
-def rate(shape: Shape) -> float:
-    """Return the floating-point operations per second of a float32 product."""
+def rate(shape: Shape, dtype: torch.dtype | None = None, device: str = "cpu") -> float:
+    """Return the floating-point operations per second of a product, float32 unless another dtype is given."""
     import torch
 
     m, k, n = shape
-    a, b, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
-    torch.mm(a, b, out=out)
-    best, end = float("inf"), time.perf_counter() + SECONDS
-    for _ in range(REPEATS):
+    a, b, out = (
+        torch.randn(size, device=device).to(dtype or torch.float32)
+        for size in ((m, k), (k, n), (m, n))
+    )
+
+    def seconds() -> float:
         begun = time.perf_counter()
         torch.mm(a, b, out=out)
-        best = min(best, time.perf_counter() - begun)
+        if out.is_cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+
+    seconds()
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    for _ in range(REPEATS):
+        best = min(best, seconds())
         if time.perf_counter() > end:
             break
     return 2.0 * m * k * n / best

@@ -15,23 +15,24 @@ import io
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of a hub library
 
+import _device
 import numpy as np
 
+from clipadapt.core.api.errors import ClipAdaptError
 from clipadapt.core.files.atomic import write_text
 from clipadapt.core.files.hardware import cpu_count, cpu_flags
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Split, Task
+    from clipadapt.core.api.progress import Progress
 
     Measurement = Callable[[dict[str, Any]], dict[str, Any]]
     """From settings to figures, both reference data; medians are taken over ``seconds``."""
@@ -52,6 +54,8 @@ TEMPLATE: Final = "a photo of a {}."
 FASTEST: Final = 1e-9
 """Seconds below which a measurement is meaningless."""
 STORE: Final = "CLIPADAPT_CACHE"
+SHARE: Final = ("GFLOP/s", "of the peak")
+"""Columns of :meth:`Runs.share`."""
 
 
 # ---------------------------------------------------------------- structure of a script
@@ -83,10 +87,25 @@ class Runs:
 
     @property
     def memory(self) -> str:
-        """The largest peak in MiB, as a cell."""
-        peaks = [r.get("memory") for r in self.results]
-        known = [p for p in peaks if p is not None]
-        return f"{max(known) / 2**20:,.0f}" if known else "not measured"
+        """The largest peak in MiB, as a cell; on a GPU with the memory that torch has reserved."""
+        used, reserved = self._largest("memory"), self._largest("reserved")
+        return f"{used} ({reserved} reserved)" if reserved else used or "not measured"
+
+    def _largest(self, name: str) -> str:
+        known = [r[name] for r in self.results if r.get(name) is not None]
+        return f"{max(known) / 2**20:,.0f}" if known else ""
+
+    def share(self, peak: float) -> list[str]:
+        """Return the cells of :data:`SHARE`, empty if the operations of this variant were not counted.
+
+        Args:
+            peak: Operations per second of a matrix product, see :meth:`Bench.peak`.
+        """
+        flop = self.first.get("flop")
+        if not flop:
+            return ["", ""]
+        reached = flop / max(self.of(), FASTEST)
+        return [figure(reached / 1e9), f"{reached / peak:.0%}"]
 
 
 class Bench:
@@ -100,7 +119,9 @@ class Bench:
             doc: The script's docstring.
             measurements: By name.
         """
-        self.name, self.measurements = name, measurements
+        self.name, self.measurements = name, {"peak": _device.peak, **measurements}
+        self.device = _device.CPU
+        self._peaks: dict[str, float] = {}
         self.script = str(Path(__file__).parent / f"{name}.py")
         self.parser = argparse.ArgumentParser(description=doc.splitlines()[0])
         add = self.parser.add_argument
@@ -110,6 +131,11 @@ class Bench:
             "--quick",
             action="store_true",
             help="takes a few seconds, only to check that the script works",
+        )
+        add(
+            "--device",
+            default="auto",
+            help="device of both sides: auto (a GPU if there is one), cpu, cuda or cuda:INDEX",
         )
         add("--isolate", action=argparse.BooleanOptionalAction, help="a process per measurement")
         add("--output", type=Path, default=RESULTS / f"{name}.md")
@@ -142,9 +168,13 @@ class Bench:
             self.parser.error(f"--repeats must be at least 1 (got {self.o.repeats})")
         if self.o.worker:
             part, settings, target = self.o.worker
-            result = self.measurements[part](json.loads(settings))
+            result = self._run(part, json.loads(settings))
             Path(target).write_text(json.dumps(result), encoding="utf-8")
             sys.exit(0)
+        try:
+            self.device = _device.resolved(self.o.device)
+        except ClipAdaptError as err:
+            self.parser.error(f"--device: {err}")
         return self.o
 
     @contextlib.contextmanager
@@ -156,7 +186,9 @@ class Bench:
 
     def measure(self, part: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Measure once, with an empty feature cache unless the settings name one (``store``)."""
-        given = settings | {"threads": self.o.threads, "set": list(self.o.set)}
+        given = {"repeat": 0} | settings | {"threads": self.o.threads, "device": self.device}
+        # First, so that a setting of the command line has the last word.
+        given |= {"set": [f"model.device={self.device}", *self.o.set], "quick": self.o.quick}
         store = Path(given.get("store") or tempfile.mkdtemp(dir=self.folder))
         environment = {STORE: str(store)}
         if self.o.threads:
@@ -179,8 +211,37 @@ class Bench:
         runs = {name: Runs() for name in variants}
         for i in range(self.o.repeats):
             for name in list(variants) if i % 2 == 0 else list(variants)[::-1]:
-                runs[name].results.append(self.measure(*variants[name]))
+                part, settings = variants[name]
+                runs[name].results.append(self.measure(part, settings | {"repeat": i}))
         return runs
+
+    def peak(self, precision: str, device: str | None = None) -> float:
+        """Return the floating-point operations per second of a large matrix product, measured once.
+
+        Args:
+            precision: ``fp32``, ``bf16`` or ``fp16``.
+            device: Where it is measured; None is the device of the benchmark.
+        """
+        on = device or self.device
+        key = precision if on == self.device else f"{precision} on the {on.upper()}"
+        if key not in self._peaks:
+            self._peaks[key] = self.measure("peak", {"precision": precision, "on": on})["rate"]
+        return self._peaks[key]
+
+    def peak_note(self) -> str:
+        """Return the sentence about the column of the peak, after the table's rows are made."""
+        rates = ", ".join(f"{p} {figure(rate / 1e9)}" for p, rate in sorted(self._peaks.items()))
+        return (
+            f"GFLOP/s are those of matrix products and convolutions; the peak is a large matrix product of the same "
+            f"precision, measured here: {rates} GFLOP/s."
+        )
+
+    def _run(self, part: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Measure in this process; on a GPU with the memory that torch has reserved."""
+        result = self.measurements[part](settings)
+        device = result.get("device", settings["device"])
+        reserved = _device.reserved(device) if "memory" in result else None
+        return result if reserved is None else result | {"reserved": reserved}
 
     def write(self, title: str, table: Sequence[str], notes: Sequence[str]) -> None:
         """Write and print the table."""
@@ -192,7 +253,7 @@ class Bench:
         head = [
             f"# {title}",
             "",
-            f"{', '.join(machine(self.o.threads))}.",
+            f"{', '.join(machine(self.o.threads, self.device))}.",
             f"Written by `scripts/bench/{self.name}.py`; repeats: {self.o.repeats}, {how}; medians.",
             f"Changed settings of clipadapt: {', '.join(self.o.set) or 'none'}.",
             *(["**A quick run: these figures mean nothing.**"] * self.o.quick),
@@ -221,7 +282,7 @@ class Bench:
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
-            return dict(json.loads(json.dumps(self.measurements[part](settings))))
+            return dict(json.loads(json.dumps(self._run(part, settings))))
         finally:
             for name, value in before.items():
                 if value is None:
@@ -230,7 +291,7 @@ class Bench:
                     os.environ[name] = value
 
 
-def machine(threads: int = 0) -> list[str]:
+def machine(threads: int = 0, device: str = _device.CPU) -> list[str]:
     """Return the machine and the versions behind the figures."""
     from clipadapt.core.records.environment import environment
 
@@ -243,6 +304,7 @@ def machine(threads: int = 0) -> list[str]:
     return [
         f"{cpu_count()} cores ({', '.join(cpu_flags())})",
         f"threads: {where.threads}",
+        *([] if device == _device.CPU else [f"device: {_device.card(device)} ({device})"]),
         platform.system(),
         f"Python {where.python}",
         *found,
@@ -273,15 +335,22 @@ def times(slow: float, fast: float) -> str:
     return f"{slow / max(fast, FASTEST):.2f}"
 
 
-def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
-    """Return the result of ``work``, its seconds and its peak memory in bytes."""
+def measured(work: Callable[[], Any], device: str = _device.CPU) -> tuple[Any, float, int | None]:
+    """Return the result of ``work``, its seconds and its peak memory in bytes.
+
+    Args:
+        work: What is measured.
+        device: The end of its work on a GPU is waited for, and the memory is that of the GPU.
+    """
     from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
     gc.collect()
-    reset_peak_memory()
+    _device.wait_for(device)
+    reset_peak_memory(device)
     begun = time.perf_counter()
     result = work()
-    return result, time.perf_counter() - begun, peak_memory()
+    _device.wait_for(device)
+    return result, time.perf_counter() - begun, peak_memory(device)
 
 
 def use_threads(settings: Mapping[str, Any]) -> None:
@@ -297,56 +366,6 @@ def precision_of(settings: Mapping[str, Any]) -> list[str]:
     chosen = settings["precision"]
     through = [] if chosen == "auto" else [f"method.precision={chosen}"]
     return [f"model.precision={chosen}", *through]
-
-
-class Clock:
-    """Observe a fit and record the time of each step's loss."""
-
-    def __init__(self) -> None:
-        self.at: list[float] = []
-
-    def __call__(self, name: str, _value: Any) -> None:
-        """Record the time of a loss."""
-        if name == "loss":
-            self.at.append(time.perf_counter())
-
-    def seconds(self, drop: int) -> list[float]:
-        """Return the seconds between losses without the first ``drop``."""
-        return np.diff(self.at)[drop:].tolist()
-
-
-class AnonymousMemory:
-    """Watch how much a process's own memory grows, without mapped files.
-
-    Attributes:
-        growth: Largest growth in bytes.
-    """
-
-    def __init__(self) -> None:
-        self.growth = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> AnonymousMemory:
-        """Start watching."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop watching."""
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        begun = self._now()
-        while not self._done.wait(0.02):
-            self.growth = max(self.growth, self._now() - begun)
-
-    @staticmethod
-    def _now() -> int:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
 
 
 def made_up_digests(n: int) -> NDArray[np.uint8]:
@@ -404,9 +423,10 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
     def target() -> Any:
         return open_target(chosen.data.name, chosen.evaluation.split, chosen.data, "clip", Silent())
 
-    def context(**more: Any) -> RunContext:
+    def context(progress: Progress | None = None, **more: Any) -> RunContext:
         work = Path(tempfile.mkdtemp(dir=folder))
-        return RunContext(SEED, work, model.services, chosen.threads, **more)
+        services = replace(model.services, progress=progress or Silent())
+        return RunContext(SEED, work, services, chosen.threads, **more)
 
     return Ours(opened.method(experiment.method), model.backbone, target, context)
 
@@ -523,14 +543,46 @@ def tiny_model(folder: Path) -> str:
 
 
 def steps_of(it: Ours, settings: Mapping[str, Any], drop: int) -> dict[str, Any]:
-    """Fit a shipped method; return the median seconds of a step after the first ``drop``, and those before."""
+    """Fit a shipped method; return the median seconds of a step after the first ``drop``, and those before.
+
+    In the first repeat the floating-point operations of a step are counted in another fit.
+    """
     from clipadapt.core.records.environment import peak_memory, reset_peak_memory
 
+    device = settings["device"]
     task = train_task(it.open().dataset, settings["n"], settings["classes"])
-    clock = Clock()
-    reset_peak_memory()
+    clock = _device.Clock(device)
+    reset_peak_memory(device)
     begun = time.perf_counter()
-    it.method.fit(it.backbone, task, it.context(observe=clock))
-    memory = peak_memory()
+    it.method.fit(it.backbone, task, it.context(clock))
     seconds = median(clock.seconds(drop))
-    return {"seconds": seconds, "memory": memory, "set_up": clock.at[0] - begun}
+    found = {"seconds": seconds, "memory": peak_memory(device), "set_up": clock.first - begun}
+    if not settings["repeat"]:
+        found["flop"] = _device.counted_step(
+            lambda clock: it.method.fit(it.backbone, task, it.context(clock))
+        )
+    return found
+
+
+def reference_steps(steps: Iterator[Any], settings: Mapping[str, Any], drop: int) -> dict[str, Any]:
+    """Take the steps of a baseline, which reads each loss; return the same as :func:`steps_of`.
+
+    Args:
+        steps: The training; one step more than is measured.
+        settings: ``steps``, ``device`` and ``repeat``.
+        drop: Warm-up steps.
+    """
+    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
+
+    device = settings["device"]
+    reset_peak_memory(device)
+    begun = time.perf_counter()
+    at = [time.perf_counter() for _ in islice(steps, settings["steps"] + drop + 1)]
+    found = {
+        "seconds": median(np.diff(at)[drop:].tolist()),
+        "memory": peak_memory(device),
+        "set_up": at[0] - begun,
+    }
+    if not settings["repeat"]:
+        found["flop"] = _device.counted(lambda: next(steps))
+    return found

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import _device
 import numpy as np
 from _arithmetic import Sizes, live_entries, products, seconds_of
 from _common import Bench, class_names, clusters, figure, measured, table, times, use_threads
@@ -158,12 +159,18 @@ CASES: Final[dict[str, Case]] = {
 class Given:
     """A backbone with given features; ids are row numbers."""
 
-    name, weights_sha256, dtype, device = "given", "", "fp32", "cpu"
+    name, weights_sha256, dtype = "given", "", "fp32"
     logit_scale, logit_bias = SCALE, 0.0
 
     def __init__(
-        self, images: Features, text: Features, projection: Features, services: Any
+        self,
+        images: Features,
+        text: Features,
+        projection: Features,
+        services: Any,
+        device: str,
     ) -> None:
+        self.device = device
         self.images, self.text, self.projection = images, text, projection
         self.embed_dim, self.services = text.shape[1], services
 
@@ -241,13 +248,16 @@ def config_of(name: str) -> Any:
 def compare(settings: dict[str, Any]) -> dict[str, Any]:
     """Fit and predict by one side; keep a sample of the scores for the comparison."""
     use_threads(settings)
-    warm_up()
+    device = settings["device"]
+    warm_up(device)
     name, config = settings["case"], config_of(settings["case"])
     problem = problem_of(name, settings)
     side = ours if settings["side"] == OURS else official
     gc.freeze()  # the modules are not searched for garbage before each measurement
     try:
-        (scores, fit, predict, facts), _, memory = measured(lambda: side(name, problem, config))
+        (scores, fit, predict, facts), _, memory = measured(
+            lambda: side(name, problem, config, device), device
+        )
     finally:
         gc.unfreeze()
     scores = np.array(scores, dtype=np.float64)
@@ -257,14 +267,14 @@ def compare(settings: dict[str, Any]) -> dict[str, Any]:
     return found | facts | {"sample": scores[:: max(1, len(scores) // COMPARED)].tolist()}
 
 
-def warm_up() -> None:
+def warm_up(device: str) -> None:
     """Import what both sides use and start the threads, so that neither is timed."""
     import torch
     from scipy.linalg import cho_factor
     from sklearn.linear_model import LogisticRegression  # noqa: F401
 
     cho_factor(np.eye(64))
-    parameter = torch.ones(64, 64, requires_grad=True)
+    parameter = torch.ones(64, 64, requires_grad=True, device=device)
     (parameter @ parameter).sum().backward()
     torch.optim.AdamW([parameter], lr=0.0).step()
 
@@ -272,8 +282,8 @@ def warm_up() -> None:
 Timed = tuple[Any, float, float, dict[str, Any]]
 
 
-def ours(name: str, problem: Problem, config: Any) -> Timed:
-    """Fit and predict by the shipped method."""
+def ours(name: str, problem: Problem, config: Any, device: str) -> Timed:
+    """Fit and predict by the shipped method; scores are arrays, so a GPU has ended when it returns."""
     import torch  # noqa: F401  # imports are not timed
 
     from clipadapt.core.api.context import RunContext, Services
@@ -286,7 +296,7 @@ def ours(name: str, problem: Problem, config: Any) -> Timed:
     train, test = every[: len(x)], every[len(x) :]
     services = Services(FeatureCache(enabled=False))
     images = np.concatenate([x, problem.q])
-    backbone = Given(images, problem.text, problem.projection, services)
+    backbone = Given(images, problem.text, problem.projection, services, device)
     task = Task(names, ("{}",), Split(Inputs(train, train), problem.y, names))
     kind = METHODS.get(f"clip/{CASES[name].method or name}")
     with tempfile.TemporaryDirectory() as folder:
@@ -300,7 +310,7 @@ def ours(name: str, problem: Problem, config: Any) -> Timed:
     return scores, middle - begun, end - again, {}
 
 
-def official(name: str, problem: Problem, config: Any) -> Timed:
+def official(name: str, problem: Problem, config: Any, device: str) -> Timed:
     """Fit and predict as the official code does: float32, loops over classes, one-hot products, inverses."""
     from importlib import import_module
 
@@ -308,17 +318,21 @@ def official(name: str, problem: Problem, config: Any) -> Timed:
     from baselines.classifiers import Data
 
     x, y, q, text, projection = (
-        torch.from_numpy(getattr(problem, n)) for n in ("x", "y", "q", "text", "projection")
+        torch.from_numpy(getattr(problem, n)).to(device)
+        for n in ("x", "y", "q", "text", "projection")
     )
-    start = {n: torch.from_numpy(a) for n, a in problem.start.items()}
+    start = {n: torch.from_numpy(a).to(device) for n, a in problem.start.items()}
     given = Data(x, y, q, text, NORM, order, start, projection)
     fit, predict = getattr(import_module(f"baselines.{CASES[name].module}"), name)(given, config)
-    begun = time.perf_counter()
-    state = fit()
-    middle = time.perf_counter()
-    with torch.no_grad():
-        scores = predict(*state)
-    end = time.perf_counter()
+    with torch.device(device):  # where the baselines create tensors and layers
+        _device.wait_for(device)
+        begun = time.perf_counter()
+        state = fit()
+        _device.wait_for(device)
+        middle = time.perf_counter()
+        with torch.no_grad():
+            scores = predict(*state).cpu()
+        end = time.perf_counter()
     facts = {"iterations": state[-1]} if name == "linear_probe" else {}
     return scores.numpy(), middle - begun, end - middle, facts
 
@@ -327,7 +341,7 @@ def limits(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the seconds and the GFLOP of the matrix products that methods cannot avoid, for each of ``each``."""
     use_threads(settings)
     rates: dict[Any, float] = {}
-    found = [seconds_of(_products(one), rates) for one in settings["each"]]
+    found = [seconds_of(_products(one), rates, settings["device"]) for one in settings["each"]]
     return {"each": found}
 
 

@@ -10,9 +10,7 @@ augmentation it gets prepared pixels; with it, both decode, crop and flip, the r
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import _common
@@ -20,11 +18,13 @@ import numpy as np
 from _common import (
     FASTEST,
     SEED,
+    SHARE,
     Bench,
     class_names,
     figure,
     ours,
     precision_of,
+    reference_steps,
     steps_of,
     table,
     times,
@@ -70,8 +70,6 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
     from baselines import coop
 
-    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
-
     torch.manual_seed(SEED)
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder, ["model.precision=fp32"])
@@ -79,19 +77,10 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
         clip, tokenizer = it.backbone.module, it.backbone.tokenizer.inner
         learner = coop.PromptLearner(clip, tokenizer, task.classnames, settings["n_ctx"])
         batches = reference_batches(it.backbone, task, settings)
-        at = []
-        reset_peak_memory()
-        begun = time.perf_counter()
-        for _ in coop.CoOp(clip, learner).train(batches, epochs=settings["steps"] + DROP + 1):
-            at.append(time.perf_counter())
-            if len(at) > settings["steps"] + DROP:
-                break
-        memory = peak_memory()
-    return {
-        "seconds": median(np.diff(at)[DROP:].tolist()),
-        "memory": memory,
-        "set_up": at[0] - begun,
-    }
+        # One step more, whose operations are counted; an epoch has one step at least.
+        epochs = settings["steps"] + DROP + 2
+        steps = coop.CoOp(clip, learner).train(batches, epochs=epochs)
+        return reference_steps(steps, settings, DROP)
 
 
 def reference_batches(backbone: Any, task: Any, settings: dict[str, Any]) -> Callable[[int], Any]:
@@ -156,8 +145,8 @@ VARIANTS: Final = {
 }
 
 
-def rows_of(work: str, runs: dict[str, _common.Runs], base: str) -> list[list[str]]:
-    """Return the rows of one case: seconds of a step, against the reference."""
+def rows_of(work: str, runs: dict[str, _common.Runs], base: str, bench: Bench) -> list[list[str]]:
+    """Return the rows of one case: seconds of a step, against the reference; a precision ends a variant's name."""
     return [
         [
             work,
@@ -165,6 +154,8 @@ def rows_of(work: str, runs: dict[str, _common.Runs], base: str) -> list[list[st
             figure(found.of()),
             found.span(),
             times(runs[base].of(), found.of()),
+            figure(min(bench.o.batch_size, bench.o.n) / found.of()),
+            *found.share(bench.peak(variant.rpartition(" ")[2])),
             figure(found.of("set_up")),
             found.memory,
             *bound_of(found),
@@ -181,7 +172,7 @@ def bound_of(found: _common.Runs) -> list[str]:
 
 
 HEAD: Final = ["task", "variant", "seconds a step", "min to max", "speed-up"]
-HEAD_COST: Final = ["seconds to the first step", "peak memory, MiB"]
+HEAD_COST: Final = ["images/s", *SHARE, "seconds to the first step", "peak memory, MiB"]
 BOUND: Final = ["bound, seconds", "share of the bound"]
 BOUND_NOTE: Final = "The bound is the time of a step's matrix products alone, measured with their shapes and precision."
 
@@ -228,11 +219,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                     for variant, (part, p) in VARIANTS.items()
                 })
                 work = f"{n} classes, augmentation {'off' if augment == 'none' else 'on'}"
-                rows += rows_of(work, runs, "reference, fp32")
+                rows += rows_of(work, runs, "reference, fp32", bench)
     notes = [
         f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
         "In bf16, ours also uses bf16 in layers with gradients (`method.precision`).",
-        "Memory is that of the main process.",
+        "Memory is that of the main process, on a GPU that of the GPU.",
+        bench.peak_note(),
         BOUND_NOTE,
     ]
     title = f"A training step of CoOp (`{o.model or 'a tiny model'}`)"

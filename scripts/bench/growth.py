@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import _common
+import _device
 import coop
 import numpy as np
 import pipeline
 import probe
 from _common import (
-    AnonymousMemory,
     Bench,
     GivenFeatures,
     class_names,
@@ -97,7 +97,7 @@ def at_scale(settings: dict[str, Any]) -> dict[str, Any]:
         Batched([rows], labels, N_CLASSES)(PENALTIES)
         return int(rows.nbytes)
 
-    with AnonymousMemory() as own:
+    with _device.AnonymousMemory() as own:
         bytes_, seconds, memory = measured(work)
     return {"seconds": seconds, "memory": memory, "own": own.growth, "features": bytes_}
 
@@ -126,7 +126,9 @@ def text_classifier(settings: dict[str, Any]) -> dict[str, Any]:
         it = ours("zero_shot", settings, given, Path(folder))
         it.backbone.encode_text(it.backbone.tokenize(["warm up"] * 2))
         task = Task(class_names(settings["classes"]), (_common.TEMPLATE,))
-        _, seconds, memory = measured(lambda: it.method.fit(it.backbone, task, it.context()))
+        _, seconds, memory = measured(
+            lambda: it.method.fit(it.backbone, task, it.context()), settings["device"]
+        )
     return {"seconds": seconds, "memory": memory}
 
 

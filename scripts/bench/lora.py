@@ -9,13 +9,10 @@ classes at 77 positions. With the image tower only, it encodes the texts once, b
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import _common
-import numpy as np
 from _common import (
     SEED,
     TEMPLATE,
@@ -23,6 +20,7 @@ from _common import (
     class_names,
     ours,
     precision_of,
+    reference_steps,
     steps_of,
     table,
     train_task,
@@ -67,8 +65,6 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
     from baselines import clip_lora
 
-    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
-
     torch.manual_seed(SEED)
     with tempfile.TemporaryDirectory() as folder:
         it = opened(settings, folder, ["model.precision=fp32"])
@@ -79,16 +75,9 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
         batches = reference_batches(it.backbone, task, settings)
         encoder = {"image": "vision"}.get(settings["encoder"], settings["encoder"])
         method = clip_lora.CLIPLoRA(it.backbone.module, encoder)
-        steps = settings["steps"] + DROP + 1
-        reset_peak_memory()
-        begun = time.perf_counter()
-        at = [time.perf_counter() for _ in method.train(batches, tokens, steps)]
-        memory = peak_memory()
-    return {
-        "seconds": median(np.diff(at)[DROP:].tolist()),
-        "memory": memory,
-        "set_up": at[0] - begun,
-    }
+        # One step more, whose operations are counted.
+        steps = method.train(batches, tokens, settings["steps"] + DROP + 2)
+        return reference_steps(steps, settings, DROP)
 
 
 MEASUREMENTS: Final = {"ours": by_ours, "reference": by_reference}
@@ -150,12 +139,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                     for variant, (part, p) in VARIANTS.items()
                 })
                 work = f"{title}, augmentation {'off' if augment == 'none' else 'on'}"
-                rows += rows_of(work, runs, "reference, fp32")
+                rows += rows_of(work, runs, "reference, fp32", bench)
     notes = [
         f"Updates of q, k and v, r 2, dropout 0.25, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
         "Where only the last units are adapted (`method.blocks`; the head is one of them), the reference adapts all",
         "of the image tower. In bf16, ours also uses bf16 in layers with gradients (`method.precision`).",
-        "Memory is that of the main process.",
+        "Memory is that of the main process, on a GPU that of the GPU.",
+        bench.peak_note(),
         BOUND_NOTE,
     ]
     title = f"A training step of CLIP-LoRA (`{o.model or 'a tiny model'}`)"

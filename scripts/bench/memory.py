@@ -2,79 +2,83 @@
 
     python scripts/bench/memory.py [--model stitched] [--counts 1000 10000]
 
-Each count runs in a new process; the figure is the peak resident memory in its record.
+Each count runs in a new process; the figure is the peak memory in its record: resident memory, or that of the GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from PIL import Image
+import _common
+from _common import Bench, class_names, table, write_images
 
-from clipadapt.core.files.atomic import write_text
-from clipadapt.core.files.hardware import cpu_count, cpu_flags
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-RESULTS = Path(__file__).parent / "results" / "memory.md"
-DISTINCT, CLASSES = 50, 10
-
-
-def write_images(folder: Path) -> list[Path]:
-    """Write distinct images, 500 x 375 pixels of noise, as JPEG."""
-    rng = np.random.default_rng(0)
-    made = []
-    for i in range(DISTINCT):
-        path = folder / f"{i}.jpg"
-        Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)).save(path, quality=80)
-        made.append(path)
-    return made
+DISTINCT: Final = 50
 
 
-def measure(model: str, count: int, source: list[Path], folder: Path) -> float:
-    """Evaluate ``count`` images zero-shot; return the peak memory in MiB."""
-    for i in range(count):
-        place = folder / "data" / "test" / f"class {i % CLASSES}"
-        place.mkdir(parents=True, exist_ok=True)
-        # A few bytes after the end of the image make each file different, so each one is encoded.
-        (place / f"{i:06}.jpg").write_bytes(source[i % len(source)].read_bytes() + i.to_bytes(4))
-    command = [
-        str(Path(sys.executable).parent / "clipadapt"), "zeroshot", "--model", model, "--dataset",
-        f"folder:{folder / 'data'}", "--out", str(folder / "runs"), "--set", "store=off", "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+def zeroshot(settings: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate the images zero-shot by the command line; return the seconds and the peak memory of the run."""
+    given = [x for setting in settings["set"] for x in ("--set", setting)]
+    threads = ["--set", f"threads={settings['threads']}"] if settings["threads"] else []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(
+                str(Path(sys.executable).parent / "clipadapt"),
+                "zeroshot",
+                "--model",
+                settings["model"],
+            ),
+            *("--dataset", settings["data"], "--out", folder, "--set", "store=off", "--json"),
+        ]
+        done = subprocess.run(
+            [*command, *given, *threads],
+            capture_output=True,
+            text=True,
+            env=os.environ,
+            check=False,
+        )
+    if done.returncode:
+        sys.exit(f"zeroshot failed:\n{done.stderr[-4000:]}")
     (record,) = json.loads(done.stdout)["records"]
-    assert record["data"]["n_test"] == count
-    return float(record["cost"]["peak_memory_bytes"]) / 2**20
+    if record["data"]["n_test"] != settings["images"]:
+        sys.exit(f"{record['data']['n_test']} of {settings['images']} images were evaluated")
+    cost = record["cost"]
+    return {"seconds": cost["predict_seconds"], "memory": cost["peak_memory_bytes"]}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="stitched")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10000])
-    arguments = parser.parse_args()
-    rows = []
-    for count in arguments.counts:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "source").mkdir()
-            source = write_images(Path(folder) / "source")
-            rows.append((count, measure(arguments.model, count, source, Path(folder))))
-    lines = [
-        f"# Peak memory against the number of images (`{arguments.model}`, zero-shot, store off)",
-        "",
-        f"{cpu_count()} cores ({', '.join(cpu_flags())}); written by `scripts/bench/memory.py`.",
-        "",
-        "| images | peak memory, MiB | against the first |",
-        "| ---: | ---: | ---: |",
-        *(f"| {n:,} | {memory:.0f} | {memory / rows[0][1]:.3f} |" for n, memory in rows),
-    ]
-    write_text(RESULTS, "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    bench = Bench("memory", __doc__ or "", {"zeroshot": zeroshot})
+    add = bench.parser.add_argument
+    add("--model", default="stitched")
+    add("--counts", type=int, nargs="+", default=[1000, 10000])
+    bench.parser.set_defaults(repeats=1)
+    o = bench.parse(argv, {"counts": [4, 8], "model": ""})
+    rows: list[list[str]] = []
+    with bench.scratch() as folder:
+        settings = {"model": o.model or _common.tiny_model(folder / "model")}
+        peaks = []
+        for n in o.counts:
+            data = folder / f"{n}"
+            write_images(data, "test", n, 375, class_names(min(10, n)), distinct=DISTINCT)
+            own = settings | {"data": f"folder:{data}", "images": n}
+            found = bench.alternate({"": ("zeroshot", own)})[""]
+            peaks.append(found.of("memory"))
+            rows.append([f"{n:,}", found.memory, f"{peaks[-1] / peaks[0]:.3f}"])
+    notes = ["JPEG files of 375 pixels; each run has a process of its own."]
+    bench.write(
+        f"Peak memory against the number of images (`{o.model or 'a tiny model'}`, zero-shot, store off)",
+        table(["images", "peak memory, MiB", "against the first"], rows, words=0),
+        notes,
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import _common
+import _device
 import numpy as np
-from _common import Bench, class_names, figure, measured, ours, table, times, write_images
+from _common import SHARE, Bench, class_names, figure, measured, ours, table, times, write_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,7 @@ def opened(settings: dict[str, Any], folder: str) -> Any:
 
 
 def batch_of(it: Any) -> tuple[Any, int]:
-    """Return a batch of pixels as the pipeline creates it."""
+    """Return a batch of pixels as the pipeline creates it, and its size."""
     from clipadapt.models._features import IMAGE_BATCH
 
     size = it.backbone.services.batch_size or IMAGE_BATCH
@@ -56,8 +57,9 @@ def whole(settings: dict[str, Any]) -> dict[str, Any]:
             fitted = it.method.fit(it.backbone, task, it.context())
             return len(fitted.predict_scores(target.examples(None).inputs))
 
-        n, seconds, memory = measured(work)
-    return {"seconds": seconds, "memory": memory, "rate": n / seconds}
+        n, seconds, memory = measured(work, settings["device"])
+        found = {"seconds": seconds, "memory": memory, "rate": n / seconds}
+        return found | images_flop(it, n, settings)
 
 
 def tower(settings: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +76,17 @@ def tower(settings: dict[str, Any]) -> dict[str, Any]:
             for _ in range(rounds):
                 forward(it.backbone.encode_image, pixels, size)
 
-        _, seconds, memory = measured(work)
-    return {"seconds": seconds, "memory": memory, "rate": rounds * size / seconds}
+        _, seconds, memory = measured(work, settings["device"])
+        found = {"seconds": seconds, "memory": memory, "rate": rounds * size / seconds}
+        return found | images_flop(it, rounds * size, settings)
+
+
+def images_flop(it: Any, n: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Return the operations of ``n`` images in the image tower, in the first repeat."""
+    if settings.get("repeat"):
+        return {}
+    pixels, size = batch_of(it)
+    return {"flop": n * _device.counted(lambda: it.backbone.encode_image(pixels)) / size}
 
 
 def decode(settings: dict[str, Any]) -> dict[str, Any]:
@@ -121,13 +132,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                     figure(found.of("rate")),
                     found.span("rate"),
                     times(limit, found.of("rate")),
+                    *found.share(bench.peak(precision)),
                     found.memory,
                 ]
                 for variant, found in runs.items()
             ]
-    head = ["precision", "work", "images/s", "min to max", "slower limit / images/s"]
+    head = ["precision", "work", "images/s", "min to max", "slower limit / images/s", *SHARE]
     notes = [
-        f"{o.images:,} JPEG files of {o.size} pixels, all different; the feature cache is on and empty."
+        f"{o.images:,} JPEG files of {o.size} pixels, all different; the feature cache is on and empty.",
+        bench.peak_note(),
     ]
     bench.write(
         f"The zero-shot pipeline and its limits (`{o.model or 'a tiny model'}`)",

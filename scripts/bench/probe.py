@@ -8,11 +8,14 @@ cross-entropy plus the penalty, in float64. For the search, the chosen pair and 
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import _device
 import numpy as np
-from _common import Bench, clusters, figure, measured, table, times, use_threads
+from _common import SHARE, Bench, clusters, figure, measured, table, times, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +46,7 @@ def sweep(settings: dict[str, Any]) -> dict[str, Any]:
     solve(x[:200], y[:200], xv, yv, values[:2], 5)  # imports and first kernels
     found, seconds, memory = measured(lambda: solve(x, y, xv, yv, values, settings["max_iter"]))
     return {
+        "device": _device.CPU,
         "seconds": seconds,
         "memory": memory,
         "objective": [objective(p.weight, p.bias, x, y, p.C) for p in found],
@@ -109,11 +113,15 @@ def search(settings: dict[str, Any]) -> dict[str, Any]:
     C, width = settings["classes"], settings["width"]
     keys, labels = clusters(settings["shots"] * C, width, C)
     val, val_labels = clusters(settings["val"], width, C, seed=2)
-    weights = torch.from_numpy(clusters(C, width, C, seed=3)[0])  # (C, D)
+    # Ours searches on the host, where the features are.
+    is_ours = settings["variant"] == "ours"
+    device = _device.CPU if is_ours else settings["device"]
+    weights = torch.from_numpy(clusters(C, width, C, seed=3)[0]).to(device)  # (C, D)
     config = _cache_model.SearchConfig(alpha_steps=settings["alphas"], beta_steps=settings["betas"])
     scale = (config.beta_max, config.alpha_max)
-    features = torch.from_numpy(val)
-    cache = _cache_model.CacheModel(torch.from_numpy(keys), labels, C)
+    features, targets = (torch.from_numpy(a).to(device) for a in (val, val_labels))
+    cache = _cache_model.CacheModel(torch.from_numpy(keys).to(device), labels, C)
+    values = cache.values().to(device)
     shown: dict[str, Any] = {}
 
     def by_ours() -> tuple[float, float, Any]:
@@ -122,22 +130,19 @@ def search(settings: dict[str, Any]) -> dict[str, Any]:
         best = _cache_model.search(cache, features, val_labels, weights, config, ctx)
         return best["beta"], best["alpha"], 100 * shown["grid"]
 
-    def by_loop() -> tuple[float, float, Any]:
-        return tip_adapter.search(
-            features,
-            torch.from_numpy(val_labels),
-            cache.keys.T,
-            cache.values(),
-            weights.T,
-            scale=scale,
-            steps=(config.beta_steps, config.alpha_steps),
-        )
+    def by_loop(steps: tuple[int, int]) -> tuple[float, float, Any]:
+        given = (features, targets, cache.keys.T, values, weights.T)
+        return tip_adapter.search(*given, scale=scale, steps=steps)
 
     # A matrix product of the same shapes first: thread pools start at the first use.
-    tip_adapter.logits(features, cache.keys.T, cache.values(), weights.T, 1.0, 1.0)
-    work = by_ours if settings["variant"] == "ours" else by_loop
-    (beta, alpha, grid), seconds, memory = measured(work)
+    tip_adapter.logits(features, cache.keys.T, values, weights.T, 1.0, 1.0)
+    whole = (config.beta_steps, config.alpha_steps)
+    work = by_ours if is_ours else partial(by_loop, whole)
+    (beta, alpha, grid), seconds, memory = measured(work, device)
+    flop = _device.counted(by_ours) if is_ours else _device.counted(partial(by_loop, (1, 1)))
     return {
+        "device": device,
+        "flop": flop * (1 if is_ours else math.prod(whole)),
         "seconds": seconds,
         "memory": memory,
         "pair": [beta, alpha],
@@ -148,7 +153,7 @@ def search(settings: dict[str, Any]) -> dict[str, Any]:
 MEASUREMENTS: Final = {"sweep": sweep, "optimum": optimum, "search": search}
 
 
-def rows_of(work: str, runs: dict[str, Runs]) -> list[list[str]]:
+def rows_of(work: str, runs: dict[str, Runs], bench: Bench) -> list[list[str]]:
     """Return the rows of one case; ours is compared with the first variant."""
     base = next(iter(runs.values())).of()
     return [
@@ -158,6 +163,7 @@ def rows_of(work: str, runs: dict[str, Runs]) -> list[list[str]]:
             figure(found.of()),
             found.span(),
             times(base, found.of()),
+            *found.share(bench.peak("fp32", _device.CPU if variant == "ours" else None)),
             found.memory,
         ]
         for variant, found in runs.items()
@@ -228,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             variant: ("sweep", settings | {"variant": variant}) for variant in VARIANTS
         })
         work = f"sweep of {o.penalties} penalties, {o.n:,} x {o.width}, {o.classes} classes"
-        rows, notes = rows_of(work, runs), [compared_probe(runs)]
+        rows, notes = rows_of(work, runs, bench), [compared_probe(runs)]
         chosen = np.unique(np.linspace(0, o.penalties - 1, o.check).round().astype(int))
         values = np.logspace(-6, 6, o.penalties)[chosen].tolist()
         tight = bench.measure("optimum", common | {"n": o.n, "values": values})["objective"]
@@ -242,9 +248,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             })
             keys = o.shots * o.classes
             work = f"search of {o.betas} x {o.alphas}, {keys} keys, {val:,} val examples"
-            rows += rows_of(work, runs)
+            rows += rows_of(work, runs, bench)
             notes.append(compared_search(work, runs))
-    head = ["task", "variant", "seconds", "min to max", "speed-up", "peak memory, MiB"]
+    head = ["task", "variant", "seconds", "min to max", "speed-up", *SHARE, "peak memory, MiB"]
+    where = f"The loop in Python runs on {bench.device}, everything else on the CPU."
+    notes.append(f"- {where} {bench.peak_note()}")
     bench.write("Linear probe and Tip-Adapter's search", table(head, rows), notes)
 
 

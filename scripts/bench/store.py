@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from _common import AnonymousMemory, Bench, figure, made_up_digests, table
+from _common import Bench, figure, made_up_digests, table
+from _device import AnonymousMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,6 @@ but not imports, loading the weights and a short warm-up.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
@@ -18,7 +17,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -26,8 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of a hub library
 
+import _device
 import numpy as np
+from _common import measured
 
+from clipadapt.core.api.errors import ClipAdaptError
 from clipadapt.core.files.atomic import write_text
 from clipadapt.core.files.hardware import cpu_count, cpu_flags
 
@@ -73,27 +74,16 @@ def reference_name(model: str) -> str:
 # ---------------------------------------------------------------- one measurement, in its own process
 
 
-def measured(work: Callable[[], Any]) -> tuple[Any, float, int | None]:
-    """Return the result of ``work``, its seconds and its peak memory in bytes."""
-    from clipadapt.core.records.environment import peak_memory, reset_peak_memory
-
-    gc.collect()  # memory of the warm-up
-    reset_peak_memory()
-    begun = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - begun, peak_memory()
-
-
-def encoder(model: str) -> Any:
+def encoder(o: argparse.Namespace) -> Any:
     """Load the model as textsent does, with the feature cache off."""
     from clipadapt.core.api.context import Services
     from clipadapt.core.api.model import ModelOptions
     from clipadapt.core.api.registry import MODELS
     from clipadapt.core.features.cache import FeatureCache
 
-    resolved = MODELS.resolve(model, "text")
+    resolved = MODELS.resolve(o.model, "text")
     return resolved.provider.load(
-        resolved.argument, ModelOptions(), Services(FeatureCache(enabled=False))
+        resolved.argument, ModelOptions(device=o.device), Services(FeatureCache(enabled=False))
     )
 
 
@@ -102,15 +92,15 @@ def extract(variant: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, i
     part = split_of(o.dataset, "train", o.n)
     warm = split_of(o.dataset, "test", WARM_UP)
     if variant == "ours":
-        backbone = encoder(o.model)
+        backbone = encoder(o)
         backbone.encode(warm.inputs)
-        return measured(lambda: backbone.encode(part.inputs))
+        return measured(lambda: backbone.encode(part.inputs), o.device)
     from baselines.text import extractor
 
-    run = extractor(reference_name(o.model))
+    run = extractor(reference_name(o.model), o.device)
     run(list(warm.inputs.examples))
     texts = list(part.inputs.examples)
-    return measured(lambda: run(texts))
+    return measured(lambda: run(texts), o.device)
 
 
 def train(part: str, variant: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, int | None]:
@@ -123,7 +113,7 @@ def train(part: str, variant: str, o: argparse.Namespace) -> tuple[NDArray[Any],
         fit, _ = make(part, config, len(data.classnames), Path(folder, "warm"), o)
         fit(warm)
         fit, judge = make(part, config, len(data.classnames), Path(folder, "measured"), o)
-        _, seconds, memory = measured(lambda: fit(data))
+        _, seconds, memory = measured(lambda: fit(data), o.device)
         scores = judge(test)
     return scores.argmax(1) == test.labels, seconds, memory
 
@@ -146,7 +136,7 @@ def our_trainer(
     from clipadapt.core.api.registry import METHODS
 
     method = METHODS.get(f"text/{part}")(config)
-    backbone = encoder(o.model)
+    backbone = encoder(o)
     ctx = RunContext(SEED, folder, backbone.services)
     made: list[Any] = []
 
@@ -162,7 +152,7 @@ def reference_trainer(
     """Load the model and return functions that train and apply the reference."""
     from baselines.text import trainer
 
-    settings = reference_settings(config) | {"seed": SEED}
+    settings = reference_settings(config) | {"seed": SEED, "device": o.device}
     fit, judge = trainer(reference_name(o.model), n_classes, settings, folder, lora=part == "lora")
     return (
         lambda split: fit(list(split.inputs.examples), split.labels.tolist()),
@@ -202,7 +192,7 @@ def worker(o: argparse.Namespace) -> None:
 def measure(part: str, variant: str, o: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run one measurement in a new process."""
     target = folder / "result.npz"
-    options = ("model", "dataset", "n", "train", "judge", "threads", "recipe")
+    options = ("model", "dataset", "n", "train", "judge", "threads", "recipe", "device")
     given = [x for name in options for x in (f"--{name}", str(getattr(o, name)))]
     given += [x for setting in o.set for x in ("--set", setting)]
     command = [sys.executable, __file__, *given, "--worker", part, variant, str(target)]
@@ -266,6 +256,7 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namesp
     facts = [
         f"{cpu_count()} cores ({', '.join(cpu_flags())})",
         f"threads: {where.threads}",
+        *([] if o.device == "cpu" else [f"device: {_device.card(o.device)} ({o.device})"]),
         platform.system(),
         f"Python {where.python}",
         *(f"{package} {version(package)}" for package in ("torch", "transformers", "peft")),
@@ -308,6 +299,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="0 leaves the choice to the framework"
     )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX")
     parser.add_argument("--recipe", default="", help="our recipe, such as quick")
     parser.add_argument(
         "--set",
@@ -320,6 +312,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     o = parser.parse_args()
+    try:
+        o.device = _device.resolved(o.device)
+    except ClipAdaptError as err:
+        parser.error(f"--device: {err}")
     if o.worker:
         worker(o)
         return

@@ -16,8 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import _common
+import _device
 import numpy as np
-from _common import TEMPLATE, Bench, class_names, figure, measured, ours, table, times, write_images
+from _common import (
+    SHARE,
+    TEMPLATE,
+    Bench,
+    class_names,
+    figure,
+    measured,
+    ours,
+    table,
+    times,
+    write_images,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,13 +53,18 @@ def opened(settings: dict[str, Any], folder: str, precision: str, *, store: str 
     return ours("zero_shot", settings, given, Path(folder))
 
 
-def warm(backbone: Any) -> None:
-    """Run both towers once."""
+def blank(backbone: Any) -> Any:
+    """Return a batch of pixels, shape ``(32, 3, H, W)``."""
     import torch
 
     size = backbone.module.visual.image_size
     side = size if isinstance(size, int) else size[0]
-    backbone.encode_image(torch.zeros(WARM_UP, 3, side, side))
+    return torch.zeros(WARM_UP, 3, side, side)
+
+
+def warm(backbone: Any) -> None:
+    """Run both towers once."""
+    backbone.encode_image(blank(backbone))
     backbone.encode_text(backbone.tokenize(["warm up"] * 2))
 
 
@@ -66,14 +83,15 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
             )
             return fitted.predict_scores(target.examples(None).inputs)
 
-        scores, seconds, memory = measured(work)
+        scores, seconds, memory = measured(work, settings["device"])
         inputs = (
             it.open().examples(None).inputs
         )  # opened again, so nothing of the first pass is kept
         begun = time.perf_counter()
         it.backbone.encode(inputs, "image")
         again = time.perf_counter() - begun
-    return {
+        flop = {} if settings["repeat"] else {"flop": flop_of_ours(settings, len(scores))}
+    return flop | {
         "seconds": seconds,
         "memory": memory,
         "n": len(scores),
@@ -83,11 +101,26 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def flop_of_ours(settings: dict[str, Any], n: int) -> float:
+    """Return the operations of ``n`` images and of the texts, without the feature cache."""
+    from clipadapt.core.api.data import Task
+
+    with tempfile.TemporaryDirectory() as folder:
+        it = opened(settings, folder, settings["precision"], store="off")
+        target = it.open()
+        task = Task(target.classnames, target.templates)
+        texts = _device.counted(lambda: it.method.fit(it.backbone, task, it.context()))
+        batch = blank(it.backbone)
+        images = _device.counted(lambda: it.backbone.encode_image(batch))
+    return texts + n * images / len(batch)
+
+
 def by_package(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure clip-benchmark as its command line runs it with ``--no_amp``."""
     from baselines import zero_shot
     from torchvision.datasets import ImageFolder
 
+    device = settings["device"]
     with tempfile.TemporaryDirectory() as folder:
         backbone = opened(settings, folder, "fp32").backbone
         evaluate = zero_shot.package().evaluate if installed() else reference_evaluate
@@ -102,13 +135,26 @@ def by_package(settings: dict[str, Any]) -> dict[str, Any]:
                 backbone.tokenizer.inner,
                 data.classes,
                 zero_shot.its_templates([TEMPLATE]),
-                "cpu",
+                device,
                 amp=False,
             )
             return len(data)
 
-        n, seconds, memory = measured(work)
-    return {"seconds": seconds, "memory": memory, "n": n, "rate": n / seconds}
+        n, seconds, memory = measured(work, device)
+        flop = {} if settings["repeat"] else {"flop": flop_of_package(backbone, root, n)}
+    return flop | {"seconds": seconds, "memory": memory, "n": n, "rate": n / seconds}
+
+
+def flop_of_package(backbone: Any, root: Path, n: int) -> float:
+    """Return the operations of ``n`` images and of one whole text for each class."""
+    from baselines import zero_shot
+
+    names, batch = sorted(p.name for p in root.iterdir()), blank(backbone)
+    tower, tokenizer = backbone.module, backbone.tokenizer.inner
+    texts = _device.counted(lambda: zero_shot.classifier(tower, tokenizer, names[:1], [TEMPLATE]))
+    pixels = batch.to(tower.logit_scale.device)
+    images = _device.counted(lambda: tower.encode_image(pixels))
+    return texts * len(names) + n * images / len(batch)
 
 
 def installed() -> bool:
@@ -141,8 +187,12 @@ def by_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
             return pipe(files, candidate_labels=names, hypothesis_template=TEMPLATE)
 
         work(files[:1])
-        _, seconds, memory = measured(lambda: work(files))
-    return {"seconds": seconds, "memory": memory, "n": len(files), "rate": len(files) / seconds}
+        _, seconds, memory = measured(lambda: work(files), settings["device"])
+        flop = {}
+        if not settings["repeat"]:
+            flop = {"flop": len(files) * _device.counted(lambda: work(files[:1]))}
+    rate = len(files) / seconds
+    return flop | {"seconds": seconds, "memory": memory, "n": len(files), "rate": rate}
 
 
 def decisions(settings: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +227,7 @@ def reference_scores(backbone: Any, target: Any, split: Any) -> Any:
     transform, size = backbone.preprocess(), zero_shot.BATCH
     parts = [split.inputs.examples[i : i + size] for i in range(0, len(split), size)]
     batches = ((torch.stack([transform(image) for image in part]), None) for part in parts)
-    return zero_shot.scores(backbone.module, weights, batches)
+    return zero_shot.scores(backbone.module, weights, batches).cpu()
 
 
 VARIANTS: Final = {
@@ -194,7 +244,7 @@ MEASUREMENTS: Final = {
 }
 
 
-def rows_of(n_classes: int, runs: dict[str, _common.Runs]) -> list[list[str]]:
+def rows_of(n_classes: int, runs: dict[str, _common.Runs], bench: Bench) -> list[list[str]]:
     """Return the rows for one number of classes."""
     base = runs["clip-benchmark --no_amp"].of("rate")
     rows = []
@@ -208,6 +258,7 @@ def rows_of(n_classes: int, runs: dict[str, _common.Runs]) -> list[list[str]]:
             times(found.of("rate"), base),
             "" if again is None else figure(again),
             "" if again is None else times(again, base),
+            *found.share(bench.peak(VARIANTS[variant][1] or "fp32")),
             found.memory,
         ])
     return rows
@@ -272,13 +323,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 variant: (part, settings | {"precision": precision})
                 for variant, (part, precision) in VARIANTS.items()
             })
-            rows += rows_of(n, runs)
+            rows += rows_of(n, runs, bench)
         real = data if o.real == MADE_UP else o.real
         notes = agreement(bench, real, o.judge or model)
     head = ["task", "variant", "images/s", "min to max", "times clip-benchmark"]
-    head += ["images/s again", "times clip-benchmark", "peak memory, MiB"]
+    head += ["images/s again", "times clip-benchmark", *SHARE, "peak memory, MiB"]
     notes = [
-        f"Images are JPEG files of {o.size} pixels, all different. Memory is that of the main process.",
+        f"Images are JPEG files of {o.size} pixels, all different. Memory is that of the main process, or of the GPU.",
+        bench.peak_note(),
         f"clip-benchmark runs with its own batch size and {o.workers} loader processes; its `accuracy`, which fails",
         "under numpy 2.4, is replaced by an equivalent one.",
         *([] if installed() else MISSING),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
+
+from tests.contract import fake_device as simulated
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 # Script -> what the first two cells of its rows must hold, and how many rows a quick run has.
@@ -19,6 +22,7 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "lora": ({"reference, fp32", "ours, fp32", "ours, bf16"}, 6),
     "probe": ({"scikit-learn", "loop in Python", "ours"}, 4),
     "classifiers": ({"gda", "transclip", "taskres", "official way", "ours"}, 34),
+    "memory": ({"4", "8"}, 2),
     "pipeline": ({"pipeline", "tower alone", "decode alone"}, 6),
     "growth": ({"40 images", "3 classes", "2 shots"}, 14),
     "sweep": ({"every fast path", "all off"}, 2),
@@ -28,7 +32,7 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "store": ({"store every row", "which rows are stored", "50", "100"}, 12),
     "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
 }
-SLOW = {"bookkeeping", "encode", "growth", "report", "startup", "sweep", "zeroshot"}
+SLOW = {"bookkeeping", "encode", "growth", "memory", "report", "startup", "sweep", "zeroshot"}
 
 
 @pytest.fixture
@@ -183,12 +187,145 @@ def test_a_ragged_table_is_refused(script):
 
 
 def test_the_clock_leaves_out_the_first_steps(script):
-    clock = script("_common").Clock()
-    for name in ("lr", "loss", "loss", "grad", "loss", "loss"):
-        clock(name, 0.0)
-    clock.at = [0.0, 5.0, 7.0, 8.0]
+    marks = iter([0.0, 5.0, 7.0, 8.0])
+    clock = script("_device").Clock(mark=lambda: next(marks))
+    with clock.track("encode images", 3, "images") as bar:
+        bar.advance(3)  # no step
+    with clock.track("coop", 4, "steps") as bar:
+        bar.advance(0)  # the steps of a checkpoint, of which there are none
+        for _ in range(4):
+            bar.advance(1, loss=0.5)
 
     assert clock.seconds(1) == [2.0, 1.0]
+    assert clock.first > 0
+
+
+def test_a_counted_fit_ends_after_its_second_step(script):
+    device = script("_device")
+    import torch
+
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    done: list[int] = []
+
+    def fit(clock: Any) -> None:
+        with clock.track("fit", 9, "steps") as bar:
+            for i in range(9):
+                done.append(i)
+                for _ in range(1 + i):  # the set-up and the first step are not counted
+                    a @ b
+                bar.advance(1)
+
+    assert device.counted_step(fit) == 2 * 2 * 3 * 4 * 5
+    assert done == [0, 1]
+
+
+def test_the_fused_attention_layer_is_counted(script):
+    """Torch's fast path and its plain path have the same operations."""
+    import torch
+
+    layer = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    x = torch.randn(3, 7, 16)
+
+    def counted() -> int:
+        return script("_device").counted(lambda: layer(x, x, x, need_weights=False))
+
+    with torch.no_grad():
+        fused = counted()
+    projections, attention = 3 * 7 * 16 * 16 * 4, 2 * 3 * 7 * 7 * 16
+    assert fused == 2 * (projections + attention) == counted()
+
+
+def test_the_share_of_the_peak_is_reckoned(script):
+    common = script("_common")
+    runs = common.Runs([
+        {"seconds": 2.0, "flop": 6e9, "memory": 3 << 20, "reserved": 5 << 20},
+        {"seconds": 2.0},
+    ])
+
+    assert runs.share(12e9) == ["3", "25%"]
+    assert runs.memory == "3 (5 reserved)"
+    assert common.Runs([{"seconds": 2.0}]).share(12e9) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "expected"),
+    [
+        ("auto", {}, "cpu"),
+        ("auto", {"mps"}, "cpu"),
+        ("auto", {"cuda"}, "cuda"),
+        ("cuda:1", {"cuda"}, "cuda:1"),
+    ],
+)
+def test_auto_is_a_gpu_if_there_is_one(asked, found, expected, script, monkeypatch):
+    from clipadapt.tensor import devices
+
+    accelerators = {kind: devices.Accelerator(2, bf16=True) for kind in found}
+    monkeypatch.setattr(devices, "accelerators", lambda: accelerators)
+    monkeypatch.setattr(devices.hardware, "accelerator_possible", lambda: True)
+
+    assert script("_device").resolved(asked) == expected
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "gpu", "mps"])
+def test_a_device_that_is_not_there_is_one_message(device, script, capsys):
+    with pytest.raises(SystemExit) as end:
+        script("coop").main(["--quick", "--device", device])
+
+    assert end.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-2:]
+    assert "--device: " in message[0]
+    assert "use " in message[1]
+
+
+# What runs on the CPU on every machine: scikit-learn, our solver of the probe, our search, decoding.
+ON_HOST: Final = {
+    *("sweep ours", "sweep scikit-learn", "optimum", "search ours", "peak fp32 cpu"),
+    *("decode alone bf16", "decode alone fp32", "limits"),
+    *("compare linear_probe official way", "compare linear_probe ours"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coop", "pipeline", "probe"])
+def test_both_sides_run_on_the_gpu(name, script, tmp_path, monkeypatch, capsys):
+    """On a simulated card, which refuses tensors of two devices in one operation; no product is left to the CPU."""
+    import torch
+
+    from clipadapt.core.files import hardware
+
+    common = script("_common")
+    for function, value in (
+        ("get_device_name", "A card"), ("max_memory_allocated", 3 << 20), ("synchronize", None),
+        ("max_memory_reserved", 5 << 20), ("reset_peak_memory_stats", None), ("empty_cache", None),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, function, lambda *_, value=value: value)
+    monkeypatch.setattr(hardware, "_torch_on_cuda", lambda: torch)
+    if name == "zeroshot":  # the pipeline of transformers asks a driver
+        monkeypatch.delitem(script(name).VARIANTS, "pipeline of transformers")
+    found: dict[str, Counter[str]] = {}
+    measure = common.Bench._run
+
+    def watched(bench: Any, part: str, settings: dict[str, Any]) -> dict[str, Any]:
+        simulated.products.clear()
+        result = measure(bench, part, settings)
+        which = (settings.get(key, "") for key in ("case", "side", "variant", "precision", "on"))
+        found[" ".join(filter(None, (part, *which)))] = Counter(simulated.products)
+        return result
+
+    monkeypatch.setattr(common.Bench, "_run", watched)
+    target = tmp_path / "table.md"
+    with simulated.fake_device("cuda", monkeypatch):
+        script(name).main(["--quick", "--device", "cuda", "--output", str(target)])
+
+    assert "device: A card (cuda)" in capsys.readouterr().out
+    assert "3 (5 reserved)" in target.read_text(encoding="utf-8")
+    on_card = {key for key, count in found.items() if count["cuda"] and not count["cpu"]}
+    # Ours keeps the classifiers without training on the host, where the features are.
+    others = {
+        key for key in found.keys() - on_card if not key.startswith("compare") or "official" in key
+    }
+    assert on_card
+    assert others <= ON_HOST, others
 
 
 def test_pictures_are_different_files(script, tmp_path):

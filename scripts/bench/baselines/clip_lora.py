@@ -30,9 +30,9 @@ class LoRALinear(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.weight, self.bias = weight.detach().clone(), bias.detach().clone()
-        self.A = torch.nn.Parameter(torch.empty(r, weight.shape[1]))
-        self.B = torch.nn.Parameter(torch.zeros(weight.shape[0], r))
-        torch.nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        start = torch.nn.init.kaiming_uniform_(torch.empty(r, weight.shape[1]), a=math.sqrt(5))
+        self.A = torch.nn.Parameter(start.to(weight.device))
+        self.B = torch.nn.Parameter(torch.zeros(weight.shape[0], r, device=weight.device))
         self.scaling = alpha / math.sqrt(r)
         self.dropout = torch.nn.Dropout(dropout)
 
@@ -54,7 +54,7 @@ class Attention(torch.nn.Module):
             if role in roles:
                 layer: torch.nn.Module = LoRALinear(weight, bias, **settings)
             else:
-                layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+                layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
                 layer.load_state_dict({"weight": weight, "bias": bias})
                 layer.requires_grad_(False)
             setattr(self, role, layer)
@@ -136,6 +136,8 @@ class CLIPLoRA:
         """
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=lr, weight_decay=1e-2)
         adapted = TOWERS[self.encoder]
+        device = self.clip.positional_embedding.device
+        tokens = tokens.to(device)
         with torch.no_grad():
             frozen = None if "text" in adapted else self.text_features(tokens)
         self.clip.train()
@@ -146,7 +148,8 @@ class CLIPLoRA:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 text = self.text_features(tokens) if frozen is None else frozen
-                loss = F.cross_entropy(self._training_logits(pixels, text), labels)
+                logits = self._training_logits(pixels.to(device), text)
+                loss = F.cross_entropy(logits, labels.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -51,7 +51,8 @@ class PromptLearner(torch.nn.Module):
         self.position = position
         names = [name.replace("_", " ") for name in classnames]
         begin = words or " ".join(["X"] * self.n_ctx)
-        self.tokens = tokenizer([f"{begin} {name}." for name in names])  # (C, 77)
+        device = clip.token_embedding.weight.device
+        self.tokens = tokenizer([f"{begin} {name}." for name in names]).to(device)  # (C, 77)
         self.name_lengths = [len(tokenizer.encode(name)) for name in names]
         with torch.no_grad():
             embedded = clip.token_embedding(self.tokens).float()  # (C, 77, W)
@@ -61,7 +62,7 @@ class PromptLearner(torch.nn.Module):
             start = embedded[0, 1 : 1 + self.n_ctx].clone()
         else:
             own = (len(names),) if csc else ()
-            start = INIT_STD * torch.randn(*own, self.n_ctx, embedded.shape[2])
+            start = INIT_STD * torch.randn(*own, self.n_ctx, embedded.shape[2]).to(device)
         self.ctx = torch.nn.Parameter(start)
 
     def forward(self) -> torch.Tensor:
@@ -128,7 +129,8 @@ class CoOp:
             for group in sgd.param_groups:
                 group["lr"] = rate
             for pixels, labels in batches(epoch):
-                loss = F.cross_entropy(self.logits(pixels), labels)
+                device = self.learner.ctx.device
+                loss = F.cross_entropy(self.logits(pixels.to(device)), labels.to(device))
                 sgd.zero_grad()
                 loss.backward()
                 sgd.step()

@@ -31,10 +31,12 @@ def linear_probe(d: Data, c: Any) -> Sides:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            tol = tolerance(d.x.numpy(), d.y.numpy())  # its own would stop before the first step
+            x, y = d.x.cpu().numpy(), d.y.cpu().numpy()
+            tol = tolerance(x, y)  # its own would stop before the first step
             model = LogisticRegression(random_state=0, C=c.C, max_iter=c.max_iter, tol=tol)
-            model.fit(d.x.numpy(), d.y.numpy())
-        weight, bias = (torch.from_numpy(a).float() for a in (model.coef_, model.intercept_))
+            model.fit(x, y)
+        found = (model.coef_, model.intercept_)
+        weight, bias = (torch.from_numpy(a).float().to(d.x.device) for a in found)
         return weight, bias, int(max(model.n_iter_))
 
     return fit, lambda weight, bias, _: d.q @ weight.T + bias

@@ -23,12 +23,12 @@ LORA_TARGETS: Final = {
 }
 
 
-def extractor(model: str) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+def extractor(model: str, device: str = "cpu") -> Callable[[Sequence[str]], NDArray[np.float32]]:
     """Return a pipeline that computes the first hidden state of the last layer of each text, shape ``(n, D)``."""
     import torch
     from transformers import pipeline
 
-    made = pipeline("feature-extraction", model=model, dtype=torch.float32, device="cpu")
+    made = pipeline("feature-extraction", model=model, dtype=torch.float32, device=device)
 
     def extract(texts: Sequence[str]) -> NDArray[np.float32]:
         # Tensors, not the nested lists of the default, which would slow the pipeline down.
@@ -38,7 +38,7 @@ def extractor(model: str) -> Callable[[Sequence[str]], NDArray[np.float32]]:
             return_tensors=True,
             tokenize_kwargs={"truncation": True},
         )
-        return np.stack([state[0, 0].numpy() for state in states])  # each (1, L, D)
+        return np.stack([state[0, 0].cpu().numpy() for state in states])  # each (1, L, D)
 
     return extract
 
@@ -52,7 +52,7 @@ def trainer(
         model: Hugging Face id or folder.
         n_classes: ``C``.
         settings: ``learning_rate``, ``batch_size``, ``weight_decay``, ``warmup_steps``, ``max_length``, ``seed``,
-            and for LoRA ``r``, ``lora_alpha``, ``lora_dropout``.
+            ``device``, and for LoRA ``r``, ``lora_alpha``, ``lora_dropout``.
         folder: Folder for the Trainer.
         lora: Train low-rank updates instead of every weight.
 
@@ -102,7 +102,7 @@ def trainer(
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=settings.get("device", "cpu") == "cpu",
         )
         data = Dataset.from_dict({**rows, "labels": list(labels)})
         Trainer(model=network, args=arguments, train_dataset=data).train()
@@ -119,7 +119,7 @@ def trainer(
                     padding=True,
                     return_tensors="pt",
                 )
-                found.append(network(**batch).logits.numpy())
+                found.append(network(**batch.to(network.device)).logits.cpu().numpy())
         return np.concatenate(found)
 
     return train, scores

@@ -35,9 +35,9 @@ def classifier(
         classnames: ``C`` names.
         templates: Templates with one ``{}`` each.
     """
-    columns = []
+    columns, device = [], clip.logit_scale.device
     for name in classnames:
-        tokens = tokenizer([template.replace("{}", name) for template in templates])
+        tokens = tokenizer([template.replace("{}", name) for template in templates]).to(device)
         mean = F.normalize(clip.encode_text(tokens), dim=-1).mean(dim=0)
         columns.append(mean / mean.norm())
     return torch.stack(columns, dim=1)
@@ -50,7 +50,8 @@ def scores(
     """Return logits ``(n, C)`` of batches of pixels and labels."""
     found = []
     for pixels, _ in batches:
-        found.append(LOGIT_SCALE * F.normalize(clip.encode_image(pixels), dim=-1) @ weights)
+        images = F.normalize(clip.encode_image(pixels.to(weights.device)), dim=-1)
+        found.append(LOGIT_SCALE * images @ weights)
     return torch.cat(found)
 
 
@@ -117,7 +118,7 @@ def pipeline_of(clip: Any, tokenizer: Any) -> Any:
         model=model,
         tokenizer=words,
         image_processor=processor,
-        device="cpu",
+        device=clip.logit_scale.device,
     )
 
 
@@ -149,6 +150,7 @@ def transformers_model(clip: Any) -> Any:
     config = CLIPConfig(**towers, projection_dim=clip.text_projection.shape[1])
     model = CLIPModel(config).float().eval()
     state = {k: v.detach().clone().contiguous() for k, v in _renamed(clip, blocks).items()}
+    model.to(clip.logit_scale.device)
     lacking, left = model.load_state_dict(state, strict=False)
     unknown = [n for n in lacking if not n.endswith("position_ids")]
     if unknown or left:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from clipadapt.core.experiments import config
 from clipadapt.core.files.atomic import files_below
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs.session import run_experiments
+from tests import kills
 from tests.integration.conftest import as_version_1, as_version_2, picture
 
 SEEDS = ["--set", "seeds=[1,2]"]
@@ -361,42 +363,36 @@ def test_scores_that_are_not_finite_fail_the_run(tiny_clip, pictures, tmp_path, 
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_same_command_completes(console, tiny_clip, tmp_path, cache):
+def test_after_a_kill_the_same_command_completes(cli, records, tiny_clip, tmp_path, monkeypatch):
     """kill -9 while images are encoded leaves no partial record and no partial cache entry."""
-    out = tmp_path / "runs"
-    command = [
-        console("clipadapt"), "zeroshot", "--model", tiny_clip, "--dataset", "synthetic:20x200", "--out", str(out),
-    ]  # fmt: skip
-    killed = 0
-    for wait in (1.5, 0.7):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 40
-        features = cache / "features"
-        before = sum(1 for _ in files_below(features))
-        while process.poll() is None and time.monotonic() < deadline:
-            if sum(1 for _ in files_below(features)) > before:
-                break
-            time.sleep(0.05)
-        time.sleep(wait)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
-        if out.is_dir():
-            RunStore(out).load_all()  # no record, or a complete one
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-
-    (record,) = json.loads(done.stdout)["records"]
-    assert killed > 0
-    assert record["status"] == "ok"
-    assert record["data"]["n_test"] == 4000
-    verified = subprocess.run(
-        [console("clipadapt"), "cache", "verify", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
+    out, cache = tmp_path / "runs", tmp_path / "cache"
+    monkeypatch.setenv("CLIPADAPT_CACHE", str(cache))
+    command = ["zeroshot", "--model", tiny_clip, "--dataset", "synthetic:20x20", "--out", str(out)]
+    # A file of features for every 50 images, of 400.
+    program = (
+        "from clipadapt.core.features import space; space.SEGMENT_BYTES = 50 * 24 * 4\n"
+        "from tests import kills; kills.arm(); from clipadapt.cli import main; main()"
     )
-    assert json.loads(verified.stdout)["damaged"] in (0, [])
+    kept = []
+    for operation in (5, 3):
+        at = kills.killed_at(cache / "features", operation, after=".safetensors")
+        killed = subprocess.run(
+            [sys.executable, "-c", program, *command],
+            env=os.environ | at,
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert not list(out.rglob("record.json"))
+        kept.append(sum(p.suffix == ".safetensors" for p in files_below(cache / "features")))
+
+    (record,) = records(cli(*command, "--json"))
+
+    assert 0 < kept[0] < kept[1]
+    assert record["status"] == "ok"
+    assert record["data"]["n_test"] == 400
+    verified = cli("cache", "verify", "--json")
+    assert json.loads(verified.out)["damaged"] in (0, [])
 
 
 def test_a_flipped_byte_in_the_feature_cache_is_detected(

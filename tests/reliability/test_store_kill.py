@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,16 +14,18 @@ from safetensors.numpy import load_file
 
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.features.result import Result
+from tests import kills
 from tests.watch import matching
 
-# A writer that encodes slowly, in small segments, and prints a line when it starts.
+# A writer in small segments, which prints a line when it starts and one at the end of each round.
 WRITER = """
-import hashlib, sys, time
+import hashlib, sys
 from pathlib import Path
 import numpy as np
 from clipadapt.core.features import space as module
 from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.api.features import Space
+from tests import kills
 
 N, WIDTH = 3000, 64
 SPACE = Space("w", "gelu", "output", "p", "fp32", 0, "image")
@@ -33,10 +36,10 @@ ROWS = np.arange(N, dtype=np.float32)[:, None] + np.arange(WIDTH, dtype=np.float
 
 def compute(indices):
     for i in range(0, len(indices), 50):
-        time.sleep(0.003)
         yield indices[i : i + 50], ROWS[indices[i : i + 50]]
 
 def main(root, rounds):
+    kills.arm()
     module.SEGMENT_BYTES = 100 * WIDTH * 4  # set here because the test executes the rest of this script
     print("ready", flush=True)
     for _ in range(int(rounds)):
@@ -55,8 +58,10 @@ sys.path.insert(0, sys.argv[2])
 import numpy as np
 from clipadapt.core.records.predictions import Predictions
 from clipadapt.core.records.run_store import RunStore
+from tests import kills
 from tests.unit.core.records.test_records import make_record
 
+kills.arm()
 store = RunStore(Path(sys.argv[1]))
 scores = np.random.default_rng(0).standard_normal((3000, 50)).astype(np.float32)
 predictions = Predictions(tuple(map(str, range(3000))), np.zeros(3000, np.int64), scores)
@@ -75,9 +80,12 @@ def writer(tmp_path):
     return path, scope
 
 
-def start(*arguments):
+def start(*arguments, **environment):
     process = subprocess.Popen(
-        [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
     )
     assert process.stdout.readline() == "ready\n"
     return process
@@ -93,12 +101,11 @@ def test_a_killed_writer_leaves_nothing_half_done(tmp_path, writer):
 
     for _ in range(3):
         before = len(segments())
-        process = start(path, root, 1)
-        while len(segments()) == before and process.poll() is None:
-            pass
-        time.sleep(rng.uniform(0.0, 0.03))
-        process.kill()
+        operation = rng.randrange(1, 20)
+        process = start(path, root, 1, **kills.killed_at(root, operation, after=".safetensors"))
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(segments()) >= before
 
         for segment in segments():
             load_file(segment)
@@ -132,7 +139,6 @@ def test_a_writer_survives_another_that_prunes(tmp_path, writer):
     process = start(path, root, 1)
     while process.poll() is None:
         FeatureCache(root).prune(everything=True)
-        time.sleep(0.01)
     process.communicate()
     assert process.returncode == 0
 
@@ -166,10 +172,10 @@ def test_a_killed_run_leaves_no_half_record(tmp_path, request):
     root = tmp_path / "runs"
     store = RunStore(root)
     for _ in range(3):
-        process = start(script, root, request.config.rootpath)
-        time.sleep(rng.uniform(0.02, 0.25))
-        process.kill()
+        at = kills.killed_at(root, rng.randrange(1, 60), after="record.json")
+        process = start(script, root, request.config.rootpath, **at)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
         for record in store.load_all():
             assert len(store.load_predictions(store.run_dir(record)).ids) == 3000
             assert len((store.run_dir(record) / "history.jsonl").read_text().splitlines()) == 100

@@ -18,12 +18,14 @@ from clipadapt.core.files.atomic import is_temporary
 from clipadapt.core.records.run_store import RunStore
 from clipadapt.core.runs.claims import FOLDER
 from clipadapt.core.runs.leftovers import WORK
+from tests import kills
 from tests.watch import matching
 
 pytestmark = pytest.mark.slow
 
 
-# A method without a framework, so that a process starts fast. It logs every fit it starts.
+# A method without a framework, so that a process starts fast. It logs every fit that it starts. A fit waits until
+# MEET processes have started one, and, if it is later than the first HOLD fits, until the file ``fits.log.go`` exists.
 METHOD = """
 import json, os, time
 from pathlib import Path
@@ -32,8 +34,13 @@ import numpy as np
 from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
-    pause: float = 0.02
     break_seed: int = 0
+
+def waits(log, number):
+    met = {line.split()[0] for line in log.read_text().splitlines()}
+    if len(met) < int(os.environ.get("MEET", 1)):
+        return True
+    return number > int(os.environ.get("HOLD", 1000)) and not Path(f"{log}.go").exists()
 
 class Means:
     Config: ClassVar[type[MethodConfig]] = Config
@@ -43,11 +50,12 @@ class Means:
     def __init__(self, config): self.config = config
 
     def fit(self, backbone, task, ctx):
-        log = os.environ.get("FITS")
-        if log:
-            with open(log, "a") as file:
-                file.write(f"{os.getpid()} {ctx.work_dir.name} {ctx.seed}\\n")
-        time.sleep(float(os.environ.get("PAUSE", self.config.pause)))
+        log = Path(os.environ["FITS"])
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {ctx.work_dir.name} {ctx.seed}\\n")
+        number = len(log.read_text().splitlines())
+        while waits(log, number):
+            time.sleep(0.01)
         if ctx.seed == self.config.break_seed:
             raise RuntimeError("broken on purpose")
         x = pixels(task.train.inputs)
@@ -80,7 +88,7 @@ class Classifier:
 
 METHOD = Means
 """
-MAIN = "from clipadapt.cli import main; main()"
+MAIN = "from tests import kills; kills.arm(); from clipadapt.cli import main; main()"
 TIMINGS = {"cost", "started_at", "environment"}
 
 
@@ -156,26 +164,23 @@ def test_ten_kills_change_nothing(plan, tmp_path):
     wanted = content(tmp_path / "calm")
     assert len(wanted) == 48
 
-    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    out, rng = tmp_path / "killed", random.Random(0)
     killed_at = []
-    while kills < 10:
-        process = start(plan, out)
-        before = n_records(out)
-        # At a random moment after its first record.
-        while n_records(out) == before and process.poll() is None:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.12))
-        process.send_signal(signal.SIGKILL)
+    for _ in range(10):
+        # Somewhere between the first record that it writes and the fifth.
+        process = start(
+            plan, out, **kills.killed_at(out, rng.randrange(1, 80), after="record.json")
+        )
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the sweep was over before ten kills"
-        kills += 1
         killed_at.append(n_records(out))
         RunStore(out).load_all()  # every record is readable
 
     code, printed, err = finish(start(plan, out, "--json"))
 
     assert code == 0, err
-    assert killed_at[-1] < 48
+    assert 0 < killed_at[-1] < 48
+    assert len(set(killed_at)) > 5
     assert content(out) == wanted
     assert len(json.loads(printed)["records"]) == 48
     assert not (out / FOLDER).exists()
@@ -185,7 +190,7 @@ def test_ten_kills_change_nothing(plan, tmp_path):
 def test_two_processes_do_each_run_once(plan, tmp_path):
     out = tmp_path / "runs"
 
-    both = [start(plan, out, "--json") for _ in range(2)]
+    both = [start(plan, out, "--json", MEET="2") for _ in range(2)]
     results = [finish(process) for process in both]
 
     begun = fits(plan)
@@ -200,36 +205,47 @@ def test_two_processes_do_each_run_once(plan, tmp_path):
 
 def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
     out, (_, environ) = tmp_path / "runs", plan
-    small = ("method.pause=1.5", "datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1]")
-    sweep = start(plan, out, *(w for s in small for w in ("--set", s)))
+    small = ("datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1]")
+    sweep = start(plan, out, *(w for s in small for w in ("--set", s)), HOLD="0")
     while not fits(plan):
         assert sweep.poll() is None, sweep.communicate()
         time.sleep(0.01)
 
     same = (
-        "method.pause=1.5", "data.name=synthetic:3x6", "data.shots=1", "seeds=[1]", "evaluation.also=[{split: val}]",
-    )  # fmt: skip
+        "data.name=synthetic:3x6",
+        "data.shots=1",
+        "seeds=[1]",
+        "evaluation.also=[{split: val}]",
+    )
     words = ["run", str(tmp_path / "means.yaml"), "--out", str(out), "--json"]
     words += [w for s in same for w in ("--set", s)]
-    run = subprocess.run(
+    run = subprocess.Popen(
         [sys.executable, "-c", MAIN, *words],
         env=environ,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
+    said = ""
+    while "waiting for 1 run" not in said:
+        line = run.stderr.readline()
+        assert line, said
+        said += line
+    Path(f"{environ['FITS']}.go").touch()
+    code, printed, _ = finish(run)
 
-    assert run.returncode == 0, run.stderr
-    assert f"waiting for 1 run done by process {sweep.pid}" in run.stderr
-    assert len(json.loads(run.stdout)["records"]) == 2
+    assert code == 0
+    assert f"waiting for 1 run done by process {sweep.pid}" in said
+    assert len(json.loads(printed)["records"]) == 2
     assert finish(sweep)[0] == 0
     assert len(fits(plan)) == 1
 
 
 def test_an_interruption_ends_cleanly_and_the_same_command_resumes(plan, tmp_path):
     out = tmp_path / "runs"
-    process = start(plan, out, PAUSE="0.2")
-    while n_records(out) < 4:
+    process = start(plan, out, HOLD="2")
+    while len(fits(plan)) < 3:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
@@ -238,23 +254,21 @@ def test_an_interruption_ends_cleanly_and_the_same_command_resumes(plan, tmp_pat
     assert "interrupted" in err
     assert "Traceback" not in err
     assert not (out / FOLDER).exists()
-    done = n_records(out)
-    assert 4 <= done < 48
-    begun = len(fits(plan))
+    assert n_records(out) == 4
 
-    code, _, err = finish(start(plan, out, PAUSE="0"))
+    code, _, err = finish(start(plan, out))
 
     assert code == 0, err
     assert n_records(out) == 48
-    assert len(fits(plan)) == 24 + (begun - done // 2)  # only the interrupted fit started twice
+    assert len(fits(plan)) == 24 + 1  # only the interrupted fit started twice
 
 
 def test_a_run_that_fails_in_another_process_is_not_tried_again_at_once(plan, tmp_path):
     out = tmp_path / "runs"
-    small = ("datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1,2]", "method.pause=2")
+    small = ("datasets=[synthetic:3x6]", "shots=[1]", "seeds=[1,2]")
     broken = [w for s in (*small, "method.break_seed=2") for w in ("--set", s)]
 
-    results = [finish(p) for p in [start(plan, out, *broken) for _ in range(2)]]
+    results = [finish(p) for p in [start(plan, out, *broken, MEET="2") for _ in range(2)]]
 
     found = RunStore(out).load_all()
     assert {code for code, _, _ in results} == {1}

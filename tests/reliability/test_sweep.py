@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -221,16 +222,18 @@ def test_a_run_and_a_sweep_do_not_do_the_same_fit(plan, tmp_path):
     words += [w for s in same for w in ("--set", s)]
     run = subprocess.Popen(
         [sys.executable, "-c", MAIN, *words],
-        env=environ,
+        env=environ | {"PYTHONUNBUFFERED": "1"},  # messages come at once then, too
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    said = ""
+    said, watch = "", threading.Timer(120, run.kill)
+    watch.start()
     while "waiting for 1 run" not in said:
         line = run.stderr.readline()
         assert line, said
         said += line
+    watch.cancel()
     Path(f"{environ['FITS']}.go").touch()
     code, printed, _ = finish(run)
 

@@ -116,7 +116,8 @@ def guard_streams() -> None:
                     io.BufferedWriter(raw),
                     encoding=old.encoding,
                     errors="backslashreplace",
-                    line_buffering=old.line_buffering,
+                    # Under PYTHONUNBUFFERED the old stream passes everything on and is not line-buffered.
+                    line_buffering=old.line_buffering or old.write_through,
                 ),
             )
 

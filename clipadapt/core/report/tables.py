@@ -149,11 +149,7 @@ def build_table(
         raise unknown("metric", metric, present, hint="name one of them with --metric NAME")
     value = next((r.metrics[metric] for r in ok if metric in r.metrics), None)
     files = RunFiles(store) if store else None
-    with without_collection():
-        rows = _once([Row(group, files) for group in group_records(distinct)], metric)
-    if files is not None:
-        several = [row.ok for row in rows if len(row.ok) > 1]
-        files.read_ahead((r for runs in several for r in runs if metric in r.metrics), metric)
+    rows = _rows(distinct, files, metric)
     with without_collection():
         lines, faults = _lines(rows, metric)
         means, of_means = dataset_means(rows, metric)
@@ -180,6 +176,16 @@ def build_table(
         reference=reference,
         means=tuple(means),
     )
+
+
+def _rows(records: Sequence[RunRecord], files: RunFiles | None, metric: str) -> list[Row]:
+    """Return the rows of a table; the answers that their intervals need are read together."""
+    with without_collection():
+        rows = _once([Row(group, files) for group in group_records(records)], metric)
+    if files is not None:
+        several = [row.ok for row in rows if len(row.ok) > 1]
+        files.read_ahead((r for runs in several for r in runs if metric in r.metrics), metric)
+    return rows
 
 
 def _lines(rows: Sequence[Row], metric: str) -> tuple[list[Line], list[str]]:

@@ -65,7 +65,7 @@ def cluster(tmp_path_factory):
     (folder / "dying.py").write_text(DYING)
     before = os.environ.get("CLIPADAPT_PLUGINS")
     os.environ["CLIPADAPT_PLUGINS"] = str(folder)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield folder
     ray.shutdown()
     if before is None:

@@ -84,7 +84,9 @@ def ray_module() -> Any:
 
 
 def _of_this_machine(workers: int | None) -> dict[str, Any]:
-    return {"num_cpus": max(workers or 1, cpu_count()), "include_dashboard": False}
+    # Without "local", Ray would connect to a cluster of this machine that others started.
+    processors = max(workers or 1, cpu_count())
+    return {"address": "local", "num_cpus": processors, "include_dashboard": False}
 
 
 def _connect(ray: Any, address: str) -> None:

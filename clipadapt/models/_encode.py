@@ -147,7 +147,8 @@ class Towers:
         given = placed(embeddings, self.device)
         tower = CausalTextTower.of(self.net)
         if tower is not None and fast and tower.can_share():
-            out = tower.with_shared(given, tokens, shared, packed=True)
+            # After a shared beginning little padding is left.
+            out = tower.with_shared(given, tokens, shared, packed=not shared)
             return _at(layer, out.float())
 
         def replace(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:

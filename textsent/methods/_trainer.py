@@ -28,7 +28,8 @@ from clipadapt.core.files.atomic import remove
 from clipadapt.core.files.pacing import Pacing
 from clipadapt.tensor.batching import PAD_TO
 from clipadapt.tensor.devices import report_resumed
-from textsent.methods import _checkpoints
+from textsent.methods import _checkpoints, _dropout
+from textsent.methods._packed import PackedClassifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +81,8 @@ def train(
     """Train ``model`` in place; return the epoch selected on val, or None without selection.
 
     After an epoch a checkpoint is written to ``ctx.work_dir`` if one is due, see :mod:`clipadapt.core.files.pacing`; a
-    fit with an equal key resumes from it. The history in ``ctx`` includes the epochs before an interruption.
+    fit with an equal key resumes from it. The history in ``ctx`` includes the epochs before an interruption. On a CPU
+    texts are packed if the model allows it, see :mod:`~textsent.methods._packed`.
 
     Args:
         model: The model; ``requires_grad`` marks the trainable parameters.
@@ -100,30 +102,52 @@ def train(
         report_resumed(ctx.services, device, f"seed {ctx.seed} of {name}")
     validate, padded = val_rows is not None, tokenizer is not None
     arguments = _arguments(config, folder, device, ctx.seed, validate=validate, padded=padded)
-    if collate is None and tokenizer is not None:
-        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
+    packs = collate is None and padded and device == "cpu" and ctx.services.fast
+    collate = collate or _collator(tokenizer)
+    packed = _packed_form(model, collate, cast("Rows", train_rows)) if packs else None
     with (
         ctx.progress.track(name, config.steps_for(len(cast("Any", train_rows))), "steps") as bar,
         _current(device),
+        contextlib.nullcontext() if packed is None else _dropout.fast(model),
     ):
         trainer = _Trainer(
             cast("Any", model),
             arguments,
-            data_collator=cast("Any", collate or default_data_collator),
+            data_collator=cast("Any", collate),
             train_dataset=cast("Any", train_rows),
             eval_dataset=cast("Any", val_rows),
             compute_metrics=_accuracy,
             callbacks=[_ProgressCallback(bar)],
         )
         trainer.remove_callback(PrinterCallback)  # it prints on stdout
-        trainer.key, trainer.note = key, ctx.progress.note
+        trainer.key, trainer.note, trainer.packed = key, ctx.progress.note, packed
         trainer.pacing = Pacing(_checkpoint_bytes(model), ctx.services.meter)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.restore_best()
+    return _logged(trainer, ctx, best=bool(arguments.load_best_model_at_end))
+
+
+def _logged(trainer: Trainer, ctx: RunContext, *, best: bool) -> dict[str, Any] | None:
+    """Write the history to ``ctx``; return the epoch selected on val if the best one is kept."""
     epochs = history(trainer.state.log_history)
     for epoch in epochs:
         ctx.log(**epoch)
-    return _selection(epochs) if arguments.load_best_model_at_end else None
+    return _selection(epochs) if best else None
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase | None) -> Any:
+    """Return what joins rows to a batch; rows without a tokenizer have one length."""
+    if tokenizer is None:
+        return default_data_collator
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
+
+
+def _packed_form(
+    model: nn.Module, collate: Callable[[Rows], Any], rows: Rows
+) -> PackedClassifier | None:
+    """Return the packed form of a model, checked on the shortest and the longest row, or None if it has none."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    return PackedClassifier.of(model, collate([rows[order[0]], rows[order[-1]]]))
 
 
 def _selection(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -233,8 +257,23 @@ class _Trainer(Trainer):
     key: str
     note: Callable[[str], None]
     pacing: Pacing
+    packed: PackedClassifier | None = None
     unsaved: dict[str, torch.Tensor] | None = None  # best parameters, if not in a checkpoint
     warned = False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of a batch, and its logits on request."""
+        if self.packed is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.accelerator.autocast():
+            outputs = self.packed(inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.pacing.due():

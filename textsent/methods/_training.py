@@ -227,6 +227,7 @@ def fit_key(
         "config": config.model_dump(mode="json"),
         "seed": ctx.seed,
         "threads": ctx.threads,
+        "fast": ctx.services.fast,
         "weights": backbone.weights_sha256,
         "classnames": train.classnames,
         "libraries": {name: version(name) for name in LIBRARIES},

@@ -43,7 +43,7 @@ class BitFit:
     """
 
     Config: ClassVar[type[MethodConfig]] = BitFitConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
 

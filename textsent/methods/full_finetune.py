@@ -33,7 +33,7 @@ class FullFinetune:
     """
 
     Config: ClassVar[type[MethodConfig]] = FullFinetuneConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
 

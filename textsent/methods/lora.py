@@ -53,7 +53,7 @@ class LoRA:
     """
 
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
 

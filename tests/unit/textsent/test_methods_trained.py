@@ -295,8 +295,12 @@ def test_the_last_epoch_is_kept_on_request_or_without_val(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_learns(encoder, ctx, name):
-    test = make_split(60, 3)
+def test_it_learns(ctx, name):
+    encoder, test = TinyEncoder(), make_split(60, 3)
+    if name == "bitfit":
+        # With dropout its accuracy on so few texts is that of the draw: 0.45 to 0.93 over 16 seeds.
+        for key in ("dropout", "attention_dropout", "seq_classif_dropout"):
+            setattr(encoder.module.config, key, 0.0)
     fitted = fit(name, encoder, make_task(120), ctx, epochs=8, lr=1e-2)
     assert (fitted.predict_scores(test.inputs).argmax(1) == test.labels).mean() >= 0.85
     assert ctx.history[-1]["train_loss"] < ctx.history[0]["train_loss"]

@@ -77,7 +77,7 @@ def by_ours(settings: dict[str, Any]) -> dict[str, Any]:
         place.open = opened  # type: ignore[method-assign]
         return plan, kept, extract(plan, place, Silent())
 
-    (plan, spaces, found), seconds, memory = measured(work)
+    (plan, spaces, found), seconds, memory = measured(work, settings["device"])
     digests = plan.parts[0].inputs.digests()
     rows = FeatureCache().get_or_compute(spaces[0], digests, _nothing).rows
     save(settings["target"], digests, rows)
@@ -100,10 +100,9 @@ def by_loop(settings: dict[str, Any]) -> dict[str, Any]:
     to_hub(settings)
     kind, _, place = settings["dataset"].partition(":")
     target = Path(settings["target"]).with_suffix(".plain.npy")
+    device = settings["device"]
     (names, stages), seconds, memory = measured(
-        lambda: encode.extracted(
-            settings["model"], kind, place, settings.get("device", "cpu"), target
-        )
+        lambda: encode.extracted(settings["model"], kind, place, device, target), device
     )
     contents = raw_images(kind, place)
     digests = [decoded_digest(hashlib.sha256(contents[name]).hexdigest()) for name in names]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.api.data import Inputs
+    from clipadapt.core.api.processes import Team
 
 
 def _inputs_of(texts: Sequence[str]) -> Inputs[Any]:
@@ -24,6 +25,12 @@ def _inputs_of(texts: Sequence[str]) -> Inputs[Any]:
 def _features_of(model: Any, inputs: Inputs[Any]) -> NDArray[np.float32]:
     found: NDArray[np.float32] = model.encode(inputs, pooling="mean")
     return found
+
+
+def _join() -> Team:
+    from clipadapt.tensor.ranks import Processes
+
+    return Processes()
 
 
 TRACK = Track(
@@ -50,4 +57,5 @@ TRACK = Track(
     trial=Trial(files=False, inputs=_inputs_of, features=_features_of),
     capabilities={"TextEncoder": "any encoder"},
     feature_options={"layer": -1, "pooling": "cls", "max_length": None},
+    join=_join,
 )

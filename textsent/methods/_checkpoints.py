@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 CHECKSUMS = "checksums.json"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+PICKLED = ("optimizer.pt", "scheduler.pt")
+RANDOM = "rng_state*.pth"  # one file per process
 
 
 class _DamagedError(Exception):
@@ -98,8 +99,8 @@ def _check(checkpoint: Path, key: str) -> None:
         best = checkpoint.parent / f"checkpoint-{state.best_global_step or state.global_step}"
         moved = state.best_global_step and Path(str(state.best_model_checkpoint)) != best
         with safe_globals():
-            for name in PICKLED:
-                torch.load(checkpoint / name, map_location="cpu", weights_only=True, mmap=True)
+            for path in (*(checkpoint / name for name in PICKLED), *checkpoint.glob(RANDOM)):
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for place in (checkpoint, best):
             (weights,) = (place / name for name in WEIGHTS if (place / name).is_file())
             with safe_open(weights, framework="numpy"):

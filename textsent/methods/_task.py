@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from clipadapt.core.api.errors import DataError
+from clipadapt.core.api.errors import ConfigError, DataError
 from clipadapt.core.api.limits import MAX_EPOCHS, BatchSize, WarmupSteps, check_warmup
 from clipadapt.core.api.method import MethodConfig
+from clipadapt.core.api.processes import launched
 
 if TYPE_CHECKING:
     from clipadapt.core.api.data import Split, Task
@@ -24,7 +25,7 @@ class TrainingConfig(MethodConfig):
 
     Attributes:
         epochs: Passes over train.
-        batch_size: Texts per step.
+        batch_size: Texts per step, of all processes together.
         eval_batch_size: Texts per forward pass over val.
         lr: Peak learning rate of AdamW; it decreases linearly to zero after the warm-up.
         warmup_steps: Steps of linear warm-up; below 1 a fraction of all steps.
@@ -47,7 +48,14 @@ class TrainingConfig(MethodConfig):
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def check(self, task: Task[str]) -> None:
-        """Reject a warm-up that is longer than the training."""
+        """Reject a warm-up that is longer than the training, and a batch that the processes cannot share."""
+        launch = launched()
+        if launch is not None and self.batch_size % launch.count:
+            raise ConfigError(
+                f"method.batch_size is {self.batch_size}, which {launch.count} processes cannot share equally",
+                hint=f"start a number of processes that divides {self.batch_size}, or choose a multiple of "
+                f"{launch.count} with --set method.batch_size",
+            )
         if task.train is not None and len(task.train):
             check_warmup(self.warmup_steps, self.steps_for(len(task.train)))
 

@@ -23,9 +23,13 @@ from transformers import (
     default_data_collator,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.training_args import ParallelMode
 
-from clipadapt.core.files.atomic import remove
+from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.processes import launched
+from clipadapt.core.files.atomic import remove, scratch_folder
 from clipadapt.core.files.pacing import Pacing
+from clipadapt.tensor import ranks
 from clipadapt.tensor.batching import PAD_TO
 from clipadapt.tensor.devices import report_resumed
 from textsent.methods import _checkpoints, _dropout
@@ -97,7 +101,7 @@ def train(
         collate: Joins rows to a batch; None pads them with ``tokenizer``.
     """
     folder = ctx.work_dir.resolve() / "trainer"
-    checkpoint = _checkpoints.newest_valid(folder, key, ctx.progress.note)
+    checkpoint, device = _resumed_from(folder, key, ctx), ranks.own_device(device)
     if checkpoint is not None:
         report_resumed(ctx.services, device, f"seed {ctx.seed} of {name}")
     validate, padded = val_rows is not None, tokenizer is not None
@@ -150,6 +154,24 @@ def _packed_form(
     return PackedClassifier.of(model, collate([rows[order[0]], rows[order[-1]]]))
 
 
+def _resumed_from(folder: Path, key: str, ctx: RunContext) -> Path | None:
+    """Return the checkpoint to resume from, which the main process chooses for all.
+
+    Raises:
+        ConfigError: If several processes run a program that does not divide the fit between them.
+    """
+    launch = launched()
+    if launch is not None and ranks.count() == 1:
+        raise ConfigError(
+            f"this fit was started in {launch.count} processes at once",
+            hint="start the program without the launcher, or use torchrun --no-python textsent run",
+        )
+    newest = ranks.from_main(
+        lambda: str(_checkpoints.newest_valid(folder, key, ctx.progress.note) or "")
+    )
+    return Path(newest) if newest else None
+
+
 def _selection(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the epoch with the best val accuracy, the first of equal ones as in the Trainer."""
     chosen = max(epochs, key=lambda e: e["val_accuracy"])
@@ -174,7 +196,7 @@ def _arguments(
         on=device,
         output_dir=str(folder),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size // ranks.count(),
         per_device_eval_batch_size=config.eval_batch_size,
         learning_rate=config.lr,
         warmup_steps=config.warmup_steps,
@@ -190,6 +212,7 @@ def _arguments(
         greater_is_better=True if best else None,
         logging_steps=LOG_EVERY,
         logging_nan_inf_filter=False,  # the history shows a loss that is not finite
+        average_tokens_across_devices=False,  # it multiplies a loss that is a mean by the number of processes
         seed=seed % 2**32,
         use_cpu=device == "cpu",
         dataloader_pin_memory=device != "cpu",
@@ -204,9 +227,16 @@ class _Arguments(TrainingArguments):
 
     Attributes:
         on: The device: ``cpu``, ``cuda:1``, ``mps``.
+        saves: Whether a checkpoint is being written, which the main process does without waiting for others.
     """
 
     on: str = "cpu"
+    saves: bool = False
+
+    @property
+    def parallel_mode(self) -> ParallelMode:
+        """How the Trainer uses several devices."""
+        return ParallelMode.NOT_DISTRIBUTED if self.saves else super().parallel_mode
 
     @cached_property
     def _setup_devices(self) -> torch.device:
@@ -260,6 +290,7 @@ class _Trainer(Trainer):
     packed: PackedClassifier | None = None
     unsaved: dict[str, torch.Tensor] | None = None  # best parameters, if not in a checkpoint
     warned = False
+    random_states: Sequence[bytes] = ()
 
     def compute_loss(
         self,
@@ -276,11 +307,32 @@ class _Trainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.random_states = self._random_states()
+        if not ranks.is_main():
+            return
         if self.pacing.due():
+            arguments = cast("_Arguments", self.args)
+            arguments.saves = True
             with self.pacing.writing():
                 self._write_checkpoint(model, trial)
+            arguments.saves = False
         elif self._is_best():
             self._keep_best()
+
+    def _random_states(self) -> list[bytes]:
+        """Return the files of random states of all processes if there are several; all must take part."""
+        if ranks.count() == 1:
+            return []
+        with scratch_folder() as folder:
+            super()._save_rng_state(str(folder))
+            (path,) = folder.iterdir()
+            return ranks.gathered(path.read_bytes())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if not self.random_states:
+            super()._save_rng_state(output_dir)
+        for rank, state in enumerate(self.random_states):
+            Path(output_dir, f"rng_state_{rank}.pth").write_bytes(state)
 
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the state of the fit, and the best epoch's parameters if no checkpoint holds them."""

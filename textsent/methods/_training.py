@@ -279,14 +279,19 @@ def load(
 
 @contextlib.contextmanager
 def isolated(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed all random states of the process, set its threads, silence the libraries; restore everything afterwards."""
+    """Seed all random states of the process, set its threads, silence the libraries; restore everything afterwards.
+
+    Raises:
+        LostProcessError: If another process of the fit has ended.
+    """
     import torch
     from transformers import set_seed
 
+    from clipadapt.tensor.ranks import together
     from textsent.models._build import quiet
 
     python, legacy, before = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
-    with torch.random.fork_rng(), quiet(), warnings.catch_warnings():
+    with together(), torch.random.fork_rng(), quiet(), warnings.catch_warnings():
         # The libraries use deprecated parts of each other; a user cannot fix that.
         warnings.simplefilter("ignore", FutureWarning)
         try:

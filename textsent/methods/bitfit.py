@@ -46,6 +46,7 @@ class BitFit:
     version: ClassVar[int] = 2
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = True
 
     def __init__(self, config: BitFitConfig) -> None:
         self.config = config

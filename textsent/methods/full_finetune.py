@@ -36,6 +36,7 @@ class FullFinetune:
     version: ClassVar[int] = 2
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = True
 
     def __init__(self, config: FullFinetuneConfig) -> None:
         self.config = config

@@ -56,6 +56,7 @@ class LoRA:
     version: ClassVar[int] = 2
     requires: ClassVar[type | None] = TextEncoder
     open_vocabulary: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = True
 
     def __init__(self, config: LoRAConfig) -> None:
         self.config = config

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipadapt.core.api.data import Inputs
+    from clipadapt.core.api.processes import Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Track:
         encode_options: Keywords of the model's ``encode`` for an example.
         feature_options: Further ones that choose between features, with their defaults.
         prompt_options: Keywords for a prompt; None if the models read no class names.
+        join: Joins the processes of a launcher; None if no method can be fitted by several.
     """
 
     name: str
@@ -111,3 +113,4 @@ class Track:
     encode_options: Mapping[str, Any] = field(default_factory=dict)
     feature_options: Mapping[str, Any] = field(default_factory=dict)
     prompt_options: Mapping[str, Any] | None = None
+    join: Callable[[], Team] | None = None

@@ -22,6 +22,7 @@ from clipadapt.core.cli import (
     table,
     validate,
 )
+from clipadapt.core.cli.launcher import refuse_launcher
 from clipadapt.core.cli.output import example, say
 
 
@@ -74,10 +75,11 @@ def _show_version(context: typer.Context, asked: bool) -> None:
 
 
 def options(
-    debug: Annotated[
+    context: typer.Context,
+    debug: Annotated[  # noqa: ARG001  read by run_app
         bool, typer.Option("--debug", help="Show the traceback of a user error.")
     ] = False,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001  its callback does the work
         bool,
         typer.Option(
             "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
@@ -85,3 +87,6 @@ def options(
     ] = False,
 ) -> None:
     """Options of every command."""
+    command = context.invoked_subcommand or ""
+    if command != run.run.__name__:
+        refuse_launcher(context.obj.program, command)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from clipadapt.core.api.errors import EXIT_DEFECT, ClipAdaptError, ConfigError
+from clipadapt.core.cli.launcher import main_process
 from clipadapt.core.cli.options import (
     DEFAULT_OUT,
     ConfigsArgument,
@@ -28,6 +29,7 @@ from clipadapt.core.cli.output import print_records, say
 from clipadapt.core.cli.tracking import tracking
 
 if TYPE_CHECKING:
+    from clipadapt.core.api.processes import Team
     from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.records.schema import RunRecord
 
@@ -47,11 +49,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a method, evaluate it and write one record per seed; complete runs are skipped."""
-    experiment = load_experiment(
-        configs, named_settings(model, dataset, shots, seeds), settings, track_of(context).name
-    )
-    with tracking(trackers, out) as log:
-        found = run_experiments([experiment], out, as_json=as_json, on_records=log)
+    track = track_of(context)
+    with main_process(track) as team:
+        experiment = load_experiment(
+            configs, named_settings(model, dataset, shots, seeds), settings, track.name
+        )
+        with tracking(trackers, out) as log:
+            found = run_experiments([experiment], out, as_json=as_json, on_records=log, team=team)
     print_records(found, out, as_json=as_json)
     _draw_curves(found, out)
     if any(r.status == "failed" for r in found):
@@ -102,6 +106,7 @@ def run_experiments(
     *,
     as_json: bool,
     on_records: Callable[[Sequence[RunRecord]], None] | None = None,
+    team: Team | None = None,
 ) -> list[RunRecord]:
     """Run experiments; with ``as_json``, the records so far are printed even if one fails."""
     from clipadapt.core.cli.progress import on_stderr
@@ -112,7 +117,7 @@ def run_experiments(
 
     on_error = print_so_far if as_json else None
     return session.run_experiments(
-        experiments, out, on_stderr(), on_error=on_error, on_records=on_records
+        experiments, out, on_stderr(), on_error=on_error, on_records=on_records, team=team
     )
 
 

@@ -21,12 +21,15 @@ LIBRARIES: Final = (
 """Packages whose version affects results: runs with different versions are not averaged."""
 
 
-def environment(*, device: str | None = None, threads: int | None = None) -> Environment:
+def environment(
+    *, device: str | None = None, threads: int | None = None, devices: tuple[str, ...] = ()
+) -> Environment:
     """Return the environment of this process; no ML framework is imported.
 
     Args:
         device: Device of the model, None for the CPU.
         threads: Threads of the numeric libraries; None takes ``OMP_NUM_THREADS``, or the number of CPUs.
+        devices: Device of each process if several did the fit together.
     """
     commit, dirty = _git()
     if threads is None:
@@ -40,6 +43,7 @@ def environment(*, device: str | None = None, threads: int | None = None) -> Env
         cpu_flags=hardware.cpu_flags(),
         device=device or "cpu",
         threads=threads,
+        devices=devices,
         packages=_packages(),
         folder=_folder(),
     )

@@ -242,6 +242,7 @@ class Environment(StrictModel):
         threads: Threads of the numeric libraries.
         packages: Installed versions of clipadapt and its dependencies.
         folder: Working directory; relative paths in the config start here. None in older records.
+        devices: Device of each process if several did the fit together; empty for one process.
     """
 
     git_commit: str | None
@@ -253,6 +254,7 @@ class Environment(StrictModel):
     threads: int
     packages: dict[str, str]
     folder: str | None = None
+    devices: tuple[str, ...] = ()
 
 
 class RunRecord(StrictModel):

@@ -148,6 +148,7 @@ def _settings(record: RunRecord, affecting: _Affecting) -> dict[str, Any]:
         "dtype": record.model.dtype if record.model else None,
         "device": record.environment.device.partition(":")[0],
         "threads": record.environment.threads,
+        "processes": len(record.environment.devices) or None,
         "templates": list(evaluation.templates),
         "classnames": evaluation.classnames_sha256[:8],
         "manifest": _manifest(record, manifest),

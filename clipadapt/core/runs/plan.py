@@ -66,6 +66,7 @@ class OpenExperiment:
         store: Where records are written.
         manifests: The few-shot draw that the user gave, by seed; empty if none was given.
         threads: Threads of the numeric libraries. The order of their sums depends on it, and so do the last bits.
+        local_ranks: The processes that do each fit together, by their numbers on their machines; empty for one.
         ids: Ids computed so far, of fits and of runs: every step of a sweep asks for them.
     """
 
@@ -77,6 +78,7 @@ class OpenExperiment:
     store: RunStore
     manifests: Mapping[int, sampling.Manifest]
     threads: int
+    local_ranks: tuple[int, ...] = ()
     ids: dict[tuple[int, int | None], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -88,6 +90,12 @@ class OpenExperiment:
     def device(self) -> str:
         """Device of the model."""
         return "cpu" if self.identity is None else self.identity.device
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Device of each process if several do a fit together."""
+        cuda = self.device == "cuda"
+        return tuple(f"cuda:{own}" if cuda else self.device for own in self.local_ranks)
 
     @property
     def refits_on_val(self) -> bool:
@@ -137,7 +145,10 @@ class OpenExperiment:
             "seed": seed,
             "threads": self.threads,
         }
-        return fit_part(self.experiment, self.method.version, facts)
+        found = fit_part(self.experiment, self.method.version, facts)
+        if self.local_ranks:  # they differ in the last bits, and in the masks of dropout
+            found["processes"] = len(self.local_ranks)
+        return found
 
     def _model_key(self) -> dict[str, str] | None:
         """Return what determines the model's outputs; the rest of its identity says where it comes from."""
@@ -231,6 +242,7 @@ def open_experiment(
     progress: Progress | None = None,
     datasets: OpenDatasets | None = None,
     threads: int | None = None,
+    local_ranks: tuple[int, ...] = (),
 ) -> OpenExperiment:
     """Open the data, identify the model and check everything that can be checked before the first fit.
 
@@ -240,6 +252,7 @@ def open_experiment(
         progress: Where warnings are shown.
         datasets: Datasets that are already open; more are added.
         threads: Threads if the config does not set them; None means :func:`default_threads`.
+        local_ranks: The processes that do each fit together, by their numbers on their machines; empty for one.
 
     Raises:
         ClipAdaptError: For any mistake of the user.
@@ -251,6 +264,8 @@ def open_experiment(
     provider, identity = None, None
     if method.requires is not None:
         provider, identity = _identify(experiment, progress)
+    if local_ranks:
+        _check_processes(experiment, method, identity, len(local_ranks))
     if config.compile == "on" and not tracks()[track].compiles:
         raise ConfigError("compile=on applies to image towers only", hint="remove compile=on")
     targets = _open_targets(experiment, method, progress, datasets or OpenDatasets())
@@ -263,9 +278,31 @@ def open_experiment(
         store=store,
         manifests=read_manifests(experiment, targets[0], progress),
         threads=config.threads or threads or default_threads(),
+        local_ranks=local_ranks,
     )
     order_seed(experiment)  # an online method without one is refused before the first fit
     return _without_val(opened, progress) if opened.refits_on_val else opened
+
+
+def _check_processes(
+    experiment: Experiment, method: type[Method], identity: ModelIdentity | None, count: int
+) -> None:
+    """Check that a method can be fitted by several processes, each on its own device.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    if not getattr(method, "several_processes", False):
+        raise ConfigError(
+            f"{experiment.method_name} is fitted by one process, but {count} were started",
+            hint=f"run '{program(experiment.track)} run' without the launcher; to do one fit per GPU, use "
+            f"'{program(experiment.track)} bench SWEEP --executor ray'",
+        )
+    if identity is not None and ":" in identity.device:
+        raise ConfigError(
+            f"model.device is {identity.device}, but each of the {count} processes takes a GPU of its own",
+            hint="set model.device to cuda, or leave it out",
+        )
 
 
 def check_names(experiment: Experiment) -> None:

@@ -80,6 +80,7 @@ def write_record(
             environment=environment(
                 device=backbone.device if backbone is not None else "cpu",
                 threads=spec.opened.threads,
+                devices=spec.opened.devices,
             ),
             started_at=started_at,
             **_facts(spec, target, fitted.draw, evaluation.test.inputs.ids),
@@ -101,7 +102,11 @@ def write_failure(spec: FitSpec, failure: Failure, started_at: datetime) -> None
             status="failed",
             error=failure.error,
             flags=_flags(spec, target, failure.flags, None),
-            environment=environment(device=spec.opened.device, threads=spec.opened.threads),
+            environment=environment(
+                device=spec.opened.device,
+                threads=spec.opened.threads,
+                devices=spec.opened.devices,
+            ),
             started_at=started_at,
             **_facts(spec, target, failure.draw, failure.ids),
         )

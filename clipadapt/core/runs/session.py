@@ -26,11 +26,13 @@ from clipadapt.core.runs.models import ModelLoader
 from clipadapt.core.runs.plan import check_dataset_names, open_experiment, plan_fit
 from clipadapt.core.runs.record import Failure, write_failure, write_record
 from clipadapt.core.runs.schedule import Local, Watched, work_through
+from clipadapt.core.runs.tasks import to_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from clipadapt.core.api.processes import Team
     from clipadapt.core.api.progress import Progress
     from clipadapt.core.experiments.config import Experiment
     from clipadapt.core.records.schema import RunRecord
@@ -46,6 +48,7 @@ def run_experiments(
     *,
     on_error: Callable[[list[RunRecord]], None] | None = None,
     on_records: Callable[[list[RunRecord]], None] | None = None,
+    team: Team | None = None,
 ) -> list[RunRecord]:
     """Run experiments one after another; complete runs are read, not repeated.
 
@@ -55,6 +58,7 @@ def run_experiments(
         progress: Where bars and warnings are shown.
         on_error: Called with the records that exist, before the error that ended a fit is raised.
         on_records: Called with the records of each fit when it is done, also of one that was complete before.
+        team: Processes that do each fit together; this one is the main process.
 
     Returns:
         One record per experiment, seed and target, in order, including failed ones.
@@ -63,7 +67,7 @@ def run_experiments(
         DivergedError: If the scores of a seed are not finite; the other seeds run first.
         ClipAdaptError: For a mistake of the user; records written until then stay.
     """
-    return Session(out, progress).run(experiments, on_error, on_records)
+    return Session(out, progress, team=team).run(experiments, on_error, on_records)
 
 
 class Session:
@@ -75,6 +79,7 @@ class Session:
         threads: Threads of experiments that do not set them; None takes those of this process.
         datasets: Datasets that are already open; more are added.
         models: Loads the models, and may have one already.
+        team: Processes that do each fit together; this one is the main process.
     """
 
     def __init__(
@@ -85,12 +90,14 @@ class Session:
         *,
         datasets: OpenDatasets | None = None,
         models: ModelLoader | None = None,
+        team: Team | None = None,
     ) -> None:
         self.out = out
         self.progress: Progress = progress or Silent()
         self.threads = threads
         self.datasets = datasets or OpenDatasets()
         self.models = models or ModelLoader(self.progress)
+        self.team = team
         self.store = RunStore(out)
         self._draws = Draws()
         self._checked: dict[tuple[Any, ...], ClipAdaptError | None] = {}
@@ -128,7 +135,10 @@ class Session:
 
     def open(self, experiment: Experiment) -> OpenExperiment:
         """Open the data of an experiment and identify its model; see :func:`open_experiment`."""
-        return open_experiment(experiment, self.store, self.progress, self.datasets, self.threads)
+        ranks = self.team.local_ranks if self.team else ()
+        return open_experiment(
+            experiment, self.store, self.progress, self.datasets, self.threads, ranks
+        )
 
     def plan(self, experiments: Sequence[OpenExperiment]) -> list[list[FitSpec]]:
         """Return the fits of each experiment; every draw is made here, before the first fit.
@@ -188,7 +198,7 @@ class Session:
         complete = {spec for spec in flat if not spec.is_open()}
         for specs in planned:
             self._report_skipped(specs, len(complete.intersection(specs)))
-        local = Local(lambda spec: execute(spec, self.models))
+        local = Local(self._do)
         n_open = len(flat) - len(complete)
         whole = self.progress if n_open > 1 else Silent()  # a single run has a line of its own
         with (
@@ -203,6 +213,11 @@ class Session:
                 if done.spec not in complete:
                     bar.advance(1)
                 on_done(done)
+
+    def _do(self, spec: FitSpec) -> None:
+        if self.team is not None:
+            self.team.send(to_task(spec))
+        execute(spec, self.models)
 
     def _report_damage(self, opened: OpenExperiment) -> None:
         """Check every file of the existing runs, once each; a damaged run counts as missing."""

@@ -26,7 +26,11 @@ installed package
 </dd>
 <dt>Python</dt><dd>{{ e.python }}</dd>
 <dt>platform</dt><dd>{{ e.platform }}</dd>
-<dt>device</dt><dd>{{ e.device }}, {{ e.threads }} thread{{ '' if e.threads == 1 else 's' }}</dd>
+<dt>device</dt>
+<dd>
+{{ e.device }}, {{ e.threads }} thread{{ '' if e.threads == 1 else 's' -}}
+{% if e.devices %}, {{ e.devices|length }} processes ({{ e.devices|join(", ") }}){% endif %}
+</dd>
 <dt>CPU</dt><dd>{{ e.cpu_flags|join(" ") or "-" }}</dd>
 </dl>
 <details>

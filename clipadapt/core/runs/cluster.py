@@ -62,6 +62,34 @@ def shared_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k.startswith(_SHARED)}
 
 
+def on_reserved_gpu(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config for a worker that reserves a GPU: Ray hides all others, so ``cuda:3`` is the first one there."""
+    model = config.get("model") or {}
+    if not str(model.get("device", "")).startswith("cuda:"):
+        return config
+    return {**config, "model": {**model, "device": "cuda"}}
+
+
+def require(needed: dict[str, float], cluster: dict[str, float], what: str) -> None:
+    """Check that the cluster has what one worker needs; Ray would wait for it.
+
+    Args:
+        needed: Amounts by name.
+        cluster: Amounts of the whole cluster by name.
+        what: What needs them, for the message.
+
+    Raises:
+        ConfigError: Naming what is missing.
+    """
+    for name, amount in needed.items():
+        there = cluster.get(name, 0.0)
+        if amount > there:
+            raise ConfigError(
+                f"{what} needs {amount:g} {name}, and the cluster has {there:g}",
+                hint="add machines, or ask for less with --set resources.cpus, resources.gpus or resources.custom",
+            )
+
+
 def first_line(err: BaseException) -> str:
     """Return the first line of an error's message."""
     return str(err).strip().partition("\n")[0]

@@ -10,31 +10,30 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core.api.errors import ClipAdaptError, DataError, DivergedError
+from clipadapt.core.api.errors import ClipAdaptError, DivergedError
 from clipadapt.core.data.draws import Draws
 from clipadapt.core.data.targets import OpenDatasets
-from clipadapt.core.experiments import config
 from clipadapt.core.files.atomic import scratch_folder
-from clipadapt.core.records.run_store import RECORD, RunStore
+from clipadapt.core.records.run_store import RECORD
 from clipadapt.core.runs.cluster import (
     RETRIES,
     THREADS,
     WorkerError,
     connected,
     first_line,
+    on_reserved_gpu,
     ray_module,
-    shared_environment,
+    require,
 )
 from clipadapt.core.runs.models import ModelLoader
-from clipadapt.core.runs.plan import open_experiment, plan_fit
 from clipadapt.core.runs.record import Failure, write_failure
 from clipadapt.core.runs.schedule import Done
 from clipadapt.core.runs.session import execute
+from clipadapt.core.runs.tasks import from_task, to_task
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,7 +45,7 @@ class Ray:
     """Does fits as Ray tasks; use it as a context manager.
 
     Args:
-        workers: Fits at a time; None means as many as the cluster has processors for.
+        workers: Fits at a time; None means as many as the cluster has processors for, or GPUs if fits need them.
 
     Attributes:
         threads: Threads of a run whose config does not set them.
@@ -57,14 +56,17 @@ class Ray:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
         self._limit = 0
+        self._cluster: dict[str, float] = {}
         self._tasks: dict[Any, FitSpec] = {}
         self._session = contextlib.ExitStack()
 
     def __enter__(self) -> Ray:
         ray = self._session.enter_context(connected(self.workers))
-        processors = int(ray.cluster_resources().get("CPU", 1))
-        self._limit = self.workers or max(1, processors)
+        self._cluster = ray.cluster_resources()
+        self._limit = self.workers or max(1, int(self._cluster.get("CPU", 1)))
         self._work = ray.remote(max_retries=RETRIES)(work)
+        # A process that has used one GPU cannot change to another, so it ends with its fit.
+        self._work_on_gpu = ray.remote(max_retries=RETRIES, max_calls=1)(work)
         return self
 
     def __exit__(
@@ -81,9 +83,20 @@ class Ray:
         return len(self._tasks) < self._limit
 
     def start(self, spec: FitSpec, /) -> None:
-        """Submit a fit."""
-        options = _resources(spec)
-        self._tasks[self._work.options(**options).remote(to_task(spec))] = spec
+        """Submit a fit.
+
+        Raises:
+            ConfigError: If the cluster does not have what it needs.
+        """
+        options, task, remote = _resources(spec), to_task(spec), self._work
+        custom = spec.experiment.config.resources.custom
+        needed = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **custom}
+        require(needed, self._cluster, f"the fit {spec.title}")
+        if options["num_gpus"]:
+            task["config"], remote = on_reserved_gpu(task["config"]), self._work_on_gpu
+            if self.workers is None:  # more would only wait, and keep other drivers from doing them
+                self._limit = max(1, int(self._cluster["GPU"] / options["num_gpus"]))
+        self._tasks[remote.options(**options).remote(task)] = spec
 
     def finished(self, timeout: float, /) -> list[Done]:
         """Write the records of the tasks that ended, and return their fits."""
@@ -110,23 +123,6 @@ class Ray:
         return len(self._tasks)
 
 
-def to_task(spec: FitSpec) -> dict[str, Any]:
-    """Return what a worker needs to do a fit, as plain data."""
-    experiment, opened = spec.experiment, spec.opened
-    return {
-        "config": experiment.resolved(),
-        "track": experiment.track,
-        "recipe": experiment.recipe,
-        "origins": dict(experiment.origins),
-        "stated": sorted(experiment.stated),
-        "seed": spec.seed,
-        "run_ids": [opened.run_id(spec.seed, t) for t in opened.targets],
-        "threads": opened.threads,
-        "environ": shared_environment(),
-        "folder": str(Path.cwd()),
-    }
-
-
 _datasets = OpenDatasets()
 _draws = Draws(most=8)
 _models: list[ModelLoader] = []
@@ -137,7 +133,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     """Do one fit in a worker.
 
     Args:
-        task: What :func:`to_task` returned.
+        task: What :func:`~clipadapt.core.runs.tasks.to_task` returned.
 
     Returns:
         ``runs``: the files of each run's folder; ``error``: kind, problem and hint of the error, or None.
@@ -163,19 +159,9 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _execute(task: dict[str, Any], out: Path) -> None:
-    built = config.build([("the driver", task["config"])], source="a task", track=task["track"])
-    experiment = replace(
-        built, recipe=task["recipe"], origins=task["origins"], stated=frozenset(task["stated"])
-    )
     if not _models:  # made here: the driver may have set another cache folder
         _models.append(ModelLoader())
-    opened = open_experiment(experiment, RunStore(out), datasets=_datasets, threads=task["threads"])
-    if [opened.run_id(task["seed"], t) for t in opened.targets] != task["run_ids"]:
-        raise DataError(
-            "data, weights or code of a worker differ from those of the driver",
-            hint="give every machine of the cluster the same files and the same version of clipadapt",
-        )
-    execute(plan_fit(opened, task["seed"], _draws), _models[0])
+    execute(from_task(task, out, _datasets, _draws), _models[0])
 
 
 def _adopt(spec: FitSpec, result: dict[str, Any]) -> Exception | None:

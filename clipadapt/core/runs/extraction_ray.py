@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.api.errors import ClipAdaptError, ConfigError, DataError
+from clipadapt.core.api.errors import ClipAdaptError, DataError
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.experiments.settings import ExperimentConfig
 from clipadapt.core.files.hardware import cpu_count
@@ -23,6 +23,8 @@ from clipadapt.core.runs.cluster import (
     WorkerError,
     connected,
     first_line,
+    on_reserved_gpu,
+    require,
     shared_environment,
 )
 from clipadapt.core.runs.extraction import Extraction, Lost, load_backbone, services_of
@@ -214,8 +216,9 @@ class Actors:
     def _task(self) -> Any:
         """Return what a worker needs, as a reference to Ray's store; the examples are references within it."""
         plan = self.plan
+        config = plan.config.model_dump(mode="json")
         return self._ray.put({
-            "config": plan.config.model_dump(mode="json"),
+            "config": on_reserved_gpu(config) if self._options["num_gpus"] else config,
             "track": plan.track,
             "dataset": plan.dataset,
             "identity": asdict(plan.identity),
@@ -254,21 +257,6 @@ def _resources(
         options["memory"] = asked.memory_bytes
     if asked.custom:
         options["resources"] = dict(asked.custom)
-    _require({"CPU": own_cpus, "GPU": own_gpus, **asked.custom}, cluster)
+    require({"CPU": own_cpus, "GPU": own_gpus, **asked.custom}, cluster, "a worker")
     decoders = plan.config.workers or max(1, min(cpu_count(), int(own_cpus)))
     return options, decoders, max(1, fitting)
-
-
-def _require(needed: dict[str, float], cluster: dict[str, float]) -> None:
-    """Check that the cluster has what one worker needs; Ray would wait for it.
-
-    Raises:
-        ConfigError: Naming what is missing.
-    """
-    for name, amount in needed.items():
-        there = cluster.get(name, 0.0)
-        if amount > there:
-            raise ConfigError(
-                f"a worker needs {amount:g} {name}, and the cluster has {there:g}",
-                hint="add machines, or ask for less with --set resources.cpus, resources.gpus or resources.custom",
-            )

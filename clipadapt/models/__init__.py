@@ -44,6 +44,13 @@ Layer = str
 """``output``, ``projected``, ``pre_projection``, or in the image tower ``unit:K``, the input of its unit ``K``, and
 ``attention`` in a ResNet, what the projection of its attention pooling reads."""
 PromptPosition = Literal["end", "middle", "front"]
+SMALLEST_CROP: Final = 0.08
+"""Smallest share of an image's area that a random crop shows."""
+LIBRARIES: Final = {
+    "image": ("torch", "torchvision", "timm", "open_clip_torch", "pillow"),
+    "text": ("torch", "open_clip_torch", "transformers", "tokenizers", "ftfy", "regex"),
+}
+"""Packages whose version can change the results numerically, by tower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ class ImageTextModel(Backbone, Protocol):
         inputs: Inputs[Any],
         rows: NDArray[np.int64],
         view: int = 0,
-        smallest_crop: float = 0.08,
+        smallest_crop: float = SMALLEST_CROP,
     ) -> torch.Tensor:
         """Load and preprocess some images; shape ``(len(rows), 3, H, W)``, float32.
 
@@ -168,7 +175,7 @@ class ImageTextModel(Backbone, Protocol):
         tower: Tower,
         layer: Layer = "output",
         view: int = 0,
-        smallest_crop: float = 0.08,
+        smallest_crop: float = SMALLEST_CROP,
     ) -> NDArray[np.float32]:
         """Encode any number of examples through the feature cache, in constant memory.
 

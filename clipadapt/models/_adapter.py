@@ -16,6 +16,7 @@ import torch
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.files import hardware, identity
 from clipadapt.models import (
+    SMALLEST_CROP,
     PortableCode,
     _attention,
     _projection,
@@ -26,7 +27,8 @@ from clipadapt.models import (
 from clipadapt.models._build import RANDOM_SEED, build, cast_weights
 from clipadapt.models._encode import Towers
 from clipadapt.models._features import Features, Request
-from clipadapt.models._preprocess import SMALLEST_CROP, Preprocess
+from clipadapt.models._preprocess import Preprocess
+from clipadapt.models._recalled import space_key
 from clipadapt.tensor.batching import ahead
 from clipadapt.tensor.devices import calculating
 from clipadapt.tensor.moves import placed
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import Inputs
     from clipadapt.core.api.model import ModelIdentity
     from clipadapt.models import Layer, Projection, PromptPosition, Tower
+    from clipadapt.models._recalled import Noted
     from clipadapt.models._tokenize import Tokenizer
 
 
@@ -52,6 +55,8 @@ class OpenClipModel:
 
     Attributes:
         identity: Name and hash of the files that were loaded; None for a copy and for random weights.
+        noted: Remembers what later processes may ask without building the network; None for a copy and for random
+            weights.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class OpenClipModel:
         self.dtype = dtype
         self.services = services
         self.identity: ModelIdentity | None = None
+        self.noted: Noted | None = None
         self._towers = Towers(module, name, device, dtype)
         self._preprocess = Preprocess(module, source.preprocess_cfg)
         self._features = Features(self._towers, self._preprocess, tokenizer, source.model_cfg)
@@ -181,6 +187,8 @@ class OpenClipModel:
         for name in names:
             ids = tuple(self.tokenizer.plain_ids(name))
             found.append((ids, ids.count(cast("int", self.tokenizer.unknown_id))))
+        if self.noted is not None:
+            self.noted.names(names, found)
         return found
 
     def trim(self, tokens: torch.Tensor, /) -> torch.Tensor:
@@ -289,9 +297,12 @@ class OpenClipModel:
         smallest_crop: float = SMALLEST_CROP,
     ) -> NDArray[np.float32]:
         """Encode any number of examples through the feature cache, in constant memory."""
-        request = Request(tower, layer, view, smallest_crop)
+        request, services = Request(tower, layer, view, smallest_crop), self.services
+        key = space_key(services, tower, layer, view, smallest_crop)
         with self.calculating():
-            return self._features.get(inputs, request, self.services)
+            if self.noted is not None and self.noted.is_new(key):
+                self.noted.space(key, self, self._features.space(request, services))
+            return self._features.get(inputs, request, services)
 
     def calculating(self) -> AbstractContextManager[None]:
         """Return a block that calculates with this model's ``tf32`` and ``deterministic``."""

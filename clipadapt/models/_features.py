@@ -12,8 +12,8 @@ import torch
 
 from clipadapt.core.api.features import Space
 from clipadapt.core.files import hardware, identity
+from clipadapt.models import LIBRARIES, SMALLEST_CROP
 from clipadapt.models._attention import DECODER
-from clipadapt.models._preprocess import SMALLEST_CROP
 from clipadapt.tensor import batching
 from clipadapt.tensor.moves import stacked
 from clipadapt.tensor.weights import WeightsHash
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     Batches = Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]
     Started = tuple[NDArray[np.int64], Callable[[], NDArray[np.float32]]]
 
-LIBRARIES: Final = {
-    "image": ("torch", "torchvision", "timm", "open_clip_torch", "pillow"),
-    "text": ("torch", "open_clip_torch", "transformers", "tokenizers", "ftfy", "regex"),
-}
-"""Packages whose version can change the results numerically, by tower."""
 IMAGE_BATCH: Final = 32
 TEXT_BATCH: Final = 64
 

@@ -8,6 +8,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torchvision.transforms import Compose, Resize
 
 from clipadapt.core.api.data import digest
+from clipadapt.models import SMALLEST_CROP
 from clipadapt.models._augment import VERSION, CropFlip, view_seed
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 DECODE_VERSION: Final = 1
 """Increased when the pixels of the same file change."""
-SMALLEST_CROP: Final = 0.08
 
 
 class Preprocess:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -63,6 +63,26 @@ class Source:
     licence: str = "unknown (the user's own weights)"
     citation: str = "none (the user's own weights)"
     notes: tuple[str, ...] = ()
+
+
+def to_json(source: Source) -> dict[str, Any]:
+    """Return a source as JSON, without the ``model_cfg`` of its architecture and the notes."""
+    kept = (f.name for f in fields(source) if f.name not in {"model_cfg", "notes"})
+    whole = {name: getattr(source, name) for name in kept}
+    return dict(json.loads(json.dumps(whole, default=str)))
+
+
+def from_json(facts: Mapping[str, Any], model_cfg: dict[str, Any]) -> Source:
+    """Return the source that :func:`to_json` wrote."""
+    paths = {
+        n: Path(facts[n]) for n in ("checkpoint", "tokenizer", "tower") if facts[n] is not None
+    }
+    files = tuple(Path(file) for file in facts["files"])
+    # As open_clip has them: a tuple is described differently from a list.
+    preprocess = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess_cfg"].items()
+    }
+    return Source(model_cfg, **{**facts, **paths, "files": files, "preprocess_cfg": preprocess})
 
 
 def find(name: _names.Name) -> Source:

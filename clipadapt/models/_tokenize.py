@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
@@ -64,6 +65,7 @@ class Tokenizer:
         tokenizers.check(inner.tokenizer, shown)
         given = cls(inner, shown)
         _preflight.check_tokenizer(given, source.model_cfg)
+        _ = given.description  # before it is used
         return given
 
     @property
@@ -119,9 +121,12 @@ class Tokenizer:
             return str(inner.convert_ids_to_tokens(token_id))
         return str(self.inner.decoder.get(token_id, "?")).removesuffix("</w>")
 
-    @property
+    @cached_property
     def description(self) -> str:
-        """Text that differs between two tokenizers that may give other token ids."""
+        """Text that differs between two tokenizers that may give other token ids.
+
+        It is made once, before the tokenizer is used: a call leaves its padding and truncation in the backend.
+        """
         inner = self.inner
         clean = getattr(getattr(inner, "clean_fn", None), "__name__", "")
         if isinstance(inner, SimpleTokenizer):

@@ -7,17 +7,21 @@ G. Ilharco et al., "OpenCLIP", 2021. Names: ``ARCH/TAG``, ``ARCH/PATH.safetensor
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Final
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.files import identity
 from clipadapt.models import _names
+from clipadapt.models._recalled import Memory, Noted, RecalledModel
 from clipadapt.tensor.devices import device_and_dtype, set_arithmetic
 
 if TYPE_CHECKING:
     from clipadapt.core.api.context import Services
     from clipadapt.core.api.model import ModelOptions
     from clipadapt.models import ImageTextModel
+    from clipadapt.models._adapter import OpenClipModel
     from clipadapt.models._sources import Source
 
 RELEASES: Final = ("open_clip_torch", "torch", "timm")
@@ -68,16 +72,42 @@ class OpenClip:
         Raises:
             ModelError: If the model cannot be built.
         """
-        from clipadapt.models import _sources
-
         parsed = _names.parse(name)
-        return load_source(_sources.find(parsed), parsed.shown, options, services)
+        return load_source(_source(parsed), parsed.shown, options, services)
 
 
 def load_source(
     source: Source, shown: str, options: ModelOptions, services: Services
 ) -> ImageTextModel:
-    """Build a model under the name ``shown``; one with random weights has no ``identity``."""
+    """Return a model under the name ``shown``; one with random weights has no ``identity``.
+
+    A model that an earlier process has built on the CPU is built when its network is used.
+    """
+    device, dtype = device_and_dtype(options)
+    if source.checkpoint is None or device != "cpu":
+        return _built(source, shown, options, services)
+    memory = Memory.of(source, options, dtype)
+    build = partial(_noted, memory, source, shown, options)
+    facts = memory.get("facts")
+    if facts is None:
+        return build(services)
+    width = int(source.model_cfg["embed_dim"])
+    model = RecalledModel(shown, dtype, width, options, services, memory, facts, build)
+    return cast("ImageTextModel", model)
+
+
+def _noted(
+    memory: Memory, source: Source, shown: str, options: ModelOptions, services: Services
+) -> OpenClipModel:
+    """Build a model and remember what later processes may ask."""
+    begun = time.perf_counter()
+    model = _built(source, shown, options, services)
+    if model.identity is not None and model.identity.weights_sha256 == memory.files_sha256:
+        model.noted = Noted(memory, model, time.perf_counter() - begun)
+    return model
+
+
+def _built(source: Source, shown: str, options: ModelOptions, services: Services) -> OpenClipModel:
     from clipadapt.models._adapter import OpenClipModel
     from clipadapt.models._build import build, cast_weights
     from clipadapt.models._tokenize import Tokenizer
@@ -102,6 +132,21 @@ def load_source(
         model.identity = ModelIdentity(shown, sha256, dtype)
         identity.require_files(source.files, model.identity)
     return model
+
+
+def _source(name: _names.Name) -> Source:
+    """Find a model; the files of a tag are remembered, because open_clip knows them and is imported for that."""
+    from clipadapt.models import _sources
+
+    if name.form != "tag":
+        return _sources.find(name)
+    key = f"source|{name.key}|{identity.versions(*RELEASES)}"
+    known = identity.recall(key)
+    if known is None:
+        source = _sources.find(name)
+        identity.remember(key, _sources.to_json(source), source.files)
+        return source
+    return _sources.from_json(known, _names.architecture_config(name.arch))
 
 
 def _facts(name: _names.Name) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from clipadapt.core.api.context import RunContext, Services
 from clipadapt.core.api.data import Split, Task
 from clipadapt.core.api.errors import ClipAdaptError, DataError, ModelError, did_you_mean
 from clipadapt.core.api.method import SelfCalibrated
-from clipadapt.core.api.model import ModelOptions
+from clipadapt.core.api.model import ModelOptions, provides
 from clipadapt.core.api.registry import METHODS, MODELS, track_of, tracks
 from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
@@ -301,7 +301,7 @@ def loaded(track: str, model: str, name: str, method: Method) -> Loaded | None:
             require_same(backbone, identity)
             _models[track, model, sha256] = Loaded(backbone, sha256)
         found = _models[track, model, sha256]
-    if not isinstance(found.backbone, method.requires):
+    if not provides(found.backbone, method.requires):
         raise ModelError(
             f"the method {name} needs a model that is a {method.requires.__name__}; '{model}' is not"
         )

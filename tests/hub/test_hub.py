@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,19 @@ def test_a_tag_is_remembered_until_main_moves(hub, monkeypatch):
     move_main(hub)
     hf_hub_download("org/clip", WEIGHTS)
     assert identify("ViT-B-32/mine").weights_sha256 != first.weights_sha256
+
+
+@pytest.mark.parametrize(("arch", "repo"), [("ViT-B-32", "clip"), ("ViT-B-16-SigLIP", "siglip")])
+def test_the_files_of_a_tag_are_remembered(hub, own_cache, monkeypatch, arch, repo):
+    from clipadapt.models import _names, _sources, openclip
+
+    tag_of(monkeypatch, arch, f"org/{repo}" if repo == "siglip" else "", f"org/{repo}/")
+    name = _names.Name("tag", arch=arch, tag="mine")
+    expected = _sources.find(name)
+    age(Path(constants.HF_HUB_CACHE))
+    assert openclip._source(name) == expected
+    monkeypatch.setattr("open_clip.pretrained.get_pretrained_cfg", pytest.fail)
+    assert openclip._source(name) == replace(expected, notes=())
 
 
 def tag_of(monkeypatch, arch, tokenizer, place):

@@ -73,6 +73,15 @@ class ReadsNames(Protocol):
         ...
 
 
+def provides(backbone: Backbone, protocol: type) -> bool:
+    """Return whether a model satisfies a runtime protocol.
+
+    A model that builds its network when it is used names the protocols in ``PROVIDES``: ``isinstance`` reads every
+    property, the network too.
+    """
+    return protocol in getattr(type(backbone), "PROVIDES", ()) or isinstance(backbone, protocol)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """Options of every model.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapt.core.api.context import Meter, Services
 from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.model import provides
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import MODELS, program
 from clipadapt.core.features.cache import FeatureCache
@@ -70,7 +71,7 @@ class ModelLoader:
             self._services(opened),
         )
         requires = opened.method.requires
-        if requires is not None and not isinstance(backbone, requires):
+        if requires is not None and not provides(backbone, requires):
             raise ModelError(
                 f"the method {opened.experiment.method_name} needs a model that is a "
                 f"{requires.__name__}; '{model.name}' is not",
@@ -106,7 +107,9 @@ class ModelLoader:
             begun = time.perf_counter()
             with self.progress.track(f"load model {identity.name}", None):
                 self._last = resolved.provider.load(resolved.argument, options, services)
+            # A model that is not built yet knows the seconds of an earlier time.
             self._load_seconds = time.perf_counter() - begun
+            self._load_seconds += getattr(self._last, "load_seconds", 0.0)
             self._key = key
         backbone = self._last
         if backbone is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from clipadapt.core.api.errors import ModelError
 from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.registry import MODELS
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.models import ImageTextModel
+from clipadapt.models import ImageTextModel, _sources
 
 from . import tiny
 
@@ -220,6 +221,14 @@ def test_a_moved_folder_gives_equal_features(tmp_path: Path, folders: dict[str, 
         np.testing.assert_array_equal(
             first.encode(texts(TEXTS), "text"), second.encode(texts(TEXTS), "text")
         )
+
+
+def test_the_preprocessing_of_every_tag_is_remembered_as_it_is() -> None:
+    for arch, tag in open_clip.list_pretrained():
+        config = open_clip.get_pretrained_cfg(arch, tag)
+        source = _sources.Source({}, {k: config[k] for k in ("mean", "std") if k in config})
+        again = _sources.from_json(json.loads(json.dumps(_sources.to_json(source))), {})
+        assert repr(again) == repr(source), f"{arch}/{tag}"
 
 
 def test_a_tag_in_the_hub_cache_needs_no_network(hub_cache: Path) -> None:

@@ -62,61 +62,44 @@ class Packing:
         ]
 
 
-def run(blocks: Any, head: torch.Tensor, rest: torch.Tensor, packing: Packing) -> torch.Tensor:
+def run(blocks: Any, states: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Run all blocks; return the output of the last one at the end of each text, shape ``(n, W)``.
 
     Args:
         blocks: The blocks of the tower.
-        head: States of the positions that all texts share, shape ``(1, P, W)``; ``P`` may be 0.
-        rest: States of the other positions of the texts, shape ``(n, L, W)``.
+        states: States of the texts, shape ``(n, L, W)``.
         packing: Which of them have an effect.
     """
-    places = torch.arange(head.shape[1] + rest.shape[1], device=rest.device)
-    causal = places <= places[:, None]  # (P + L, P + L)
-    x = rest.flatten(0, 1).index_select(0, packing.rows)  # (S, W)
+    places = torch.arange(states.shape[1], device=states.device)
+    causal = places <= places[:, None]  # (L, L)
+    x = states.flatten(0, 1).index_select(0, packing.rows)  # (S, W)
     *others, last = blocks
     for block in others:
-        q, k, v = _attention.heads_of(block.attn, block.ln_1(x), "qkv")  # (S, heads, d)
-        early: list[torch.Tensor] = []
-        if head.shape[1]:
-            first, *early = _attention.heads_of(block.attn, block.ln_1(head), "qkv")
-            mixed = _mixed(first, early[0], early[1], causal)  # (1, P, heads, d)
-            head = _attention.finished(block, head, mixed.flatten(2))
+        heads = _attention.heads_of(block.attn, block.ln_1(x), "qkv")  # (S, heads, d) each
         parts = [
-            _mixed(own, _after(early, keys, 0), _after(early, values, 1), causal).flatten(0, 1)
-            for own, keys, values in zip(*map(packing.split, (q, k, v)), strict=True)
+            _mixed(q, k, v, causal) for q, k, v in zip(*map(packing.split, heads), strict=True)
         ]
-        x = _attention.finished(block, x, torch.cat(parts).flatten(1))
-    return _ends(last, head, x, packing).index_select(0, packing.back)
+        x = _attention.finished(block, x, torch.cat(parts))
+    return _ends(last, x, packing).index_select(0, packing.back)
 
 
-def _ends(block: Any, head: torch.Tensor, x: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _mixed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: torch.Tensor) -> torch.Tensor:
+    """Attend in texts of one length, ``(n, L, heads, d)``; the result is packed, ``(n L, W)``."""
+    length = q.shape[1]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mixed = _attention.attend(q, k, v, causal[:length, :length])
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _ends(block: Any, x: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Return the output of the last block at the end of each text, in packed order."""
     normed = block.ln_1(x)
     (q,) = _attention.heads_of(block.attn, normed.index_select(0, packing.ends), "q")
     k, v = _attention.heads_of(block.attn, normed, "kv")  # (S, heads, d)
-    early: list[torch.Tensor] = []
-    if head.shape[1]:
-        early = _attention.heads_of(block.attn, block.ln_1(head), "kv")  # (1, P, heads, d)
     queries = q.split([count for count, _ in packing.groups])
     mixed = [
-        _attention.mixed_at_one_place(own, _after(early, keys, 0), _after(early, values, 1))
-        for own, keys, values in zip(queries, packing.split(k), packing.split(v), strict=True)
+        _attention.mixed_at_one_place(*group)
+        for group in zip(queries, packing.split(k), packing.split(v), strict=True)
     ]
     ends = x.index_select(0, packing.ends)
     return _attention.finished(block, ends, torch.cat(mixed).to(x.dtype).flatten(1))
-
-
-def _after(early: list[torch.Tensor], own: torch.Tensor, i: int) -> torch.Tensor:
-    """Put keys or values ``(n, L, heads, d)`` after those of the shared positions, ``early[i]`` if there are any."""
-    if not early:
-        return own
-    return torch.cat([early[i].expand(len(own), -1, -1, -1), own], dim=1)
-
-
-def _mixed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: torch.Tensor) -> torch.Tensor:
-    """Attend from the last positions of texts ``(n, L, heads, d)``; ``k`` and ``v`` may have more in front."""
-    length, seen = q.shape[1], k.shape[1]
-    mask = causal[seen - length : seen, :seen]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return _attention.attend(q, k, v, mask).transpose(1, 2)

@@ -75,21 +75,21 @@ class CausalTextTower:
 
         Tokens and slots are read on the host: on a GPU, they should not be there yet.
 
-        Before block ``i >= 1`` the states at ``slots``, shape ``(n, P)``, are replaced by ``prompts[i]``. With
-        ``packed``, which supports no slots, nothing is computed after the end of a text; the last bits of a feature
-        then depend on the number of texts.
+        Before block ``i >= 1`` the states at ``slots``, shape ``(n, P)``, are replaced by ``prompts[i]``.
+
+        With ``packed``, which ignores ``shared`` and supports no slots, nothing is computed after the end of a text;
+        the last bits of a feature then depend on the number of texts.
         """
         ends = tokens.argmax(dim=1)
         shared = min(shared, int(ends.min()))
         if slots is not None and len(prompts) > 1 and shared <= int(slots.max()):
             shared = min(shared, int(slots.min()))
         x = self._placed(embeddings)
-        head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
         if packed:
-            packing = _packed_text.Packing.of(ends + 1 - shared, rest.shape[1], x.device)
-            blocks = self.tower.transformer.resblocks
-            pooled = _packed_text.run(blocks, head, rest, packing)
+            packing = _packed_text.Packing.of(ends + 1, x.shape[1], x.device)
+            pooled = _packed_text.run(self.tower.transformer.resblocks, x, packing)
             return self._projected(self.tower.ln_final(pooled))
+        head, rest = x[:1, :shared], x[:, shared:]  # (1, P, W), (n, L - P, W)
         ends = placed(ends, x.device)
         places = torch.arange(x.shape[1], device=x.device)
         causal = places <= places[:, None]  # (L, L)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear, LoraLayer
 from torch import nn
 
-from clipadapt.methods._dropout import Dropout
+from clipadapt.tensor.dropout import Dropout
 
 
 def prepare(network: nn.Module, adapter: str, dropout: float, *, fast: bool) -> None:
@@ -47,9 +47,8 @@ class FusedLinear(Linear):
             return super().forward(x, *args, **kwargs)
         (name,) = names
         dropout: Any = self.lora_dropout[name]
-        kept, scale = None, float(self.scaling[name])
-        if isinstance(dropout, Dropout) and (kept := dropout.kept(x)) is not None:
-            scale *= dropout.scale
+        kept, scale = dropout.mask(x) if isinstance(dropout, Dropout) else (None, 1.0)
+        scale *= float(self.scaling[name])
         base: Any = self.base_layer
         A, B = self.lora_A[name].weight, self.lora_B[name].weight
         out: torch.Tensor = _Updated.apply(x, base.weight, base.bias, A, B, kept, scale)

@@ -7,6 +7,7 @@ of the work, see no padding. Imports torch and transformers.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from textsent.methods import _dropout, _network
+from clipadapt.tensor.dropout import Dropout
+from clipadapt.tensor.dropout import dropout as drop
+from textsent.methods import _network
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -187,6 +190,19 @@ class PackedClassifier:
         return cast("SequenceClassifierOutput", found)
 
 
+@contextlib.contextmanager
+def fast_dropout(model: nn.Module) -> Iterator[None]:
+    """Draw the masks of all dropout modules of a model with :mod:`~clipadapt.tensor.dropout`."""
+    slow = [m for m in model.modules() if type(m) is nn.Dropout]
+    for module in slow:
+        module.__class__ = Dropout
+    try:
+        yield
+    finally:
+        for module in slow:
+            module.__class__ = nn.Dropout
+
+
 def attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -225,7 +241,7 @@ def attention(
             scores = scores.masked_fill(group.hidden, -torch.inf)
         weights = scores.softmax(dim=-1)
         if dropout and module.training:
-            weights = _dropout.dropout(weights, dropout)
+            weights = drop(weights, dropout)
         out = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(-1, heads * d)  # (b * L, H * d)
         found.append(out if group.target is None else _Unpad.apply(out, group.target))
     fill = n - packed_groups[-1].end

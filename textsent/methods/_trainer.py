@@ -32,8 +32,8 @@ from clipadapt.core.files.pacing import Pacing
 from clipadapt.tensor import ranks
 from clipadapt.tensor.batching import PAD_TO
 from clipadapt.tensor.devices import report_resumed
-from textsent.methods import _checkpoints, _dropout
-from textsent.methods._packed import PackedClassifier
+from textsent.methods import _checkpoints
+from textsent.methods._packed import PackedClassifier, fast_dropout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +112,7 @@ def train(
     with (
         ctx.progress.track(name, config.steps_for(len(cast("Any", train_rows))), "steps") as bar,
         _current(device),
-        contextlib.nullcontext() if packed is None else _dropout.fast(model),
+        contextlib.nullcontext() if packed is None else fast_dropout(model),
     ):
         trainer = _Trainer(
             cast("Any", model),

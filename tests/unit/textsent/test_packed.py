@@ -11,7 +11,7 @@ from torch import nn
 
 from clipadapt.core.api.context import RunContext, Services
 from tests.unit.textsent.tiny import TinyEncoder, make_split, make_task
-from textsent.methods import _dropout, _packed
+from textsent.methods import _packed
 from textsent.methods.bitfit import BitFit
 from textsent.methods.full_finetune import FullFinetune
 from textsent.methods.lora import LoRA, _adapted
@@ -127,30 +127,9 @@ def test_a_packed_fit_equals_the_plain_fit(method, tmp_path) -> None:
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
-def test_dropout_keeps_the_share_and_the_mean(p) -> None:
-    torch.manual_seed(0)
-    x = torch.ones(300, 1001, requires_grad=True)
-    y = _dropout.dropout(x, p)
-    dropped = float((y == 0).float().mean())
-    assert dropped == pytest.approx(p, abs=3e-3)  # five standard errors of 300,300 draws
-    assert float(y.detach().mean()) == pytest.approx(float(p < 1), abs=8e-3)
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
-
-
-def test_dropout_follows_the_random_state_and_differs_between_calls() -> None:
-    x = torch.ones(64, 64)
-    torch.manual_seed(1)
-    first, second = _dropout.dropout(x, 0.5), _dropout.dropout(x, 0.5)
-    torch.manual_seed(1)
-    assert torch.equal(_dropout.dropout(x, 0.5), first)
-    assert not torch.equal(first, second)
-
-
 def test_dropout_modules_are_fast_for_a_while() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2))
-    with _dropout.fast(model):
+    with _packed.fast_dropout(model):
         assert type(model[0]) is not nn.Dropout
         assert torch.equal(model.eval()[0](torch.ones(9)), torch.ones(9))
         assert not torch.equal(model.train()[0](torch.ones(99)), torch.ones(99))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from clipadapt.methods._dropout import Dropout
+from clipadapt.tensor.dropout import Dropout, dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
@@ -49,3 +49,17 @@ def test_nothing_is_dropped_in_evaluation_mode_or_at_rate_zero():
 
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
+    assert dropout(x, 0.0) is x
+
+
+def test_everything_is_dropped_at_rate_one():
+    x = torch.ones(3, 5, requires_grad=True)
+    out = Dropout(1.0)(x)
+    out.sum().backward()
+
+    assert not out.any()
+    assert not x.grad.any()
+
+
+def test_the_dtype_is_kept():
+    assert Dropout(0.25)(torch.ones(64, dtype=torch.bfloat16)).dtype is torch.bfloat16

@@ -149,7 +149,12 @@ def _collator(tokenizer: PreTrainedTokenizerBase | None) -> Any:
 def _packed_form(
     model: nn.Module, collate: Callable[[Rows], Any], rows: Rows
 ) -> PackedClassifier | None:
-    """Return the packed form of a model, checked on the shortest and the longest row, or None if it has none."""
+    """Return the packed form of a model, checked on the shortest and the longest row, or None if it has none.
+
+    It has none in several processes: they add up gradients after a forward pass of their own, which packing avoids.
+    """
+    if ranks.count() > 1:
+        return None
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     return PackedClassifier.of(model, collate([rows[order[0]], rows[order[-1]]]))
 

@@ -1,6 +1,6 @@
 """The matrix products that a classifier on features cannot avoid, and the seconds that this machine needs for them.
 
-Counted are the products of the fit and of the prediction, forward and backward, in float32. Sums over one-hot rows,
+Counted are the products of the fit and of the prediction, forward and backward. Sums over one-hot rows,
 exponentials, softmax, and reading or writing memory are not counted, so a method can be far from its limit without
 waste. The symmetric half of a product and a product of two constants are counted once.
 """
@@ -249,7 +249,10 @@ def live_entries(predicted: NDArray[np.int64], capacity: int) -> int:
 
 
 def seconds_of(
-    every: Iterable[Product], rates: dict[Shape, float], device: str = "cpu"
+    every: Iterable[Product],
+    rates: dict[Shape, float],
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> tuple[float, float]:
     """Return the seconds of the products at the rates that this machine reaches, and their GFLOP.
 
@@ -257,6 +260,7 @@ def seconds_of(
         every: The products.
         rates: Rates that are known by shape; new ones are added.
         device: Where they are measured.
+        dtype: Type of the numbers; None is float32.
     """
     total, flop = 0.0, 0.0
     for product in every:
@@ -264,7 +268,7 @@ def seconds_of(
         # Blocks of a larger product have its rate.
         shape = (min(m, ROWS), min(k, ROWS), min(n, ROWS))
         if shape not in rates:
-            rates[shape] = rate(shape, device=device)
+            rates[shape] = rate(shape, dtype, device)
         total += product.flop / rates[shape]
         flop += product.flop
     return total, flop / 1e9

@@ -1,10 +1,14 @@
 """Compare textsent with a reference: extraction of [CLS], an epoch of full fine-tuning, an epoch of LoRA.
 
-    python scripts/bench/text.py [--model minilm] [--dataset rotten_tomatoes:offline] [--n 1000] [--train 512]
+    python scripts/bench/text.py [--model minilm] [--dataset rotten_tomatoes:offline] [--n 1000] [--train 256]
+    python scripts/bench/text.py --recipe quick --output scripts/bench/results/text-quick.md
 
 Both use the same texts, weights, batch size, threads and number of steps. Every measurement runs in a new process and
 the variants alternate, so that neither benefits from what the other left in memory. The time includes tokenization,
-but not imports, loading the weights and a short warm-up.
+but not imports, loading the weights and a short warm-up. Repeats of the training have their own seeds.
+
+The bound of an epoch is the time of the matrix products of its linear layers, forward and backward, on the tokens
+without padding, at the rate that this machine reaches for their shapes.
 """
 
 from __future__ import annotations
@@ -46,6 +50,18 @@ PARTS = {
     "lora": "LoRA, one epoch",
 }
 VARIANTS = ("ours", "reference")
+BOUNDS = ("float32", "bfloat16")
+COLUMNS = (
+    "task",
+    "variant",
+    "seconds, median",
+    "min to max",
+    "texts/s",
+    "peak memory, MiB",
+    "speed-up",
+    "share of float32 bound",
+    "share of bfloat16 bound",
+)
 WARM_UP = 16
 SEED = 42
 
@@ -137,7 +153,7 @@ def our_trainer(
 
     method = METHODS.get(f"text/{part}")(config)
     backbone = encoder(o)
-    ctx = RunContext(SEED, folder, backbone.services)
+    ctx = RunContext(o.seed, folder, backbone.services)
     made: list[Any] = []
 
     def fit(split: Split[str]) -> None:
@@ -152,7 +168,7 @@ def reference_trainer(
     """Load the model and return functions that train and apply the reference."""
     from baselines.text import trainer
 
-    settings = reference_settings(config) | {"seed": SEED, "device": o.device}
+    settings = reference_settings(config) | {"seed": o.seed, "device": o.device}
     fit, judge = trainer(reference_name(o.model), n_classes, settings, folder, lora=part == "lora")
     return (
         lambda split: fit(list(split.inputs.examples), split.labels.tolist()),
@@ -175,6 +191,60 @@ def reference_settings(config: Any) -> dict[str, Any]:
     return {"learning_rate": found["lr"]} | {n: found[n] for n in names if n in found}
 
 
+def bound(part: str, dtype: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, None]:
+    """Return the GFLOP of the products of an epoch, and the seconds that they take on this machine."""
+    import torch
+    from _arithmetic import seconds_of
+
+    config, data = recipe(part, o), split_of(o.dataset, "train", o.train)
+    backbone = encoder(o)
+    ids = backbone.tokenize(list(data.inputs.examples), config.max_length or backbone.max_length)
+    steps = config.steps_for(len(ids))
+    tokens = round(sum(map(len, ids)) / steps)  # of a step
+    found = products(part, config, backbone, tokens, steps)
+    seconds, gflop = seconds_of(found, {}, o.device, getattr(torch, dtype))
+    return np.array([gflop]), seconds, None
+
+
+def products(part: str, config: Any, backbone: Any, tokens: int, steps: int) -> list[Any]:
+    """Return the products of the linear layers in an epoch.
+
+    Args:
+        part: Name of the method.
+        config: Its settings.
+        backbone: The encoder.
+        tokens: Tokens of a step.
+        steps: Steps of an epoch.
+    """
+    import torch
+    from _arithmetic import Product
+
+    from textsent.methods import lora
+
+    model = backbone.classifier(("a", "b"), SEED)
+    if part == "lora":
+        targets = config.target_modules or backbone.lora_targets()
+        model = lora._adapted(model, config.model_dump() | {"target_modules": list(targets)})
+    else:
+        model.requires_grad_(True)
+    found: list[Any] = []
+
+    def count(layer: Any, given: Any, _: Any) -> None:
+        x, (n, k) = given[0], layer.weight.shape
+        m = tokens if x.dim() == 3 else config.batch_size  # (b, L, D), or first states (b, D)
+        found.append(Product(steps, (m, k, n)))
+        if x.requires_grad:
+            found.append(Product(steps, (m, n, k)))
+        if layer.weight.requires_grad:
+            found.append(Product(steps, (n, m, k)))
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(count)
+    model(input_ids=torch.tensor([backbone.tokenize(["a text"])[0]], device=backbone.device))
+    return found
+
+
 def worker(o: argparse.Namespace) -> None:
     """Measure one variant of one part and write the result to a file."""
     part, variant, target = o.worker
@@ -182,7 +252,8 @@ def worker(o: argparse.Namespace) -> None:
         import torch
 
         torch.set_num_threads(o.threads)
-    result, seconds, memory = extract(variant, o) if part == "extract" else train(part, variant, o)
+    work = bound if variant in BOUNDS else train
+    result, seconds, memory = extract(variant, o) if part == "extract" else work(part, variant, o)
     np.savez(target, result=result, seconds=seconds, memory=-1 if memory is None else memory)
 
 
@@ -192,7 +263,7 @@ def worker(o: argparse.Namespace) -> None:
 def measure(part: str, variant: str, o: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run one measurement in a new process."""
     target = folder / "result.npz"
-    options = ("model", "dataset", "n", "train", "judge", "threads", "recipe", "device")
+    options = ("model", "dataset", "n", "train", "judge", "threads", "recipe", "device", "seed")
     given = [x for name in options for x in (f"--{name}", str(getattr(o, name)))]
     given += [x for setting in o.set for x in ("--set", setting)]
     command = [sys.executable, __file__, *given, "--worker", part, variant, str(target)]
@@ -209,7 +280,13 @@ def measure(part: str, variant: str, o: argparse.Namespace, folder: Path) -> dic
 
 
 def compared(part: str, ours: NDArray[Any], reference: NDArray[Any]) -> str:
-    """Report in one sentence whether both agree."""
+    """Report in one sentence whether both agree.
+
+    Args:
+        part: What was measured.
+        ours: Features ``(n, D)``, or which texts were classified correctly, shape ``(repeats, n)``.
+        reference: The same of the reference.
+    """
     if part == "extract":
         norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
         cosine = ((ours * reference).sum(1) / norms).min()
@@ -218,23 +295,32 @@ def compared(part: str, ours: NDArray[Any], reference: NDArray[Any]) -> str:
             f"{PARTS[part]}: smallest cosine between ours and the reference {cosine:.6f}, "
             f"largest difference {gap:.2g}."
         )
-    from clipadapt.core.scoring.statistics import mcnemar_exact, wilson
+    from clipadapt.core.scoring.statistics import (
+        crossed_interval,
+        crossed_p_value,
+        difference_interval,
+    )
 
     shares = []
     for name, right in (("ours", ours), ("reference", reference)):
-        at = wilson(int(right.sum()), len(right))
+        at = crossed_interval(right)
         shares.append(f"{name} {at.value:.1%} (95 % interval {at.low:.1%} to {at.high:.1%})")
-    test = f"exact McNemar p = {mcnemar_exact(ours, reference).p_value:.3f}"
-    return f"{PARTS[part]}: accuracy on {len(ours):,} test texts {', '.join(shares)}; {test}."
+    gap = ours.astype(int) - reference.astype(int)  # (repeats, n)
+    at, p = difference_interval(gap), crossed_p_value(gap, cautious=True)
+    return (
+        f"{PARTS[part]}: accuracy on {ours.shape[1]:,} test texts, {len(ours)} seeds: {', '.join(shares)}; "
+        f"difference {100 * at.value:+.1f} points ({100 * at.low:+.1f} to {100 * at.high:+.1f}), p = {p:.3f}."
+    )
 
 
 def rows_of(part: str, variants: dict[str, list[dict[str, Any]]], count: int) -> list[str]:
     """Return the table's rows of one part."""
     middle = {variant: median(r["seconds"] for r in runs) for variant, runs in variants.items()}
     rows = []
-    for variant, runs in variants.items():
-        seconds = [r["seconds"] for r in runs]
-        peak = max(r["memory"] for r in runs)
+    for variant in VARIANTS:
+        seconds = [r["seconds"] for r in variants[variant]]
+        peak = max(r["memory"] for r in variants[variant])
+        shares = [f"{middle[b] / middle[variant]:.0%}" if b in middle else "" for b in BOUNDS]
         cells = [
             f"{PARTS[part]}, {count:,} texts",
             variant,
@@ -243,9 +329,28 @@ def rows_of(part: str, variants: dict[str, list[dict[str, Any]]], count: int) ->
             f"{count / middle[variant]:.1f}",
             f"{peak / 2**20:,.0f}" if peak >= 0 else "not measured",
             f"{middle['reference'] / middle[variant]:.2f}",
+            *shares,
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def bounds_of(part: str, variants: dict[str, list[dict[str, Any]]]) -> str:
+    """Report the bounds of one part, and the speed-up that they allow."""
+    reference = median(r["seconds"] for r in variants["reference"])
+    found = []
+    for name in BOUNDS:
+        at = variants[name][0]
+        gflop, seconds = float(at["result"][0]), at["seconds"]
+        found.append(
+            f"{name} {seconds:.2f} s ({gflop / seconds:,.0f} GFLOP/s, at most {reference / seconds:.1f} times)"
+        )
+    return f"{PARTS[part]}: bound of {gflop:,.0f} GFLOP: {', '.join(found)}."
+
+
+def precisions(o: argparse.Namespace) -> str:
+    """Return the precision of each of our trained methods."""
+    return ", ".join(f"{PARTS[p]} {recipe(p, o).precision}" for p in o.parts if p != "extract")
 
 
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namespace) -> str:
@@ -265,9 +370,13 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namesp
     rows, notes = [], []
     for part, variants in found.items():
         rows += rows_of(part, variants, o.n if part == "extract" else o.train)
-        notes.append(
-            f"- {compared(part, variants['ours'][0]['result'], variants['reference'][0]['result'])}"
-        )
+        results = [[r["result"] for r in variants[name]] for name in VARIANTS]
+        ours, reference = map(np.stack, results)
+        if part == "extract":
+            ours, reference = ours[0], reference[0]
+        else:
+            notes.append(f"- {bounds_of(part, variants)}")
+        notes.append(f"- {compared(part, ours, reference)}")
     lines = [
         f"# textsent against a reference implementation (`{o.model}`, `{o.dataset}`)",
         "",
@@ -277,9 +386,14 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namesp
         "",
         'The reference is `pipeline("feature-extraction")`, batch 64, and `Trainer` with the whole split padded to its',
         "longest text, both float32; the Trainer neither evaluates nor saves. Data, batch size and settings are equal.",
+        f"Our precision: {precisions(o)}.",
         "",
-        "| task | variant | seconds, median | min to max | texts/s | peak memory, MiB | speed-up |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "The last two columns are the share of the bound: the time of the matrix products of the linear layers on the",
+        "tokens without padding, in float32 and in bfloat16, over the time of the row. Attention, normalization,",
+        "dropout and the optimizer are not in the bound.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"| {' | '.join(['---'] * 2 + ['---:'] * (len(COLUMNS) - 2))} |",
         *rows,
         "",
         *notes,
@@ -293,7 +407,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--dataset", default="rotten_tomatoes:offline")
     parser.add_argument("--n", type=int, default=1000, help="texts of the extraction")
-    parser.add_argument("--train", type=int, default=512, help="texts of an epoch")
+    parser.add_argument("--train", type=int, default=256, help="texts of an epoch")
     parser.add_argument("--judge", type=int, default=853, help="test texts after an epoch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
@@ -310,6 +424,7 @@ def main() -> None:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the first repeat")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     o = parser.parse_args()
     try:
@@ -323,13 +438,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in o.parts:
             runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+            if part != "extract":
+                runs |= {name: [measure(part, name, o, Path(folder))] for name in BOUNDS}
+            first = o.seed
             for i in range(o.repeats):
+                o.seed = first + i
                 for variant in VARIANTS if i % 2 == 0 else VARIANTS[::-1]:
                     runs[variant].append(measure(part, variant, o, Path(folder)))
                     print(
                         f"{part} {variant}: {runs[variant][-1]['seconds']:.2f} s", file=sys.stderr
                     )
-            found[part] = runs
+            found[part], o.seed = runs, first
     text = report(found, o)
     o.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(o.output, text)

@@ -394,7 +394,13 @@ class Ours:
     context: Callable[..., RunContext]
 
 
-def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder: Path) -> Ours:
+def ours(
+    recipe: str,
+    settings: Mapping[str, Any],
+    given: Sequence[str],
+    folder: Path,
+    track: str = "clip",
+) -> Ours:
     """Prepare a method as ``clipadapt run`` does, up to the fit.
 
     Args:
@@ -402,6 +408,7 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
         settings: Settings of the measurement: threads and those of the command line.
         given: ``KEY=VALUE`` texts; those of the command line override them.
         folder: Folder for records and checkpoints.
+        track: ``clip`` or ``text``.
     """
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.progress import Silent
@@ -413,7 +420,7 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
 
     use_threads(settings)
     threads = [f"threads={settings['threads']}"] if settings.get("threads") else []
-    experiment = config.load([recipe], [*given, *threads, *settings.get("set", [])])
+    experiment = config.load([recipe], [*given, *threads, *settings.get("set", [])], track=track)
     opened = open_experiment(experiment, RunStore(folder / "runs"))
     loader = ModelLoader()
     loader.use_threads(opened)
@@ -421,7 +428,7 @@ def ours(recipe: str, settings: Mapping[str, Any], given: Sequence[str], folder:
     chosen = experiment.config
 
     def target() -> Any:
-        return open_target(chosen.data.name, chosen.evaluation.split, chosen.data, "clip", Silent())
+        return open_target(chosen.data.name, chosen.evaluation.split, chosen.data, track, Silent())
 
     def context(progress: Progress | None = None, **more: Any) -> RunContext:
         work = Path(tempfile.mkdtemp(dir=folder))

@@ -30,9 +30,20 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "bookkeeping": ({"the same again, complete", "20 runs"}, 6),
     "encode": ({"folder", "tar files", "hub", "DataLoader and open_clip", "`encode`"}, 6),
     "store": ({"store every row", "which rows are stored", "50", "100"}, 12),
+    "checkpoints": ({"CLIP-LoRA, `a tiny model`", "full fine-tuning of texts, `minilm`"}, 3),
     "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
 }
-SLOW = {"bookkeeping", "encode", "growth", "memory", "report", "startup", "sweep", "zeroshot"}
+SLOW = {
+    "bookkeeping",
+    "checkpoints",
+    "encode",
+    "growth",
+    "memory",
+    "report",
+    "startup",
+    "sweep",
+    "zeroshot",
+}
 
 
 @pytest.fixture

@@ -181,7 +181,8 @@ class ExperimentConfig(StrictModel):
         seeds: One run per seed.
         store: Whether the feature cache is used.
         fast: ``off`` uses the reference implementation instead of a faster one that is equal up to rounding: full
-            text contexts, full last blocks, whole image towers at every step, one solve per penalty.
+            text contexts, padded batches of texts, full last blocks, whole image towers at every step, one solve per
+            penalty. Where dropout trains texts, other random numbers are drawn.
         compile: ``on`` compiles the encoding image tower with torch.compile. It needs a C++ compiler and some
             seconds, changes the last bits, and is worth it for convolutional towers on thousands of images.
         threads: Threads of one run; None is ``OMP_NUM_THREADS`` or the number of processors, and 1 with

@@ -37,13 +37,13 @@ def mask(x: torch.Tensor, p: float) -> tuple[torch.Tensor | None, float]:
     if x.device.type != "cpu":
         kept = torch.empty_like(x, memory_format=torch.contiguous_format)
         return kept.bernoulli_(1 - level / LEVELS), scale
-    kind: type[np.uint8 | np.uint16] = np.uint16
+    kind = np.dtype(np.uint16)
     if level % 256 == 0:
-        kind, level = np.uint8, level // 256
+        kind, level = np.dtype(np.uint8), level // 256
     n = x.numel()
     seed = int(torch.randint(2**63 - 1, ()))
-    words = np.random.SFC64(seed).random_raw(-(-n * np.dtype(kind).itemsize // 8))
-    drawn = words.view(kind)[:n] >= level
+    words = np.random.SFC64(seed).random_raw(-(-n * kind.itemsize // 8))
+    drawn = words.view(kind)[:n] >= np.array(level, kind)
     # Bytes first: torch converts booleans several times slower.
     return torch.from_numpy(drawn).view(torch.uint8).view(x.shape).to(x.dtype), scale
 

@@ -7,7 +7,7 @@ generator, so a resumed fit draws the same masks. Other devices draw as torch do
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def mask(x: torch.Tensor, p: float) -> tuple[torch.Tensor | None, float]:
     if x.device.type != "cpu":
         kept = torch.empty_like(x, memory_format=torch.contiguous_format)
         return kept.bernoulli_(1 - level / LEVELS), scale
-    kind = np.dtype(np.uint16)
+    kind: np.dtype[Any] = np.dtype(np.uint16)
     if level % 256 == 0:
         kind, level = np.dtype(np.uint8), level // 256
     n = x.numel()

@@ -114,9 +114,8 @@ class LoRA:
     """
 
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
-    version: ClassVar[int] = (
-        3  # 3: one random byte per element for dropout, none for the padding of texts
-    )
+    # 3: other random numbers for dropout, none for the padding of texts
+    version: ClassVar[int] = 3
     requires: ClassVar[type | None] = AdapterTunable
 
     def __init__(self, config: LoRAConfig) -> None:

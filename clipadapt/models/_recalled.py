@@ -77,7 +77,7 @@ class Memory:
             "files": files_sha256,
             "config": [source.model_cfg, source.preprocess_cfg, source.arch],
             "options": [dataclasses.asdict(options), dtype],
-            "code": _code_sha256(),
+            "code": code_sha256(),
             "libraries": [identity.versions(*packages) for packages in LIBRARIES.values()],
         }
         content = json.dumps(facts, sort_keys=True, default=str)
@@ -94,7 +94,7 @@ class Memory:
 
 
 @cache
-def _code_sha256() -> str:
+def code_sha256() -> str:
     """Return the sha256 of the source code that builds models and encodes with them."""
     folder = Path(__file__).parent
     paths = [*folder.glob("*.py"), *(folder.parent / "tensor").glob("*.py")]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.files import identity
 from clipadapt.models import _names
-from clipadapt.models._recalled import Memory, Noted, RecalledModel
+from clipadapt.models._recalled import Memory, Noted, RecalledModel, code_sha256
 from clipadapt.tensor.devices import device_and_dtype, set_arithmetic
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _source(name: _names.Name) -> Source:
 
     if name.form != "tag":
         return _sources.find(name)
-    key = f"source|{name.key}|{identity.versions(*RELEASES)}"
+    key = f"source|{name.key}|{identity.versions(*RELEASES)}|{code_sha256()}"
     known = identity.recall(key)
     if known is None:
         source = _sources.find(name)

@@ -22,7 +22,7 @@ from clipadapt.core.api.context import RunContext, Services
 from clipadapt.core.api.data import Split, Task
 from clipadapt.core.api.errors import ClipAdaptError, DataError, ModelError, did_you_mean
 from clipadapt.core.api.method import SelfCalibrated
-from clipadapt.core.api.model import ModelOptions, provides
+from clipadapt.core.api.model import ModelOptions, calculating, provides
 from clipadapt.core.api.registry import METHODS, MODELS, track_of, tracks
 from clipadapt.core.experiments.config import fault_lines
 from clipadapt.core.features.cache import FeatureCache
@@ -136,7 +136,9 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         services = found.backbone.services if found else Services(FeatureCache())
         with scratch_folder() as work:
             context = RunContext(int(seed), work, services)
-            return method.fit(found.backbone if found else None, task, context)
+            backbone = found.backbone if found else None
+            with calculating(backbone):
+                return method.fit(backbone, task, context)
 
     def _weights(
         self, sample_weight: ArrayLike, n: int, name: str, method: Method

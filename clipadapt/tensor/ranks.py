@@ -33,10 +33,22 @@ class Processes:
     """The processes of a launcher; making one waits for all of them."""
 
     def __init__(self) -> None:
+        """Meet the other processes.
+
+        Raises:
+            ConfigError: If they cannot be reached.
+        """
         launch = launched()
         assert launch is not None
         self.launch: Launch = launch
-        store, _, _ = next(rendezvous("env://", launch.rank, launch.count))
+        try:
+            store, _, _ = next(rendezvous("env://", launch.rank, launch.count))
+        except (ValueError, RuntimeError) as err:
+            raise ConfigError(
+                f"RANK and WORLD_SIZE are set, but {launch.count - 1} other processes cannot be reached: "
+                + _first_line(err),
+                hint="start the command with torchrun, or unset RANK and WORLD_SIZE",
+            ) from err
         self._store = PrefixStore("clipadapt", store)
         self._sent, self._failures = 0, "failures"
         if torch.cuda.is_available():
@@ -119,6 +131,10 @@ def own_device(device: str) -> str:
     return f"cuda:{launch.local_rank}"
 
 
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0]
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Do work in which the processes wait for one another.
@@ -131,7 +147,7 @@ def together() -> Iterator[None]:
     except RuntimeError as err:
         if count() > 1 and any(word in str(err).lower() for word in _LOST):
             raise LostProcessError(
-                f"another one of the {count()} processes of this fit has ended without an error message",
+                f"another one of the {count()} processes of this fit has ended or does not answer: {_first_line(err)}",
                 hint="it may have been killed, for example because memory ran out; the same command resumes",
             ) from err
         raise

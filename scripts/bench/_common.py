@@ -92,7 +92,9 @@ class Runs:
         return f"{used} ({reserved} reserved)" if reserved else used or "not measured"
 
     def _largest(self, name: str) -> str:
-        known = [r[name] for r in self.results if r.get(name) is not None]
+        known = [
+            r[name] for r in self.results if r.get(name)
+        ]  # 0: measured in a process without a card
         return f"{max(known) / 2**20:,.0f}" if known else ""
 
     def share(self, peak: float) -> list[str]:

@@ -133,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--runs", type=int, nargs="+", default=[250, 500, 1000, 2000], help="sizes of the sweep")
     bench.parser.set_defaults(repeats=1)
     o = bench.parse(argv, {"runs": [10, 20]})
+    if any(n <= 0 or n % SEEDS for n in o.runs):
+        bench.parser.error(
+            f"--runs: each size must be a multiple of {SEEDS}; use, for example, 250"
+        )
     with bench.scratch():
         found = {n: bench.alternate({"sweep": ("sweep", {"runs": n})})["sweep"] for n in o.runs}
     rows = []

@@ -42,8 +42,10 @@ class Deadline(Silent):
         self.begun = 0.0
         self.steps = 0
 
-    def track(self, description: str, total: int | None, unit: str = "", /) -> Deadline:  # noqa: ARG002
-        """Start the clock, unless it runs."""
+    def track(self, description: str, total: int | None, unit: str = "", /) -> Any:
+        """Start the clock with the bar of the steps."""
+        if unit != "steps":
+            return super().track(description, total, unit)
         self.begun = self.begun or time.perf_counter()
         return self
 

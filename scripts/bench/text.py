@@ -306,7 +306,7 @@ def compared(part: str, ours: NDArray[Any], reference: NDArray[Any]) -> str:
         at = crossed_interval(right)
         shares.append(f"{name} {at.value:.1%} (95 % interval {at.low:.1%} to {at.high:.1%})")
     gap = ours.astype(int) - reference.astype(int)  # (repeats, n)
-    at, p = difference_interval(gap), crossed_p_value(gap, cautious=True)
+    at, p = difference_interval(gap, cautious=True), crossed_p_value(gap, cautious=True)
     return (
         f"{PARTS[part]}: accuracy on {ours.shape[1]:,} test texts, {len(ours)} seeds: {', '.join(shares)}; "
         f"difference {100 * at.value:+.1f} points ({100 * at.low:+.1f} to {100 * at.high:+.1f}), p = {p:.3f}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,10 @@ WITH_MODEL = [c for c in CASES if METHODS.get(c[0]).requires is not None and c[1
 def on_cpu(request, backbones, tmp_path_factory):
     """A case and its scores on the CPU, for all devices."""
     case = build_case(*request.param, backbones)
-    fitted = case.method.fit(case.backbone, case.task, case.context(tmp_path_factory.mktemp("cpu")))
+    context = case.context(tmp_path_factory.mktemp("cpu"))
+    if case.name.startswith("text/"):  # packed texts, on a CPU alone, have other dropout masks
+        context.services = dataclasses.replace(context.services, fast=False)
+    fitted = case.method.fit(case.backbone, case.task, context)
     return case, request.param[1], fitted.predict_scores(case.inputs)
 
 

@@ -31,7 +31,7 @@ QUICK: dict[str, tuple[set[str], int]] = {
     "encode": ({"folder", "tar files", "hub", "DataLoader and open_clip", "`encode`"}, 6),
     "store": ({"store every row", "which rows are stored", "50", "100"}, 12),
     "checkpoints": ({"CLIP-LoRA, `a tiny model`", "full fine-tuning of texts, `minilm`"}, 3),
-    "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`torch`"}, 0),
+    "startup": ({"zeroshot, cold", "zeroshot, warm", "`--help`", "`clipadapt`"}, 0),
 }
 SLOW = {
     "bookkeeping",
@@ -291,8 +291,7 @@ def test_a_device_that_is_not_there_is_one_message(device, script, capsys):
 # What runs on the CPU on every machine: scikit-learn, our solver of the probe, our search, decoding.
 ON_HOST: Final = {
     *("sweep ours", "sweep scikit-learn", "optimum", "search ours", "peak fp32 cpu"),
-    *("decode alone bf16", "decode alone fp32", "limits"),
-    *("compare linear_probe official way", "compare linear_probe ours"),
+    *("decode alone bf16", "decode alone fp32"),
 }
 
 
@@ -311,8 +310,6 @@ def test_both_sides_run_on_the_gpu(name, script, tmp_path, monkeypatch, capsys):
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, function, lambda *_, value=value: value)
     monkeypatch.setattr(hardware, "_torch_on_cuda", lambda: torch)
-    if name == "zeroshot":  # the pipeline of transformers asks a driver
-        monkeypatch.delitem(script(name).VARIANTS, "pipeline of transformers")
     found: dict[str, Counter[str]] = {}
     measure = common.Bench._run
 
@@ -331,10 +328,7 @@ def test_both_sides_run_on_the_gpu(name, script, tmp_path, monkeypatch, capsys):
     assert "device: A card (cuda)" in capsys.readouterr().out
     assert "3 (5 reserved)" in target.read_text(encoding="utf-8")
     on_card = {key for key, count in found.items() if count["cuda"] and not count["cpu"]}
-    # Ours keeps the classifiers without training on the host, where the features are.
-    others = {
-        key for key in found.keys() - on_card if not key.startswith("compare") or "official" in key
-    }
+    others = found.keys() - on_card
     assert on_card
     assert others <= ON_HOST, others
 

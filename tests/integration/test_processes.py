@@ -142,7 +142,10 @@ def test_a_killed_process_ends_all_with_one_message_and_the_fit_resumes(
     )
 
     own = said_by_us(killed)
-    assert own.count("error: another one of the 2 processes of this fit has ended") == 1
+    assert (
+        own.count("error: another one of the 2 processes of this fit has ended or does not answer")
+        == 1
+    )
     assert "]: Traceback" not in own  # torch puts the rank before each line
     assert killed.returncode == 1
     assert not list(tmp_path.rglob("record.json"))

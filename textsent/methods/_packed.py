@@ -158,9 +158,10 @@ class PackedClassifier:
         model.eval()
         try:
             packed = cls(model)
-            with torch.inference_mode():
+            with torch.no_grad():
                 whole, found = model(**batch).logits, cast("Any", packed(batch)).logits
-        except (AttributeError, KeyError, TypeError):  # the model does not take these arguments
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            # The model does not take these arguments, or not so long a row.
             return None
         finally:
             model.train(training)

@@ -108,7 +108,7 @@ def train(
     arguments = _arguments(config, folder, device, ctx.seed, validate=validate, padded=padded)
     packs = collate is None and padded and device == "cpu" and ctx.services.fast
     collate = collate or _collator(tokenizer)
-    packed = _packed_form(model, collate, cast("Rows", train_rows)) if packs else None
+    packed = _packed_form(model, collate, train_rows, val_rows) if packs else None
     with (
         ctx.progress.track(name, config.steps_for(len(cast("Any", train_rows))), "steps") as bar,
         _current(device),
@@ -147,16 +147,19 @@ def _collator(tokenizer: PreTrainedTokenizerBase | None) -> Any:
 
 
 def _packed_form(
-    model: nn.Module, collate: Callable[[Rows], Any], rows: Rows
+    model: nn.Module, collate: Callable[[Rows], Any], *parts: Any
 ) -> PackedClassifier | None:
-    """Return the packed form of a model, checked on the shortest and the longest row, or None if it has none.
+    """Return the packed form of a model, checked on the shortest and the longest rows, or None if it has none.
 
     It has none in several processes: they add up gradients after a forward pass of their own, which packing avoids.
     """
     if ranks.count() > 1:
         return None
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    return PackedClassifier.of(model, collate([rows[order[0]], rows[order[-1]]]))
+    checked = []
+    for rows in filter(None, parts):
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        checked += [rows[order[0]], rows[order[-1]]]
+    return PackedClassifier.of(model, collate(checked))
 
 
 def _resumed_from(folder: Path, key: str, ctx: RunContext) -> Path | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SHARE: Final = 0.02
 """Share of a fit's time that its checkpoints may take, by the time that the last one took."""
 SECONDS: Final = 10.0
-"""Least seconds between two checkpoints: a killed fit may lose so much work."""
+"""Least seconds between two checkpoints."""
 BYTES_PER_SECOND: Final = 200e6
 """Assumed speed of the first write; hashing and waiting for the disk included."""
 

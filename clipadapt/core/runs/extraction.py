@@ -263,7 +263,7 @@ def _interrupted(plan: Extraction, result: Extracted) -> Interrupted:
     """Return what ends an extraction that the user interrupted."""
     there = sum(part.stored + part.encoded for part in result.parts)
     if not there:
-        return Interrupted("interrupted before anything was stored")
+        return Interrupted("interrupted before anything new was stored")
     return Interrupted(
         f"interrupted after {there:,} of {plan.total:,} {plan.unit}; they are stored, and the same command resumes"
     )
@@ -386,12 +386,19 @@ class _Sink:
     def flush(self) -> None:
         """Write what was added since the last write; the cache refuses if it cannot."""
         pending, new = self._pending, self._new
-        self._pending, self._new, self._flushed = [], [], time.monotonic()
+        self._flushed = time.monotonic()
         if not pending:
             return
         digests = np.concatenate([d.digests[n] for d, n in zip(pending, new, strict=True)])
         rows = np.concatenate([d.rows[n] for d, n in zip(pending, new, strict=True)])
-        self._folder.write(digests, rows, sum(d.seconds for d in pending))
+        try:
+            self._folder.write(digests, rows, sum(d.seconds for d in pending))
+        except KeyboardInterrupt:
+            raise  # they are still pending, and are written before the end
+        except BaseException:
+            self._pending, self._new = [], []
+            raise
+        self._pending, self._new = [], []
 
     def _require_room(self, rows: NDArray[Any]) -> None:
         """Check that the cache is allowed to keep all rows.

@@ -61,7 +61,7 @@ def from_task(task: dict[str, Any], out: Path, datasets: OpenDatasets, draws: Dr
     )
     if [opened.run_id(task["seed"], t) for t in opened.targets] != task["run_ids"]:
         raise DataError(
-            "data, weights or code of a worker differ from those of the driver",
-            hint="give every machine of the cluster the same files and the same version of clipadapt",
+            "data, weights or code of another process differ from those of this run",
+            hint="give every machine the same files and the same version of clipadapt",
         )
     return plan_fit(opened, task["seed"], draws)

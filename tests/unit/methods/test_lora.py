@@ -162,10 +162,10 @@ def losses(model, task, folder, seed, start, **settings) -> list[float]:
 def test_fast_steps_equal_plain_ones(dropout, tiny_models, small, start, tmp_path, monkeypatch):
     """The plain path is PEFT's layers on padded texts; the mask of an element depends on its value alone here."""
 
-    def kept(_, x):
-        return (x.abs() % 1 > dropout).to(x.dtype) if dropout else None
+    def mask(x, p):
+        return ((x.abs() % 1 > dropout).to(x.dtype) if p else None), 1.0
 
-    monkeypatch.setattr("clipadapt.methods._dropout.Dropout.kept", kept)
+    monkeypatch.setattr("clipadapt.tensor.dropout.mask", mask)
     found = []
     for fast in (False, True):
         model, seen = load(tiny_models["clip"], fast=fast), Seen()

@@ -25,8 +25,9 @@ def in_this_process(monkeypatch, tmp_path):
     """Compile here: each process of the compiler would import torch first."""
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor, "compile_threads", 1)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    with inductor.patch(compile_threads=1):
+        yield
 
 
 def load(name: str, store: FeatureCache):
@@ -41,7 +42,7 @@ def load(name: str, store: FeatureCache):
 )
 def test_compiled_features_equal_the_others_and_are_cached_separately(tiny_models, tmp_path):
     store = FeatureCache(tmp_path / "store")
-    model = load(tiny_models["clip"], store)
+    model = load(tiny_models["hf"], store)
     inputs = pictures(5)
     plain = model.encode(inputs, "image")
     assert len(store.ls()) == 1

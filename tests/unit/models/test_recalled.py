@@ -211,7 +211,7 @@ def test_other_versions_remember_nothing(folder: Path, monkeypatch: pytest.Monke
 
 def test_other_code_remembers_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used(load(folder))
-    monkeypatch.setattr(_recalled, "_code_sha256", lambda: "another")
+    monkeypatch.setattr(_recalled, "code_sha256", lambda: "another")
     assert isinstance(load(folder), OpenClipModel)
 
 

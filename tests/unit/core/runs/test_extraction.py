@@ -201,7 +201,7 @@ def test_an_interruption_keeps_what_was_encoded_and_says_how_much(tmp_path):
         "interrupted after 100 of 300 texts; they are stored, and the same command resumes"
     )
     assert run(tmp_path, parts).encoded == 200
-    with pytest.raises(Interrupted, match="interrupted before anything was stored"):
+    with pytest.raises(Interrupted, match="interrupted before anything new was stored"):
         run(tmp_path / "b", parts, model=Lengths(services, TEXTS[0], KeyboardInterrupt()))
 
 

@@ -54,9 +54,9 @@ def test_no_record_is_read_that_was_written_here_and_a_complete_one_once(
 ):
     read, paths = reading.read_record, []
 
-    def counted(path):
+    def counted(path, parser=None):
         paths.append(path)
-        return read(path)
+        return read(path, parser)
 
     monkeypatch.setattr(reading, "read_record", counted)
 

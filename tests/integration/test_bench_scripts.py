@@ -75,6 +75,16 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[rows[0], *rows[2:]] for rows in found]
 
 
+@pytest.fixture
+def hub_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore where the hub is: `encode` sends its process to a hub of its own."""
+    from huggingface_hub import constants
+
+    for name in vars(constants):
+        if name in {"ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE", "HF_HUB_CACHE", "HF_HUB_OFFLINE"}:
+            monkeypatch.setattr(constants, name, getattr(constants, name))
+
+
 def checked(text: str) -> list[list[str]]:
     """Check the frame of a result and return all rows of its tables."""
     assert text.startswith("# ")
@@ -93,7 +103,7 @@ def checked(text: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in QUICK]
 )
-def test_a_quick_run_writes_its_table(name, script, tmp_path, capsys):
+def test_a_quick_run_writes_its_table(name, script, hub_settings, tmp_path, capsys):
     target = tmp_path / "new" / "table.md"
     script(name).main(["--quick", "--output", str(target)])
 

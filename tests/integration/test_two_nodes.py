@@ -14,7 +14,7 @@ from clipadapt.core.features.cache import FeatureCache
 from clipadapt.core.runs import extraction, shards, sweep
 from clipadapt.core.runs.extraction_plan import Asked, plan_extraction
 from tests.encoding import SHARD, encode_until, rows_of, stored_rows
-from tests.integration.test_ray import facts
+from tests.integration.test_ray import facts, json_of
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
 pytestmark = pytest.mark.slow
@@ -134,7 +134,9 @@ def test_a_killed_driver_resumes_exactly(cluster, cli, monkeypatch, tmp_path, ti
     on_ray = (*words, "--executor", "ray", "--workers", "1")
     local, remote = tmp_path / "local", tmp_path / "remote"
     monkeypatch.setenv("CLIPADAPT_CACHE", str(local))
-    first = json.loads(cli(*words, "--set", "threads=1").out)
+    whole = cli(*words, "--set", "threads=1")
+    assert whole.code == 0, whole.err
+    first = json_of(whole.out)
     third = ("clipadapt.core.runs.extraction", "_take", 3)
 
     done = encode_until(
@@ -146,6 +148,6 @@ def test_a_killed_driver_resumes_exactly(cluster, cli, monkeypatch, tmp_path, ti
     monkeypatch.setenv("CLIPADAPT_CACHE", str(remote))
     resumed = cli(*on_ray)
     assert resumed.code == 0, resumed.err
-    assert json.loads(resumed.out)["encoded"] == first["encoded"] - 2 * SHARD
+    assert json_of(resumed.out)["encoded"] == first["encoded"] - 2 * SHARD
     assert rows_of(remote) == rows_of(local)  # byte for byte
     assert stored_rows(remote) == first["encoded"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 
 import pytest
 
@@ -17,11 +17,24 @@ pytestmark = pytest.mark.slow
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
 
-# A method that kills its worker the first ``times`` times.
-DYING = """
-import os, pathlib
+# A fitted classifier that gives every input the same scores, for the plug-ins.
+CONSTANT = """
 from typing import ClassVar
 import numpy as np
+
+class Constant:
+    score_kind: ClassVar[str] = "logit"
+    n_trainable_params: ClassVar[int] = 0
+    def __init__(self, classnames): self.classnames = classnames
+    def predict_scores(self, inputs):
+        return np.tile(np.arange(len(self.classnames), dtype=np.float32), (len(inputs), 1))
+    def save(self, directory): directory.mkdir(parents=True, exist_ok=True)
+"""
+# A method that kills its worker the first ``times`` times.
+DYING = (
+    CONSTANT
+    + """
+import os, pathlib
 from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
@@ -45,33 +58,31 @@ class Dying:
 
     def load(self, directory, backbone): raise NotImplementedError
 
-class Constant:
-    score_kind: ClassVar[str] = "logit"
-    n_trainable_params: ClassVar[int] = 0
-    def __init__(self, classnames): self.classnames = classnames
-    def predict_scores(self, inputs):
-        return np.tile(np.arange(len(self.classnames), dtype=np.float32), (len(inputs), 1))
-    def save(self, directory): directory.mkdir(parents=True, exist_ok=True)
-
 METHOD = Dying
 """
+)
+
+
+@contextlib.contextmanager
+def ray_with(folder, plugins, **resources):
+    """Ray with resources of this machine, and with the given plug-ins in a folder."""
+    for name, content in plugins.items():
+        (folder / f"{name}.py").write_text(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPADAPT_PLUGINS", str(folder))
+        ray.init("local", include_dashboard=False, log_to_driver=False, **resources)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Ray with two processors of this machine and the plug-ins of these tests."""
     folder = tmp_path_factory.mktemp("plugins")
-    (folder / "means.py").write_text(METHOD)
-    (folder / "dying.py").write_text(DYING)
-    before = os.environ.get("CLIPADAPT_PLUGINS")
-    os.environ["CLIPADAPT_PLUGINS"] = str(folder)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield folder
-    ray.shutdown()
-    if before is None:
-        del os.environ["CLIPADAPT_PLUGINS"]
-    else:
-        os.environ["CLIPADAPT_PLUGINS"] = before
+    with ray_with(folder, {"means": METHOD, "dying": DYING}, num_cpus=2):
+        yield folder
 
 
 def write(path, content) -> str:

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from clipadapt.core.records.run_store import RunStore
-from tests.integration.test_ray import write
+from tests.integration.test_ray import CONSTANT, ray_with, write
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'clipadapt[ray]'")
 pytestmark = pytest.mark.slow
@@ -44,10 +44,10 @@ class Provider:
 MODEL = Provider()
 """
 # A method that notes its card, and waits for another fit that runs at the same time.
-METHOD = """
+METHOD = (
+    CONSTANT
+    + """
 import os, pathlib, time
-from typing import ClassVar
-import numpy as np
 from clipadapt.core.api.method import MethodConfig
 
 class Config(MethodConfig):
@@ -71,30 +71,22 @@ class Cards:
 
     def load(self, directory, backbone): raise NotImplementedError
 
-class Constant:
-    score_kind: ClassVar[str] = "logit"
-    n_trainable_params: ClassVar[int] = 0
-    def __init__(self, classnames): self.classnames = classnames
-    def predict_scores(self, inputs):
-        return np.tile(np.arange(len(self.classnames), dtype=np.float32), (len(inputs), 1))
-    def save(self, directory): directory.mkdir(parents=True, exist_ok=True)
-
 METHOD = Cards
 """
+)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Ray with four processors and two GPUs that are not there, and the plug-ins of these tests."""
     folder = tmp_path_factory.mktemp("plugins")
-    (folder / "cards.py").write_text(METHOD)
-    (folder / "carded.py").write_text(MODEL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPADAPT_PLUGINS", str(folder))
-        ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    plugins = {"cards": METHOD, "carded": MODEL}
+    with (
+        ray_with(folder, plugins, num_cpus=4, num_gpus=2),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # of the driver
         yield
-        ray.shutdown()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 
-from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.errors import ModelError, first_line
 from clipadapt.core.api.user_input import shortened
 from clipadapt.models import _preflight
 from clipadapt.tensor import tokenizers
@@ -57,9 +57,8 @@ class Tokenizer:
         except (
             Exception
         ) as err:  # transformers and tokenizers raise many types of exceptions for unreadable files
-            first = str(err).strip().partition("\n")[0] or type(err).__name__
             raise ModelError(
-                f"the tokenizer of '{shown}' in '{source.tokenizer}' cannot be read: {first}",
+                f"the tokenizer of '{shown}' in '{source.tokenizer}' cannot be read: {first_line(err)}",
                 hint="save it again with tokenizer.save_pretrained(folder)",
             ) from err
         tokenizers.check(inner.tokenizer, shown)

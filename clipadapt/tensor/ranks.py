@@ -16,7 +16,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.errors import ConfigError, first_line
 from clipadapt.core.api.processes import LostProcessError, launched
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class Processes:
             store, _, _ = next(rendezvous("env://", launch.rank, launch.count))
         except (ValueError, RuntimeError) as err:
             raise ConfigError(
-                f"RANK and WORLD_SIZE are set, but {launch.count - 1} other processes cannot be reached: "
-                + _first_line(err),
+                f"WORLD_SIZE is {launch.count}, but the other processes cannot be reached: {first_line(err)}",
                 hint="start the command with torchrun, or unset RANK and WORLD_SIZE",
             ) from err
         self._store = PrefixStore("clipadapt", store)
@@ -131,10 +130,6 @@ def own_device(device: str) -> str:
     return f"cuda:{launch.local_rank}"
 
 
-def _first_line(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0]
-
-
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Do work in which the processes wait for one another.
@@ -147,7 +142,7 @@ def together() -> Iterator[None]:
     except RuntimeError as err:
         if count() > 1 and any(word in str(err).lower() for word in _LOST):
             raise LostProcessError(
-                f"another one of the {count()} processes of this fit has ended or does not answer: {_first_line(err)}",
+                f"another one of the {count()} processes of this fit has ended or does not answer: {first_line(err)}",
                 hint="it may have been killed, for example because memory ran out; the same command resumes",
             ) from err
         raise

@@ -14,7 +14,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from clipadapt.core.api.errors import ModelError
+from clipadapt.core.api.errors import ModelError, first_line
 from clipadapt.tensor import tokenizers
 from textsent.models._configurations import LORA_TARGETS
 
@@ -87,7 +87,7 @@ def build_tokenizer(source: Source, name: str) -> PreTrainedTokenizerBase:
             )
     except Exception as err:  # tokenizers raises plain exceptions for files that it cannot read
         raise ModelError(
-            f"the tokenizer of '{name}' cannot be read: {_first_line(err)}",
+            f"the tokenizer of '{name}' cannot be read: {first_line(err)}",
             hint="save it again with tokenizer.save_pretrained(folder)",
         ) from err
     if tokenizer.pad_token_id is None:
@@ -112,7 +112,7 @@ def _loaded(source: Source, name: str) -> tuple[PreTrainedModel, frozenset[str]]
     ) as err:  # torch, safetensors and transformers raise many types of exceptions for a file
         if any(p.suffix == ".bin" for p in source.files):
             raise ModelError(
-                f"the weights of '{name}' cannot be read as plain tensors: {_first_line(err)}",
+                f"the weights of '{name}' cannot be read as plain tensors: {first_line(err)}",
                 hint="if you trust them, save them as safetensors: model.save_pretrained(folder)",
             ) from err
         raise _cannot_build(name, err) from err
@@ -209,11 +209,6 @@ def quiet() -> Iterator[None]:
 
 def _cannot_build(name: str, err: BaseException) -> ModelError:
     return ModelError(
-        f"transformers cannot build '{name}': {type(err).__name__}: {_first_line(err)}",
+        f"transformers cannot build '{name}': {type(err).__name__}: {first_line(err)}",
         hint=f"check its config.json; the installed transformers is {transformers.__version__}",
     )
-
-
-def _first_line(err: BaseException) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0] if lines else type(err).__name__

@@ -60,6 +60,12 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a message about what is kept; the CLI prints it and exits with 130."""
 
 
+def first_line(err: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has no message."""
+    lines = str(err).strip().splitlines()
+    return lines[0].strip() if lines else type(err).__name__
+
+
 def did_you_mean(name: str, known: Sequence[str], *, most: int = 3) -> str:
     """Return ``"; did you mean 'a' or 'b'?"``, or an empty string if no name is similar.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from clipadapt.core.api.errors import first_line
 from clipadapt.core.files.network import within
 
 if TYPE_CHECKING:
@@ -284,8 +285,7 @@ def explain(err: BaseException, repo: Repo) -> tuple[str, str]:
             f"the server at {hub} is not the hub: its answer is not JSON",
             "if your network requires a login, open the address in a browser; check HF_ENDPOINT and the proxy",
         )
-    first = str(err).strip().partition("\n")[0] or type(err).__name__
-    return f"{hub}: {first}", ""
+    return f"{hub}: {first_line(err)}", ""
 
 
 def _explain_status(err: Any, hub: str) -> tuple[str, str]:

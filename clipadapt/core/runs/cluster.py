@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from clipadapt.core.api.errors import ConfigError
+from clipadapt.core.api.errors import ConfigError, first_line
 from clipadapt.core.api.user_input import shown
 from clipadapt.core.files.hardware import cpu_count
 
@@ -88,11 +88,6 @@ def require(needed: dict[str, float], cluster: dict[str, float], what: str) -> N
                 f"{what} needs {amount:g} {name}, and the cluster has {there:g}",
                 hint="add machines, or ask for less with --set resources.cpus, resources.gpus or resources.custom",
             )
-
-
-def first_line(err: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return str(err).strip().partition("\n")[0]
 
 
 def ray_module() -> Any:

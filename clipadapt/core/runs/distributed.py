@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapt.core.api.errors import ClipAdaptError, DivergedError
+from clipadapt.core.api.errors import ClipAdaptError, DivergedError, first_line
 from clipadapt.core.data.draws import Draws
 from clipadapt.core.data.targets import OpenDatasets
 from clipadapt.core.files.atomic import scratch_folder
@@ -24,7 +24,6 @@ from clipadapt.core.runs.cluster import (
     THREADS,
     WorkerError,
     connected,
-    first_line,
     on_reserved_gpu,
     ray_module,
     require,

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipadapt.core.api.errors import ClipAdaptError, DataError
+from clipadapt.core.api.errors import ClipAdaptError, DataError, first_line
 from clipadapt.core.api.model import ModelIdentity
 from clipadapt.core.experiments.settings import ExperimentConfig
 from clipadapt.core.files.hardware import cpu_count
@@ -22,7 +22,6 @@ from clipadapt.core.runs.cluster import (
     RETRIES,
     WorkerError,
     connected,
-    first_line,
     on_reserved_gpu,
     require,
     shared_environment,

@@ -100,10 +100,9 @@ def set_arithmetic(options: ModelOptions, device: str) -> None:
     tf32, deterministic = "tf32" in chosen, "deterministic" in chosen
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    if deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS reads it at its first use
+    if device.startswith("cuda"):
+        # Read once, at the first product of the process, which may be that of a model without the option.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
 

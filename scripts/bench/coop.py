@@ -5,6 +5,7 @@
 Ours is ``clip/coop``'s ``fit``. The seconds between the losses of successive steps are measured without the first
 ones, so reading the features is set-up. The reference runs the image tower and 77 positions at every step. Without
 augmentation it gets prepared pixels; with it, both decode, crop and flip, the reference with one process per core.
+On a GPU the reference trains in float16 autocast too, as the official code does there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import _common
+import _device
 import numpy as np
 from _common import (
     FASTEST,
@@ -79,7 +81,9 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
         batches = reference_batches(it.backbone, task, settings)
         # One step more, whose operations are counted; an epoch has one step at least.
         epochs = settings["steps"] + DROP + 2
-        steps = coop.CoOp(clip, learner).train(batches, epochs=epochs)
+        steps = coop.CoOp(clip, learner).train(
+            batches, epochs=epochs, half=settings["precision"] == "fp16"
+        )
         return reference_steps(steps, settings, DROP)
 
 
@@ -143,6 +147,15 @@ VARIANTS: Final = {
     "ours, fp32": ("ours", "fp32"),
     "ours, bf16": ("ours", "bf16"),
 }
+OFFICIAL: Final = "reference, autocast fp16"
+"""How the official code trains on a GPU."""
+
+
+def variants(device: str) -> tuple[dict[str, tuple[str, str]], str]:
+    """Return the variants, measurement and precision each, and the one that the others are compared with."""
+    if device == _device.CPU:
+        return VARIANTS, "reference, fp32"
+    return {OFFICIAL: ("reference", "fp16"), **VARIANTS}, OFFICIAL
 
 
 def rows_of(work: str, runs: dict[str, _common.Runs], base: str, bench: Bench) -> list[list[str]]:
@@ -211,15 +224,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "data": f"folder:{folder / 'data'}",
             "model": o.model or _common.tiny_model(folder / "model"),
         }
-        rows = []
+        rows, (compared, base) = [], variants(bench.device)
         for augment in o.augment:
             for n in [*o.classes, *([1000] if o.large else [])]:
                 runs = bench.alternate({
                     variant: (part, settings | {"augment": augment, "classes": n, "precision": p})
-                    for variant, (part, p) in VARIANTS.items()
+                    for variant, (part, p) in compared.items()
                 })
                 work = f"{n} classes, augmentation {'off' if augment == 'none' else 'on'}"
-                rows += rows_of(work, runs, "reference, fp32", bench)
+                rows += rows_of(work, runs, base, bench)
     notes = [
         f"{o.n_ctx} vectors, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
         "In bf16, ours also uses bf16 in layers with gradients (`method.precision`).",

@@ -4,6 +4,7 @@
 
 As in ``coop.py``, ours is ``clip/lora``'s ``fit``. The reference runs both towers at every step and the texts of all
 classes at 77 positions. With the image tower only, it encodes the texts once, but has no frozen blocks.
+On a GPU the reference trains in float16 autocast too, as the official code does there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from _common import (
     train_task,
     write_images,
 )
-from coop import BOUND, BOUND_NOTE, DROP, HEAD, HEAD_COST, reference_batches, rows_of
+from coop import BOUND, BOUND_NOTE, DROP, HEAD, HEAD_COST, reference_batches, rows_of, variants
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,16 +77,13 @@ def by_reference(settings: dict[str, Any]) -> dict[str, Any]:
         encoder = {"image": "vision"}.get(settings["encoder"], settings["encoder"])
         method = clip_lora.CLIPLoRA(it.backbone.module, encoder)
         # One step more, whose operations are counted.
-        steps = method.train(batches, tokens, settings["steps"] + DROP + 2)
+        steps = method.train(
+            batches, tokens, settings["steps"] + DROP + 2, half=settings["precision"] == "fp16"
+        )
         return reference_steps(steps, settings, DROP)
 
 
 MEASUREMENTS: Final = {"ours": by_ours, "reference": by_reference}
-VARIANTS: Final = {
-    "reference, fp32": ("reference", "fp32"),
-    "ours, fp32": ("ours", "fp32"),
-    "ours, bf16": ("ours", "bf16"),
-}
 
 
 def works(classes: Sequence[int], blocks: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
@@ -131,15 +129,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "data": f"folder:{folder / 'data'}",
             "model": o.model or _common.tiny_model(folder / "model"),
         }
-        rows = []
+        rows, (compared, base) = [], variants(bench.device)
         for augment in o.augment:
             for title, own in works(o.classes, o.blocks):
                 runs = bench.alternate({
                     variant: (part, {**settings, **own, "augment": augment, "precision": p})
-                    for variant, (part, p) in VARIANTS.items()
+                    for variant, (part, p) in compared.items()
                 })
                 work = f"{title}, augmentation {'off' if augment == 'none' else 'on'}"
-                rows += rows_of(work, runs, "reference, fp32", bench)
+                rows += rows_of(work, runs, base, bench)
     notes = [
         f"Updates of q, k and v, r 2, dropout 0.25, batch {o.batch_size}, {o.steps} steps after {DROP} of warm-up.",
         "Where only the last units are adapted (`method.blocks`; the head is one of them), the reference adapts all",

@@ -139,6 +139,9 @@ def recipe(part: str, o: argparse.Namespace) -> Any:
     from clipadapt.core.experiments.config import load
 
     settings = [f"data.name={o.dataset}", f"model.name={o.model}", "method.epochs=1"]
+    settings += [
+        "method.warmup_steps=0.1"
+    ]  # an epoch can be shorter than the warm-up of a whole fit
     settings += [f"method.{setting}" for setting in o.set]
     return load([f"{part}-{o.recipe}" if o.recipe else part], settings, track="text").method
 
@@ -168,7 +171,7 @@ def reference_trainer(
     """Load the model and return functions that train and apply the reference."""
     from baselines.text import trainer
 
-    settings = reference_settings(config) | {"seed": o.seed, "device": o.device}
+    settings = reference_settings(config, o.device) | {"seed": o.seed, "device": o.device}
     fit, judge = trainer(reference_name(o.model), n_classes, settings, folder, lora=part == "lora")
     return (
         lambda split: fit(list(split.inputs.examples), split.labels.tolist()),
@@ -176,8 +179,8 @@ def reference_trainer(
     )
 
 
-def reference_settings(config: Any) -> dict[str, Any]:
-    """Return the method's own settings under the baseline's names."""
+def reference_settings(config: Any, device: str) -> dict[str, Any]:
+    """Return the method's own settings under the baseline's names; on a GPU it uses bfloat16 if the method does."""
     names = (
         "batch_size",
         "weight_decay",
@@ -188,7 +191,8 @@ def reference_settings(config: Any) -> dict[str, Any]:
         "lora_dropout",
     )
     found = config.model_dump()
-    return {"learning_rate": found["lr"]} | {n: found[n] for n in names if n in found}
+    half = device != _device.CPU and found["precision"] == "bf16"
+    return {"learning_rate": found["lr"], "bf16": half} | {n: found[n] for n in names if n in found}
 
 
 def bound(part: str, dtype: str, o: argparse.Namespace) -> tuple[NDArray[Any], float, None]:
@@ -386,6 +390,10 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namesp
         "",
         'The reference is `pipeline("feature-extraction")`, batch 64, and `Trainer` with the whole split padded to its',
         "longest text, both float32; the Trainer neither evaluates nor saves. Data, batch size and settings are equal.",
+        *(
+            ["On a GPU the Trainer trains with `bf16=True` where our precision is bf16."]
+            * (o.device != _device.CPU)
+        ),
         f"Our precision: {precisions(o)}.",
         "",
         "The last two columns are the share of the bound: the time of the matrix products of the linear layers on the",

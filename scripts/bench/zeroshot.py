@@ -116,7 +116,7 @@ def flop_of_ours(settings: dict[str, Any], n: int) -> float:
 
 
 def by_package(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure clip-benchmark as its command line runs it with ``--no_amp``."""
+    """Measure clip-benchmark as its command line runs it, with ``--no_amp`` unless the precision is fp16."""
     from baselines import zero_shot
     from torchvision.datasets import ImageFolder
 
@@ -136,7 +136,7 @@ def by_package(settings: dict[str, Any]) -> dict[str, Any]:
                 data.classes,
                 zero_shot.its_templates([TEMPLATE]),
                 device,
-                amp=False,
+                amp=settings["precision"] == "fp16",
             )
             return len(data)
 
@@ -236,6 +236,19 @@ VARIANTS: Final = {
     "clip-benchmark --no_amp": ("package", ""),
     "pipeline of transformers": ("pipeline", ""),
 }
+AMP: Final = "clip-benchmark --amp"
+
+
+def variants(device: str) -> tuple[dict[str, tuple[str, str]], str]:
+    """Return the variants, measurement and precision each, and the one that the others are compared with.
+
+    On a GPU that is clip-benchmark in float16 autocast, its default.
+    """
+    if device == _device.CPU:
+        return VARIANTS, "clip-benchmark --no_amp"
+    return {**VARIANTS, AMP: ("package", "fp16")}, AMP
+
+
 MEASUREMENTS: Final = {
     "ours": by_ours,
     "package": by_package,
@@ -246,8 +259,8 @@ MEASUREMENTS: Final = {
 
 def rows_of(n_classes: int, runs: dict[str, _common.Runs], bench: Bench) -> list[list[str]]:
     """Return the rows for one number of classes."""
-    base = runs["clip-benchmark --no_amp"].of("rate")
-    rows = []
+    compared, base_of = variants(bench.device)
+    base, rows = runs[base_of].of("rate"), []
     for variant, found in runs.items():
         again = found.of("rate_again") if "again" in found.first else None
         rows.append([
@@ -258,7 +271,7 @@ def rows_of(n_classes: int, runs: dict[str, _common.Runs], bench: Bench) -> list
             times(found.of("rate"), base),
             "" if again is None else figure(again),
             "" if again is None else times(again, base),
-            *found.share(bench.peak(VARIANTS[variant][1] or "fp32")),
+            *found.share(bench.peak(compared[variant][1] or "fp32")),
             found.memory,
         ])
     return rows
@@ -321,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             runs = bench.alternate({
                 variant: (part, settings | {"precision": precision})
-                for variant, (part, precision) in VARIANTS.items()
+                for variant, (part, precision) in variants(bench.device)[0].items()
             })
             rows += rows_of(n, runs, bench)
         real = data if o.real == MADE_UP else o.real

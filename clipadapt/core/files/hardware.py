@@ -87,6 +87,14 @@ def device_peak(device: str) -> int | None:
     return int(torch.cuda.max_memory_allocated(device))
 
 
+def device_name(device: str) -> str | None:
+    """Return the name of a GPU that this process uses; None of other devices."""
+    torch = _torch_on_cuda()
+    if torch is None or not device.startswith("cuda"):
+        return None
+    return str(torch.cuda.get_device_name(device))
+
+
 def free_device_memory() -> None:
     """Release the cached memory of a GPU, so that the next run does not start with that of the last one."""
     torch = _torch_on_cuda()

@@ -293,12 +293,13 @@ def _model(record: RunRecord) -> str:
 def _method(record: RunRecord) -> str:
     config: Any = record.config
     recipe: Mapping[str, Any] = config.get("recipe") or {}
+    on = record.environment.card or record.environment.device
     facts = {
         "Method": f"{record.method.name}, version {record.method.version}",
         "Recipe": record.method.recipe,
         "Source of the recipe": str(recipe.get("source") or ""),
         "Setting": record.method.setting,
-        "Fit": f"{format_value(record.cost.fit_seconds, 'seconds')} s on {record.environment.device}",
+        "Fit": f"{format_value(record.cost.fit_seconds, 'seconds')} s on {on}",
     }
     deviations = [f"  - {escape_markdown(d)}" for d in record.method.deviations]
     intro = "- Deviations from the source:" + ("" if deviations else " none stated")

@@ -115,11 +115,15 @@ class CoOp:
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         warmup_lr: float = 1e-5,
+        half: bool = False,
     ) -> Iterator[tuple[float, float]]:
         """Train; yield learning rate and loss after each step.
 
-        The first epoch runs at ``warmup_lr``; the cosine then starts from its top and ends above zero.
+        The first epoch runs at ``warmup_lr``; the cosine then starts from its top and ends above zero. ``half`` is the
+        official ``PREC=amp``, on a GPU: float16 autocast with a scaled loss.
         """
+        kind = self.learner.ctx.device.type
+        scaler = torch.amp.GradScaler(kind, enabled=half)
         sgd = torch.optim.SGD(
             [self.learner.ctx], lr=lr, momentum=momentum, weight_decay=weight_decay
         )
@@ -130,8 +134,10 @@ class CoOp:
                 group["lr"] = rate
             for pixels, labels in batches(epoch):
                 device = self.learner.ctx.device
-                loss = F.cross_entropy(self.logits(pixels.to(device)), labels.to(device))
+                with torch.autocast(kind, torch.float16, enabled=half):
+                    loss = F.cross_entropy(self.logits(pixels.to(device)), labels.to(device))
                 sgd.zero_grad()
-                loss.backward()
-                sgd.step()
+                scaler.scale(loss).backward()
+                scaler.step(sgd)
+                scaler.update()
                 yield rate, loss.item()

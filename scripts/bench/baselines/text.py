@@ -52,7 +52,7 @@ def trainer(
         model: Hugging Face id or folder.
         n_classes: ``C``.
         settings: ``learning_rate``, ``batch_size``, ``weight_decay``, ``warmup_steps``, ``max_length``, ``seed``,
-            ``device``, and for LoRA ``r``, ``lora_alpha``, ``lora_dropout``.
+            ``device``, ``bf16`` for autocast, and for LoRA ``r``, ``lora_alpha``, ``lora_dropout``.
         folder: Folder for the Trainer.
         lora: Train low-rank updates instead of every weight.
 
@@ -103,6 +103,7 @@ def trainer(
             report_to="none",
             disable_tqdm=True,
             use_cpu=settings.get("device", "cpu") == "cpu",
+            bf16=settings.get("bf16", False),
         )
         data = Dataset.from_dict({**rows, "labels": list(labels)})
         Trainer(model=network, args=arguments, train_dataset=data).train()

@@ -39,7 +39,8 @@ def test_arithmetic_is_set_for_gpus_only(tf32, deterministic, device, expected, 
         assert torch.backends.cudnn.allow_tf32 is expected[0]
         assert torch.backends.cuda.matmul.allow_tf32 is expected[0]
         assert torch.are_deterministic_algorithms_enabled() is expected[1]
-        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is expected[1]
+        # cuBLAS reads it once, maybe before the first deterministic model of the process.
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is device.startswith("cuda")
         words = " ".join(devices.arithmetic(device, "fp32"))
         assert ("tf32" in words) is expected[0]
     finally:

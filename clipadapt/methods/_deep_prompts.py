@@ -14,7 +14,7 @@ from clipadapt.core.api.limits import BatchSize, Epochs, Examples
 from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor
-from clipadapt.methods._text import in_chunks, leading, zero_shot_weights
+from clipadapt.methods._text import in_chunks, leading, texts_at_once, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ class TextPrompts:
                 self.shared,
             )
 
-        return in_chunks(encode, self.tokens, self.config.class_chunk)
+        every = self.config.class_chunk or texts_at_once(self.tokens, self.model.device)
+        return in_chunks(encode, self.tokens, every)
 
     def weights(self, prompts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
         """Return unit-norm text features ``(C, D)``."""
@@ -245,7 +246,8 @@ class Towers:
         """
         config, task = self.config, self.task
         train = task.require_train(name)
-        features = self._features(train.inputs, bool(prompts().vision))
+        steps = config.steps_for(train)
+        features = self._features(train.inputs, steps, prompted=bool(prompts().vision))
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             states, image, text = features(rows, view, prompts())
@@ -260,7 +262,7 @@ class Towers:
         return self._classifier(prompts(), sum(p.numel() for p in parameters.values()), selection)
 
     def _features(
-        self, inputs: Inputs[Any], prompted: bool
+        self, inputs: Inputs[Any], steps: int, *, prompted: bool
     ) -> Callable[
         [NDArray[np.int64], int, Prompts], tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
     ]:
@@ -270,15 +272,27 @@ class Towers:
         else:
             frozen = FrozenFeatures(self.model, inputs, self.config, "output")
 
+        from clipadapt.tensor.graphs import Repeated
+
+        model, services = self.model, self.backbone.services
+
+        def with_prompts(states: torch.Tensor, *vision: torch.Tensor) -> torch.Tensor:
+            return model.encode_image_with_prompts(states, vision, "projected")
+
+        def texts(*prompts: torch.Tensor) -> torch.Tensor:
+            return self.text.encode(prompts)
+
+        encode_text = Repeated(texts, (), services, model.device, steps)
+        encode_image = Repeated(with_prompts, (), services, model.device, steps)
+
         def features(
             rows: NDArray[np.int64], view: int, prompts: Prompts
         ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-            text = self.text.encode(prompts.text)  # (C, D)
+            text = encode_text(*prompts.text)  # (C, D)
             if not prompted:
                 return None, frozen(rows, view), text
             states = images.states(rows, view)
-            encode = self.model.encode_image_with_prompts
-            return states, encode(states, prompts.vision, "projected"), text
+            return states, encode_image(states, *prompts.vision), text
 
         return features
 
@@ -335,80 +349,6 @@ class Towers:
             n_trainable_params,
             selection,
         )
-
-
-class Independent(NamedTuple):
-    """Prompts of both towers that are parameters of their own.
-
-    Attributes:
-        towers: The towers.
-        parameters: ``text.ctx0``, ``text.ctx1``, ..., ``vision.ctx0``, ...
-    """
-
-    towers: Towers
-    parameters: dict[str, torch.Tensor]
-
-    def current(self) -> Prompts:
-        """Return the prompts for the current parameters."""
-        kinds = ("text", "vision")
-        return Prompts(*([p for n, p in self.parameters.items() if n.startswith(k)] for k in kinds))
-
-
-def independent_widths(
-    name: str, backbone: DeepPromptTunable, *, text: int, vision: int
-) -> dict[Tower, int]:
-    """Return the width of the prompts of each tower; a depth of 0 leaves the image tower as it is.
-
-    Raises:
-        ConfigError: If a tower has fewer blocks.
-        ModelError: If a tower cannot take prompts.
-    """
-    depths: dict[Tower, tuple[int, str]] = {"text": (text, "depth_text")}
-    if vision:
-        depths["image"] = vision, "depth_vision"
-    return widths(backbone, name, depths)
-
-
-def independent(
-    name: str,
-    backbone: DeepPromptTunable,
-    task: Task[Any],
-    config: DeepPromptConfig,
-    ctx: RunContext,
-    *,
-    text: tuple[int, int],
-    vision: tuple[int, int],
-) -> Independent:
-    """Return the initial prompts of both towers.
-
-    Args:
-        name: Name of the method, for random streams and messages.
-        backbone: The model.
-        task: The task.
-        config: Hyperparameters.
-        ctx: The run.
-        text: Number of prompt tokens and of blocks in the text tower.
-        vision: The same for the image tower; a depth of 0 leaves it as it is.
-
-    Raises:
-        ConfigError: If a tower has fewer blocks.
-        ModelError: If a tower cannot take prompts.
-    """
-    depths: dict[Tower, tuple[int, int]] = {"text": text}
-    if vision[1]:
-        depths["image"] = vision
-    keys = {"text": "text", "image": "vision"}
-    wide = independent_widths(name, backbone, text=text[1], vision=vision[1])
-    towers = Towers(backbone, task, config, ctx, n_ctx=text[0])
-    parameters = {}
-    for tower, (n_ctx, depth) in depths.items():
-        for i in range(depth):
-            key = f"{keys[tower]}.ctx{i}"
-            start = drawn(ctx, name, key, (n_ctx, wide[tower]))
-            if key == "text.ctx0":
-                start = towers.text.start(ctx, name)
-            parameters[key] = towers.parameter(key, start)
-    return Independent(towers, parameters)
 
 
 def image_features(

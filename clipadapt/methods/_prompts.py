@@ -15,10 +15,10 @@ from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import (
-    POSITIONS_AT_ONCE,
     cosine_scores,
     in_chunks,
     leading,
+    texts_at_once,
     zero_shot_weights,
 )
 from clipadapt.methods._training import Objective, TrainingConfig
@@ -99,7 +99,7 @@ class Prompts:
         self.base = model.embed_tokens(self.tokens)  # (C, L, W)
         self.places = self.slots.to(self.base.device)
         self.n_ctx, self.width = n_ctx, int(self.base.shape[2])
-        self.every = class_chunk or max(1, POSITIONS_AT_ONCE // self.tokens.shape[1])
+        self.every = class_chunk or texts_at_once(self.tokens, model.device)
         # Number of leading positions that all prompts share; class-specific context ends the shared part.
         self.before = min(leading(self.tokens), int(self.slots.min()))
         self.shared = self.before if CSC else leading(self.tokens)
@@ -287,6 +287,8 @@ class ContextTraining:
             ctx,
         )
         self.train: Split[Any] = task.require_train(name)
+        from clipadapt.tensor.graphs import Repeated
+
         config.check(task)
         val = _training.nonempty(task.val)
         # Gradients flow through this model.
@@ -305,10 +307,14 @@ class ContextTraining:
         if val is not None and config.epochs:
             self.val_features = tensor(backbone.encode(val.inputs, "image"), self.model.device)
         self.start = zero_shot_weights(backbone, task.classnames, task.templates)
+        steps = config.steps_for(self.train)
+        self._encode = Repeated(
+            self.prompts.encode, (), backbone.services, self.model.device, steps
+        )
 
     def text(self) -> torch.Tensor:
         """Return the text features ``(C, D)`` of the current context."""
-        return self.prompts.encode(self.context)
+        return self._encode(self.context)
 
     def observe(self, name: str, value: Any) -> None:
         """Pass a value to the observer of a reference test."""

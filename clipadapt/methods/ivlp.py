@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from clipadapt.core.api.errors import ConfigError
-from clipadapt.methods import _deep_prompts
+from clipadapt.methods import _deep_prompts, _independent_prompts
 from clipadapt.methods._deep_prompts import DeepPromptConfig
 from clipadapt.models import DeepPromptTunable
 
@@ -68,7 +68,7 @@ class IVLP:
             ModelError: If a tower cannot take prompts.
         """
         config = self.config
-        _deep_prompts.independent_widths(
+        _independent_prompts.independent_widths(
             "ivlp", backbone, text=config.depth_text, vision=config.depth_vision
         )
 
@@ -83,7 +83,7 @@ class IVLP:
         """
         config = self.config
         config.check(task)
-        prompts = _deep_prompts.independent(
+        prompts = _independent_prompts.independent(
             "ivlp",
             backbone,
             task,

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from clipadapt.core.api.errors import ConfigError, ModelError, did_you_mean
+from clipadapt.core.api.errors import ConfigError, ModelError
 from clipadapt.core.api.limits import Rank, Steps, Units, check_rank
 from clipadapt.core.api.method import require_format
 from clipadapt.core.data.templates import prompts_of
 from clipadapt.core.files import saved
 from clipadapt.methods import _export, _training
-from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor, unit_of
+from clipadapt.methods._images import FrozenFeatures, TunedImages, TunedTower, tensor
+from clipadapt.methods._lora_layers import short_name, targets_of
 from clipadapt.methods._text import cosine_scores, leading, zero_shot_weights
 from clipadapt.methods._training import Objective, TrainingConfig
 from clipadapt.models import AdapterTunable
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from clipadapt.core.api.context import RunContext
     from clipadapt.core.api.data import Inputs, Split, Task
     from clipadapt.core.api.method import Exported, MethodConfig, ScoreKind
-    from clipadapt.models import Tower
 
 Role = Literal["q", "k", "v", "out", "mlp", "pointwise", "auto"]
 ADAPTER: Final = "default"  # PEFT's name for the only adapter
@@ -123,7 +123,9 @@ class LoRA:
 
     def check_model(self, backbone: AdapterTunable) -> None:
         """Check that the towers have the layers; see :meth:`fit`."""
-        _targets(backbone.clone(split=True), self.config)
+        targets_of(
+            backbone.clone(split=True), self.config.encoder, self.config.roles, self.config.blocks
+        )
 
     def fit(self, backbone: AdapterTunable, task: Task[Any], ctx: RunContext) -> LoRAClassifier:
         """Train adapters on a copy of the backbone with ``task.train``; ``task.val`` is only monitored by default.
@@ -133,23 +135,31 @@ class LoRA:
             ConfigError: If a tower has fewer than ``blocks`` blocks, the rank exceeds the width of a layer, training
                 ends before the warm-up, or the number of steps must be confirmed.
         """
+        from clipadapt.tensor.graphs import Repeated
+
         config = self.config
         train = task.require_train("lora")
         config.check(task)
         val = _training.nonempty(task.val)
-        adapted = Adapted.of(backbone, config, ctx)
+        adapted, steps = Adapted.of(backbone, config, ctx), config.steps_for(train)
+        parameters = adapted.parameters.values()
         start = zero_shot_weights(backbone, task.classnames, task.templates)
         images: Callable[[NDArray[np.int64], int], torch.Tensor]
         if config.encoder == "text":
             images = FrozenFeatures(backbone, train.inputs, config, "output")
         else:
-            images = TunedImages(adapted.images, train.inputs, config)
+            images = TunedImages(adapted.images, train.inputs, config, parameters, steps)
         text_of = adapted.text_features(task.classnames, task.templates, start)
+        text_in_training = text_of
+        if config.encoder != "image":
+            text_in_training = Repeated(
+                text_of, parameters, backbone.services, adapted.model.device, steps
+            )
         # Features that do not change are read once, not at every evaluation on val.
         val_of = None if val is None else adapted.features_of(val.inputs)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
-            logits = adapted.logits(images(rows, view), text_of())
+            logits = adapted.logits(images(rows, view), text_in_training())
             return _training.cross_entropy(logits, train.labels, rows)
 
         def val_scores() -> NDArray[np.float32]:
@@ -166,7 +176,7 @@ class LoRA:
         adapted.dropout(active=True)
         evaluate = None if val is None else val_scores
         objective = Objective.of("lora", adapted.parameters, loss, evaluate, backbone, task)
-        selection = _training.train(objective, config, ctx, steps=config.steps_for(train))
+        selection = _training.train(objective, config, ctx, steps=steps)
         adapted.dropout(active=False)
         return LoRAClassifier(
             backbone,
@@ -225,7 +235,7 @@ class Adapted:
         self.base, self.model, self.config, self.peft = base, model, config, peft
         self.images = TunedTower(base.in_dtype(config.precision), model, first_unit)
         self.drops = False
-        self.parameters = {_short(n): p for n, p in peft.named_parameters() if ".lora_" in n}
+        self.parameters = {short_name(n): p for n, p in peft.named_parameters() if ".lora_" in n}
 
     @classmethod
     def of(cls, base: AdapterTunable, config: LoRAConfig, ctx: RunContext | None) -> Adapted:
@@ -240,7 +250,7 @@ class Adapted:
         from clipadapt.methods import _low_rank
 
         model = base.in_dtype(config.precision).clone(split=True)
-        names, first_unit = _targets(model, config)
+        names, first_unit = targets_of(model, config.encoder, config.roles, config.blocks)
         layers: dict[str, Any] = {name: model.module.get_submodule(name) for name in names}
         widths = {name: min(layer.weight.shape[:2]) for name, layer in layers.items()}
         check_rank(config.r, widths, model.name)
@@ -393,7 +403,7 @@ class Adapted:
         with torch.no_grad():
             for name, parameter in peft.named_parameters():
                 if ".lora_" in name:
-                    layer, _, kind = _short(name).rpartition(".")
+                    layer, _, kind = short_name(name).rpartition(".")
                     found = fused[layer.replace(".base_layer.out_proj", ".out_proj")][kind]
                     # A magnitude that was not trained keeps the value that PEFT computes from the weights.
                     parameter.copy_(torch.where(found.isnan(), parameter, found))
@@ -535,65 +545,6 @@ def _scaled(state: dict[str, torch.Tensor], scale: float, bias: float) -> dict[s
 
     own = {"logit_scale": math.log(scale), "logit_bias": bias}
     return state | {n: torch.full_like(state[n], v) for n, v in own.items() if n in state}
-
-
-def _short(name: str) -> str:
-    """Shorten the name of a PEFT parameter to ``LAYER.A``, ``LAYER.B`` or ``LAYER.magnitude``."""
-    layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-    kinds = {"A": "A", "B": "B", "magnitude_vector": "magnitude"}
-    return f"{layer}.{kinds[rest.partition('.')[0]]}"
-
-
-def _targets(model: AdapterTunable, config: LoRAConfig) -> tuple[list[str], int]:
-    """Return the names of the layers that get adapters, and the index of the first adapted unit of the image tower.
-
-    Raises:
-        ModelError: If a tower has no layer of a role.
-        ConfigError: If a tower has fewer than ``blocks`` blocks.
-    """
-    names: list[str] = []
-    units = model.image_units()
-    first = len(units)
-    towers: tuple[Tower, ...] = ("image", "text") if config.encoder == "both" else (config.encoder,)
-    for tower in towers:
-        offered = model.adapter_targets(tower)
-        auto = ("q", "k", "v") if "q" in offered else ("pointwise",)
-        roles = [r for role in config.roles for r in (auto if role == "auto" else (role,))]
-        for role in roles:
-            if role not in offered:
-                known = ", ".join(offered) or "none"
-                raise ModelError(
-                    f"the {tower} tower of '{model.name}' has no layer with the role '{role}'"
-                    f"{did_you_mean(role, list(offered)) or ';'} it has: {known}",
-                    hint=f"set method.roles=[{', '.join(offered) or role}] or method.encoder="
-                    f"{'text' if tower == 'image' else 'image'}",
-                )
-        found = [name for role in dict.fromkeys(roles) for name in offered[role]]
-        place = (
-            {name: unit_of(units, name) for name in found} if tower == "image" else _block_of(found)
-        )
-        there = len(units) if tower == "image" else max(place.values()) + 1
-        if config.blocks is not None and config.blocks > there:
-            raise ConfigError(
-                f"method.blocks is {config.blocks}; the {tower} tower of '{model.name}' has {there}",
-                hint=f"choose a value from 1 to {there}, or leave it out to adapt all",
-            )
-        found = [name for name in found if place[name] >= there - (config.blocks or there)]
-        if not found:
-            raise ModelError(
-                f"the last {config.blocks} units of the {tower} tower of '{model.name}' have no layer with the "
-                f"roles {', '.join(roles)}",
-                hint="increase method.blocks, or leave it out",
-            )
-        if tower == "image":
-            first = min(place[name] for name in found)
-        names += found
-    return names, first
-
-
-def _block_of(names: list[str]) -> dict[str, int]:
-    """Return the index of each text layer's block: the first number in the layer's name."""
-    return {n: next(int(part) for part in n.split(".") if part.isdigit()) for n in names}
 
 
 METHOD = LoRA

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from clipadapt.core.api.limits import Epochs
-from clipadapt.methods import _deep_prompts
+from clipadapt.methods import _deep_prompts, _independent_prompts
 from clipadapt.methods._deep_prompts import DeepPromptConfig
 from clipadapt.methods._images import FrozenFeatures, tensor
 from clipadapt.methods._text import mean_text_features
@@ -82,7 +82,7 @@ class PromptSRC:
             ModelError: If a tower cannot take prompts.
         """
         config = self.config
-        _deep_prompts.independent_widths(
+        _independent_prompts.independent_widths(
             "promptsrc", backbone, text=config.depth_text, vision=config.depth_vision
         )
 
@@ -99,7 +99,7 @@ class PromptSRC:
         """
         config = self.config
         config.check(task)
-        prompts = _deep_prompts.independent(
+        prompts = _independent_prompts.independent(
             "promptsrc",
             backbone,
             task,

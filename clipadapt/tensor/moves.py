@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from numpy.typing import NDArray
+
+
+_CONSTANTS: ContextVar[dict[tuple[Any, ...], torch.Tensor] | None] = ContextVar(
+    "_CONSTANTS", default=None
+)
+
+
+@contextlib.contextmanager
+def constants() -> Iterator[None]:
+    """Inside the block, send values that were sent before only once: a graph of a GPU cannot wait for the host."""
+    token = _CONSTANTS.set({})
+    try:
+        yield
+    finally:
+        _CONSTANTS.reset(token)
 
 
 def placed(values: torch.Tensor | NDArray[Any], device: torch.device | str) -> torch.Tensor:
@@ -30,6 +47,18 @@ def placed(values: torch.Tensor | NDArray[Any], device: torch.device | str) -> t
     device = torch.device(device)
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
+    known = _CONSTANTS.get()
+    if known is None:
+        return _sent(values, device)
+    key = (device, values.dtype, values.shape, values.numpy().tobytes())
+    if key not in known:
+        known[key] = _sent(values, device)
+    return known[key]
+
+
+def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    import torch
+
     # Pinned memory needs a driver, which a simulated device lacks.
     pinned = values.pin_memory() if torch.cuda.is_available() else values
     return pinned.to(device, non_blocking=True)

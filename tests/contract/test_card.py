@@ -22,7 +22,7 @@ from clipadapt.core.api.model import ModelOptions
 from clipadapt.core.api.progress import Silent
 from clipadapt.core.api.registry import METHODS, MODELS
 from clipadapt.core.features.cache import FeatureCache
-from clipadapt.tensor import batching
+from clipadapt.tensor import batching, graphs
 from tests.contract.conftest import Case, build_case
 from tests.contract.test_devices import WITH_MODEL
 from tests.contract.test_waits import TRAINED
@@ -63,6 +63,12 @@ class Steps:
         return self
 
     def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def recorded(monkeypatch):
+    """Record graphs, which real fits do only for many steps."""
+    monkeypatch.setattr(graphs, "WORTH", 0)
 
 
 @pytest.fixture
@@ -146,6 +152,35 @@ def test_a_step_does_not_wait_for_the_card(name, backbones, card, tmp_path):
         torch.cuda.set_sync_debug_mode("default")
 
     assert len(seen) >= 4
+
+
+GRAPHS = {
+    "clip/coop": 1, "clip/kgcoop": 1, "clip/prograd": 1, "clip/cocoop": 1, "clip/ivlp": 2, "clip/maple": 2,
+    "clip/promptsrc": 2, "clip/lora": 2, "clip/full_finetune": 1,
+}  # fmt: skip
+"""How many graphs a fit records."""
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_fit_with_graphs_equals_the_plain_one(name, backbones, card, tmp_path, monkeypatch):
+    case, backbone = build_case(name, "clip", backbones), card("clip")
+    recorded = []
+    make = torch.cuda.make_graphed_callables
+    monkeypatch.setattr(
+        torch.cuda, "make_graphed_callables", lambda *a, **k: recorded.append(make(*a, **k)) or recorded[-1]
+    )  # fmt: skip
+
+    graphed, first = fitted_on(backbone, case, tmp_path / "graphs")
+    n = len(recorded)
+    monkeypatch.setattr(graphs, "possible", lambda _: False)
+    plain, second = fitted_on(backbone, case, tmp_path / "plain")
+
+    assert n == GRAPHS[name]
+    assert len(recorded) == n
+    assert first.history == second.history
+    np.testing.assert_array_equal(
+        graphed.predict_scores(case.inputs), plain.predict_scores(case.inputs)
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

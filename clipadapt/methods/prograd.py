@@ -76,7 +76,9 @@ class ProGrad:
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             features = training.features(rows, view)
-            logits = training.model.logits(features, training.text())  # (b, C)
+            # Two losses need two backward passes, which a graph of the step does not have.
+            text = training.prompts.encode(training.context)  # (C, D)
+            logits = training.model.logits(features, text)  # (b, C)
             with torch.no_grad():
                 teacher = training.model.logits(features, written)
             ce = _training.cross_entropy(logits, training.train.labels, rows)

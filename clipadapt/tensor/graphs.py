@@ -69,19 +69,64 @@ class Repeated:
         return found.clone()  # the graph writes into the same memory again
 
     def _record(self, given: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
+        """Return the function as a graph, or the plain function if it cannot be recorded."""
         sample = tuple(g.detach().clone().requires_grad_(g.requires_grad) for g in given)
-        part = _Part(self.function, self.parameters)
+        on_gpu = torch.cuda.is_available()  # not with a stand-in of a test
         # Recording runs the function several times; the random numbers of the fit are those without it.
-        with (
-            constants(),
-            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
-        ):
+        with constants(), torch.random.fork_rng([self.device] if on_gpu else []):
+            used = self._rehearse(sample)
+            if used is None:
+                return self.function
+            # The nodes of parameters are made on another stream here than in a step, which is all right.
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+            restore = _generator(self.device) if on_gpu else None
             try:
-                made: Any = torch.cuda.make_graphed_callables(part, sample, allow_unused_input=True)
-            except RuntimeError:  # it waits for the GPU, or there is no memory for the graph
+                made: Any = torch.cuda.make_graphed_callables(
+                    _Part(self.function, used), sample, allow_unused_input=True
+                )
+            except RuntimeError:  # no memory for the graph
+                if restore is not None:
+                    restore()
                 return self.function
         recorded: Callable[..., torch.Tensor] = made
         return recorded
+
+    def _rehearse(self, sample: tuple[torch.Tensor, ...]) -> list[torch.Tensor] | None:
+        """Return the parameters that the function uses, or None if it waits for the GPU.
+
+        The gradient of an unused parameter, such as one of the other tower, would tie a recording to the stream of the
+        step, which torch refuses.
+        """
+        used = self._used(sample)
+        if not torch.cuda.is_available():  # a stand-in of a test
+            return used
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self._used(sample)
+        except RuntimeError:
+            return None
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return used
+
+    def _used(self, sample: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        out = self.function(*sample)
+        asked = [*self.parameters, *(s for s in sample if s.requires_grad)]
+        found = torch.autograd.grad(out, asked, torch.zeros_like(out), allow_unused=True)
+        return [p for p, g in zip(self.parameters, found, strict=False) if g is not None]
+
+
+def _generator(device: torch.device) -> Callable[[], None]:
+    """Return a function that gives a GPU's random generator its present state; a failed recording breaks it."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator = torch.cuda.default_generators[index]
+    state = generator.clone_state()
+
+    def restore() -> None:
+        generator.graphsafe_set_state(state)
+
+    return restore
 
 
 def possible(device: torch.device) -> bool:

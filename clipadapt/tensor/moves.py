@@ -60,7 +60,8 @@ def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     import torch
 
     # Pinned memory needs a driver, which a simulated device lacks.
-    pinned = values.pin_memory() if torch.cuda.is_available() else values
+    # Memory of an expanded tensor cannot be pinned.
+    pinned = values.contiguous().pin_memory() if torch.cuda.is_available() else values
     return pinned.to(device, non_blocking=True)
 
 

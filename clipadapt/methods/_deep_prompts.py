@@ -246,8 +246,7 @@ class Towers:
         """
         config, task = self.config, self.task
         train = task.require_train(name)
-        steps = config.steps_for(train)
-        features = self._features(train.inputs, steps, prompted=bool(prompts().vision))
+        features = self._features(train.inputs, prompted=bool(prompts().vision))
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             states, image, text = features(rows, view, prompts())
@@ -262,7 +261,7 @@ class Towers:
         return self._classifier(prompts(), sum(p.numel() for p in parameters.values()), selection)
 
     def _features(
-        self, inputs: Inputs[Any], steps: int, *, prompted: bool
+        self, inputs: Inputs[Any], *, prompted: bool
     ) -> Callable[
         [NDArray[np.int64], int, Prompts], tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
     ]:
@@ -272,27 +271,15 @@ class Towers:
         else:
             frozen = FrozenFeatures(self.model, inputs, self.config, "output")
 
-        from clipadapt.tensor.graphs import Repeated
-
-        model, services = self.model, self.backbone.services
-
-        def with_prompts(states: torch.Tensor, *vision: torch.Tensor) -> torch.Tensor:
-            return model.encode_image_with_prompts(states, vision, "projected")
-
-        def texts(*prompts: torch.Tensor) -> torch.Tensor:
-            return self.text.encode(prompts)
-
-        encode_text = Repeated(texts, (), services, model.device, steps)
-        encode_image = Repeated(with_prompts, (), services, model.device, steps)
-
         def features(
             rows: NDArray[np.int64], view: int, prompts: Prompts
         ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-            text = encode_text(*prompts.text)  # (C, D)
+            text = self.text.encode(prompts.text)  # (C, D)
             if not prompted:
                 return None, frozen(rows, view), text
             states = images.states(rows, view)
-            return states, encode_image(states, *prompts.vision), text
+            encode = self.model.encode_image_with_prompts
+            return states, encode(states, prompts.vision, "projected"), text
 
         return features
 

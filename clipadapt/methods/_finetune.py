@@ -159,8 +159,7 @@ def fit(
     initial = (tensor(array, backbone.device) for array in (zero_shot, bias))
     start = tuned.state() | dict(zip(HEAD, initial, strict=True))
     tuned.start_from(ctx)
-    steps = config.steps_for(train)
-    images = TunedImages(tuned.tower, train.inputs, config, tuned.parameters.values(), steps)
+    images = TunedImages(tuned.tower, train.inputs, config)
     val_states = None if val is None else tuned.tower.stored(val.inputs)
 
     def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from clipadapt.tensor.moves import placed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     import numpy as np
     import torch
@@ -135,33 +135,20 @@ class TunedTower:
 class TunedImages:
     """Image features of a tower in training, by row and view."""
 
-    def __init__(
-        self,
-        tower: TunedTower,
-        inputs: Inputs[Any],
-        config: TrainingConfig,
-        parameters: Iterable[torch.Tensor] = (),
-        steps: int = 0,
-    ) -> None:
+    def __init__(self, tower: TunedTower, inputs: Inputs[Any], config: TrainingConfig) -> None:
         """Read the input of the trained units, unless every epoch has its own views.
 
         Args:
             tower: The tower.
             inputs: ``n`` images.
             config: Whether and how images are augmented.
-            parameters: The trained parameters of the tower.
-            steps: Number of training steps.
         """
-        from clipadapt.tensor.graphs import Repeated
-
-        model = tower.model
-        self._run = Repeated(tower.run, parameters, model.services, model.device, steps)
         self.tower, self.inputs, self.smallest_crop = tower, inputs, config.smallest_crop
         self.stored = tower.stored(inputs) if config.augment == "none" else None
 
     def __call__(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
         """Return unit-norm features of ``rows``, shape ``(b, D)``."""
-        return self._run(self.states(rows, view))
+        return self.tower.run(self.states(rows, view))
 
     def states(self, rows: NDArray[np.int64], view: int) -> torch.Tensor:
         """Return the input of the first trained unit for ``rows``."""

@@ -308,9 +308,7 @@ class ContextTraining:
             self.val_features = tensor(backbone.encode(val.inputs, "image"), self.model.device)
         self.start = zero_shot_weights(backbone, task.classnames, task.templates)
         steps = config.steps_for(self.train)
-        self._encode = Repeated(
-            self.prompts.encode, (), backbone.services, self.model.device, steps
-        )
+        self._encode = Repeated(self.prompts.encode, backbone.services, self.model.device, steps)
 
     def text(self) -> torch.Tensor:
         """Return the text features ``(C, D)`` of the current context."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -85,8 +84,6 @@ class CoCoOp:
             ConfigError: If ``ctx_init`` has no words.
             ModelError: If a prompt is longer than the model's context length.
         """
-        from clipadapt.tensor.graphs import Repeated
-
         config = self.config
         train = task.require_train("cocoop")
         config.check(task)
@@ -106,18 +103,10 @@ class CoCoOp:
             each = "cocoop: evaluation on val after each epoch"
             val_cost = Passes(ctx.progress, each, config.epochs * len(val), C)
 
-        logits_of = Repeated(
-            partial(conditional_logits, prompts, parameters),
-            parameters.values(),
-            backbone.services,
-            model.device,
-            config.steps_for(train),
-        )
-
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             assert cost is not None
             cost.begin(len(rows) * C)
-            logits = logits_of(features(rows, view))  # (b, C)
+            logits = conditional_logits(prompts, parameters, features(rows, view))  # (b, C)
             return _training.cross_entropy(logits, train.labels, rows)
 
         def val_scores() -> NDArray[np.float32]:

@@ -135,31 +135,23 @@ class LoRA:
             ConfigError: If a tower has fewer than ``blocks`` blocks, the rank exceeds the width of a layer, training
                 ends before the warm-up, or the number of steps must be confirmed.
         """
-        from clipadapt.tensor.graphs import Repeated
-
         config = self.config
         train = task.require_train("lora")
         config.check(task)
         val = _training.nonempty(task.val)
-        adapted, steps = Adapted.of(backbone, config, ctx), config.steps_for(train)
-        parameters = adapted.parameters.values()
+        adapted = Adapted.of(backbone, config, ctx)
         start = zero_shot_weights(backbone, task.classnames, task.templates)
         images: Callable[[NDArray[np.int64], int], torch.Tensor]
         if config.encoder == "text":
             images = FrozenFeatures(backbone, train.inputs, config, "output")
         else:
-            images = TunedImages(adapted.images, train.inputs, config, parameters, steps)
+            images = TunedImages(adapted.images, train.inputs, config)
         text_of = adapted.text_features(task.classnames, task.templates, start)
-        text_in_training = text_of
-        if config.encoder != "image":
-            text_in_training = Repeated(
-                text_of, parameters, backbone.services, adapted.model.device, steps
-            )
         # Features that do not change are read once, not at every evaluation on val.
         val_of = None if val is None else adapted.features_of(val.inputs)
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
-            logits = adapted.logits(images(rows, view), text_in_training())
+            logits = adapted.logits(images(rows, view), text_of())
             return _training.cross_entropy(logits, train.labels, rows)
 
         def val_scores() -> NDArray[np.float32]:
@@ -176,7 +168,7 @@ class LoRA:
         adapted.dropout(active=True)
         evaluate = None if val is None else val_scores
         objective = Objective.of("lora", adapted.parameters, loss, evaluate, backbone, task)
-        selection = _training.train(objective, config, ctx, steps=steps)
+        selection = _training.train(objective, config, ctx, steps=config.steps_for(train))
         adapted.dropout(active=False)
         return LoRAClassifier(
             backbone,

@@ -1,7 +1,7 @@
-"""Parts of a training step that a GPU repeats as CUDA graphs.
+"""A part of every training step that a GPU repeats as a CUDA graph.
 
-A step of prompt learning or LoRA starts thousands of small kernels, each in less time than the host needs to start
-one. A graph starts them together. They are the same kernels, so that results are equal bit for bit.
+A step of prompt learning starts hundreds of small kernels, each in less time than the host needs to start one. A graph
+starts them together. They are the same kernels, so that results are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -9,31 +9,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import nn
 
 from clipadapt.tensor.moves import constants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from clipadapt.core.api.context import Services
 
 WORTH: Final = 16
-"""Fewest calls for which a graph is recorded; recording takes the time of about five calls."""
+"""Fewest calls for which a graph is recorded; recording takes the time of about seven calls."""
+CLOSE: Final = 1e-2
+"""Largest relative difference of a graph from the plain function; wrong memory gives any number."""
 
 
 class Repeated:
-    """A function of tensors that every training step calls, on a CUDA GPU as a graph from its first call on.
+    """A function of one tensor that every training step calls, on a CUDA GPU as a graph from its first call on.
 
-    The plain function runs elsewhere, without gradients (the evaluation on val), for arguments of other shapes (the
-    last batch of an epoch), for few steps, with ``fast`` off, and if it cannot be recorded because it waits for the
-    GPU, as the attention masks of transformers do.
+    The plain function runs elsewhere, without gradients (the evaluation on val), for arguments of another shape, for
+    few steps, with ``fast`` off, and if it cannot be recorded: because it waits for the GPU, as the attention masks of
+    transformers do, or because there is no memory for the graph. A graph that does not give the plain result is not
+    used. It has one backward pass for each call.
     """
 
     def __init__(
         self,
-        function: Callable[..., torch.Tensor],
-        parameters: Iterable[torch.Tensor],
+        function: Callable[[torch.Tensor], torch.Tensor],
         services: Services,
         device: str,
         steps: int,
@@ -41,92 +42,49 @@ class Repeated:
         """Prepare a function; nothing is recorded yet.
 
         Args:
-            function: Maps tensors to one tensor. What it reads on the host, and what it sends to the GPU with
-                :func:`~clipadapt.tensor.moves.placed`, must be the same in every call.
-            parameters: Trainable tensors that it reads beside its arguments; their gradients are valid until the
-                next call.
+            function: Draws no random numbers, and no gradients flow to other tensors than its argument. What it reads
+                on the host, and what it sends to the GPU with :func:`~clipadapt.tensor.moves.placed`, is the same in
+                every call.
             services: Whether fast paths are used.
             device: Device of its tensors.
             steps: Number of calls to expect.
         """
         self.function = function
-        self.parameters = [p for p in parameters if p.requires_grad]
-        self.device = torch.device(device)
-        self.on = services.fast and steps >= WORTH and possible(self.device)
-        self._recorded: Callable[..., torch.Tensor] | None = None
-        self._shapes: list[tuple[Any, ...]] = []
+        self.on = services.fast and steps >= WORTH and possible(torch.device(device))
+        self._recorded: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._kind: tuple[Any, ...] = ()
+        self._sent: list[torch.Tensor] = []  # the graph reads them again
 
-    def __call__(self, *given: torch.Tensor) -> torch.Tensor:
-        """Return the function's result; it is not overwritten by the next call."""
-        if not self.on or not torch.is_grad_enabled():
-            return self.function(*given)
-        shapes = [(g.shape, g.dtype, g.requires_grad) for g in given]
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the function's result; neither it nor its gradient is overwritten by the next call."""
+        if not self.on or not torch.is_grad_enabled() or not x.requires_grad:
+            return self.function(x)
+        kind = x.shape, x.dtype, x.device
         if self._recorded is None:
-            self._shapes, self._recorded = shapes, self._record(given)
-        if shapes != self._shapes or self._recorded is self.function:
-            return self.function(*given)
-        found: torch.Tensor = self._recorded(*map(_own_gradient, given))
-        return found.clone()  # the graph writes into the same memory again
+            self._kind, self._recorded = kind, self._record(x)
+        if kind != self._kind or self._recorded is self.function:
+            return self.function(x)
+        return self._recorded(x)
 
-    def _record(self, given: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
-        """Return the function as a graph, or the plain function if it cannot be recorded."""
-        sample = tuple(g.detach().clone().requires_grad_(g.requires_grad) for g in given)
-        on_gpu = torch.cuda.is_available()  # not with a stand-in of a test
-        # Recording runs the function several times; the random numbers of the fit are those without it.
-        with constants(), torch.random.fork_rng([self.device] if on_gpu else []):
-            used = self._rehearse(sample)
-            if used is None:
+    def _record(self, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the function as a graph, or the plain function."""
+        sample = x.detach().clone().requires_grad_()
+        with constants() as sent:
+            expected = _with_gradient(self.function, sample)
+            if _waits(self.function, sample):
                 return self.function
-            # The nodes of parameters are made on another stream here than in a step, which is all right.
-            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-            restore = _generator(self.device) if on_gpu else None
             try:
-                made: Any = torch.cuda.make_graphed_callables(
-                    _Part(self.function, used), sample, allow_unused_input=True
-                )
-            except RuntimeError:  # no memory for the graph
-                if restore is not None:
-                    restore()
+                made: Any = torch.cuda.make_graphed_callables(self.function, (sample,))
+            except RuntimeError:  # no memory, or what a graph cannot hold
                 return self.function
-        recorded: Callable[..., torch.Tensor] = made
-        return recorded
+            self._sent = list(sent.values())
 
-    def _rehearse(self, sample: tuple[torch.Tensor, ...]) -> list[torch.Tensor] | None:
-        """Return the parameters that the function uses, or None if it waits for the GPU.
+        def repeated(x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = made(_own_gradient(x))
+            return out.clone()  # the graph writes into the same memory again
 
-        The gradient of an unused parameter, such as one of the other tower, would tie a recording to the stream of the
-        step, which torch refuses.
-        """
-        used = self._used(sample)
-        if not torch.cuda.is_available():  # a stand-in of a test
-            return used
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self._used(sample)
-        except RuntimeError:
-            return None
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-        return used
-
-    def _used(self, sample: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        out = self.function(*sample)
-        asked = [*self.parameters, *(s for s in sample if s.requires_grad)]
-        found = torch.autograd.grad(out, asked, torch.zeros_like(out), allow_unused=True)
-        return [p for p, g in zip(self.parameters, found, strict=False) if g is not None]
-
-
-def _generator(device: torch.device) -> Callable[[], None]:
-    """Return a function that gives a GPU's random generator its present state; a failed recording breaks it."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    generator = torch.cuda.default_generators[index]
-    state = generator.clone_state()
-
-    def restore() -> None:
-        generator.graphsafe_set_state(state)
-
-    return restore
+        found = _with_gradient(repeated, sample.detach().clone().requires_grad_())
+        return repeated if all(map(_close, found, expected)) else self.function
 
 
 def possible(device: torch.device) -> bool:
@@ -134,24 +92,37 @@ def possible(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_available()
 
 
-class _Part(nn.Module):
-    """A function together with the parameters that it reads."""
+def _with_gradient(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the result for ``x``, and the gradient of ``x`` for a gradient of ones."""
+    out = function(x)
+    (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    return out.detach(), gradient
 
-    def __init__(self, function: Callable[..., torch.Tensor], parameters: list[Any]) -> None:
-        super().__init__()
-        self.function, self.given = function, parameters
 
-    def parameters(self, recurse: bool = True) -> Iterator[Any]:  # noqa: ARG002  torch's signature
-        return iter(self.given)
+def _waits(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+    """Return whether a function waits for the GPU; recording it would fail, which torch does not clean up."""
+    if not torch.cuda.is_available():  # a stand-in of a test
+        return False
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _with_gradient(function, x)
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
 
-    def forward(self, *given: torch.Tensor) -> torch.Tensor:
-        return self.function(*given)
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    gap = torch.linalg.vector_norm(found - expected, dtype=torch.float32)
+    return bool(gap <= CLOSE * torch.linalg.vector_norm(expected, dtype=torch.float32))
 
 
 def _own_gradient(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose gradient is a copy, which the next call of a graph does not overwrite."""
-    if not x.requires_grad:
-        return x
     found: torch.Tensor = _Owned.apply(x)
     return found
 

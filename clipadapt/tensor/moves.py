@@ -22,11 +22,12 @@ _CONSTANTS: ContextVar[dict[tuple[Any, ...], torch.Tensor] | None] = ContextVar(
 
 
 @contextlib.contextmanager
-def constants() -> Iterator[None]:
-    """Inside the block, send values that were sent before only once: a graph of a GPU cannot wait for the host."""
-    token = _CONSTANTS.set({})
+def constants() -> Iterator[dict[tuple[Any, ...], torch.Tensor]]:
+    """Send equal values only once inside the block; yields what was sent, which a graph of a GPU reads again."""
+    sent: dict[tuple[Any, ...], torch.Tensor] = {}
+    token = _CONSTANTS.set(sent)
     try:
-        yield
+        yield sent
     finally:
         _CONSTANTS.reset(token)
 

@@ -163,50 +163,28 @@ def test_a_step_does_not_wait_for_the_card(name, backbones, card, tmp_path):
     assert len(seen) >= 4
 
 
-GRAPHS = {
-    "clip/coop": 1, "clip/kgcoop": 1, "clip/prograd": 0, "clip/cocoop": 1, "clip/ivlp": 2, "clip/maple": 2,
-    "clip/promptsrc": 2, "clip/lora": 2, "clip/full_finetune": 1,
-}  # fmt: skip
-"""How many graphs a fit records."""
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_a_fit_with_graphs_equals_the_plain_one(name, backbones, card, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "n"), [("clip/coop", 1), ("clip/kgcoop", 1), ("clip/prograd", 0)])
+def test_a_fit_with_graphs_equals_the_plain_one(name, n, backbones, card, tmp_path, monkeypatch):
     case, backbone = build_case(name, "clip", backbones), card("clip")
-    recorded = []
+    replays = []
     make = torch.cuda.make_graphed_callables
-    monkeypatch.setattr(
-        torch.cuda, "make_graphed_callables", lambda *a, **k: recorded.append(make(*a, **k)) or recorded[-1]
-    )  # fmt: skip
 
+    def made(*given: Any) -> Any:
+        graph = make(*given)
+        return lambda x: replays.append(1) or graph(x)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", made)
     graphed, first = fitted_on(backbone, case, tmp_path / "graphs")
-    n = len(recorded)
     monkeypatch.setattr(graphs, "possible", lambda _: False)
+    used = len(replays)
     plain, second = fitted_on(backbone, case, tmp_path / "plain")
 
-    assert n == GRAPHS[name]
-    assert len(recorded) == n
+    assert used > 2 * n - 1
+    assert len(replays) == used
     assert first.history == second.history
     np.testing.assert_array_equal(
         graphed.predict_scores(case.inputs), plain.predict_scores(case.inputs)
     )
-
-
-def test_a_failed_recording_leaves_the_random_generator_as_it_was(monkeypatch):
-    def dropped(x: torch.Tensor) -> torch.Tensor:
-        out = torch.nn.functional.dropout(x, 0.5)
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("cannot be recorded")
-        return out
-
-    repeated = graphs.Repeated(dropped, (), Services(FeatureCache(enabled=False)), "cuda", 100)
-    x = torch.ones(64, device="cuda", requires_grad=True)
-    torch.cuda.manual_seed(3)
-    found = [repeated(x) for _ in range(2)]
-    torch.cuda.manual_seed(3)
-    expected = [torch.nn.functional.dropout(x, 0.5) for _ in range(2)]
-
-    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from clipadapt.core.api.errors import ClipAdaptError, ModelError
 from clipadapt.core.data.templates import prompts_of
-from clipadapt.methods.lora import Adapted, LoRAConfig, _targets
+from clipadapt.methods._lora_layers import targets_of
+from clipadapt.methods.lora import Adapted, LoRAConfig
 from tests.unit.methods.conftest import FAMILIES, Seen, context, load, method
 
 SHORT = {
@@ -33,7 +34,8 @@ ROLES = {
 
 
 def layers(model, **settings) -> list[str]:
-    return _targets(model.in_dtype("fp32").clone(split=True), LoRAConfig(**settings))[0]
+    config, split = LoRAConfig(**settings), model.in_dtype("fp32").clone(split=True)
+    return targets_of(split, config.encoder, config.roles, config.blocks)[0]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ class DeepPromptConfig(TrainingConfig):
             first block; the other words stay fixed. None draws the prompt from N(0, 0.02²).
         drop_last: Drop the last batch of an epoch if it is incomplete, as the official code does.
         class_chunk: Number of classes that are encoded at a time, with their activations recomputed in the backward
-            pass to save memory; None encodes up to 8,192 positions at a time.
+            pass to save memory; None encodes up to 8,192 positions at a time, or more
+            on a GPU with much memory.
         precision: Precision of both frozen towers; the prompts are float32.
     """
 
@@ -183,7 +184,7 @@ class TextPrompts:
                 self.shared,
             )
 
-        every = self.config.class_chunk or texts_at_once(self.tokens, self.model.device)
+        every = self.config.class_chunk or texts_at_once(self.model, self.base)
         return in_chunks(encode, self.tokens, every)
 
     def weights(self, prompts: Sequence[torch.Tensor]) -> NDArray[np.float32]:

@@ -53,7 +53,8 @@ class PromptConfig(TrainingConfig):
         CSC: Class-specific context: every class has its own vectors.
         drop_last: Drop the last batch of an epoch if it is incomplete, as the official code does.
         class_chunk: Number of classes that are encoded at a time, with their activations recomputed in the backward
-            pass to save memory; None encodes up to 8,192 positions at a time.
+            pass to save memory; None encodes up to 8,192 positions at a time, or more
+            on a GPU with much memory.
         precision: Precision of the frozen text tower; the context is float32.
     """
 
@@ -87,7 +88,8 @@ class Prompts:
             n_ctx: Slots per prompt.
             position: Position of the class name.
             CSC: Whether every class has its own context.
-            class_chunk: Texts encoded at a time; None for up to 8,192 positions.
+            class_chunk: Texts encoded at a time; None for up to 8,192 positions, or more on a
+                GPU with much memory.
 
         Raises:
             ModelError: If slots and name are longer than the context length.
@@ -99,7 +101,7 @@ class Prompts:
         self.base = model.embed_tokens(self.tokens)  # (C, L, W)
         self.places = self.slots.to(self.base.device)
         self.n_ctx, self.width = n_ctx, int(self.base.shape[2])
-        self.every = class_chunk or texts_at_once(self.tokens, model.device)
+        self.every = class_chunk or texts_at_once(model, self.base)
         # Number of leading positions that all prompts share; class-specific context ends the shared part.
         self.before = min(leading(self.tokens), int(self.slots.min()))
         self.shared = self.before if CSC else leading(self.tokens)
@@ -279,6 +281,8 @@ class ContextTraining:
             ConfigError: If ``ctx_init`` has no words, or is combined with class-specific context.
             ModelError: If a prompt is longer than the model's context length.
         """
+        from clipadapt.tensor.graphs import Repeated
+
         self.name, self.config, self.backbone, self.task, self.ctx = (
             name,
             config,
@@ -287,8 +291,6 @@ class ContextTraining:
             ctx,
         )
         self.train: Split[Any] = task.require_train(name)
-        from clipadapt.tensor.graphs import Repeated
-
         config.check(task)
         val = _training.nonempty(task.val)
         # Gradients flow through this model.

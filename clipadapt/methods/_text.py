@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 POSITIONS_AT_ONCE: Final = 8192
 """Positions of texts that are encoded at a time with gradients."""
 POSITIONS_OF_A_GPU: Final = 32_768
-"""The same on a GPU with :data:`MUCH_MEMORY`: the prompts of 1,000 classes are one chunk, which takes half the time
-because nothing is computed again in the backward pass. A position took 100 kB in bfloat16 (ViT-B/16)."""
-MUCH_MEMORY: Final = 16 * 10**9
+"""At most so many on a GPU with much memory. The prompts of 1,000 classes are one chunk then, which takes half the time
+because nothing is computed again in the backward pass."""
+POSITION_BYTES: Final = 300
+"""Memory of a position for each number of the tower's width, in numbers: three times what ViT-B/16 took."""
+SHARE: Final = 8
+"""The part of a GPU's memory that they may take: one in so many."""
 
 
 def zero_shot_weights(
@@ -121,15 +124,22 @@ def leading(tokens: torch.Tensor) -> int:
     return int(same.int().cumprod(0).sum())
 
 
-def texts_at_once(tokens: torch.Tensor, device: str) -> int:
-    """Return how many texts of token ids ``(C, L)`` are encoded at a time with gradients; more with much GPU memory."""
+def texts_at_once(model: ImageTextModel, embeddings: torch.Tensor) -> int:
+    """Return how many texts of token embeddings ``(C, L, W)`` are encoded at a time with gradients.
+
+    A GPU takes more of them; its memory decides how many, whether it is free or not, because sums in another order have
+    other last bits.
+    """
     import torch
 
+    _, length, width = embeddings.shape
     positions = POSITIONS_AT_ONCE
-    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    if on_gpu and torch.cuda.get_device_properties(device).total_memory >= MUCH_MEMORY:
-        positions = POSITIONS_OF_A_GPU
-    return max(1, positions // tokens.shape[1])
+    if model.device.startswith("cuda") and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(model.device).total_memory // SHARE
+        number = 4 if model.dtype == "fp32" else 2
+        room = int(memory // (POSITION_BYTES * width * number))
+        positions = min(max(room, POSITIONS_AT_ONCE), POSITIONS_OF_A_GPU)
+    return max(1, positions // length)
 
 
 def in_chunks(

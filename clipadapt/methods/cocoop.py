@@ -49,7 +49,8 @@ class CoCoOpConfig(TrainingConfig):
         drop_last: Drop the last batch of an epoch if it is incomplete, as the official code does.
         keep: With ``best``, every epoch is evaluated on val, which runs the text tower for each of its images.
         class_chunk: Number of prompts that are encoded at a time, with their activations recomputed in the backward
-            pass to save memory; None encodes up to 8,192 positions at a time.
+            pass to save memory; None encodes up to 8,192 positions at a time, or more
+            on a GPU with much memory.
         precision: Precision of the frozen text tower; the trained parameters are float32.
     """
 

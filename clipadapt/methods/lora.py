@@ -259,7 +259,7 @@ class Adapted:
         )
         with torch.random.fork_rng(devices=[]):
             if ctx is not None:
-                torch.manual_seed(int(ctx.rng("lora.init").integers(2**62)))
+                torch.default_generator.manual_seed(int(ctx.rng("lora.init").integers(2**62)))
             peft: Any = get_peft_model(model.module, settings)
         _low_rank.prepare(peft, ADAPTER, config.lora_dropout, fast=base.services.fast)
         model.module.eval()

@@ -76,7 +76,7 @@ class ProGrad:
 
         def loss(rows: NDArray[np.int64], view: int) -> torch.Tensor:
             features = training.features(rows, view)
-            # Two losses need two backward passes, which a graph of the step does not have.
+            # Two losses need two backward passes through the text tower, and its graph has one.
             text = training.prompts.encode(training.context)  # (C, D)
             logits = training.model.logits(features, text)  # (b, C)
             with torch.no_grad():

@@ -43,7 +43,8 @@ class TPTConfig(MethodConfig):
         weight_decay: Weight decay of AdamW.
         eps: Term added to AdamW's denominator.
         smallest_crop: Minimum fraction of the image area in a crop.
-        class_chunk: Number of prompts that are encoded at a time; None encodes up to 8,192 positions at a time.
+        class_chunk: Number of prompts that are encoded at a time; None encodes up to 8,192 positions at a time, or more
+            on a GPU with much memory.
         precision: Precision of the frozen text tower; the context is float32.
     """
 

@@ -71,7 +71,7 @@ def _made(make: Callable[[], torch.nn.Module], shown: str) -> torch.nn.Module:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            torch.manual_seed(RANDOM_SEED)
+            torch.default_generator.manual_seed(RANDOM_SEED)
             return make()
     except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as err:
         raise ModelError(

@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = ["precision", "work", "images/s", "min to max", "slower limit / images/s", *SHARE]
     notes = [
         f"{o.images:,} JPEG files of {o.size} pixels, all different; the feature cache is on and empty.",
+        "Memory of `decode alone` is that of the process, also on a GPU.",
         bench.peak_note(),
     ]
     bench.write(

@@ -353,8 +353,31 @@ def bounds_of(part: str, variants: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def precisions(o: argparse.Namespace) -> str:
-    """Return the precision of each of our trained methods."""
-    return ", ".join(f"{PARTS[p]} {recipe(p, o).precision}" for p in o.parts if p != "extract")
+    """Return the precision of each of our parts; extraction has that of the device."""
+    from clipadapt.core.api.model import ModelOptions
+    from clipadapt.tensor.devices import device_and_dtype
+
+    own = device_and_dtype(ModelOptions(device=o.device))[1]
+    return ", ".join(
+        f"{PARTS[p]} {own if p == 'extract' else recipe(p, o).precision}" for p in o.parts
+    )
+
+
+def described(o: argparse.Namespace) -> list[str]:
+    """Return what the reference is."""
+    found = []
+    if "extract" in o.parts:
+        found.append(
+            'The reference of the extraction is `pipeline("feature-extraction")`, batch 64, float32.'
+        )
+    if o.parts != ["extract"]:
+        half = "" if o.device == _device.CPU else " (`bf16=True` where our precision is bf16)"
+        found += [
+            f"The reference of the training is `Trainer`, float32{half}, with the whole split padded to its longest",
+            "text; it neither evaluates nor saves. Data, batch size and settings are equal. Both warm up for a tenth of",
+            "the epoch, because 500 steps are more than an epoch.",
+        ]
+    return found
 
 
 def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namespace) -> str:
@@ -388,12 +411,7 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], o: argparse.Namesp
         f"Written by `scripts/bench/text.py`; repeats: {o.repeats}, alternating, each in a new process.",
         f"Our recipes: {o.recipe or 'the full ones'}; changed settings: {', '.join(o.set) or 'nothing'}.",
         "",
-        'The reference is `pipeline("feature-extraction")`, batch 64, and `Trainer` with the whole split padded to its',
-        "longest text, both float32; the Trainer neither evaluates nor saves. Data, batch size and settings are equal.",
-        *(
-            ["On a GPU the Trainer trains with `bf16=True` where our precision is bf16."]
-            * (o.device != _device.CPU)
-        ),
+        *described(o),
         f"Our precision: {precisions(o)}.",
         "",
         "The last two columns are the share of the bound: the time of the matrix products of the linear layers on the",
@@ -421,7 +439,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="0 leaves the choice to the framework"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--recipe", default="", help="our recipe, such as quick")
     parser.add_argument(
         "--set",
@@ -439,6 +457,10 @@ def main() -> None:
         o.device = _device.resolved(o.device)
     except ClipAdaptError as err:
         parser.error(f"--device: {err}")
+    if ":" in o.device:
+        parser.error(
+            f"--device {o.device}: the Trainer uses the first GPU that it sees; use CUDA_VISIBLE_DEVICES"
+        )
     if o.worker:
         worker(o)
         return

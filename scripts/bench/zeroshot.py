@@ -163,13 +163,22 @@ def installed() -> bool:
 
 
 def reference_evaluate(
-    module: Any, loader: Any, tokenizer: Any, names: Any, templates: Any, *_: Any, **__: Any
+    module: Any,
+    loader: Any,
+    tokenizer: Any,
+    names: Any,
+    templates: Any,
+    device: str,
+    *,
+    amp: bool,
 ) -> None:
     """Do what clip-benchmark's ``evaluate`` does, if it is not installed."""
+    import torch
     from baselines import zero_shot
 
     reference = [template.replace("{c}", "{}") for template in templates]
-    zero_shot.scores(module, zero_shot.classifier(module, tokenizer, names, reference), loader)
+    with torch.autocast(device.partition(":")[0], torch.float16, enabled=amp):
+        zero_shot.scores(module, zero_shot.classifier(module, tokenizer, names, reference), loader)
 
 
 def by_pipeline(settings: dict[str, Any]) -> dict[str, Any]:

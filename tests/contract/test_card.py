@@ -45,6 +45,7 @@ class Steps:
 
     def __init__(self, after: Any = lambda _: None) -> None:
         self.done, self.after = 0, after
+        self.notes: list[str] = []
 
     def track(self, _description: str, _total: int | None, unit: str = "", /) -> Any:
         return self if unit == "steps" else Silent().track("", None)
@@ -57,7 +58,8 @@ class Steps:
             self.done += n
             self.after(self.done)
 
-    def note(self, _message: str, /) -> None: ...
+    def note(self, message: str, /) -> None:
+        self.notes.append(message)
 
     def __enter__(self) -> Steps:
         return self
@@ -103,6 +105,9 @@ def in_small_batches(case: Case) -> Case:
 @pytest.mark.parametrize("case", WITH_MODEL, ids="-".join)
 def test_every_method_gives_the_scores_of_the_cpu(case, backbones, card, tmp_path):
     built = build_case(*case, backbones)
+    if built.name == "clip/lora":  # its dropout masks are drawn on the device
+        config = built.method.config.model_copy(update={"lora_dropout": 0})
+        built = dataclasses.replace(built, method=METHODS.get(built.name)(config))
     context = built.context(tmp_path / "cpu")
     if built.name.startswith("text/"):  # packed texts, on a CPU alone, have other dropout masks
         context.services = dataclasses.replace(context.services, fast=False)
@@ -115,7 +120,7 @@ def test_every_method_gives_the_scores_of_the_cpu(case, backbones, card, tmp_pat
     loaded = built.method.load(tmp_path / "saved", backbone)
 
     assert {t.device.type for t in backbone.module.state_dict().values()} == {"cuda"}
-    if built.name not in {"clip/lora", *TEXT}:  # their dropout masks are drawn on the device
+    if built.name not in TEXT:  # the networks' own dropout is drawn on the device
         np.testing.assert_allclose(scores, want, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(loaded.predict_scores(built.inputs), scores)
 
@@ -136,7 +141,8 @@ def test_an_interrupted_fit_equals_the_whole_one(fit, backbones, card, tmp_path,
     steps = Steps()
     resumed, second = fitted_on(backbone, case, tmp_path / "work", progress=steps)
 
-    assert steps.done <= first.progress.done
+    # Images continue at the step, texts at the epoch.
+    assert any("resumed after step" in note for note in steps.notes) or fit[1] != "clip"
     assert second.history == first.history
     assert "resumed_inexactly" not in backbone.services.flags
     np.testing.assert_array_equal(
@@ -163,9 +169,19 @@ def test_a_step_does_not_wait_for_the_card(name, backbones, card, tmp_path):
     assert len(seen) >= 4
 
 
-@pytest.mark.parametrize(("name", "n"), [("clip/coop", 1), ("clip/kgcoop", 1), ("clip/prograd", 0)])
-def test_a_fit_with_graphs_equals_the_plain_one(name, n, backbones, card, tmp_path, monkeypatch):
-    case, backbone = build_case(name, "clip", backbones), card("clip")
+@pytest.mark.parametrize(
+    ("name", "family", "recorded"),
+    [
+        ("clip/coop", "clip", True),
+        ("clip/kgcoop", "clip", True),
+        ("clip/prograd", "clip", False),  # two backward passes
+        ("clip/coop", "hf", False),  # attention masks are read on the host
+    ],
+)
+def test_a_fit_with_graphs_equals_the_plain_one(
+    name, family, recorded, backbones, card, tmp_path, monkeypatch
+):
+    case, backbone = build_case(name, family, backbones), card(family)
     replays = []
     make = torch.cuda.make_graphed_callables
 
@@ -179,7 +195,7 @@ def test_a_fit_with_graphs_equals_the_plain_one(name, n, backbones, card, tmp_pa
     used = len(replays)
     plain, second = fitted_on(backbone, case, tmp_path / "plain")
 
-    assert used > 2 * n - 1
+    assert (used > 1) is recorded
     assert len(replays) == used
     assert first.history == second.history
     np.testing.assert_array_equal(
@@ -244,7 +260,7 @@ def test_a_record_names_the_card_and_its_memory(cli, tiny_clip, tmp_path):
     at = record["environment"]
 
     assert at["device"] == "cuda"
-    assert at["card"] == torch.cuda.get_device_name()
+    assert at["gpu"] == torch.cuda.get_device_name()
     assert record["model"]["dtype"] == "bf16"
     assert record["config"]["model"]["tf32"] is True
     memory = record["cost"]["peak_memory_bytes"]

@@ -177,7 +177,7 @@ def fit(
     backbone.tokenize([], length)  # rejects an invalid length before the model is copied
     from textsent.methods import _network, _trainer
 
-    with isolated(ctx.seed, ctx.threads):
+    with isolated(ctx.seed, ctx.threads, backbone.device):
         model = backbone.classifier(task.classnames, ctx.seed)
         initialized = _network.initialized(model, backbone.module)
         model = choose(model)
@@ -256,7 +256,7 @@ def load(
 
     facts = saved.load_facts(directory, (*SAVED_FACTS, *settings))
     classnames = tuple(facts["classnames"])
-    with isolated(0, None):  # newly initialized parameters are overwritten below
+    with isolated(0, None, backbone.device):  # newly initialized parameters are overwritten below
         model = backbone.classifier(classnames, 0)
         plain = dict(model.named_parameters())
         model = choose(model, facts)
@@ -278,8 +278,13 @@ def load(
 
 
 @contextlib.contextmanager
-def isolated(seed: int, threads: int | None) -> Iterator[None]:
+def isolated(seed: int, threads: int | None, device: str) -> Iterator[None]:
     """Seed all random states of the process, set its threads, silence the libraries; restore everything afterwards.
+
+    Args:
+        seed: The seed.
+        threads: Threads of torch; None leaves them.
+        device: Device of the fit. The random state of another GPU is not restored.
 
     Raises:
         LostProcessError: If another process of the fit has ended.
@@ -291,7 +296,8 @@ def isolated(seed: int, threads: int | None) -> Iterator[None]:
     from textsent.models._build import quiet
 
     python, legacy, before = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
-    with together(), torch.random.fork_rng(), quiet(), warnings.catch_warnings():
+    gpus = [device] if device.startswith("cuda") and torch.cuda.is_available() else []
+    with together(), torch.random.fork_rng(gpus), quiet(), warnings.catch_warnings():
         # The libraries use deprecated parts of each other; a user cannot fix that.
         warnings.simplefilter("ignore", FutureWarning)
         try:

@@ -151,7 +151,7 @@ class SetFit:
         from textsent.methods import _contrastive, _trainer
 
         partners = draw_partners(train.labels, config.num_iterations, ctx)
-        with _training.isolated(ctx.seed, ctx.threads):
+        with _training.isolated(ctx.seed, ctx.threads, backbone.device):
             encoder: TextEncoder = backbone.clone()
             trainable = _trainable(encoder)
             for name, parameter in encoder.module.named_parameters():

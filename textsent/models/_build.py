@@ -44,7 +44,7 @@ def build(source: Source, name: str) -> tuple[PreTrainedModel, frozenset[str]]:
     """
     fresh: frozenset[str] = frozenset()
     with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(RANDOM_SEED)
+        torch.default_generator.manual_seed(RANDOM_SEED)
         if source.folder is None:
             module = encoder_of(configuration(source, name), name)
         else:

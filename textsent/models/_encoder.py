@@ -239,7 +239,7 @@ class Encoder:
         if self._tokenizer is not None:
             config.pad_token_id = self._tokenizer.inner.pad_token_id
         with torch.random.fork_rng(devices=[]), quiet():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             model: Any = classifier_of(config, self.name)
         # Parameters that the checkpoint does not hold are drawn with the head.
         state = {k: v for k, v in self.module.state_dict().items() if k not in self._fresh}

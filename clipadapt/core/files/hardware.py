@@ -87,12 +87,15 @@ def device_peak(device: str) -> int | None:
     return int(torch.cuda.max_memory_allocated(device))
 
 
-def device_name(device: str) -> str | None:
-    """Return the name of a GPU that this process uses; None of other devices."""
+def gpu_name(device: str) -> str | None:
+    """Return the name of a GPU that this process uses; None for other devices and for a GPU that fails."""
     torch = _torch_on_cuda()
     if torch is None or not device.startswith("cuda"):
         return None
-    return str(torch.cuda.get_device_name(device))
+    try:
+        return str(torch.cuda.get_device_name(device))
+    except (RuntimeError, AssertionError):  # torch asserts that there is a GPU of this index
+        return None
 
 
 def free_device_memory() -> None:

@@ -45,7 +45,7 @@ def environment(
         threads=threads,
         devices=devices,
         packages=_packages(),
-        card=hardware.device_name(device or "cpu"),
+        gpu=hardware.gpu_name(device or "cpu"),
         folder=_folder(),
     )
 

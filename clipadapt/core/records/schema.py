@@ -243,7 +243,7 @@ class Environment(StrictModel):
         packages: Installed versions of clipadapt and its dependencies.
         folder: Working directory; relative paths in the config start here. None in older records.
         devices: Device of each process if several did the fit together; empty for one process.
-        card: Name of the GPU; None on other devices and in older records.
+        gpu: Name of the GPU, of the first process if several did the fit; None for other devices and in older records.
     """
 
     git_commit: str | None
@@ -256,7 +256,7 @@ class Environment(StrictModel):
     packages: dict[str, str]
     folder: str | None = None
     devices: tuple[str, ...] = ()
-    card: str | None = None
+    gpu: str | None = None
 
 
 class RunRecord(StrictModel):

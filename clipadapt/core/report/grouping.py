@@ -235,6 +235,7 @@ def _compared(record: RunRecord) -> dict[str, Any]:
         **_facts(record, "accuracy"),
         "environment.git_commit": environment.git_commit,
         "environment.python": environment.python,
+        "environment.gpu": environment.gpu,
     }
 
 

@@ -293,7 +293,7 @@ def _model(record: RunRecord) -> str:
 def _method(record: RunRecord) -> str:
     config: Any = record.config
     recipe: Mapping[str, Any] = config.get("recipe") or {}
-    on = record.environment.card or record.environment.device
+    on = record.environment.gpu or record.environment.device
     facts = {
         "Method": f"{record.method.name}, version {record.method.version}",
         "Recipe": record.method.recipe,

@@ -152,6 +152,7 @@ class Conditions(StrictModel):
         threads: Threads of the numeric libraries.
         packages: Installed versions.
         runs: Number of runs under these conditions.
+        gpu: Name of the GPU, null for other devices.
     """
 
     git_commit: str | None
@@ -162,6 +163,7 @@ class Conditions(StrictModel):
     threads: int
     packages: dict[str, str]
     runs: PositiveInt
+    gpu: str | None = None
 
 
 class Results(StrictModel):

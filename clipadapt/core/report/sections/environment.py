@@ -28,7 +28,7 @@ installed package
 <dt>platform</dt><dd>{{ e.platform }}</dd>
 <dt>device</dt>
 <dd>
-{{ e.device }}{% if e.card %} ({{ e.card }}){% endif %}, {{ e.threads }} thread{{ '' if e.threads == 1 else 's' -}}
+{{ e.device }}{% if e.gpu %} ({{ e.gpu }}){% endif %}, {{ e.threads }} thread{{ '' if e.threads == 1 else 's' -}}
 {% if e.devices %}, {{ e.devices|length }} processes ({{ e.devices|join(", ") }}){% endif %}
 </dd>
 <dt>CPU</dt><dd>{{ e.cpu_flags|join(" ") or "-" }}</dd>

@@ -99,7 +99,7 @@ def test_the_record_has_the_documented_fields():
     ]  # fmt: skip
     assert list(fields["environment"]) == [
         "git_commit", "git_dirty", "python", "platform", "cpu_flags", "device", "threads", "packages",
-        "folder", "devices", "card",
+        "folder", "devices", "gpu",
     ]  # fmt: skip
 
 

@@ -139,11 +139,12 @@ def recipe(part: str, o: argparse.Namespace) -> Any:
     from clipadapt.core.experiments.config import load
 
     settings = [f"data.name={o.dataset}", f"model.name={o.model}", "method.epochs=1"]
-    settings += [
-        "method.warmup_steps=0.1"
-    ]  # an epoch can be shorter than the warm-up of a whole fit
+    # An epoch can be shorter than the warm-up of a whole fit.
+    settings += ["method.warmup_steps=0.1"]
     settings += [f"method.{setting}" for setting in o.set]
-    return load([f"{part}-{o.recipe}" if o.recipe else part], settings, track="text").method
+    return load(
+        [f"{part}-{o.recipe}" if o.recipe else part], settings, track="text"
+    ).method.with_precision(dtype_of(o))
 
 
 def our_trainer(
@@ -171,7 +172,7 @@ def reference_trainer(
     """Load the model and return functions that train and apply the reference."""
     from baselines.text import trainer
 
-    settings = reference_settings(config, o.device) | {"seed": o.seed, "device": o.device}
+    settings = reference_settings(config, o) | {"seed": o.seed, "device": o.device}
     fit, judge = trainer(reference_name(o.model), n_classes, settings, folder, lora=part == "lora")
     return (
         lambda split: fit(list(split.inputs.examples), split.labels.tolist()),
@@ -179,7 +180,7 @@ def reference_trainer(
     )
 
 
-def reference_settings(config: Any, device: str) -> dict[str, Any]:
+def reference_settings(config: Any, o: argparse.Namespace) -> dict[str, Any]:
     """Return the method's own settings under the baseline's names; on a GPU it uses bfloat16 if the method does."""
     names = (
         "batch_size",
@@ -191,7 +192,7 @@ def reference_settings(config: Any, device: str) -> dict[str, Any]:
         "lora_dropout",
     )
     found = config.model_dump()
-    half = device != _device.CPU and found["precision"] == "bf16"
+    half = o.device != _device.CPU and config.precision == "bf16"
     return {"learning_rate": found["lr"], "bf16": half} | {n: found[n] for n in names if n in found}
 
 
@@ -354,13 +355,18 @@ def bounds_of(part: str, variants: dict[str, list[dict[str, Any]]]) -> str:
 
 def precisions(o: argparse.Namespace) -> str:
     """Return the precision of each of our parts; extraction has that of the device."""
-    from clipadapt.core.api.model import ModelOptions
-    from clipadapt.tensor.devices import device_and_dtype
-
-    own = device_and_dtype(ModelOptions(device=o.device))[1]
+    own = dtype_of(o)
     return ", ".join(
         f"{PARTS[p]} {own if p == 'extract' else recipe(p, o).precision}" for p in o.parts
     )
+
+
+def dtype_of(o: argparse.Namespace) -> str:
+    """Return the dtype of our model on the device."""
+    from clipadapt.core.api.model import ModelOptions
+    from clipadapt.tensor.devices import device_and_dtype
+
+    return device_and_dtype(ModelOptions(device=o.device))[1]
 
 
 def described(o: argparse.Namespace) -> list[str]:
@@ -374,8 +380,8 @@ def described(o: argparse.Namespace) -> list[str]:
         half = "" if o.device == _device.CPU else " (`bf16=True` where our precision is bf16)"
         found += [
             f"The reference of the training is `Trainer`, float32{half}, with the whole split padded to its longest",
-            "text; it neither evaluates nor saves. Data, batch size and settings are equal. Both warm up for a tenth of",
-            "the epoch, because 500 steps are more than an epoch.",
+            "text; it neither evaluates nor saves. Data, batch size and settings are equal. Both warm up for a tenth",
+            "of the epoch, because 500 steps are more than an epoch.",
         ]
     return found
 

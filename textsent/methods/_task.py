@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -33,7 +33,8 @@ class TrainingConfig(MethodConfig):
         keep: Which epoch is kept: ``best`` by val accuracy (ties: the first; without val: the last), or ``last``.
         group_by_length: Put texts of similar length into one batch, which needs less padding.
         max_length: Tokens read of a text; None reads as many as the model can, at most 512.
-        precision: Precision of training: ``fp32``, or ``bf16`` autocast with float32 weights.
+        precision: Precision of training: ``fp32``, ``bf16`` autocast with float32 weights, or ``auto``: bf16 if that is
+            the precision of the model, as on a device that multiplies bfloat16 in hardware.
     """
 
     epochs: int = Field(default=3, gt=0, le=MAX_EPOCHS)
@@ -45,7 +46,13 @@ class TrainingConfig(MethodConfig):
     keep: Literal["best", "last"] = "best"
     group_by_length: bool = False
     max_length: int | None = Field(default=None, ge=3, le=1_000_000)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+
+    def with_precision(self, dtype: str) -> Self:
+        """Return the settings with the precision of training that ``auto`` is with a model of this dtype."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "bf16" if dtype == "bf16" else "fp32"})
 
     def check(self, task: Task[str]) -> None:
         """Reject a warm-up that is longer than the training, and a batch that the processes cannot share."""

@@ -187,7 +187,7 @@ def fit(
             _network.head_of(model) if cached else model,
             _rows(backbone, train, length, cached=cached),
             None if val is None else _rows(backbone, val, length, cached=cached),
-            config,
+            config.with_precision(backbone.dtype),
             ctx,
             tokenizer=None if cached else backbone.tokenizer,
             device=backbone.device,

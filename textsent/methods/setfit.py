@@ -160,7 +160,7 @@ class SetFit:
                 _contrastive.PairModel(encoder.module, config.pooling),
                 _contrastive.PairRows(ids, partners),
                 None,
-                config,
+                config.with_precision(backbone.dtype),
                 ctx,
                 tokenizer=backbone.tokenizer,
                 device=backbone.device,

@@ -480,6 +480,19 @@ def test_bfloat16_is_for_training_only(encoder, tmp_path):
     assert not np.array_equal(fitted.predict_scores(TEST), plain.predict_scores(TEST))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_precision_of_training_can_be_that_of_the_model(dtype, encoder, tmp_path, monkeypatch):
+    def scores(precision):
+        monkeypatch.setattr(TinyEncoder, "dtype", dtype)
+        ctx = context(tmp_path / precision)
+        return fit("full_finetune", encoder, make_task(), ctx, precision=precision).predict_scores(
+            TEST
+        )
+
+    expected = scores("bf16" if dtype == "bf16" else "fp32")
+    np.testing.assert_array_equal(scores("auto"), expected)
+
+
 def test_parameter_counts_are_the_references():
     class Meta(TinyEncoder):
         def __init__(self):

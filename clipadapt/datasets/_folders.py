@@ -161,7 +161,9 @@ def existing_folder(argument: str, scheme: str) -> Path:
     }:
         raise DataError(
             f"'{argument}' is an archive, not a folder",
-            hint=f"unpack it and give the unpacked folder: {scheme}:DIR",
+            hint=f"unpack it and give the unpacked folder: {scheme}:DIR"
+            if scheme != "wds"
+            else "give the folder above those of the splits: wds:DIR with DIR/classnames.txt and DIR/test/0.tar",
         )
     if is_file:
         raise DataError(

@@ -42,6 +42,10 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:head]}...{text[head + 3 - most :]}"
 
 
+AT_ONCE: Final = 0.2
+"""Seconds within which nothing but a look at what was done before takes several steps."""
+
+
 @dataclass(slots=True)
 class _Pace:
     """How fast something is done, counted from the first thing that was done.
@@ -49,6 +53,7 @@ class _Pace:
     Attributes:
         total: How much there is to do, or None.
         done: How much is done.
+        before: How much of it was done before, as when a fit resumes: it says nothing about the speed.
         begun: When it began.
         last: When something was last done.
     """
@@ -57,23 +62,28 @@ class _Pace:
     done: int = 0
     begun: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
+    before: int = 0
 
     def step(self, n: int) -> None:
         """Count ``n`` more as done."""
+        now = time.monotonic()
+        if not self.done and n > 1 and now - self.begun < AT_ONCE:
+            self.before = n
         self.done += n
-        self.last = time.monotonic()
+        self.last = now
 
     @property
     def rate(self) -> float:
         """Steps per second."""
-        return self.done / max(time.monotonic() - self.begun, 1e-9)
+        return (self.done - self.before) / max(time.monotonic() - self.begun, 1e-9)
 
     @property
     def left(self) -> str:
         """Remaining time, which counts down between steps; empty while it is unknown."""
-        if not self.total or not self.done or self.done >= self.total:
+        now = self.done - self.before
+        if not self.total or not now or self.done >= self.total:
             return ""
-        each = max(self.last - self.begun, 0.0) / self.done
+        each = max(self.last - self.begun, 0.0) / now
         since = min(time.monotonic() - self.last, each)
         return f"{duration(each * (self.total - self.done) - since)} left"
 

@@ -44,17 +44,34 @@ def test_what_is_left_follows_from_what_is_done(monkeypatch):
     assert progress._Pace(3, done=3, begun=0.0).left == ""
 
 
+def test_what_was_done_before_says_nothing_about_the_pace(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    resumed = progress._Pace(1000, begun=100.0)
+    resumed.step(900)
+    assert (resumed.rate, resumed.left) == (0.0, "")
+    now[0] = 120.0
+    resumed.step(10)
+    assert resumed.done == 910
+    assert (resumed.rate, resumed.left) == (0.5, "3 min 0 s left")
+
+    fresh = progress._Pace(1000, begun=100.0)  # a batch takes a while
+    now[0] = 102.0
+    fresh.step(64)
+    assert fresh.rate == 32.0
+
+
 def test_in_a_file_a_line_names_the_only_running_job(capsys, monkeypatch):
     monkeypatch.setattr(progress._LineTracker, "every", 0.0)
     shown = progress.on_stderr()
     with shown.job("coop on dtd, seed 1"):
         with shown.track("steps", 4) as bar:
-            bar.advance(2, loss=0.5)
+            bar.advance(1, loss=0.5)
         with shown.job("coop on dtd, seed 2"), shown.track("images", None) as bar:
             bar.advance()
     first, second = capsys.readouterr().err.splitlines()
 
-    assert first.startswith("coop on dtd, seed 1: steps: 2/4, ")
+    assert first.startswith("coop on dtd, seed 1: steps: 1/4, ")
     assert first.endswith(" left, loss 0.5")
     assert second.startswith("images: 1, ")
 

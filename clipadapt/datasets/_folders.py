@@ -134,8 +134,13 @@ def subfolders(folder: Path) -> list[str]:
     ]
 
 
-def existing_folder(argument: str, scheme: str) -> Path:
+def existing_folder(argument: str, scheme: str, *, archive: str = "") -> Path:
     """Return the folder given after ``scheme:``.
+
+    Args:
+        argument: The folder.
+        scheme: Name of the dataset.
+        archive: What to do instead of giving an archive; empty for unpacking it.
 
     Raises:
         DataError: If it does not exist; the message suggests similar names.
@@ -161,9 +166,7 @@ def existing_folder(argument: str, scheme: str) -> Path:
     }:
         raise DataError(
             f"'{argument}' is an archive, not a folder",
-            hint=f"unpack it and give the unpacked folder: {scheme}:DIR"
-            if scheme != "wds"
-            else "give the folder above those of the splits: wds:DIR with DIR/classnames.txt and DIR/test/0.tar",
+            hint=archive or f"unpack it and give the unpacked folder: {scheme}:DIR",
         )
     if is_file:
         raise DataError(

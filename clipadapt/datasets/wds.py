@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from clipadapt.core.api.data import DatasetOptions, Split, SplitName
     from clipadapt.datasets._shards import Sample
 
-LAYOUT: Final = "PATH/classnames.txt and PATH/test/0.tar, PATH/test/1.tar, ... (also train and val)"
+HINT: Final = "wds:PATH takes PATH/classnames.txt and PATH/test/0.tar, PATH/test/1.tar, ... (also train and val)"
 CLASSNAMES: Final = "classnames.txt"
 TEMPLATES: Final = "zeroshot_classification_templates.txt"
 UNLABELLED: Final = "images without a label"
@@ -67,7 +67,7 @@ def open_wds(argument: str, options: DatasetOptions, /) -> LabelledSet[Image]:
             f"wds: reads a folder, not an address: {shown(argument)}",
             hint="download its files, for example with 'hf download --repo-type dataset', and write wds:PATH",
         )
-    root = existing_folder(argument, "wds")
+    root = existing_folder(argument, "wds", archive=HINT)
     folders = _split_folders(root)
     _require_labels(root)
     classnames = _classnames(root)
@@ -120,7 +120,7 @@ def _split_folders(root: Path) -> dict[SplitName, Path]:
     if not found:
         raise DataError(
             f"'{root}' has no folder train, val or test with tar files; its folders: {', '.join(inside[:8]) or 'none'}",
-            hint=f"wds:PATH takes {LAYOUT}",
+            hint=HINT,
         )
     return found
 

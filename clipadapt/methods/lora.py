@@ -240,6 +240,7 @@ class Adapted:
         from peft import LoraConfig, get_peft_model
 
         from clipadapt.methods import _low_rank
+        from clipadapt.tensor.seeding import seeded
 
         model = base.in_dtype(config.precision).clone(split=True)
         names, first_unit = targets_of(model, config.encoder, config.roles, config.blocks)
@@ -257,9 +258,7 @@ class Adapted:
             target_modules="|".join(re.escape(name) for name in names),
             bias="none",
         )
-        with torch.random.fork_rng(devices=[]):
-            if ctx is not None:
-                torch.default_generator.manual_seed(int(ctx.rng("lora.init").integers(2**62)))
+        with seeded(None if ctx is None else int(ctx.rng("lora.init").integers(2**62))):
             peft: Any = get_peft_model(model.module, settings)
         _low_rank.prepare(peft, ADAPTER, config.lora_dropout, fast=base.services.fast)
         model.module.eval()

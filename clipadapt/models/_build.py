@@ -17,6 +17,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from clipadapt.core.api.errors import ModelError
 from clipadapt.models import _checkpoints
 from clipadapt.tensor.devices import torch_dtype
+from clipadapt.tensor.seeding import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,9 +70,8 @@ def _constructor(source: Source) -> Callable[[], torch.nn.Module]:
 
 def _made(make: Callable[[], torch.nn.Module], shown: str) -> torch.nn.Module:
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with seeded(RANDOM_SEED), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            torch.default_generator.manual_seed(RANDOM_SEED)
             return make()
     except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as err:
         raise ModelError(

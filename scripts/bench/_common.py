@@ -92,9 +92,8 @@ class Runs:
         return f"{used} ({reserved} reserved)" if reserved else used or "not measured"
 
     def _largest(self, name: str) -> str:
-        known = [
-            r[name] for r in self.results if r.get(name)
-        ]  # 0: measured in a process without a card
+        # 0 was measured in a process without a card.
+        known = [r[name] for r in self.results if r.get(name)]
         return f"{max(known) / 2**20:,.0f}" if known else ""
 
     def share(self, peak: float) -> list[str]:

@@ -16,6 +16,7 @@ from transformers import (
 
 from clipadapt.core.api.errors import ModelError, first_line
 from clipadapt.tensor import tokenizers
+from clipadapt.tensor.seeding import seeded
 from textsent.models._configurations import LORA_TARGETS
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def build(source: Source, name: str) -> tuple[PreTrainedModel, frozenset[str]]:
         ModelError: If transformers cannot build it, or the weights do not fit the configuration.
     """
     fresh: frozenset[str] = frozenset()
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.default_generator.manual_seed(RANDOM_SEED)
+    with seeded(RANDOM_SEED), quiet():
         if source.folder is None:
             module = encoder_of(configuration(source, name), name)
         else:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast, get_args
 
 import numpy as np
-import torch
 
 from clipadapt.core.api.errors import ModelError, did_you_mean
 from clipadapt.core.api.features import Space
@@ -22,6 +21,7 @@ from clipadapt.core.files import identity
 from clipadapt.tensor import batching
 from clipadapt.tensor.devices import arithmetic, calculating, set_threads
 from clipadapt.tensor.moves import fetched
+from clipadapt.tensor.seeding import seeded
 from textsent.models import Pooling
 from textsent.models._build import (
     build,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    import torch
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -238,8 +239,7 @@ class Encoder:
         config.problem_type = "single_label_classification"
         if self._tokenizer is not None:
             config.pad_token_id = self._tokenizer.inner.pad_token_id
-        with torch.random.fork_rng(devices=[]), quiet():
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed), quiet():
             model: Any = classifier_of(config, self.name)
         # Parameters that the checkpoint does not hold are drawn with the head.
         state = {k: v for k, v in self.module.state_dict().items() if k not in self._fresh}
